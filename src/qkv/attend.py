@@ -1,0 +1,178 @@
+"""The heart: every query looks at every key it may see, and takes a blend of the values.
+
+    Attention(Q, K, V) = softmax(Q K^T / sqrt(d_key)) V                     [Vaswani et al. 2017, equation 1]
+
+`attend` has two renderings of this, tied by a law test in value and gradient: the explicit one, step by step, in
+which scores and weights exist and a tap may replace them; and the fused one, a kernel that never builds them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from qkv.mask import Mask
+from qkv.tap import NO_TAP, Tap
+
+Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Scores that are not a dot product: (query, key) -> (batch, heads, queries, keys)."""
+
+
+def attend(
+    query: Float[Tensor, "batch heads queries d_key"],
+    key: Float[Tensor, "batch kv_heads keys d_key"],
+    value: Float[Tensor, "batch kv_heads keys d_value"],
+    *,
+    mask: Mask | Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
+    score: Score | None = None,
+    dropout: float = 0.0,
+    tap: Tap = NO_TAP,
+) -> Float[Tensor, "batch heads queries d_value"]:
+    """Blend the values; each query weighs them by how well their keys answer it.
+
+    The conventions are those of the ONNX Attention operator. Query heads share key and value heads in groups of
+    heads / kv_heads neighbours. A query that may see no key gets 0, forward and backward.
+
+    mask: a `Mask`, or a bool tensor (True = may attend) or a float tensor (added) that broadcasts to
+        (batch, heads, queries, keys).
+    bias: added to the scores after softcap; broadcasts likewise.
+    scale: what the dot product is multiplied by; 1 / sqrt(d_key) unless given.
+    softcap: bends the scaled scores to softcap * tanh(scores / softcap), before bias and mask.
+    sinks: one more score for each head, whose weight goes to nothing.
+    score: replaces the scaled dot product, e.g. the additive score of Bahdanau et al. 2015.
+    dropout: the probability with which a weight is left out (and the others scaled up).
+    """
+    query, key, value = tap("query", query), tap("key", key), tap("value", value)
+    tap.terms(mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, score=score)
+    explicit = score is not None or softcap is not None or sinks is not None
+    if explicit or tap.wants("scores") or tap.wants("weights"):
+        context = _explicit(query, key, value, mask, bias, scale, softcap, sinks, score, dropout, tap)
+    else:
+        context = _fused(query, key, value, mask, bias, scale, dropout)
+    return tap("context", context)
+
+
+def _explicit(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask | Tensor | None,
+    bias: Tensor | None,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+    score: Score | None,
+    dropout: float,
+    tap: Tap,
+) -> Tensor:
+    group = query.shape[1] // key.shape[1]
+    key, value = _repeat(key, group), _repeat(value, group)
+    if score is None:
+        scores = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    else:
+        scores = score(query, key)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    added, visible = additions(mask, bias, query, key)
+    if added is not None:
+        scores = scores + added
+    weights = softmax(tap("scores", scores), visible, sinks)
+    weights = tap("weights", weights)
+    return drop(weights, dropout) @ value
+
+
+def additions(
+    mask: Mask | Tensor | None, bias: Tensor | None, query: Tensor, key: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """Split mask and bias into what is added to the scores and what is visible at all (None: nothing, everything)."""
+    if isinstance(mask, Mask):
+        mask = mask.matrix(query.shape[-2], key.shape[-2], query.device)
+    added, visible = bias, None
+    if mask is not None and mask.dtype == torch.bool:
+        visible = mask
+    elif mask is not None:
+        added = mask if added is None else added + mask
+    if added is not None:
+        # A float mask hides with -inf; as a number it would turn a query that sees nothing into NaN.
+        hidden = added == -math.inf
+        visible = ~hidden if visible is None else visible & ~hidden
+        added = added.masked_fill(hidden, 0.0).to(query.dtype)
+    return added, visible
+
+
+def softmax(
+    scores: Float[Tensor, "batch heads queries keys"],
+    visible: Tensor | None = None,
+    sinks: Float[Tensor, " heads"] | None = None,
+) -> Float[Tensor, "batch heads queries keys"]:
+    """Turn scores into weights over the visible keys: they sum to 1, to less with sinks, to 0 where none is visible."""
+    if visible is not None:
+        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+    if sinks is not None:
+        sink = sinks[None, :, None, None].expand(scores.shape[0], -1, scores.shape[2], 1).to(scores.dtype)
+        weights = torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
+    else:
+        weights = scores.softmax(dim=-1)
+    return weights if visible is None else weights.masked_fill(~visible, 0.0)
+
+
+def _fused(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask | Tensor | None,
+    bias: Tensor | None,
+    scale: float | None,
+    dropout: float,
+) -> Tensor:
+    causal = isinstance(mask, Mask) and mask.only_causal and bias is None
+    if isinstance(mask, Mask):
+        mask = None if causal else mask.matrix(query.shape[-2], key.shape[-2], query.device)
+    if bias is not None:
+        if mask is None:
+            mask = bias
+        else:
+            mask = bias.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else bias + mask
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(query.dtype)
+    context = functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=causal and query.shape[-2] > 1,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return context
+
+
+def _repeat(tensor: Tensor, group: int) -> Tensor:
+    return tensor if group == 1 else tensor.repeat_interleave(group, dim=1)
+
+
+def drop(tensor: Tensor, rate: float) -> Tensor:
+    """Set elements to 0 with probability `rate` and scale the others up (Srivastava et al. 2014).
+
+    On a CPU the mask is made of random bytes, several times cheaper than one float each, so the rate is rounded
+    to a multiple of 1/256; the scale is that of the rounded rate, and the mean stays exact.
+    """
+    if rate == 0.0:
+        return tensor
+    if tensor.device.type != "cpu":
+        return functional.dropout(tensor, rate)
+    threshold = round(rate * 256)
+    words = torch.empty((tensor.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+    keep = words.view(torch.uint8)[: tensor.numel()].view(tensor.shape) >= threshold
+    return tensor * keep * (256 / (256 - threshold))

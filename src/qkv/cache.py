@@ -1,0 +1,90 @@
+"""What a decoder keeps between steps: the keys and values of the past, so that no token is computed twice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What an encoder made of the source. states (batch, sources, d_model); mask (batch, sources) bool or None."""
+
+    states: Tensor
+    mask: Tensor | None = None
+
+    def select(self, index: Tensor) -> Memory:
+        """Pick or repeat rows of the batch."""
+        return Memory(self.states[index], None if self.mask is None else self.mask[index])
+
+
+class KeyValues:
+    """The keys and values of one attention, in buffers that grow by doubling."""
+
+    def __init__(self) -> None:
+        self.length = 0
+        self._key: Tensor | None = None
+        self._value: Tensor | None = None
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Add (batch, kv_heads, n, d) at the end; return all that is kept so far."""
+        end = self.length + key.shape[2]
+        if self._key is None or self._value is None or end > self._key.shape[2]:
+            self._key = _grown(self._key, key, self.length, 2 * end)
+            self._value = _grown(self._value, value, self.length, 2 * end)
+        self._key[:, :, self.length : end] = key
+        self._value[:, :, self.length : end] = value
+        self.length = end
+        return self._key[:, :, :end], self._value[:, :, :end]
+
+    def kept(self) -> tuple[Tensor, Tensor] | None:
+        """All keys and values, or None if there are none yet."""
+        if self._key is None or self._value is None:
+            return None
+        return self._key[:, :, : self.length], self._value[:, :, : self.length]
+
+    def reorder(self, index: Tensor) -> None:
+        """Pick or repeat rows of the batch."""
+        if self._key is not None and self._value is not None:
+            self._key, self._value = self._key[index], self._value[index]
+
+
+def _grown(buffer: Tensor | None, like: Tensor, length: int, capacity: int) -> Tensor:
+    grown = like.new_empty(like.shape[0], like.shape[1], capacity, like.shape[3])
+    if buffer is not None:
+        grown[:, :, :length] = buffer[:, :, :length]
+    return grown
+
+
+@dataclass
+class BlockCache:
+    """One decoder block's keys and values: of the tokens so far, and of the memory (computed once)."""
+
+    self_attention: KeyValues = field(default_factory=KeyValues)
+    cross_attention: KeyValues = field(default_factory=KeyValues)
+
+
+@dataclass
+class TransformerState:
+    """Where a Transformer's decoder stands after `length` tokens; a step takes it over.
+
+    origin (rows,): which row of the first batch each row came from; rows of one origin share their memory.
+    """
+
+    origin: Tensor
+    memory: Memory | None
+    blocks: list[BlockCache]
+    length: int = 0
+
+    def reorder(self, index: Tensor) -> TransformerState:
+        """Pick or repeat rows; the number of rows may change. The old state must not be used again."""
+        origin, memory = self.origin[index], self.memory
+        for block in self.blocks:
+            block.self_attention.reorder(index)
+        if not torch.equal(origin, self.origin):  # a beam that moves within its sentence keeps its memory
+            memory = None if memory is None else memory.select(index)
+            for block in self.blocks:
+                block.cross_attention.reorder(index)
+        return TransformerState(origin, memory, self.blocks, self.length)

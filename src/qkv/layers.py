@@ -1,0 +1,216 @@
+"""The layers of a Transformer: attention, feed-forward, norm, and the block that joins them around residuals.
+
+Each is built from its spec node and does nothing the node does not say. Dropout belongs to training, not to the
+spec: layers start with none, and `set_dropout` gives a whole model its rates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qkv import spec
+from qkv.attend import attend, drop
+from qkv.cache import BlockCache, KeyValues
+from qkv.mask import Mask
+from qkv.positions import rotate
+from qkv.tap import NO_TAP, Tap
+
+
+class Dropout(nn.Module):
+    """Leaves elements out at `rate` while training (see `attend.drop`)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rate = 0.0
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        return drop(tensor, self.rate) if self.training else tensor
+
+
+def set_dropout(model: nn.Module, rate: float, *, attention: float = 0.0) -> None:
+    """Set how much is left out in training: of each layer's result and of what is read, and of attention weights.
+
+    Vaswani et al. 2017, section 5.4: residual dropout.
+    """
+    for module in model.modules():
+        if isinstance(module, Dropout):
+            module.rate = rate
+        elif isinstance(module, Attention):
+            module.dropout = attention
+
+
+def norm(choice: spec.Norm, width: int) -> nn.Module:
+    """Build the normalisation over the last `width` numbers."""
+    return nn.LayerNorm(width, eps=choice.eps) if choice.kind == "layer" else nn.RMSNorm(width, eps=choice.eps)
+
+
+@dataclass(frozen=True)
+class Placing:
+    """What a stack has worked out for an attention: who may be seen, and where everything stands."""
+
+    mask: Mask | Tensor | None = None
+    bias: Tensor | None = None
+    rotations: tuple[Tensor, Tensor] | None = None
+
+
+class Attention(nn.Module):
+    """Project to query, key, value; normalise; place; remember; attend; output (Vaswani et al. 2017, section 3.2)."""
+
+    def __init__(self, choice: spec.Attention, d_model: int, d_memory: int | None = None) -> None:
+        super().__init__()
+        self.choice = choice
+        self.kv_heads = choice.kv_heads or choice.heads
+        self.d_value = choice.d_value or choice.d_key
+        d_source = d_memory or d_model
+        self.query = nn.Linear(d_model, choice.heads * choice.d_key, bias=choice.bias)
+        self.key = nn.Linear(d_source, self.kv_heads * choice.d_key, bias=choice.bias)
+        self.value = nn.Linear(d_source, self.kv_heads * self.d_value, bias=choice.bias)
+        self.output = nn.Linear(choice.heads * self.d_value, d_model, bias=choice.bias)
+        self.query_norm = norm(choice.qk_norm, choice.d_key) if choice.qk_norm else None
+        self.key_norm = norm(choice.qk_norm, choice.d_key) if choice.qk_norm else None
+        self.sinks = nn.Parameter(torch.zeros(choice.heads)) if choice.sinks else None
+        self.dropout = 0.0
+
+    def forward(
+        self,
+        hidden: Tensor,
+        placing: Placing,
+        memory: Tensor | None = None,
+        cache: KeyValues | None = None,
+        tap: Tap = NO_TAP,
+    ) -> Tensor:
+        """Attend from `hidden` (batch, queries, d_model) to itself, or to `memory` (batch, keys, d_memory).
+
+        With a cache, keys and values of `hidden` join those of the past; those of a memory are computed once.
+        """
+        query = _split(self.query(hidden), self.choice.heads)
+        if self.query_norm is not None:
+            query = self.query_norm(query)
+        if placing.rotations is not None:
+            query = rotate(query, *placing.rotations)
+        key, value = self._keys_and_values(hidden, memory, placing, cache)
+        context = attend(
+            query,
+            key,
+            value,
+            mask=placing.mask,
+            bias=placing.bias,
+            scale=self.choice.scale,
+            softcap=self.choice.softcap,
+            sinks=self.sinks,
+            dropout=self.dropout if self.training else 0.0,
+            tap=tap,
+        )
+        output: Tensor = self.output(context.transpose(1, 2).flatten(2))
+        return tap("output", output)
+
+    def _keys_and_values(
+        self, hidden: Tensor, memory: Tensor | None, placing: Placing, cache: KeyValues | None
+    ) -> tuple[Tensor, Tensor]:
+        if memory is not None and cache is not None and (kept := cache.kept()) is not None:
+            return kept
+        source = hidden if memory is None else memory
+        key, value = _split(self.key(source), self.kv_heads), _split(self.value(source), self.kv_heads)
+        if self.key_norm is not None:
+            key = self.key_norm(key)
+        if placing.rotations is not None:
+            key = rotate(key, *placing.rotations)
+        return (key, value) if cache is None else cache.append(key, value)
+
+
+def _split(projected: Tensor, heads: int) -> Tensor:
+    """(batch, length, heads * d) -> (batch, heads, length, d)."""
+    return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+_ACTIVATIONS = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda tensor: functional.gelu(tensor, approximate="tanh"),
+    "silu": functional.silu,
+}
+
+
+class FeedForward(nn.Module):
+    """Widen, activate, narrow, at each position by itself (Vaswani et al. 2017, section 3.3)."""
+
+    def __init__(self, choice: spec.FeedForward, d_model: int) -> None:
+        super().__init__()
+        self.activation = _ACTIVATIONS[choice.activation]
+        self.widen = nn.Linear(d_model, choice.d_ff, bias=choice.bias)
+        self.gate = nn.Linear(d_model, choice.d_ff, bias=choice.bias) if choice.gated else None
+        self.narrow = nn.Linear(choice.d_ff, d_model, bias=choice.bias)
+
+    def forward(self, hidden: Tensor, tap: Tap = NO_TAP) -> Tensor:
+        """(batch, length, d_model) -> the same. Gated: the activated gate multiplies what was widened."""
+        if self.gate is None:
+            wide = self.activation(self.widen(hidden))
+        else:
+            wide = self.activation(self.gate(hidden)) * self.widen(hidden)
+        narrowed: Tensor = self.narrow(wide)
+        return tap("feed_forward", narrowed)
+
+
+class Residual(nn.Module):
+    """Where the norms of one sublayer stand: before it, after the sum, or on both of its sides."""
+
+    def __init__(self, choice: spec.Norm, norm_at: str, d_model: int) -> None:
+        super().__init__()
+        self.before = norm(choice, d_model) if norm_at in ("pre", "both") else nn.Identity()
+        self.after = norm(choice, d_model) if norm_at == "both" else nn.Identity()
+        self.last = norm(choice, d_model) if norm_at == "post" else nn.Identity()
+        self.dropout = Dropout()
+
+    def add(self, hidden: Tensor, result: Tensor) -> Tensor:
+        """Add a sublayer's result, computed from `before(hidden)`, to `hidden`."""
+        joined: Tensor = self.last(hidden + self.dropout(self.after(result)))
+        return joined
+
+
+class Block(nn.Module):
+    """One layer of a stack (Vaswani et al. 2017, figure 1)."""
+
+    def __init__(self, choice: spec.Block, d_model: int, d_memory: int | None) -> None:
+        super().__init__()
+        self.self_attention = Attention(choice.self_attention, d_model)
+        self.self_attention_residual = Residual(choice.norm, choice.norm_at, d_model)
+        self.cross_attention: Attention | None = None
+        if choice.cross_attention is not None:
+            self.cross_attention = Attention(choice.cross_attention, d_model, d_memory)
+            self.cross_attention_residual = Residual(choice.norm, choice.norm_at, d_model)
+        self.feed_forward = FeedForward(choice.feed_forward, d_model)
+        self.feed_forward_residual = Residual(choice.norm, choice.norm_at, d_model)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        placing: Placing,
+        memory: Tensor | None = None,
+        memory_placing: Placing | None = None,
+        cache: BlockCache | None = None,
+        tap: Tap = NO_TAP,
+    ) -> Tensor:
+        """(batch, length, d_model) -> the same; memory (batch, sources, d_memory) where there is cross-attention."""
+        residual = self.self_attention_residual
+        attended = self.self_attention(
+            residual.before(hidden), placing, None, cache and cache.self_attention, tap.at("self_attention")
+        )
+        hidden = residual.add(hidden, attended)
+        if self.cross_attention is not None:
+            assert memory is not None and memory_placing is not None
+            residual = self.cross_attention_residual
+            attended = self.cross_attention(
+                residual.before(hidden),
+                memory_placing,
+                memory,
+                cache and cache.cross_attention,
+                tap.at("cross_attention"),
+            )
+            hidden = residual.add(hidden, attended)
+        residual = self.feed_forward_residual
+        hidden = residual.add(hidden, self.feed_forward(residual.before(hidden), tap))
+        return tap("residual", hidden)

@@ -1,0 +1,75 @@
+"""Specs by one call: the shape of a Transformer whose blocks are all alike, and the two of the 2017 paper."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+from qkv import spec
+from qkv.errors import SpecError
+
+
+def encoder_decoder(
+    *,
+    source_vocab: int,
+    target_vocab: int,
+    d_model: int,
+    heads: int,
+    d_ff: int,
+    layers: int | tuple[int, int],
+    norm_at: Literal["pre", "post"] = "pre",
+    norm: spec.Norm = spec.Norm(),  # noqa: B008  (frozen)
+    feed_forward: spec.FeedForward | None = None,
+    rotary: bool = False,
+    shared_embedding: bool = False,
+) -> spec.Transformer:
+    """The spec of an encoder-decoder whose blocks are all alike; layers is one number or (encoder's, decoder's).
+
+    Positions are sinusoidal as in 2017, or rotary. Pre-norm stacks end with a norm.
+    """
+    if d_model % heads:
+        raise SpecError(f"d_model={d_model} is not a multiple of heads={heads}")
+    attention = spec.Attention(heads, d_model // heads, position=spec.Rotary() if rotary else None)
+    across = replace(attention, position=None)
+    block = spec.Block(attention, feed_forward or spec.FeedForward(d_ff), norm=norm, norm_at=norm_at)
+    encoder_layers, decoder_layers = (layers, layers) if isinstance(layers, int) else layers
+
+    def stack(vocab: int, block: spec.Block, count: int) -> spec.Stack:
+        return spec.Stack(
+            d_model=d_model,
+            blocks=(block,) * count,
+            reads=spec.Tokens(vocab, scale=True),
+            positions=None if rotary else spec.Sinusoidal(),
+            final_norm=norm if norm_at == "pre" else None,
+        )
+
+    causal = replace(block, self_attention=replace(attention, causal=True), cross_attention=across)
+    return spec.Transformer(
+        encoder=stack(source_vocab, block, encoder_layers),
+        decoder=stack(target_vocab, causal, decoder_layers),
+        answers=spec.Vocabulary(tied=True),
+        shared_embedding=shared_embedding,
+    )
+
+
+def transformer_base(vocab: int = 37000) -> spec.Transformer:
+    """The base model of Vaswani et al. 2017, table 3: 65 million parameters with the shared vocabulary of 37,000."""
+    return encoder_decoder(
+        source_vocab=vocab, target_vocab=vocab, d_model=512, heads=8, d_ff=2048, layers=6,
+        norm_at="post", shared_embedding=True,
+    )  # fmt: skip
+
+
+def transformer_big(vocab: int = 37000) -> spec.Transformer:
+    """The big model of Vaswani et al. 2017, table 3: 213 million parameters with the shared vocabulary of 37,000."""
+    return encoder_decoder(
+        source_vocab=vocab, target_vocab=vocab, d_model=1024, heads=16, d_ff=4096, layers=6,
+        norm_at="post", shared_embedding=True,
+    )  # fmt: skip
+
+
+PRESETS: dict[str, Callable[[], spec.Transformer]] = {
+    "transformer-base": transformer_base,
+    "transformer-big": transformer_big,
+}

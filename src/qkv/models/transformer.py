@@ -1,0 +1,177 @@
+"""The Transformer (Vaswani et al. 2017): encoder-decoder, decoder alone or encoder alone, as its spec says."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qkv import spec
+from qkv.cache import BlockCache, Memory, TransformerState
+from qkv.errors import SpecError
+from qkv.inputs import TokenEmbedding
+from qkv.layers import Block, Placing, norm
+from qkv.mask import Mask
+from qkv.models.protocol import SequenceModel
+from qkv.outputs import ClassesAnswer, VocabularyAnswer
+from qkv.positions import RelativeBias, alibi, distances, rotations
+from qkv.tap import NO_TAP, Tap
+
+
+class Stack(nn.Module):
+    """Embedding and blocks; works out once for all blocks what they may see and where everything stands."""
+
+    def __init__(self, choice: spec.Stack, d_memory: int | None) -> None:
+        super().__init__()
+        self.choice = choice
+        self.embedding = TokenEmbedding(choice)
+        self.blocks = nn.ModuleList(Block(block, choice.d_model, d_memory) for block in choice.blocks)
+        self.final_norm = norm(choice.final_norm, choice.d_model) if choice.final_norm else nn.Identity()
+        shared = {
+            block.self_attention.position: block.self_attention
+            for block in choice.blocks
+            if isinstance(block.self_attention.position, spec.RelativeBias)
+        }
+        self._biased = list(shared)
+        self.position_biases = nn.ModuleList(
+            RelativeBias(position, attention.heads, both_ways=not attention.causal)
+            for position, attention in shared.items()
+            if isinstance(position, spec.RelativeBias)
+        )
+
+    def forward(
+        self,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        memory: Memory | None = None,
+        caches: list[BlockCache] | None = None,
+        past: int = 0,
+        tap: Tap = NO_TAP,
+    ) -> Tensor:
+        """tokens (batch, length), mask (batch, length) bool -> (batch, length, d_model); `past` tokens are cached."""
+        hidden = tap("embedding", self.embedding(tokens, past))
+        placings: dict[tuple[object, ...], Placing] = {}
+        seen = None if memory is None or memory.mask is None else memory.mask[:, None, None, :]
+        memory_placing = Placing(mask=seen)
+        for number, block in enumerate(self.blocks):
+            attention = self.choice.blocks[number].self_attention
+            key = (attention.position, attention.causal, attention.window, attention.heads, attention.d_key)
+            if key not in placings:
+                placings[key] = self._place(attention, tokens, mask, past)
+            hidden = block(
+                hidden,
+                placings[key],
+                None if memory is None else memory.states,
+                memory_placing,
+                caches[number] if caches else None,
+                tap.at(str(number)),
+            )
+        result: Tensor = self.final_norm(hidden)
+        return result
+
+    def _place(self, attention: spec.Attention, tokens: Tensor, mask: Tensor | None, past: int) -> Placing:
+        length, device = tokens.shape[1], tokens.device
+        rule = Mask(attention.causal, attention.window, past, keys=mask)
+        # The kernel's own causal flag costs nothing; any other rule becomes one matrix for all blocks that share it.
+        seen = rule if rule.only_causal else rule.matrix(length, past + length, device)
+        position = attention.position
+        if isinstance(position, spec.Rotary):
+            places = torch.arange(past, past + length, device=device)
+            return Placing(seen, rotations=rotations(places, attention.d_key, position))
+        if isinstance(position, spec.RelativeBias):
+            table = self.position_biases[self._biased.index(position)]
+            return Placing(seen, bias=table(distances(length, past + length, past, device)))
+        if isinstance(position, spec.Alibi):
+            return Placing(seen, bias=alibi(distances(length, past + length, past, device), attention.heads))
+        return Placing(seen)
+
+
+class Transformer(SequenceModel):
+    """The model a `spec.Transformer` describes."""
+
+    def __init__(self, choice: spec.Transformer) -> None:
+        super().__init__()
+        self.spec = choice
+        self.encoder = Stack(choice.encoder, None) if choice.encoder else None
+        self.decoder = (
+            Stack(choice.decoder, choice.encoder.d_model if choice.encoder else None) if choice.decoder else None
+        )
+        if choice.shared_embedding:
+            assert self.encoder is not None and self.decoder is not None
+            self.decoder.embedding.tokens.weight = self.encoder.embedding.tokens.weight
+        last = self.decoder or self.encoder
+        assert last is not None
+        d_model = last.choice.d_model
+        self.answer: VocabularyAnswer | ClassesAnswer
+        if isinstance(choice.answers, spec.Vocabulary):
+            self.answer = VocabularyAnswer(choice.answers, d_model, last.embedding.tokens)
+        else:
+            self.answer = ClassesAnswer(choice.answers, d_model)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw fresh parameters from torch's generator.
+
+        Linear layers: Xavier-uniform with zero bias, as in the 2017 code; those that write into the residual of a
+        pre-norm block are scaled by 1 / sqrt(2 * blocks) (Radford et al. 2019). Embeddings: normal with deviation
+        1 / sqrt(d_model), as tied and scaled vectors need.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+            elif isinstance(module, RelativeBias):
+                nn.init.normal_(module.bias, std=0.02)
+        if isinstance(self.answer, VocabularyAnswer):
+            nn.init.normal_(self.answer.vectors, std=self.answer.vectors.shape[1] ** -0.5)
+        for stack in filter(None, (self.encoder, self.decoder)):
+            for choice, block in zip(stack.choice.blocks, stack.blocks, strict=True):
+                if choice.norm_at == "pre":
+                    for name, module in block.named_modules():
+                        if name.endswith((".output", ".narrow")) and isinstance(module, nn.Linear):
+                            module.weight.data.mul_((2 * len(stack.blocks)) ** -0.5)
+
+    def encode(self, source: Tensor, source_mask: Tensor | None = None, tap: Tap = NO_TAP) -> Memory | None:
+        if self.encoder is None or self.decoder is None:
+            return None
+        states = self.encoder(source, source_mask, tap=tap.at("encoder"))
+        return Memory(tap("memory", states), source_mask)
+
+    def start(self, memory: Memory | None, rows: int) -> TransformerState:
+        if self.decoder is None:
+            raise SpecError("this model has an encoder alone and predicts no sequence; call it with source= instead")
+        device = next(self.parameters()).device
+        rows = rows if memory is None else memory.states.shape[0]
+        return TransformerState(torch.arange(rows, device=device), memory, [BlockCache() for _ in self.decoder.blocks])
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]  # a model takes its own kind of state
+        self, tokens: Tensor, state: TransformerState, tap: Tap = NO_TAP
+    ) -> tuple[Tensor, TransformerState]:
+        assert self.decoder is not None
+        hidden = self.decoder(tokens, None, state.memory, state.blocks, past=state.length, tap=tap.at("decoder"))
+        after = TransformerState(state.origin, state.memory, state.blocks, state.length + tokens.shape[1])
+        return tap("logits", self.answer(hidden)), after
+
+    def forward(
+        self,
+        source: Tensor | None = None,
+        target: Tensor | None = None,
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+        tap: Tap = NO_TAP,
+    ) -> Tensor:
+        if self.decoder is None:
+            assert self.encoder is not None and source is not None
+            hidden = self.encoder(source, source_mask, tap=tap.at("encoder"))
+            if isinstance(self.answer, ClassesAnswer):
+                return tap("logits", self.answer(hidden, source_mask))
+            return tap("logits", self.answer(hidden))
+        assert target is not None
+        memory = None if source is None else self.encode(source, source_mask, tap)
+        # Padding stands after the last token, where a causal decoder cannot see it, so no mask is needed for it
+        # unless somebody gives one.
+        hidden = self.decoder(target, target_mask, memory, tap=tap.at("decoder"))
+        return tap("logits", self.answer(hidden))

@@ -1,0 +1,94 @@
+"""Where tokens stand: waves added to what is read, queries and keys turned, or a bias on the scores by distance."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from qkv import spec
+
+
+def sinusoids(positions: Int[Tensor, " length"], d_model: int) -> Float[Tensor, "length d_model"]:
+    """Sines in the even and cosines in the odd dimensions, of wave lengths from 2 pi to 10000 * 2 pi.
+
+    Vaswani et al. 2017, section 3.5.
+    """
+    rates = torch.exp(torch.arange(0, d_model, 2, device=positions.device) * (-math.log(10000.0) / d_model))
+    angles = positions[:, None].float() * rates
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+
+
+def rotations(
+    positions: Int[Tensor, " length"], d_key: int, choice: spec.Rotary
+) -> tuple[Float[Tensor, "length half"], Float[Tensor, "length half"]]:
+    """Cosines and sines of the angles by which `rotate` turns each pair of dimensions (Su et al. 2021, eq. 15)."""
+    turned = int(d_key * choice.fraction)
+    rates = choice.base ** (-torch.arange(0, turned, 2, device=positions.device).float() / turned)
+    angles = positions[:, None].float() * rates
+    return angles.cos(), angles.sin()
+
+
+def rotate(
+    vectors: Float[Tensor, "batch heads length d_key"],
+    cosines: Float[Tensor, "length half"],
+    sines: Float[Tensor, "length half"],
+) -> Float[Tensor, "batch heads length d_key"]:
+    """Turn dimension i against dimension i + half, for the first 2 * half dimensions; the rest stays."""
+    half = cosines.shape[-1]
+    first, second, rest = vectors[..., :half], vectors[..., half : 2 * half], vectors[..., 2 * half :]
+    cosines, sines = cosines.to(vectors.dtype), sines.to(vectors.dtype)
+    return torch.cat([first * cosines - second * sines, second * cosines + first * sines, rest], dim=-1)
+
+
+def distances(queries: int, keys: int, past: int, device: torch.device) -> Int[Tensor, "queries keys"]:
+    """How far ahead of each query each key stands; negative for keys before it."""
+    query_positions = torch.arange(past, past + queries, device=device)
+    return torch.arange(keys, device=device) - query_positions[:, None]
+
+
+class RelativeBias(nn.Module):
+    """One learned number for each head and bucket of distances (Raffel et al. 2020, section 2.1).
+
+    Half of the buckets hold one distance each, the other half grow geometrically up to max_distance. A stack that
+    looks both ways gives half of all to each side.
+    """
+
+    def __init__(self, choice: spec.RelativeBias, heads: int, both_ways: bool) -> None:
+        super().__init__()
+        self.choice, self.both_ways = choice, both_ways
+        self.bias = nn.Parameter(torch.zeros(choice.buckets, heads))
+
+    def forward(self, ahead: Int[Tensor, "queries keys"]) -> Float[Tensor, "1 heads queries keys"]:
+        return self.bias[self._bucket(ahead)].permute(2, 0, 1)[None]
+
+    def _bucket(self, ahead: Tensor) -> Tensor:
+        buckets = self.choice.buckets
+        offset = torch.zeros_like(ahead)
+        if self.both_ways:
+            buckets //= 2
+            offset = (ahead > 0) * buckets
+            distance = ahead.abs()
+        else:
+            distance = (-ahead).clamp(min=0)
+        exact = buckets // 2
+        growth = torch.log(distance.clamp(min=1).float() / exact) / math.log(self.choice.max_distance / exact)
+        far = (exact + (growth * (buckets - exact)).long()).clamp(max=buckets - 1)
+        return offset + torch.where(distance < exact, distance, far)
+
+
+def alibi(ahead: Int[Tensor, "queries keys"], heads: int) -> Float[Tensor, "1 heads queries keys"]:
+    """The bias -slope * distance with slopes 2^(-8/heads), 2^(-16/heads), ... (Press et al. 2022, section 3).
+
+    For a number of heads that is no power of two: the slopes of the next lower power, then every second one of
+    the next higher, as its authors do.
+    """
+
+    def slopes(count: int) -> list[float]:
+        return [2 ** (-8 * (head + 1) / count) for head in range(count)]
+
+    power = 2 ** math.floor(math.log2(heads))
+    slope = torch.tensor(slopes(power) + slopes(2 * power)[::2][: heads - power], device=ahead.device)
+    return -slope[None, :, None, None] * ahead.abs()

@@ -1,0 +1,421 @@
+"""What a model is: a tree of small frozen choices that has the shape of the module tree.
+
+A spec says everything that shapes the parameters and the mathematics, and nothing about training. It is kept as
+JSON beside the weights and rebuilds the model with no look-up of a name. This file needs no torch.
+
+    Transformer                       Recurrent
+      encoder: Stack | None             source, target: Tokens
+      decoder: Stack | None             attention: None | "additive" | "dot" | "general"
+        reads: Tokens                   answers: Vocabulary
+        positions: Learned | Sinusoidal | None
+        blocks: (Block, ...)
+          self_attention, cross_attention: Attention (position: Rotary | RelativeBias | Alibi | None)
+          feed_forward: FeedForward
+          norm: Norm, norm_at: "pre" | "post" | "both"
+      answers: Vocabulary | Classes
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, TypeAlias, get_args
+
+from qkv.errors import SpecError
+
+
+def _require(holds: bool, node: object, rule: str) -> None:
+    if not holds:
+        raise SpecError(f"{type(node).__name__}: {rule}")
+
+
+def _require_positive(node: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(node, name)
+        _require(value is None or value > 0, node, f"{name}={value} was given; it must be greater than 0")
+
+
+def _require_choices(node: Any) -> None:
+    for name, choices in _choices(type(node)).items():
+        value = getattr(node, name)
+        _require(
+            value in choices, node, f"{name}={value!r} was given; it must be one of {', '.join(map(repr, choices))}"
+        )
+
+
+@cache
+def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
+    """The fields of `cls` that are a choice between words, with the words (and None where it is allowed)."""
+    found = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        parts = (
+            get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+        )
+        if any(typing.get_origin(part) is Literal for part in parts):
+            found[name] = tuple(w for p in parts for w in (get_args(p) if typing.get_origin(p) is Literal else (None,)))
+    return found
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Layer normalisation (Ba et al. 2016) or its root-mean-square form without centring (Zhang & Sennrich 2019)."""
+
+    kind: Literal["layer", "rms"] = "layer"
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require_positive(self, "eps")
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions (Su et al. 2021): queries and keys are turned by angles that grow with the position.
+
+    fraction: the share of each head's dimensions that is turned (the first ones).
+    """
+
+    base: float = 10000.0
+    fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "base", "fraction")
+        _require(self.fraction <= 1, self, f"fraction={self.fraction} was given; it must be at most 1")
+
+
+@dataclass(frozen=True)
+class RelativeBias:
+    """A learned number for each head and bucket of distances, added to the scores (Raffel et al. 2020, T5).
+
+    All attentions of a stack that carry an equal RelativeBias share its numbers.
+    """
+
+    buckets: int = 32
+    max_distance: int = 128
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "buckets", "max_distance")
+        _require(
+            self.max_distance > self.buckets // 2,
+            self,
+            f"max_distance={self.max_distance} is not beyond half of buckets={self.buckets}, "
+            "the distances that have a bucket of their own",
+        )
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """A fixed penalty, linear in the distance, with a slope for each head (Press et al. 2022)."""
+
+
+Position: TypeAlias = Rotary | RelativeBias | Alibi
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Multi-head attention (Vaswani et al. 2017, section 3.2); with fewer kv_heads than heads, grouped (Ainslie 2023).
+
+    d_value defaults to d_key and kv_heads to heads; scale to 1 / sqrt(d_key). softcap bends the scores to within
+    plus and minus its value. qk_norm normalises each head's query and key. sinks adds a learned score for each head
+    that takes weight and gives no value.
+    """
+
+    heads: int
+    d_key: int
+    d_value: int | None = None
+    kv_heads: int | None = None
+    position: Position | None = None
+    causal: bool = False
+    window: int | None = None
+    qk_norm: Norm | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "heads", "d_key", "d_value", "kv_heads", "window", "scale", "softcap")
+        if self.kv_heads is not None:
+            _require(
+                self.heads % self.kv_heads == 0,
+                self,
+                f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}",
+            )
+        if isinstance(self.position, Rotary):
+            turned = self.d_key * self.position.fraction
+            _require(
+                turned == int(turned) and int(turned) % 2 == 0,
+                self,
+                f"d_key={self.d_key} x rotary fraction={self.position.fraction} is not an even number",
+            )
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Two linear layers around an activation; gated, a third multiplies the activated one (Shazeer 2020)."""
+
+    d_ff: int
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu"
+    gated: bool = False
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require_positive(self, "d_ff")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer: attention to itself, attention to the memory (if any), feed-forward, each around a residual.
+
+    norm_at: "post" x = norm(x + f(x)) as in 2017; "pre" x = x + f(norm(x)); "both" x = x + norm(f(norm(x))).
+    """
+
+    self_attention: Attention
+    feed_forward: FeedForward
+    cross_attention: Attention | None = None
+    norm: Norm = Norm()
+    norm_at: Literal["pre", "post", "both"] = "pre"
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        if self.cross_attention is not None:
+            _require(
+                not self.cross_attention.causal, self, "cross_attention.causal=True was given; a memory has no future"
+            )
+            _require(
+                not isinstance(self.cross_attention.position, Rotary),
+                self,
+                "cross_attention.position=Rotary was given; queries and keys of two sequences share no positions",
+            )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Reads a vocabulary's numbers: one learned vector each, times sqrt(d_model) if scaled (2017, section 3.4)."""
+
+    vocab: int
+    scale: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "vocab")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A learned vector for each position up to `length`, added to what is read."""
+
+    length: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "length")
+
+
+@dataclass(frozen=True)
+class Sinusoidal:
+    """Fixed waves of geometrically growing length, added to what is read (Vaswani et al. 2017, section 3.5)."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What is read, where it stands, and the blocks it goes through."""
+
+    d_model: int
+    blocks: tuple[Block, ...]
+    reads: Tokens
+    positions: Learned | Sinusoidal | None = None
+    embed_norm: Norm | None = None
+    final_norm: Norm | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "d_model")
+        _require(len(self.blocks) > 0, self, "blocks=() was given; a stack has at least one block")
+        if isinstance(self.positions, Sinusoidal):
+            _require(self.d_model % 2 == 0, self, f"d_model={self.d_model} is odd; sinusoidal positions come in pairs")
+        by_position = {b.self_attention.position: b.self_attention.heads for b in self.blocks}
+        for block in self.blocks:
+            attention = block.self_attention
+            if isinstance(attention.position, RelativeBias):
+                _require(
+                    by_position[attention.position] == attention.heads,
+                    self,
+                    f"blocks share one RelativeBias but differ in heads ({by_position[attention.position]} and "
+                    f"{attention.heads}); give the RelativeBias of one of them another size",
+                )
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Answers with a score for each token of the vocabulary that the last stack reads (tied: by its own vectors)."""
+
+    tied: bool = True
+    bias: bool = False
+    softcap: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "softcap")
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Answers with one of `count` classes for the whole input, from its first position or the mean of all."""
+
+    count: int
+    pool: Literal["first", "mean"] = "mean"
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require_positive(self, "count")
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """An encoder and a decoder (translation), a decoder alone (language model) or an encoder alone (classifier).
+
+    shared_embedding: source and target use one embedding (Vaswani et al. 2017, section 3.4).
+    """
+
+    encoder: Stack | None
+    decoder: Stack | None
+    answers: Vocabulary | Classes
+    shared_embedding: bool = False
+
+    def __post_init__(self) -> None:
+        encoder, decoder = self.encoder, self.decoder
+        _require(encoder is not None or decoder is not None, self, "neither encoder nor decoder was given")
+        if decoder is not None:
+            crossing = [block.cross_attention is not None for block in decoder.blocks]
+            _require(
+                encoder is not None or not any(crossing),
+                self,
+                "decoder blocks have cross_attention but encoder is None",
+            )
+            _require(
+                encoder is None or any(crossing), self, "encoder was given but no decoder block has cross_attention"
+            )
+            _require(
+                all(block.self_attention.causal for block in decoder.blocks),
+                self,
+                "a decoder block has self_attention.causal=False; a decoder would see the tokens it is to predict",
+            )
+            _require(
+                isinstance(self.answers, Vocabulary), self, "answers=Classes needs encoder alone; decoder was given"
+            )
+        if encoder is not None:
+            _require(
+                all(block.cross_attention is None for block in encoder.blocks),
+                self,
+                "encoder blocks have cross_attention",
+            )
+        if self.shared_embedding:
+            _require(encoder is not None and decoder is not None, self, "shared_embedding needs encoder and decoder")
+            assert encoder is not None and decoder is not None
+            for name, left, right in (
+                ("d_model", encoder.d_model, decoder.d_model),
+                ("vocab", encoder.reads.vocab, decoder.reads.vocab),
+            ):
+                _require(
+                    left == right, self, f"shared_embedding, but {name} is {left} in encoder and {right} in decoder"
+                )
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """The encoder-decoder that attention replaced; its encoder reads in both directions.
+
+    attention: None, the decoder starts from the encoder's last state and sees nothing else (Sutskever 2014, Cho 2014);
+    "additive", it looks back before each step (Bahdanau et al. 2015); "dot" or "general", after (Luong et al. 2015).
+    """
+
+    cell: Literal["gru", "lstm"]
+    d_model: int
+    layers: int
+    source: Tokens
+    target: Tokens
+    attention: Literal["additive", "dot", "general"] | None = None
+    answers: Vocabulary = Vocabulary(tied=False, bias=True)
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require_positive(self, "d_model", "layers")
+        _require(
+            self.d_model % 2 == 0, self, f"d_model={self.d_model} is odd; each direction of the encoder takes half"
+        )
+
+
+Spec: TypeAlias = Transformer | Recurrent
+
+_NODES: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        Norm, Rotary, RelativeBias, Alibi, Attention, FeedForward, Block, Tokens, Learned, Sinusoidal, Stack,
+        Vocabulary, Classes, Transformer, Recurrent,
+    )
+}  # fmt: skip
+
+
+def to_json(spec: Spec) -> str:
+    """Write a spec as JSON: each node an object whose "node" names its class."""
+
+    def encode(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            fields = {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+            return {"node": type(value).__name__, **fields}
+        return [encode(item) for item in value] if isinstance(value, tuple) else value
+
+    return json.dumps(encode(spec), indent=1)
+
+
+def from_json(text: str) -> Spec:
+    """Read a spec that `to_json` wrote. Raises SpecError for text that is not one, naming the place."""
+
+    def decode(value: Any, where: str) -> Any:
+        if isinstance(value, list):
+            return tuple(decode(item, f"{where}[{number}]") for number, item in enumerate(value))
+        if not isinstance(value, Mapping):
+            return value
+        name = value.get("node")
+        if name not in _NODES:
+            raise SpecError(f"{where}: node={name!r} was given; it must be one of {', '.join(_NODES)}")
+        cls, fields = (
+            _NODES[name],
+            {key: decode(item, f"{where}.{key}") for key, item in value.items() if key != "node"},
+        )
+        hints = typing.get_type_hints(cls)
+        for key, item in fields.items():
+            if key not in hints:
+                raise SpecError(f"{where}: {name} has no field {key!r}; it has {', '.join(hints)}")
+            if not _fits(item, hints[key]):
+                raise SpecError(f"{where}.{key}={item!r} was given; {name} takes {hints[key]} there")
+        try:
+            return cls(**fields)
+        except TypeError as error:
+            raise SpecError(f"{where}: {error}") from None
+
+    try:
+        spec = decode(json.loads(text), "spec")
+    except json.JSONDecodeError as error:
+        raise SpecError(f"the spec is not JSON: {error}") from None
+    if not isinstance(spec, Transformer | Recurrent):
+        raise SpecError(f"the spec is a {type(spec).__name__}; it must be a Transformer or a Recurrent")
+    return spec
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return value in get_args(hint)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
+    if origin is typing.Union or isinstance(hint, types.UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
