@@ -1,0 +1,364 @@
+"""Recipes: trees of frozen dataclasses, the same from YAML, from the command line and from Python.
+
+`read` turns a mapping into a dataclass, `write` turns it back, `override` applies `key.path=value`
+assignments, `load_yaml` and `dump_yaml` go to and from a file's text. A field may be a bool, int, float,
+str, Path, Literal, tuple, another dataclass, None, or a union of these. Where a union holds more than one
+dataclass, the mapping says which by `kind:`, the lower-case class name. Nothing is converted silently and
+nothing is skipped: a reading collects every problem of the whole tree and raises them together.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import difflib
+import functools
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from qkv.errors import ConfigError, QkvError
+
+T = TypeVar("T")
+
+_BAD: Any = object()  # what a reading returns in place of a value it has reported as a problem
+_PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+
+
+def read(cls: type[T], mapping: object, where: str = "recipe.yaml") -> T:
+    """Build the dataclass `cls` from a mapping as YAML gives it.
+
+    `where` names the source in messages. Raises ConfigError with every problem found, each with the dotted
+    path of the option, what was given, what was expected and the nearest valid name.
+    """
+    reader = _Reader(cls, where)
+    instance = reader.value(cls, mapping, "")
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return typing.cast("T", instance)
+
+
+def write(instance: object) -> dict[str, Any]:
+    """Turn a dataclass tree into the mapping that `read` turns back into an equal one; defaults are written out."""
+    cls: Any = type(instance)
+    return {name: _written(_hints(cls)[name], getattr(instance, name)) for name in _fields(cls)}
+
+
+def override(mapping: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Return a copy of `mapping` with assignments such as `training.steps=500` applied in order.
+
+    The value is read as YAML, so `a=null`, `a=[1, 2]` and `a={kind: adam}` work; a number in the path picks
+    an item of a list. Raises ConfigError with every assignment that cannot be applied.
+    """
+    result: dict[str, Any] = copy.deepcopy(dict(mapping))
+    problems = []
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals or not all(path.split(".")):
+            problems.append(f"{assignment!r} is not an assignment; expected key=value, as in training.steps=500")
+            continue
+        try:
+            _assign(result, path.split("."), _parse(text, assignment))
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if problems:
+        raise ConfigError(problems)
+    return result
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds one mapping; raises ConfigError if it is absent, broken or something else."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError([f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 text"]) from error
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read ({error.strerror}); give the path of a YAML file"]) from error
+    content = _parse(text, str(path))
+    if not isinstance(content, dict):
+        given = "nothing" if content is None else _show(content)
+        raise ConfigError([f"{path}: holds {given}; expected a mapping, one 'option: value' a line"])
+    return content
+
+
+def dump_yaml(mapping: Mapping[str, Any]) -> str:
+    """Return YAML text that `load_yaml` reads back as the same mapping, keys in the order given."""
+    return yaml.dump(dict(mapping), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Reader:
+    """One reading: walks types and values side by side and gathers problems."""
+
+    def __init__(self, root: type, where: str) -> None:
+        self.root = root
+        self.where = where
+        self.problems: list[str] = []
+
+    def value(self, hint: Any, given: Any, path: str) -> Any:
+        """Read one value of any supported type."""
+        members = _members(hint)
+        nodes = [member for member in members if _is_node(member)]
+        if nodes and isinstance(given, Mapping):
+            return self._node(nodes, given, path)
+        for member in members:
+            if typing.get_origin(member) is tuple and isinstance(given, list | tuple):
+                return self._items(member, given, path)
+            result = _plain(member, given)
+            if result is not _BAD:
+                return result
+        advice = "; put it in quotes" if str in members and isinstance(given, int | float) else ""
+        choices = [choice for member in members for choice in typing.get_args(member) if isinstance(choice, str)]
+        advice += _nearest(given, choices)
+        return self._problem(path, f"given {_show(given)}, expected {_describe(hint)}{advice}")
+
+    def _node(self, nodes: Sequence[Any], given: Mapping[Any, Any], path: str) -> Any:
+        """Read a mapping as one of the dataclasses in `nodes`."""
+        cls, options = self._choose(nodes, dict(given), path)
+        if cls is None:
+            return _BAD
+        hints, fields, values = _hints(cls), _fields(cls), {}
+        before = len(self.problems)
+        for name, option in options.items():
+            if name in fields:
+                values[name] = self.value(hints[name], option, _join(path, name))
+            else:
+                self._unknown(str(name), list(fields), path)
+        for name, field in fields.items():
+            if name not in options and _required(field):
+                self._problem(_join(path, name), f"missing, expected {_describe(hints[name])}")
+        if len(self.problems) > before:
+            return _BAD
+        try:
+            return cls(**values)
+        except ConfigError as error:
+            for problem in error.problems:
+                self._problem(path, problem)
+        except QkvError as error:
+            self._problem(path, str(error))
+        return _BAD
+
+    def _choose(self, nodes: Sequence[Any], options: dict[Any, Any], path: str) -> tuple[Any, dict[Any, Any]]:
+        """Pick the class that `kind` names and take `kind` out of the options; None after a problem."""
+        kinds = {_kind(node): node for node in nodes}
+        if len(nodes) == 1 and ("kind" in _fields(nodes[0]) or "kind" not in options):
+            return nodes[0], options
+        if "kind" not in options:
+            self._problem(_join(path, "kind"), f"missing, expected one of {_listed(kinds)}")
+            return None, options
+        kind = options.pop("kind")
+        if not isinstance(kind, str) or kind not in kinds:
+            advice = _nearest(kind, list(kinds))
+            expected = f"given {_show(kind)}, expected one of {_listed(kinds)}{advice}"
+            self._problem(_join(path, "kind"), expected)
+            return None, options
+        return kinds[kind], options
+
+    def _items(self, hint: Any, given: Sequence[Any], path: str) -> Any:
+        """Read a list as a tuple."""
+        arguments = typing.get_args(hint)
+        if arguments[-1] is Ellipsis:
+            arguments = (arguments[0],) * len(given)
+        if len(arguments) != len(given):
+            return self._problem(path, f"given {len(given)} items {_show(given)}, expected {_describe(hint)}")
+        values = tuple(
+            self.value(argument, item, _join(path, str(index)))
+            for index, (argument, item) in enumerate(zip(arguments, given, strict=True))
+        )
+        return _BAD if any(value is _BAD for value in values) else values
+
+    def _unknown(self, name: str, names: list[str], path: str) -> None:
+        """Report an option that does not exist, with the nearest one that does, here or elsewhere in the tree."""
+        advice = _nearest(name, names)
+        if not advice:
+            elsewhere = sorted(set(_places(self.root, name)))
+            advice = f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
+        options = f"options here: {', '.join(names)}" if names else "nothing can be set here"
+        self._problem(_join(path, name), f"no such option{advice or ''} ({options})")
+
+    def _problem(self, path: str, message: str) -> Any:
+        self.problems.append(f"{self.where}: {path}: {message}" if path else f"{self.where}: {message}")
+        return _BAD
+
+
+def _plain(hint: Any, given: Any) -> Any:
+    """Return the value of a type without parts, or _BAD; True is not 1 here and 3 is not "3"."""
+    if typing.get_origin(hint) is typing.Literal:
+        same = [choice for choice in typing.get_args(hint) if type(choice) is type(given) and choice == given]
+        return same[0] if same else _BAD
+    if hint is types.NoneType:
+        return None if given is None else _BAD
+    if hint is float:
+        is_number = type(given) in (int, float) and not math.isnan(given)
+        return float(given) if is_number else _BAD
+    if hint is Path:
+        return Path(given) if isinstance(given, str | Path) else _BAD
+    if hint in (bool, int, str):
+        return given if type(given) is hint else _BAD
+    if _is_node(hint) or typing.get_origin(hint) is tuple:
+        return _BAD
+    raise TypeError(f"a recipe cannot hold the type {hint!r}")
+
+
+def _describe(hint: Any) -> str:
+    """Say in words what a type expects."""
+    members = _members(hint)
+    nodes = [member for member in members if _is_node(member)]
+    words = []
+    if len(nodes) == 1:
+        words.append(f"a mapping with the options {', '.join(_fields(nodes[0])) or '(none)'}")
+    elif nodes:
+        words.append(f"a mapping with kind: {_listed(map(_kind, nodes))}")
+    for member in members:
+        arguments = typing.get_args(member)
+        if member in _PLAIN:
+            words.append(_PLAIN[member])
+        elif typing.get_origin(member) is typing.Literal:
+            words.append(f"one of {_listed(arguments)}")
+        elif typing.get_origin(member) is tuple and arguments[-1] is Ellipsis:
+            words.append(f"a list, each item {_describe(arguments[0])}")
+        elif typing.get_origin(member) is tuple:
+            words.append(f"a list of {len(arguments)} ({', '.join(map(_describe, arguments))})")
+    if types.NoneType in members:
+        words.append("null")
+    return " or ".join(words)
+
+
+def _written(hint: Any, value: Any) -> Any:
+    """Write one value, tagged with its kind where the type alone does not tell."""
+    members = _members(hint)
+    if _is_node(value):
+        cls: Any = type(value)
+        tagged = sum(map(_is_node, members)) > 1
+        return ({"kind": _kind(cls)} if tagged else {}) | write(value)
+    if isinstance(value, tuple):
+        arguments = next(typing.get_args(member) for member in members if typing.get_origin(member) is tuple)
+        each = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
+        return [_written(argument, item) for argument, item in zip(each, value, strict=True)]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _assign(target: Any, keys: list[str], value: Any) -> None:
+    """Set one value deep inside mappings and lists, making the mappings that are missing."""
+    for position, key in enumerate(keys):
+        path, last = ".".join(keys[:position]), position == len(keys) - 1
+        if isinstance(target, list):
+            if not key.isdecimal() or int(key) >= len(target):
+                items = f"items 0 to {len(target) - 1}" if target else "no items"
+                raise ConfigError([f"{path}.{key}: the list at {path} has {items}; set {path} itself to add one"])
+            place: Any = int(key)
+        elif isinstance(target, dict):
+            place = key
+        else:
+            raise ConfigError([f"{'.'.join(keys)}: {path} is {_show(target)} and has no parts; set {path} itself"])
+        if last:
+            target[place] = value
+        elif isinstance(target, dict) and target.get(place) is None:
+            target[place] = {}
+        target = target[place]
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the type alone."""
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+@functools.cache
+def _fields(cls: Any) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(cls) if field.init}
+
+
+def _is_node(hint: Any) -> bool:
+    return dataclasses.is_dataclass(hint)
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _kind(cls: Any) -> str:
+    return str(cls.__name__).lower()
+
+
+def _places(hint: Any, name: str, path: str = "", above: tuple[Any, ...] = ()) -> Iterator[str]:
+    """Yield where in the tree an option of this name stands; a class inside itself is entered once."""
+    nodes = [member for member in _members(hint) if _is_node(member) and member not in above]
+    for node in nodes:
+        for other, inner in _hints(node).items():
+            if other == name:
+                yield _join(path, name) + (f" with kind: {_kind(node)}" if len(nodes) > 1 else "")
+            yield from _places(inner, name, _join(path, other), (*above, node))
+
+
+def _join(path: str, name: object) -> str:
+    return f"{path}.{name}" if path else str(name)
+
+
+def _nearest(given: object, names: list[str]) -> str:
+    close = difflib.get_close_matches(str(given).lower(), names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(str(value) for value in values)
+
+
+def _show(value: object) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's plain values: 1e-4 is a number, `no` and `on` are text, 12:30 is text; a key comes once."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a repeated key, of which plain PyYAML would silently keep the last."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes exactly the text that _Loader would take for something else."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
+_NUMBER_STARTS = list("-+.0123456789")
+for _tag, _pattern, _first in (
+    ("null", r"null|Null|NULL|~|", ["n", "N", "~", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", _NUMBER_STARTS),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?", _NUMBER_STARTS),
+    ("float", r"[-+]?\.inf|\.nan", _NUMBER_STARTS),
+):
+    for _side in (_Loader, _Dumper):
+        _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})\\Z"), _first)
+
+
+def _parse(text: str, where: str) -> Any:
+    """Read YAML text; raises ConfigError with the line and column of a mistake in it."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f"{where}: line {mark.line + 1}, column {mark.column + 1}" if mark else where
+        raise ConfigError([f"{place}: {error.problem}; expected YAML"]) from error
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{where}: {error}; expected YAML"]) from error
