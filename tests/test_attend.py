@@ -1,0 +1,170 @@
+"""The laws of attention, each over many small shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qkv.attend import attend, drop, softmax
+from qkv.mask import Mask
+from qkv.tap import Site, Tap
+
+
+class Explicit(Tap):
+    """Asks for the explicit rendering and keeps the weights."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, Tensor] = {}
+
+    def wants(self, site: Site) -> bool:
+        return site == "weights"
+
+    def __call__(self, site: Site, tensor: Tensor) -> Tensor:
+        self.seen[site] = tensor
+        return tensor
+
+
+@st.composite
+def problems(draw: Callable[..., Any]) -> dict[str, Any]:
+    """Queries, keys and values in float64, with every kind of mask and bias."""
+    kv_heads, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    batch, queries, keys = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(1, 6))
+    d_key, d_value = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    heads = kv_heads * group
+    mask = draw(
+        st.sampled_from(
+            [
+                None,
+                Mask(causal=True),
+                Mask(causal=True, past=max(0, keys - queries)),
+                Mask(window=2),
+                Mask(causal=True, window=2, keys=torch.rand(batch, keys, generator=generator) > 0.5),
+                Mask(keys=torch.rand(batch, keys, generator=generator) > 0.5),
+                torch.rand(batch, 1, queries, keys, generator=generator) > 0.5,
+                torch.where(torch.rand(queries, keys, generator=generator) > 0.5, 0.0, -math.inf).double(),
+                Mask(documents=(torch.arange(queries)[None] // 2, torch.arange(keys)[None] // 2)),
+            ]
+        )
+    )
+    return {
+        "query": normal(batch, heads, queries, d_key),
+        "key": normal(batch, kv_heads, keys, d_key),
+        "value": normal(batch, kv_heads, keys, d_value),
+        "mask": mask,
+        "bias": draw(st.sampled_from([None, normal(1, heads, queries, keys)])),
+        "scale": draw(st.sampled_from([None, 0.5])),
+    }
+
+
+@given(problems())
+def test_both_renderings_agree_in_value_and_gradient(problem: dict[str, Any]) -> None:
+    gradients = []
+    for tap in (Tap(), Explicit()):
+        inputs = {name: problem[name].clone().requires_grad_() for name in ("query", "key", "value")}
+        context = attend(**{**problem, **inputs}, tap=tap)
+        (context * torch.arange(context.numel(), dtype=torch.float64).view_as(context)).sum().backward()
+        gradients.append([context, *(tensor.grad for tensor in inputs.values())])
+    for fused, explicit in zip(*gradients, strict=True):
+        torch.testing.assert_close(fused, explicit, rtol=1e-9, atol=1e-9)
+        assert explicit.isfinite().all()
+
+
+@given(problems())
+def test_rows_of_weights_sum_to_one_or_to_nothing(problem: dict[str, Any]) -> None:
+    tap = Explicit()
+    context = attend(**problem, tap=tap)
+    sums = tap.seen["weights"].sum(-1)
+    assert ((sums - 1).abs().lt(1e-12) | (sums == 0)).all()
+    assert (context[(sums == 0)] == 0).all()
+
+
+@given(problems(), st.randoms(use_true_random=False))
+def test_keys_with_their_values_may_come_in_any_order(problem: dict[str, Any], random: Any) -> None:
+    order = list(range(problem["key"].shape[2]))
+    random.shuffle(order)
+    problem = {**problem, "mask": None, "bias": None}
+    shuffled = {**problem, "key": problem["key"][:, :, order], "value": problem["value"][:, :, order]}
+    torch.testing.assert_close(attend(**problem), attend(**shuffled))
+
+
+@given(problems())
+def test_a_hidden_key_is_as_good_as_absent(problem: dict[str, Any]) -> None:
+    problem = {**problem, "mask": None, "bias": None}
+    keys = problem["key"].shape[2]
+    hidden = torch.arange(keys + 1) < keys
+    longer = {
+        **problem,
+        "key": torch.cat([problem["key"], 1e3 * problem["key"][:, :, :1]], dim=2),
+        "value": torch.cat([problem["value"], 1e3 * problem["value"][:, :, :1]], dim=2),
+        "mask": Mask(keys=hidden.expand(len(problem["key"]), -1)),
+    }
+    torch.testing.assert_close(attend(**longer), attend(**problem))
+
+
+@given(problems())
+def test_grouped_heads_equal_repeated_heads(problem: dict[str, Any]) -> None:
+    group = problem["query"].shape[1] // problem["key"].shape[1]
+    repeated = {name: problem[name].repeat_interleave(group, dim=1) for name in ("key", "value")}
+    torch.testing.assert_close(attend(**problem), attend(**{**problem, **repeated}))
+
+
+def test_the_formula_by_hand() -> None:
+    query, key = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[1.0, 0.0], [0.0, 1.0]]]])
+    value = torch.tensor([[[[10.0], [20.0]]]])
+    first = math.exp(1 / math.sqrt(2))
+    expected = (first * 10 + 20) / (first + 1)
+    assert attend(query, key, value).item() == pytest.approx(expected)
+
+
+def test_causal_is_aligned_top_left_without_a_cache_and_bottom_right_with_one() -> None:
+    seen = Mask(causal=True).matrix(2, 4, torch.device("cpu"))
+    assert seen is not None and seen.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0]]
+    seen = Mask(causal=True, past=2).matrix(2, 4, torch.device("cpu"))
+    assert seen is not None and seen.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+
+
+def test_softcap_comes_before_the_mask() -> None:
+    query = key = torch.full((1, 1, 2, 1), 100.0)
+    value = torch.tensor([1.0, 2.0]).view(1, 1, 2, 1)
+    context = attend(query, key, value, softcap=5.0, mask=Mask(causal=True))
+    assert context.flatten().tolist() == pytest.approx([1.0, 1.5])
+
+
+def test_sinks_take_weight_and_give_nothing() -> None:
+    tap = Explicit()
+    query = key = torch.zeros(1, 2, 1, 3)
+    context = attend(query, key, torch.ones(1, 2, 1, 1), sinks=torch.tensor([0.0, math.log(3)]), tap=tap)
+    assert context.flatten().tolist() == pytest.approx([0.5, 0.25])
+
+
+def test_a_score_of_ones_own_replaces_the_dot_product() -> None:
+    value = torch.tensor([1.0, 2.0, 6.0]).view(1, 1, 3, 1)
+    zeros = torch.zeros(1, 1, 3, 1)
+    context = attend(zeros[:, :, :1], zeros, value, score=lambda query, key: (query + key.mT) * 7)
+    assert context.item() == pytest.approx(3.0)
+
+
+def test_dropout_keeps_the_mean_and_drops_its_share() -> None:
+    torch.manual_seed(1)
+    dropped = drop(torch.ones(200_001), 0.1)
+    assert (dropped == 0).float().mean().item() == pytest.approx(26 / 256, abs=0.003)
+    assert dropped.mean().item() == pytest.approx(1.0, abs=0.005)
+    assert drop(torch.ones(3), 0.0).tolist() == [1, 1, 1]
+
+
+def test_softmax_of_nothing_has_a_gradient_of_nothing() -> None:
+    scores = torch.randn(1, 1, 2, 3, requires_grad=True)
+    softmax(scores, torch.tensor([[True, True, False], [False, False, False]])).square().sum().backward()
+    assert scores.grad is not None and scores.grad.isfinite().all() and (scores.grad[..., 1, :] == 0).all()

@@ -1,0 +1,176 @@
+"""The laws of the Transformer, for any spec."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from qkv import spec
+from qkv.errors import DataError, SpecError
+from qkv.layers import Attention, set_dropout
+from qkv.models import build
+from qkv.models.presets import encoder_decoder
+from qkv.tap import Site, Tap
+from test_spec import small, specs
+
+
+def close(left: Tensor, right: Tensor) -> None:
+    torch.testing.assert_close(left, right, rtol=1e-4, atol=2e-5)
+
+
+def inputs(choice: spec.Spec, rows: int = 3, sources: int = 5, targets: int = 6) -> dict[str, Tensor]:
+    """Random tokens for whatever the spec reads, the second row's source padded."""
+    found = {}
+    if isinstance(choice, spec.Transformer) and choice.encoder is not None:
+        found["source"] = torch.randint(choice.encoder.reads.vocab, (rows, sources))
+        found["source_mask"] = torch.ones(rows, sources, dtype=torch.bool)
+        found["source_mask"][1, 3:] = False
+    if isinstance(choice, spec.Transformer) and choice.decoder is not None:
+        found["target"] = torch.randint(choice.decoder.reads.vocab, (rows, targets))
+    return found
+
+
+@settings(max_examples=40)
+@given(specs(), st.lists(st.integers(1, 3), min_size=1, max_size=6), st.integers(0, 2**31))
+def test_stepping_with_a_cache_equals_teacher_forcing(choice: spec.Spec, pieces: list[int], seed: int) -> None:
+    assume(isinstance(choice, spec.Transformer) and choice.decoder is not None)
+    torch.manual_seed(seed)
+    model = build(choice).eval()
+    given_inputs = inputs(choice, targets=sum(pieces))
+    assume(sum(pieces) <= 16)
+    everything = model(**given_inputs)
+    source = given_inputs.get("source")
+    memory = None if source is None else model.encode(source, given_inputs["source_mask"])
+    state, stepped = model.start(memory, 3), []
+    for piece in given_inputs["target"].split(pieces, dim=1):
+        logits, state = model.step(piece, state)
+        stepped.append(logits)
+    assert state.length == sum(pieces)
+    close(torch.cat(stepped, dim=1), everything)
+
+
+@settings(max_examples=40)
+@given(specs(), st.integers(0, 2**31))
+def test_padding_and_the_rest_of_the_batch_do_not_matter(choice: spec.Spec, seed: int) -> None:
+    assume(isinstance(choice, spec.Transformer))
+    torch.manual_seed(seed)
+    model = build(choice).eval()
+    batch = inputs(choice)
+    together = model(**batch)[1]
+    alone = {name: tensor[1:2] for name, tensor in batch.items()}
+    if "source" in alone:
+        alone["source"], alone["source_mask"] = alone["source"][:, :3], alone["source_mask"][:, :3]
+        together = together if "target" in alone or together.dim() == 1 else together[:3]
+    close(model(**alone)[0], together)
+
+
+@settings(max_examples=25)
+@given(specs(), st.integers(0, 2**31))
+def test_the_future_does_not_matter_to_a_decoder(choice: spec.Spec, seed: int) -> None:
+    assume(isinstance(choice, spec.Transformer) and choice.decoder is not None)
+    torch.manual_seed(seed)
+    model = build(choice).eval()
+    batch = inputs(choice)
+    before = model(**batch)
+    batch["target"] = batch["target"].clone()
+    batch["target"][:, 4:] = 0
+    close(model(**batch)[:, :4], before[:, :4])
+
+
+def test_reordering_picks_repeats_and_drops_rows() -> None:
+    torch.manual_seed(0)
+    model = build(small(layers=2)).eval()
+    source, target = torch.randint(9, (2, 5)), torch.randint(11, (2, 4))
+    for index in ([1, 0, 0], [0, 0, 1, 1], [1]):
+        rows = torch.tensor(index)
+        state = model.start(model.encode(source), 2)
+        _, state = model.step(target[:, :3], state)
+        logits, _ = model.step(target[rows][:, 3:], state.reorder(rows))
+        close(logits, model(source[rows], target[rows])[:, 3:])
+
+
+class Keeper(Tap):
+    """Keeps what passes, by place and site."""
+
+    def __init__(self, seen: dict[str, Tensor] | None = None, place: str = "") -> None:
+        self.seen, self.place = {} if seen is None else seen, place
+
+    def at(self, place: str) -> Keeper:
+        return Keeper(self.seen, f"{self.place}{place}.")
+
+    def __call__(self, site: Site, tensor: Tensor) -> Tensor:
+        self.seen[self.place + site] = tensor
+        return tensor
+
+
+@settings(max_examples=25)
+@given(specs(), st.integers(0, 2**31))
+def test_looking_changes_no_bit(choice: spec.Spec, seed: int) -> None:
+    assume(isinstance(choice, spec.Transformer))
+    torch.manual_seed(seed)
+    model = build(choice).eval()
+    batch = inputs(choice)
+    keeper = Keeper()
+    assert torch.equal(model(**batch, tap=keeper), model(**batch))
+    assert {name.rsplit(".", 1)[-1] for name in keeper.seen} >= {"query", "key", "value", "context", "logits"}
+
+
+def test_heads_add_up_to_the_output() -> None:
+    torch.manual_seed(0)
+    model = build(small(d_model=12, heads=3))
+    keeper = Keeper()
+    model(torch.randint(9, (2, 5)), torch.randint(11, (2, 4)), tap=keeper)
+    attention = model.get_submodule("decoder.blocks.0.cross_attention")
+    assert isinstance(attention, Attention)
+    context = keeper.seen["decoder.0.cross_attention.context"]
+    per_head = torch.einsum("bhqd,ohd->bhqo", context, attention.output.weight.unflatten(1, (3, -1)))
+    close(per_head.sum(1) + attention.output.bias, keeper.seen["decoder.0.cross_attention.output"])
+
+
+def test_dropout_works_in_training_alone() -> None:
+    torch.manual_seed(0)
+    model = build(small())
+    set_dropout(model, 0.5, attention=0.5)
+    source, target = torch.randint(9, (2, 5)), torch.randint(11, (2, 4))
+    assert not torch.equal(model(source, target), model(source, target))
+    model.eval()
+    assert torch.equal(model(source, target), model(source, target))
+
+
+def test_tied_and_shared_vectors_are_one() -> None:
+    choice = encoder_decoder(
+        source_vocab=9, target_vocab=9, d_model=8, heads=2, d_ff=8, layers=1, shared_embedding=True
+    )
+    model = build(choice)
+    vectors = {id(p) for name, p in model.named_parameters(remove_duplicate=False) if p.shape == (9, 8)}
+    assert len(vectors) == 1
+
+
+def test_a_text_beyond_the_learned_positions_is_refused() -> None:
+    stack = small().encoder
+    assert stack is not None
+    stack = spec.Stack(8, stack.blocks, stack.reads, spec.Learned(4))
+    model = build(spec.Transformer(stack, None, spec.Classes(2)))
+    with pytest.raises(DataError, match="5 tokens were given; this model has learned positions for 4"):
+        model(torch.zeros(1, 5, dtype=torch.long))
+
+
+def test_an_encoder_alone_predicts_no_sequence() -> None:
+    model = build(spec.Transformer(small().encoder, None, spec.Classes(2)))
+    with pytest.raises(SpecError, match="encoder alone"):
+        model.start(None, 1)
+
+
+@pytest.mark.compile
+def test_a_tapped_model_compiles_to_one_graph() -> None:
+    torch.manual_seed(0)
+    model = build(small()).eval()
+    source, target = torch.randint(9, (2, 5)), torch.randint(11, (2, 4))
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    close(compiled(source, target), model(source, target))
+    keeper = Keeper()
+    close(compiled(source, target, tap=keeper), model(source, target))
+    assert "decoder.0.cross_attention.query" in keeper.seen
