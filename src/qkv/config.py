@@ -339,6 +339,13 @@ class _Dumper(yaml.SafeDumper):
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        """Escape what does not print; single quotes would lose the rarer line breaks."""
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
 
 _NUMBER_STARTS = list("-+.0123456789")
 for _tag, _pattern, _first in (
