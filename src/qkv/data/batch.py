@@ -1,0 +1,113 @@
+"""Examples side by side: what the model reads, what it is given and what it should answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""The label of a padded position: the loss leaves it out."""
+
+Ids = Sequence[int] | npt.NDArray[np.integer]
+Example = tuple[Ids | None, Ids]
+
+
+class SpecialTokens(Protocol):
+    """The three token numbers that a batch needs of a tokenizer."""
+
+    @property
+    def pad(self) -> int: ...
+    @property
+    def bos(self) -> int: ...
+    @property
+    def eos(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some examples, padded to the same length.
+
+    source (batch, sources) int64 = x1..xm </s>, or None for a model that reads no source
+    source_mask (batch, sources) bool, True = a real token
+    target (batch, targets) int64 = <s> y1..yn, what the decoder is given
+    labels (batch, targets) int64 = y1..yn </s>, what it should answer; IGNORE where padded
+    index (batch,) int64, the numbers of the examples
+    """
+
+    source: Tensor | None
+    source_mask: Tensor | None
+    target: Tensor
+    labels: Tensor
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def target_tokens(self) -> int:
+        """How many labels count in the loss."""
+        return int((self.labels != IGNORE).sum())
+
+    @property
+    def source_tokens(self) -> int:
+        """How many source tokens are real."""
+        return 0 if self.source_mask is None else int(self.source_mask.sum())
+
+    @property
+    def positions(self) -> int:
+        """How many tokens there are in all, padding included: the cost that a budget counts."""
+        return self.target.numel() + (0 if self.source is None else self.source.numel())
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Give the same batch on a device."""
+        source = None if self.source is None else self.source.to(device)
+        mask = None if self.source_mask is None else self.source_mask.to(device)
+        return Batch(source, mask, self.target.to(device), self.labels.to(device), self.index.to(device))
+
+
+def collate(
+    examples: Sequence[Example],
+    source_tokenizer: SpecialTokens | None,
+    target_tokenizer: SpecialTokens,
+    index: Sequence[int] | None = None,
+) -> Batch:
+    """Lay examples side by side as one batch; `index` gives their numbers (0, 1, 2 ... unless told).
+
+    An example is (source ids, target ids) without special tokens; the source is None in all of them or in none.
+    """
+    numbers = torch.as_tensor(list(range(len(examples)) if index is None else index), dtype=torch.int64)
+    sources = [source for source, _ in examples if source is not None]
+    targets = [np.asarray(target, dtype=np.int64) for _, target in examples]
+    target, real = _padded(targets, target_tokenizer.pad, before=[target_tokenizer.bos])
+    labels, _ = _padded(targets, IGNORE, after=[target_tokenizer.eos])
+    if source_tokenizer is None or not sources:
+        return Batch(None, None, target, labels, numbers)
+    source, mask = source_batch(sources, source_tokenizer)
+    return Batch(source, mask, target, labels, numbers)
+
+
+def source_batch(sources: Sequence[Ids], tokenizer: SpecialTokens) -> tuple[Tensor, Tensor]:
+    """Lay sources side by side, each with eos: (source (batch, sources) int64, source_mask bool, True = real token).
+
+    Training and decoding both come through here, so that a model reads the same in both; an empty line is one eos.
+    """
+    return _padded([np.asarray(source, dtype=np.int64) for source in sources], tokenizer.pad, after=[tokenizer.eos])
+
+
+def _padded(
+    rows: Sequence[npt.NDArray[np.int64]], filler: int, before: Sequence[int] = (), after: Sequence[int] = ()
+) -> tuple[Tensor, Tensor]:
+    added = len(before) + len(after)
+    lengths = np.array([len(row) + added for row in rows], dtype=np.int64)
+    real = np.arange(lengths.max(initial=0)) < lengths[:, None]
+    table = np.full(real.shape, filler, dtype=np.int64)
+    pieces = [piece for row in rows for piece in (before, row, after) if len(piece)]
+    if pieces:
+        table[real] = np.concatenate(pieces)
+    return torch.from_numpy(table), torch.from_numpy(real)
