@@ -1,0 +1,43 @@
+"""Training: the options of a run (torch-free) and the `Trainer` that carries them out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from qkv.training.options import (
+    Cosine,
+    InverseSquareRoot,
+    Optimizer,
+    Saving,
+    Schedule,
+    Training,
+    Validation,
+    WarmupStableDecay,
+    vaswani_peak,
+)
+
+if TYPE_CHECKING:
+    from qkv.training.trainer import Result, Trainer, Validated
+
+__all__ = [
+    "Cosine",
+    "InverseSquareRoot",
+    "Optimizer",
+    "Result",
+    "Saving",
+    "Schedule",
+    "Trainer",
+    "Training",
+    "Validated",
+    "Validation",
+    "WarmupStableDecay",
+    "vaswani_peak",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Result", "Trainer", "Validated"):  # these need torch, which a command line's --help must not import
+        from qkv.training import trainer
+
+        return getattr(trainer, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
