@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from qkv.data.batch import IGNORE, Batch, Example, SpecialTokens, collate, source_batch
+    from qkv.data.cleaning import Cleaning, Encoder, Finding, Report, leakage, prepare, references, without
+    from qkv.data.reading import Files, Jsonl, Pair, Tsv, lines, lines_of, read_pairs
     from qkv.data.sampler import BatchSampler, Mixture
     from qkv.data.store import Joined, TokenPairs, TokenWriter
 
 _HOMES = {
     "qkv.data.batch": ("IGNORE", "Batch", "Example", "SpecialTokens", "collate", "source_batch"),
+    "qkv.data.cleaning": ("Cleaning", "Encoder", "Finding", "Report", "leakage", "prepare", "references", "without"),
+    "qkv.data.reading": ("Files", "Jsonl", "Pair", "Tsv", "lines", "lines_of", "read_pairs"),
     "qkv.data.sampler": ("BatchSampler", "Mixture"),
     "qkv.data.store": ("Joined", "TokenPairs", "TokenWriter"),
 }
@@ -24,14 +28,29 @@ __all__ = [
     "IGNORE",
     "Batch",
     "BatchSampler",
+    "Cleaning",
+    "Encoder",
     "Example",
+    "Files",
+    "Finding",
     "Joined",
+    "Jsonl",
     "Mixture",
+    "Pair",
+    "Report",
     "SpecialTokens",
     "TokenPairs",
     "TokenWriter",
+    "Tsv",
     "collate",
+    "leakage",
+    "lines",
+    "lines_of",
+    "prepare",
+    "read_pairs",
+    "references",
     "source_batch",
+    "without",
 ]
 
 

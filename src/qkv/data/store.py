@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import bisect
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +21,7 @@ Tokens = npt.NDArray[np.unsignedinteger]
 
 _IDS = "ids.npy"
 _BOUNDS = "bounds.npy"
+_NOTE = "note.json"
 
 
 class TokenPairs:
@@ -79,6 +82,17 @@ class TokenPairs:
             raise DataError(f"the token store {folder} does not fit together; {_REMEDY}")
         return cls(ids, bounds)
 
+    @staticmethod
+    def note(folder: str | os.PathLike[str]) -> dict[str, Any]:
+        """Read the note that was saved with a store; DataError if it is missing or damaged."""
+        try:
+            record = json.loads((Path(folder) / _NOTE).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"the token store {folder} cannot be read ({error}); {_REMEDY}") from error
+        if not isinstance(record, dict):
+            raise DataError(f"the token store {folder} does not fit together; {_REMEDY}")
+        return record
+
 
 _REMEDY = "delete that folder, it is made again from the text"
 
@@ -103,8 +117,8 @@ class TokenWriter:
         """Give what was collected."""
         return TokenPairs(*self._arrays())
 
-    def save(self, folder: str | os.PathLike[str]) -> TokenPairs:
-        """Write a store, whole or not at all, and map it; StorageError if there is no room.
+    def save(self, folder: str | os.PathLike[str], note: Mapping[str, Any] | None = None) -> TokenPairs:
+        """Write a store and a note about it, whole or not at all, and map it; StorageError if there is no room.
 
         A store that another process wrote there in the meantime is left as it is.
         """
@@ -119,6 +133,7 @@ class TokenWriter:
                     np.save(file, array, allow_pickle=False)
                     file.flush()
                     os.fsync(file.fileno())
+            (Path(temporary) / _NOTE).write_text(json.dumps(note or {}), encoding="utf-8")
             if not target.exists():
                 os.rename(temporary, target)
         except OSError as error:

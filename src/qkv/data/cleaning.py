@@ -1,0 +1,228 @@
+"""What is kept of a corpus and what is not, said before training: no line disappears in silence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from qkv.data.reading import Pair
+from qkv.data.store import TokenPairs, TokenWriter
+from qkv.errors import ConfigError, DataError
+
+_AT_ONCE = 10_000
+_SHOWN = 3
+_FORMAT = 1
+
+
+class Encoder(Protocol):
+    """What making a store needs of a tokenizer."""
+
+    @property
+    def digest(self) -> str: ...
+    def encode_all(self, lines: Iterable[str]) -> list[list[int]]: ...
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """Which examples to keep: `max_length` tokens on either side (without special ones), what to do with longer
+    ones, and what share may be dropped before the run stops."""
+
+    max_length: int = 256
+    long: Literal["drop", "truncate"] = "drop"
+    allow_dropped: float = 0.01
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.max_length < 1:
+            problems.append(f"max_length={self.max_length} leaves nothing; expected at least 1 token")
+        if not 0 <= self.allow_dropped <= 1:
+            problems.append(f"allow_dropped={self.allow_dropped} is no share; expected 0 to 1 (0.01 is 1%)")
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass
+class Finding:
+    """How many examples something happened to, and the first three."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+
+    def add(self, number: int, text: str) -> None:
+        """Count example `number` (from 1)."""
+        self.count += 1
+        if len(self.examples) < _SHOWN:
+            self.examples.append(f"example {number}: {_short(text)}")
+
+
+@dataclass
+class Report:
+    """What became of a corpus: examples kept (those truncated among them) and dropped, by reason."""
+
+    kept: int = 0
+    truncated: Finding = field(default_factory=Finding)
+    dropped: dict[str, Finding] = field(default_factory=dict)
+
+    @property
+    def dropped_count(self) -> int:
+        """How many were dropped, for whatever reason."""
+        return sum(finding.count for finding in self.dropped.values())
+
+    @property
+    def dropped_share(self) -> float:
+        """What share of all was dropped, 0 to 1."""
+        return self.dropped_count / max(1, self.kept + self.dropped_count)
+
+    def check(self, cleaning: Cleaning) -> None:
+        """Raise DataError if nothing is left, or more was dropped than allowed."""
+        if not self.kept:
+            raise DataError(
+                f"no example is left to use.\n{self}\nGive data with text on both sides, or raise max_length"
+            )
+        if self.dropped_share > cleaning.allow_dropped:
+            raise DataError(
+                f"{self.dropped_share:.1%} of the examples would be dropped, at most {cleaning.allow_dropped:.1%} may be."
+                f"\n{self}\nMend the data, raise max_length, set long=truncate, or allow it with allow_dropped="
+                f"{self.dropped_share + 0.001:.3f}"
+            )
+
+    def __str__(self) -> str:
+        total = self.kept + self.dropped_count
+        text = [f"{total:,} examples: {self.kept:,} kept, {self.truncated.count:,} of them truncated; "
+                f"{self.dropped_count:,} dropped ({self.dropped_share:.2%})"]  # fmt: skip
+        for reason, finding in (("truncated", self.truncated), *self.dropped.items()):
+            if finding.count:
+                text.append(f"  {reason}: {finding.count:,}")
+                text.extend(f"    {example}" for example in finding.examples)
+        return "\n".join(text)
+
+    def to_json(self) -> dict[str, Any]:
+        """Give the report as plain values, to be written down."""
+        return {
+            "kept": self.kept,
+            "truncated": vars(self.truncated),
+            "dropped": {reason: vars(finding) for reason, finding in self.dropped.items()},
+        }
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Report:
+        """Undo `to_json`."""
+        dropped = {reason: Finding(**finding) for reason, finding in record["dropped"].items()}
+        return cls(record["kept"], Finding(**record["truncated"]), dropped)
+
+
+def prepare(
+    pairs: Iterable[Pair],
+    source_tokenizer: Encoder | None,
+    target_tokenizer: Encoder,
+    cleaning: Cleaning | None = None,
+    cache: Path | None = None,
+) -> tuple[TokenPairs, Report]:
+    """Turn text into a store of tokens, and tell what was kept, truncated and dropped.
+
+    An example is dropped if a side is empty, or too long where `cleaning` says so. Without a source tokenizer the
+    sources are not looked at. With a `cache` folder the store is kept there under a name made from the text, the
+    tokenizers and the cleaning, and found again; `pairs` must then be something that can be gone through twice.
+    Raises DataError if more is dropped than allowed, or nothing is left.
+    """
+    cleaning = cleaning or Cleaning()
+    if cache is None:
+        writer, report = _collect(pairs, source_tokenizer, target_tokenizer, cleaning)
+        report.check(cleaning)
+        return writer.in_memory(), report
+    folder = cache / f"tokens-{_key(pairs, source_tokenizer, target_tokenizer, cleaning)}"
+    if not folder.exists():
+        writer, report = _collect(pairs, source_tokenizer, target_tokenizer, cleaning)
+        report.check(cleaning)
+        return writer.save(folder, report.to_json()), report
+    store = TokenPairs.open(folder)
+    report = Report.from_json(TokenPairs.note(folder))
+    report.check(cleaning)
+    return store, report
+
+
+def leakage(train: Iterable[Pair], held_out: Mapping[str, Iterable[Pair]]) -> dict[str, Finding]:
+    """Find the held-out examples whose exact source is in the training data: {name of the held-out set: Finding}."""
+    sources = {source for source, _ in train}
+    findings = {}
+    for name, pairs in held_out.items():
+        findings[name] = Finding()
+        for number, (source, _) in enumerate(pairs, 1):
+            if source in sources:
+                findings[name].add(number, source)
+    return findings
+
+
+def without(pairs: Iterable[Pair], *held_out: Iterable[Pair]) -> list[Pair]:
+    """Leave out every pair whose source is the source of a held-out pair."""
+    sources = {source for part in held_out for source, _ in part}
+    return [pair for pair in pairs if pair[0] not in sources]
+
+
+def references(pairs: Iterable[Pair]) -> dict[str, list[str]]:
+    """Bring all targets of one source together, in order: every pronunciation of a word."""
+    gathered: dict[str, list[str]] = {}
+    for source, target in pairs:
+        gathered.setdefault(source, []).append(target)
+    return gathered
+
+
+def _collect(
+    pairs: Iterable[Pair], source_tokenizer: Encoder | None, target_tokenizer: Encoder, cleaning: Cleaning
+) -> tuple[TokenWriter, Report]:
+    writer, report = TokenWriter(source_tokenizer is not None), Report()
+    before = 0
+    for chunk in _chunks(pairs):
+        targets = target_tokenizer.encode_all(target for _, target in chunk)
+        sources = source_tokenizer.encode_all(source for source, _ in chunk) if source_tokenizer else None
+        kept: list[int] = []
+        for place, (pair, target) in enumerate(zip(chunk, targets, strict=True)):
+            sides = [target] if sources is None else [sources[place], target]
+            longest = max(map(len, sides))
+            text = pair[1] if sources is None else " ||| ".join(pair)
+            reason = None
+            if not all(side.strip() for side in (pair[1:] if sources is None else pair)) or not all(sides):
+                reason = "empty"
+            elif longest > cleaning.max_length:
+                if cleaning.long == "drop":
+                    reason = f"longer than {cleaning.max_length} tokens"
+                else:
+                    report.truncated.add(before + place + 1, f"({longest:,} tokens) {text}")
+                    for side in sides:
+                        del side[cleaning.max_length :]
+            if reason is None:
+                kept.append(place)
+            else:
+                shown = text if reason == "empty" else f"({longest:,} tokens) {text}"
+                report.dropped.setdefault(reason, Finding()).add(before + place + 1, shown)
+        report.kept += len(kept)
+        writer.add(None if sources is None else [sources[n] for n in kept], [targets[n] for n in kept])
+        before += len(chunk)
+    return writer, report
+
+
+def _chunks(pairs: Iterable[Pair]) -> Iterator[Sequence[Pair]]:
+    rest = iter(pairs)
+    while chunk := list(islice(rest, _AT_ONCE)):
+        yield chunk
+
+
+def _key(pairs: Iterable[Pair], source_tokenizer: Encoder | None, target_tokenizer: Encoder, cleaning: Cleaning) -> str:
+    """Name a store by all that decides what is in it."""
+    head = [_FORMAT, source_tokenizer and source_tokenizer.digest, target_tokenizer.digest]
+    hashed = hashlib.sha256(json.dumps([*head, cleaning.max_length, cleaning.long]).encode())
+    for pair in pairs:
+        for side in pair:
+            text = side.encode()
+            hashed.update(len(text).to_bytes(8, "little") + text)
+    return hashed.hexdigest()[:32]
+
+
+def _short(text: str, most: int = 100) -> str:
+    shown = text if len(text) <= most else text[: most - 1] + "…"
+    return repr(shown)
