@@ -1,0 +1,64 @@
+"""Tasks: what people train models for, from a recipe to a model that answers.
+
+learned = train("pronounce-demo", ["training.minutes=1"], folder="runs/demo")
+runner = load("pronounce")
+[[answer, *_]] = runner.run(["colonel"])
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from qkv.tasks.recipe import Data, Part, Recipe, Recurrent, Text, Transformer, Words
+from qkv.tasks.recipes import named_recipes, read_recipe
+
+if TYPE_CHECKING:
+    from qkv.tasks.examples import Examples, gather
+    from qkv.tasks.judging import Report, evaluate
+    from qkv.tasks.kinds import TASKS, Scored, Task
+    from qkv.tasks.learning import Learned, learn, train
+    from qkv.tasks.runner import SHIPPED, Answer, Looked, Runner, load, with_method
+
+_WHERE = {
+    "examples": ("Examples", "gather"),
+    "judging": ("Report", "evaluate"),
+    "kinds": ("TASKS", "Scored", "Task"),
+    "learning": ("Learned", "learn", "train"),
+    "runner": ("SHIPPED", "Answer", "Looked", "Runner", "load", "with_method"),
+}
+_HOME = {name: home for home, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "SHIPPED",
+    "TASKS",
+    "Answer",
+    "Data",
+    "Examples",
+    "Learned",
+    "Looked",
+    "Part",
+    "Recipe",
+    "Recurrent",
+    "Report",
+    "Runner",
+    "Scored",
+    "Task",
+    "Text",
+    "Transformer",
+    "Words",
+    "evaluate",
+    "gather",
+    "learn",
+    "load",
+    "named_recipes",
+    "read_recipe",
+    "train",
+    "with_method",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:  # what needs torch is imported when it is first used
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)

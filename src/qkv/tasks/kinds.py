@@ -1,0 +1,94 @@
+"""The tasks: for each, what happens to a line before it is read, and how answers are scored.
+
+translate   a sentence to a sentence; BLEU and chrF against one reference each
+pronounce   a spelling to phonemes; a word is right if it equals any of its listed pronunciations
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from qkv.data.cleaning import references
+from qkv.data.reading import Pair
+
+Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, "Scored"]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A number, and the signature that says how it came about."""
+
+    value: float
+    signature: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """What tells one task from another.
+
+    prepare: what happens to a source line before the tokenizer reads it.
+    grouped: whether equal sources are one question with several right answers.
+    score: from hypotheses and the references of each to numbers by name.
+    metric, better: which of them judges a validation.
+    """
+
+    name: str
+    prepare: Callable[[str], str]
+    grouped: bool
+    score: Scorer
+    metric: str
+    better: Literal["lower", "higher"]
+
+    def questions(self, pairs: Iterable[Pair]) -> list[tuple[str, tuple[str, ...]]]:
+        """Sources with all references of each, in order of first appearance."""
+        if not self.grouped:
+            return [(source, (target,)) for source, target in pairs]
+        return [(source, tuple(targets)) for source, targets in references(pairs).items()]
+
+
+def _as_it_is(line: str) -> str:
+    return line.strip()
+
+
+def _spelling(line: str) -> str:
+    return line.strip().lower()
+
+
+def _translation(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Scored]:
+    from qkv.evaluation import bleu, chrf
+
+    single = [own[0] for own in references]
+    return {
+        name: Scored(score.value, score.signature)
+        for name, score in (("bleu", bleu(hypotheses, single)), ("chrf", chrf(hypotheses, single)))
+    }
+
+
+def _pronunciation(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Scored]:
+    from qkv.evaluation import word_errors
+
+    errors = word_errors(list(hypotheses), [list(own) for own in references])
+    found = {"wer": Scored(100 * errors.wer, errors.signature), "per": Scored(100 * errors.per, errors.signature)}
+    if any(symbol[-1:].isdigit() for own in references for symbol in own[0].split()):
+        plain = word_errors(
+            [unstressed(one) for one in hypotheses], [[unstressed(one) for one in own] for own in references]
+        )
+        found["wer without stress"] = Scored(100 * plain.wer, plain.signature)
+        found["per without stress"] = Scored(100 * plain.per, plain.signature)
+    return found
+
+
+def unstressed(phonemes: str) -> str:
+    """The same phonemes without their stress digits: "K ER1 N AH0 L" -> "K ER N AH L"."""
+    return " ".join(symbol.rstrip("012") for symbol in phonemes.split())
+
+
+TASKS = {
+    task.name: task
+    for task in (
+        Task("translate", _as_it_is, False, _translation, "bleu", "higher"),
+        Task("pronounce", _spelling, True, _pronunciation, "wer", "lower"),
+    )
+}

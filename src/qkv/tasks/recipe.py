@@ -1,0 +1,157 @@
+"""Recipes: everything that makes a trained model, in one tree of frozen choices.
+
+The same tree is written as YAML, changed on the command line (`training.minutes=3`) and built in Python. This file
+needs no torch.
+
+    task      what is learned: translate, pronounce
+    data      which examples, from where, and how many tokens make a batch
+    text      how lines become tokens
+    model     the shape of the model; its vocabularies come from the text
+    training  how it is trained
+    decoding  how it answers, unless asked otherwise
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from qkv import presets, spec
+from qkv.data.cleaning import Cleaning
+from qkv.decoding.options import Decoding
+from qkv.errors import ConfigError
+from qkv.text.training import Kind
+from qkv.training.options import Training
+
+
+@dataclass(frozen=True)
+class Part:
+    """Examples of one origin: a split of a named corpus, or your own files.
+
+    paths: one file of pairs (.tsv, .jsonl, each also .gz) or two files with the same number of lines.
+    weight: how often examples of this part are drawn, beside those of others (1: each once an epoch).
+    """
+
+    corpus: str | None = None
+    split: str = "train"
+    paths: tuple[Path, ...] = ()
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.corpus is None) == (not self.paths):
+            raise ConfigError(
+                ["a part takes its examples either from `corpus` (a name) or from `paths` (files): give one"]
+            )
+        if len(self.paths) > 2:
+            raise ConfigError([f"paths has {len(self.paths)} files; expected one file of pairs, or two of lines"])
+        if not self.weight > 0:
+            raise ConfigError([f"weight={self.weight}: expected above 0"])
+
+
+@dataclass(frozen=True)
+class Data:
+    """What to learn from and what to check on.
+
+    without: every example whose source occurs in one of these parts is left out of `train` (a test set, say).
+    cleaning: what is kept of what is read, and how much may be dropped before the run stops.
+    batch_tokens: the most tokens in a batch, source, target and padding together.
+    """
+
+    train: tuple[Part, ...]
+    valid: Part
+    test: tuple[Part, ...] = ()
+    without: tuple[Part, ...] = ()
+    cleaning: Cleaning = Cleaning()
+    batch_tokens: int = 4000
+    valid_examples: int = 1000
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.train:
+            problems.append("train=[]: expected at least one part to learn from")
+        for name in ("batch_tokens", "valid_examples"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name}={getattr(self, name)}: expected at least 1")
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True)
+class Words:
+    """One tokenizer (see `qkv.text.train`); vocab None takes the kind's own default."""
+
+    kind: Kind = "bpe"
+    vocab: int | None = None
+    lowercase: bool = False
+
+
+@dataclass(frozen=True)
+class Text:
+    """How lines become tokens; without `target`, source and target share one tokenizer."""
+
+    source: Words = Words()
+    target: Words | None = None
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """An encoder-decoder Transformer whose blocks are all alike (see `qkv.presets.encoder_decoder`)."""
+
+    d_model: int = 256
+    heads: int = 4
+    d_ff: int = 1024
+    encoder_layers: int = 3
+    decoder_layers: int = 3
+    norm_at: Literal["pre", "post"] = "pre"
+    norm: spec.Norm = spec.Norm()
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu"
+    gated: bool = False
+    rotary: bool = False
+
+    def spec(self, source_vocab: int, target_vocab: int, shared: bool) -> spec.Spec:
+        """The spec of this shape for these vocabularies; `shared` if source and target have one."""
+        return presets.encoder_decoder(
+            source_vocab=source_vocab,
+            target_vocab=target_vocab,
+            d_model=self.d_model,
+            heads=self.heads,
+            d_ff=self.d_ff,
+            layers=(self.encoder_layers, self.decoder_layers),
+            norm_at=self.norm_at,
+            norm=self.norm,
+            feed_forward=spec.FeedForward(self.d_ff, self.activation, self.gated),
+            rotary=self.rotary,
+            shared_embedding=shared,
+        )
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """The recurrent encoder-decoder without attention, or with (see `qkv.spec.Recurrent`)."""
+
+    cell: Literal["gru", "lstm"] = "gru"
+    d_model: int = 256
+    layers: int = 1
+    attention: Literal["additive", "dot", "general"] | None = None
+
+    def spec(self, source_vocab: int, target_vocab: int, shared: bool) -> spec.Spec:
+        """The spec of this shape for these vocabularies."""
+        return spec.Recurrent(
+            self.cell, self.d_model, self.layers, spec.Tokens(source_vocab), spec.Tokens(target_vocab), self.attention
+        )
+
+
+Model: TypeAlias = Transformer | Recurrent
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that makes a trained model; the same recipe and seed on the same machine give the same bytes."""
+
+    task: Literal["translate", "pronounce"]
+    data: Data
+    training: Training
+    text: Text = Text()
+    model: Model = field(default_factory=Transformer)
+    decoding: Decoding = Decoding()

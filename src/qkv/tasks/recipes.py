@@ -1,0 +1,34 @@
+"""Reading recipes: your own file, or one that comes with the package by its name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from importlib import resources
+from pathlib import Path
+
+from qkv import config
+from qkv.errors import ConfigError
+from qkv.tasks.recipe import Recipe
+
+
+def named_recipes() -> dict[str, Path]:
+    """The recipes that come with the package."""
+    folder = Path(str(resources.files("qkv") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe by its path or name, with assignments such as `training.minutes=3` applied.
+
+    Raises ConfigError with every problem of the file and of the assignments, each with the nearest valid name.
+    """
+    named = named_recipes()
+    path = Path(name)
+    if not path.exists():
+        if str(name) not in named:
+            near = difflib.get_close_matches(str(name), named, n=1)
+            advice = f"; did you mean {near[0]}?" if near else ""
+            raise ConfigError([f"{name}: no such file, and the recipes that come along are {', '.join(named)}{advice}"])
+        path = named[str(name)]
+    return config.read(Recipe, config.override(config.load_yaml(path), overrides), str(path))

@@ -1,0 +1,244 @@
+"""A trained model with everything it needs to answer: read from one folder, which opens anywhere.
+
+spec.json                the model's spec
+model.safetensors        its parameters, with a checksum over them
+source.tokenizer.json    how lines are read
+target.tokenizer.json    how answers are written (absent if source and target share one)
+card.json                the task, the decoding defaults and the scores it was given
+recipe.yaml              what it was made by (absent from a model that was not trained here)
+metrics.jsonl            how its training went (likewise)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from importlib import resources
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkv import config, lens, spec
+from qkv.decoding import Beam, Decoding, Greedy, Sample, decode_all
+from qkv.errors import CheckpointError, ConfigError, StorageError, VocabularyError
+from qkv.lens import Trace
+from qkv.models import SequenceModel, build
+from qkv.tasks.kinds import TASKS, Task
+from qkv.text import Tokenizer
+from qkv.training import checkpoint
+
+SHIPPED = ("pronounce",)
+"""The models that come with the package, by name."""
+
+_LINES_AT_ONCE = 512
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to one line. score is what it was ranked by; log_probability is that of its tokens."""
+
+    text: str
+    score: float
+    log_probability: float
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What the model saw, asked and took while it gave `answer` to `line`."""
+
+    line: str
+    answer: Answer
+    source_tokens: list[str]
+    target_tokens: list[str]
+    trace: Trace
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A model, its tokenizers, its task and how it decodes."""
+
+    model: SequenceModel
+    source: Tokenizer
+    target: Tokenizer
+    task: Task
+    decoding: Decoding = Decoding()
+    card: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for name, tokenizer, size in zip(
+            ("source", "target"), (self.source, self.target), vocabularies(self.model.spec), strict=True
+        ):
+            if tokenizer.size != size:
+                raise VocabularyError(
+                    f"the {name} tokenizer has {tokenizer.size} tokens and the model {size}; "
+                    "take the tokenizer from the model's own folder"
+                )
+
+    def run(self, lines: Iterable[str], decoding: Decoding | None = None, seed: int = 0) -> Iterator[list[Answer]]:
+        """Answer each line, best answer first; one line in, one list out, in order. An empty line answers itself."""
+        decoding = decoding or self.decoding
+        generator = torch.Generator().manual_seed(seed)
+        rest = iter(lines)
+        while chunk := list(islice(rest, _LINES_AT_ONCE)):
+            ids = self.source.encode_all(self.task.prepare(line) for line in chunk)
+            full = [number for number, one in enumerate(ids) if one]
+            found = decode_all(
+                self.model,
+                [[*ids[number], self.source.eos] for number in full],
+                bos=self.target.bos,
+                eos=self.target.eos,
+                never=(self.target.pad, self.target.bos, self.target.unk),
+                decoding=decoding,
+                generator=generator,
+            )
+            answers = dict(zip(full, found, strict=True))
+            for number in range(len(chunk)):
+                yield [
+                    Answer(self.target.decode(one.tokens), one.score, one.log_probability, one.tokens)
+                    for one in answers.get(number, ())
+                ] or [Answer("", 0.0, 0.0, ())]
+
+    def look(self, line: str, answer: str | None = None) -> Looked:
+        """Answer a line (or take the given answer) and look at every attention that led to it."""
+        source = [*self.source.encode(self.task.prepare(line)), self.source.eos]
+        if answer is None:
+            given = next(self.run([line]))[0]
+            tokens = given.tokens
+        else:
+            tokens = (*self.target.encode(answer), self.target.eos)
+            given = Answer(answer, float("nan"), float("nan"), tokens)
+        begin = (self.target.bos, *tokens[:-1]) if tokens[-1:] == (self.target.eos,) else (self.target.bos, *tokens)
+        trace = lens.look(self.model.eval(), source, begin)
+        return Looked(line, given, self.source.tokens(source), self.target.tokens(begin), trace)
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model folder; parameters in `dtype` if given (float16 halves the file). Raises StorageError."""
+        place = Path(folder)
+        tensors = {name: tensor.to(dtype) if dtype else tensor for name, tensor in _unique(self.model).items()}
+        card = {**(self.card or {}), "task": self.task.name, "decoding": config.write(self.decoding)}
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{place} could not be made: {error}; choose a folder that can be written") from error
+        checkpoint.write(place / "model.safetensors", tensors, {"format": 1})
+        _write_text(place / "spec.json", spec.to_json(self.model.spec))
+        _write_text(place / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
+        self.source.save(place / "source.tokenizer.json")
+        if self.target != self.source:
+            self.target.save(place / "target.tokenizer.json")
+
+
+def load(name: str | Path) -> Runner:
+    """Open a model folder, or a model that comes with the package by its name (`pronounce`).
+
+    Raises CheckpointError, SpecError or VocabularyError for a folder that is missing, incomplete or altered.
+    """
+    place = Path(name)
+    if not place.exists() and str(name) in SHIPPED:
+        place = Path(str(resources.files("qkv") / "shipped" / str(name)))
+    if not place.is_dir():
+        raise CheckpointError(
+            f"there is no model folder {str(name)!r}; expected the folder of a finished run, "
+            f"or a model that comes with the package: {', '.join(SHIPPED)}"
+        )
+    missing = [
+        part
+        for part in ("spec.json", "model.safetensors", "card.json", "source.tokenizer.json")
+        if not (place / part).is_file()
+    ]
+    if missing:
+        raise CheckpointError(
+            f"{place} is no whole model folder, {', '.join(missing)} is missing; copy the folder again"
+        )
+    card = _read_json(place / "card.json")
+    task = TASKS.get(str(card.get("task")))
+    if task is None:
+        raise CheckpointError(f"{place}/card.json: task={card.get('task')!r}; expected one of {', '.join(TASKS)}")
+    model = _empty(spec.from_json(_read_text(place / "spec.json")))
+    tensors, _ = checkpoint.read(place / "model.safetensors")
+    _fill(model, tensors, place / "model.safetensors")
+    source = Tokenizer.load(place / "source.tokenizer.json")
+    target = place / "target.tokenizer.json"
+    decoding = config.read(Decoding, card.get("decoding", {}), str(place / "card.json"))
+    return Runner(model.eval(), source, Tokenizer.load(target) if target.exists() else source, task, decoding, card)
+
+
+def vocabularies(choice: spec.Spec) -> tuple[int, int]:
+    """The sizes of the vocabularies a model reads and answers in; the same one twice if there is one."""
+    if isinstance(choice, spec.Recurrent):
+        return choice.source.vocab, choice.target.vocab
+    sizes = [stack.reads.vocab for stack in (choice.encoder, choice.decoder) if stack is not None]
+    return sizes[0], sizes[-1]
+
+
+def with_method(decoding: Decoding, *, beam: int | None = None, n_best: int | None = None) -> Decoding:
+    """The same decoding with another width (1: greedy) or another number of answers."""
+    method = decoding.method
+    if beam == 1 and (n_best or 1) == 1:
+        return replace(decoding, method=Greedy())
+    if beam is not None or (n_best is not None and isinstance(method, Greedy)):
+        old = method if isinstance(method, Beam) else Beam()
+        method = replace(old, size=beam or max(old.size, n_best or 1), n_best=min(old.n_best, beam or old.size))
+    if n_best is not None:
+        if isinstance(method, Beam):
+            method = replace(method, size=max(method.size, n_best), n_best=n_best)
+        elif isinstance(method, Sample):
+            method = replace(method, n_best=n_best)
+        else:
+            raise ConfigError([f"n_best={n_best}: greedy decoding has one answer; use a beam"])
+    return replace(decoding, method=method)
+
+
+def _unique(model: SequenceModel) -> dict[str, Tensor]:
+    """The parameters by name, each tied one once."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def _empty(choice: spec.Spec) -> SequenceModel:
+    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten, and must not move the user's numbers
+        return build(choice)
+
+
+@torch.no_grad()
+def _fill(model: SequenceModel, tensors: dict[str, Tensor], path: Path) -> None:
+    places = _unique(model)
+    if set(places) != set(tensors):
+        unknown, missing = sorted(set(tensors) - set(places)), sorted(set(places) - set(tensors))
+        raise CheckpointError(
+            f"{path} does not fit spec.json: it lacks {missing[:3] or 'nothing'} and has {unknown[:3] or 'nothing'} "
+            "beyond it; take both files from the same run"
+        )
+    for name, place in places.items():
+        if place.shape != tensors[name].shape:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(tensors[name].shape)} and spec.json makes it {tuple(place.shape)}; "
+                "take both files from the same run"
+            )
+        place.copy_(tensors[name])
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; copy the model folder again") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_text(path))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path} is cut short or altered: {error}; copy the model folder again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object; copy the model folder again")
+    return value
+
+
+def _write_text(path: Path, text: str) -> None:
+    with checkpoint.replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
