@@ -41,12 +41,18 @@ class Record:
     left: float
 
 
+@dataclass
 class Window:
-    """Sums over the steps since the last record."""
+    """Sums over the steps since the last record; a checkpoint keeps them, so that resuming leaves no gap."""
 
-    def __init__(self) -> None:
-        self.steps = self.tokens = self.places = self.filled = 0
-        self.loss = self.seconds = self.norm = self.rate = 0.0
+    steps: int = 0
+    tokens: int = 0
+    places: int = 0
+    filled: int = 0
+    loss: float = 0.0
+    norm: float = 0.0
+    rate: float = 0.0
+    seconds: float = 0.0
 
     def add(self, batches: Sequence[Any], tokens: int, loss: float, norm: float, rate: float, seconds: float) -> None:
         """Take in a step: its batches, their target tokens, mean loss, gradient norm, learning rate and seconds."""

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -119,8 +119,8 @@ class Trainer:
         NonFiniteError on NaN or infinity, StorageError on a full disk, CheckpointError on a damaged checkpoint and
         TrainingError if the folder holds a run that was not to be resumed.
         """
-        self._begin(resume)
         self._window = Window()
+        self._begin(resume)
         self._metrics = Metrics(
             self.folder / "metrics.jsonl",
             upto=self.standing.step,
@@ -286,7 +286,12 @@ class Trainer:
         tensors["random"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        state = {"standing": standing.to_json(), "sampler": self.sampler.state(), "options": _fixed(self.options)}
+        state = {
+            "standing": standing.to_json(),
+            "window": asdict(self._window),
+            "sampler": self.sampler.state(),
+            "options": _fixed(self.options),
+        }
         checkpoint.write(self.checkpoint, tensors, state)
         self.shelf.keep(kept)
 
@@ -309,6 +314,7 @@ class Trainer:
             )
         self._restore(tensors)
         self.standing = Standing.from_json(state["standing"])
+        self._window = Window(**state["window"])
         self.sampler.restore(state["sampler"])
         self.shelf.keep({*self.standing.last, *(step for _, step in self.standing.best)})
         self.show.note(f"Resuming from step {self.standing.step:,}.")
