@@ -1,0 +1,77 @@
+"""Which source tokens a hypothesis has attended to, for the coverage penalty of Wu et al. 2016."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from qkv.errors import ConfigError
+from qkv.tap import NO_TAP, Site, Tap
+
+Received = dict[str, tuple[str, Tensor]]
+
+
+class CrossWeights(Tap):
+    """A tap that keeps what each source token receives in the last cross-attention of each model it watches.
+
+    `inner` is the tap to watch through; what it changes is changed. Reading the weights takes the explicit
+    rendering of the cross-attention, and of nothing else.
+    kept: by model, the place of that attention and the weights (rows, sources), averaged over heads and summed
+        over queries, since `kept` was last cleared.
+    """
+
+    def __init__(self, inner: Tap = NO_TAP, path: str = "", kept: Received | None = None) -> None:
+        self.inner, self.path = inner, path
+        self.kept: Received = {} if kept is None else kept
+
+    def wants(self, site: Site) -> bool:
+        return (site == "weights" and self._watched) or self.inner.wants(site)
+
+    def __call__(self, site: Site, tensor: Tensor) -> Tensor:
+        tensor = self.inner(site, tensor)
+        if site == "weights" and self._watched:
+            received = tensor.float().mean(1).sum(1)
+            model = self.path.rpartition(".")[0].rpartition(".")[0]
+            place, before = self.kept.get(model, (self.path, None))
+            # A model may look one query at a time, which adds up; but a later block replaces an earlier one.
+            if place == self.path and before is not None:
+                received = received + before
+            self.kept[model] = self.path, received
+        return tensor
+
+    def terms(self, **terms: object) -> None:
+        self.inner.terms(**terms)
+
+    def at(self, place: str) -> CrossWeights:
+        return CrossWeights(self.inner.at(place), f"{self.path}.{place}", self.kept)
+
+    @property
+    def _watched(self) -> bool:
+        return self.path.endswith(".cross_attention")
+
+
+class Coverage:
+    """The attention each source token has received so far, for every living hypothesis: (rows, sources).
+
+    latest: what `CrossWeights` keeps. Padding counts as covered.
+    """
+
+    def __init__(self, beta: float, latest: Received, source_mask: Tensor) -> None:
+        self.beta, self.latest = beta, latest
+        self.received = (~source_mask).to(torch.float32)
+
+    def add(self) -> None:
+        """Take in what the last step attended to."""
+        if not self.latest:
+            raise ConfigError([f"coverage={self.beta}: this model has no cross-attention to take it from; expected 0"])
+        self.received = self.received + torch.stack([received for _, received in self.latest.values()]).mean(0)
+        self.latest.clear()
+
+    def reorder(self, index: Tensor) -> None:
+        """Follow the rows of the search."""
+        self.received = self.received[index]
+
+    def penalty(self) -> Tensor:
+        """beta * sum over sources of log(min(received, 1)) (Wu et al. 2016, eq. 14): (rows,)."""
+        tiny = torch.finfo(torch.float32).tiny
+        return self.beta * self.received.clamp(tiny, 1.0).log().sum(-1)

@@ -1,0 +1,164 @@
+"""Beam search over anything that can step, under rules that are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkv.decoding.coverage import Coverage
+from qkv.decoding.options import Beam, may_stop
+from qkv.decoding.stepping import Constraints, Hypothesis, Stepper
+from qkv.errors import DataError
+
+DEAD = -torch.inf
+
+
+@torch.no_grad()
+def beam(
+    stepper: Stepper,
+    state: Any,
+    constraints: Constraints,
+    options: Beam | None = None,
+    coverage: Coverage | None = None,
+) -> list[list[Hypothesis]]:
+    """Search each sentence for its highest-scoring continuations; at most n_best a sentence, best first, at least one.
+
+    `state` has one row a sentence. Sentences that are done leave the batch; no sentence changes another's result.
+    A hypothesis with score -inf says that nothing was possible under the constraints.
+    """
+    return _Search(stepper, constraints, options or Beam(), coverage).run(state)
+
+
+class _Search:
+    """The living hypotheses of all sentences that are not done, and the collected ones of all sentences.
+
+    tokens (sentences, width, fed): what each living hypothesis was fed, the begin token included.
+    living (sentences, width): their log-probabilities, highest first; -inf marks a filler.
+    """
+
+    def __init__(self, stepper: Stepper, constraints: Constraints, options: Beam, coverage: Coverage | None) -> None:
+        self.stepper, self.constraints, self.options, self.coverage = stepper, constraints, options, coverage
+        self.rules = options.resolved()
+        self.given = constraints.given
+        self.counted = self.rules.prefix == "counted"
+        for prefix, longest in zip(constraints.prefixes or (), constraints.longest, strict=False):
+            if self.counted and len(prefix) >= longest:
+                raise DataError(
+                    f"a prefix of {len(prefix)} tokens leaves no room under a greatest length of {longest}, which "
+                    "counts the prefix under these rules; raise length.constant"
+                )
+        self.collected: list[list[Hypothesis]] = [[] for _ in self.given]
+        self.sentences = list(range(len(self.given)))
+
+    def run(self, state: Any) -> list[list[Hypothesis]]:
+        log_probs, state = self._begin(state)
+        while True:
+            values, parents, choices = self._candidates(log_probs)
+            self._collect(values, parents, choices)
+            values, order = values.masked_fill(choices == self.constraints.eos, DEAD).topk(self.options.size)
+            parents, choices = parents.gather(1, order), choices.gather(1, order)
+            going = self._going(values)
+            if not going:
+                return [found[: self.options.n_best] for found in self.collected]
+            state = self._move(state, going, values, parents, choices)
+            logits, state = self.stepper.step(choices[going].reshape(-1, 1), state)
+            if self.coverage:
+                self.coverage.add()
+            log_probs = torch.log_softmax(logits[:, -1].float(), -1).view(*self.living.shape, -1)
+
+    def _begin(self, state: Any) -> tuple[Tensor, Any]:
+        """Feed what all sentences are given, up to the shortest; (sentences, 1, vocab) log-probabilities come back."""
+        common = min((len(given) for given in self.given), default=1)
+        tokens = torch.tensor([given[:common] for given in self.given], device=self.constraints.device)
+        logits, state = self.stepper.step(tokens, state)
+        if self.coverage:
+            self.coverage.add()
+        self.tokens = tokens[:, None]
+        self.living = torch.zeros(len(self.given), 1, device=tokens.device)
+        if self.counted and common > 1:
+            read = torch.log_softmax(logits[:, :-1].float(), -1).gather(2, tokens[:, 1:, None])
+            self.living += read.sum(1)
+        return torch.log_softmax(logits[:, -1:].float(), -1), state
+
+    def _length(self, sentence: int) -> int:
+        """The length, as the rules count it, that the next token gives the hypotheses of a sentence."""
+        return self.tokens.shape[2] + 1 - (1 if self.counted else len(self.given[sentence]))
+
+    def _last(self, sentence: int) -> bool:
+        return self._length(sentence) >= self.constraints.longest[sentence]
+
+    def _candidates(self, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best 2K continuations: log-probability, hypothesis and token, each (sentences, 2K)."""
+        fed, vocab = self.tokens.shape[2], log_probs.shape[-1]
+        owns = [self.given[sentence] for sentence in self.sentences]
+        forced = [own[fed] if fed < len(own) else None for own in owns]
+        self.constraints.restrict(log_probs, forced, [self._length(one) for one in self.sentences], self.counted)
+        if self.rules.at_length == "forced":
+            last = [group for group, sentence in enumerate(self.sentences) if self._last(sentence)]
+            others = torch.arange(vocab, device=log_probs.device) != self.constraints.eos
+            log_probs[last] = log_probs[last].masked_fill(others, DEAD)
+        totals = (self.living[..., None] + log_probs).flatten(1)
+        wanted = 2 * self.options.size
+        values, index = totals.topk(min(wanted, totals.shape[1]))
+        missing = wanted - values.shape[1]  # a small vocabulary, at the first steps
+        values = torch.nn.functional.pad(values, (0, missing), value=DEAD)
+        index = torch.nn.functional.pad(index, (0, missing))
+        return values, index // vocab, index % vocab
+
+    def _collect(self, values: Tensor, parents: Tensor, choices: Tensor) -> None:
+        """Put the candidates that ended, and at the greatest length those the rules keep, among the collected."""
+        eligible = choices == self.constraints.eos
+        if self.rules.at_length == "kept":
+            eligible[[group for group, sentence in enumerate(self.sentences) if self._last(sentence)]] = True
+        if self.rules.counts == "best-k":
+            eligible[:, self.options.size :] = False
+        self.penalties = self.coverage.penalty().tolist() if self.coverage else None
+        for group, rank in (eligible & (values > DEAD)).nonzero().tolist():
+            self._add(group, int(parents[group, rank]), [int(choices[group, rank])], float(values[group, rank]))
+        for group, sentence in enumerate(self.sentences):
+            if self.rules.at_length == "kept-if-none-ended" and self._last(sentence) and not self.collected[sentence]:
+                for rank in (values[group] > DEAD).nonzero().flatten().tolist()[: self.options.size]:
+                    self._add(group, int(parents[group, rank]), [int(choices[group, rank])], float(values[group, rank]))
+
+    def _add(self, group: int, parent: int, more: list[int], log_probability: float) -> None:
+        sentence = self.sentences[group]
+        found, size = self.collected[sentence], self.options.size
+        if self.rules.holds == "first-k" and len(found) == size:
+            return
+        score = log_probability / self.options.length_penalty(self._length(sentence))
+        if self.penalties:
+            score += self.penalties[group * self.tokens.shape[1] + parent]
+        tokens = (*self.tokens[group, parent].tolist()[self.constraints.hidden :], *more)
+        found.append(Hypothesis(tokens, score, log_probability, tokens[-1:] == (self.constraints.eos,)))
+        found.sort(key=lambda hypothesis: -hypothesis.score)
+        del found[size:]
+
+    def _going(self, values: Tensor) -> list[int]:
+        """Which of the sentences go on, given the log-probabilities of their next living hypotheses."""
+        going = []
+        for group, (sentence, living) in enumerate(zip(self.sentences, values[:, 0].tolist(), strict=True)):
+            found, length, limit = self.collected[sentence], self._length(sentence), self.constraints.longest[sentence]
+            if self._last(sentence) or living == DEAD:
+                if not found:
+                    tokens = tuple(self.tokens[group, 0].tolist()[self.constraints.hidden :])
+                    found.append(Hypothesis(tokens, DEAD, float(self.living[group, 0]), False))
+            elif not may_stop(self.options, [one.score for one in found], living, length, limit):
+                going.append(group)
+        return going
+
+    def _move(self, state: Any, going: list[int], values: Tensor, parents: Tensor, choices: Tensor) -> Any:
+        """Keep the sentences that go on and let each hypothesis follow its parent; return the state reordered."""
+        width, rows = self.tokens.shape[1], self.tokens.shape[0] * self.tokens.shape[1]
+        groups = torch.tensor(going, device=values.device)
+        index = (groups[:, None] * width + parents[groups]).flatten()
+        self.sentences = [self.sentences[group] for group in going]
+        self.living = values[groups]
+        before = self.tokens.flatten(0, 1)[index].view(len(going), self.options.size, -1)
+        self.tokens = torch.cat((before, choices[groups][..., None]), -1)
+        if index.shape[0] == rows and torch.equal(index, torch.arange(rows, device=index.device)):
+            return state
+        if self.coverage:
+            self.coverage.reorder(index)
+        return state.reorder(index)

@@ -1,0 +1,209 @@
+"""From a source to its hypotheses, with any `SequenceModel`: the one way that validation, tests and users decode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkv.decoding.coverage import Coverage, CrossWeights
+from qkv.decoding.options import Beam, Decoding, Greedy, Sample
+from qkv.decoding.search import beam
+from qkv.decoding.stepping import Constraints, Hypothesis
+from qkv.decoding.walking import drawn, greedy, most_probable, sample, walk
+from qkv.errors import ConfigError, DataError
+from qkv.models import SequenceModel
+from qkv.tap import NO_TAP, Tap
+
+Prefixes = Sequence[Sequence[int]]
+
+
+@torch.no_grad()
+def decode(
+    model: SequenceModel,
+    source: Tensor | None = None,
+    source_mask: Tensor | None = None,
+    *,
+    bos: int | None,
+    eos: int,
+    decoding: Decoding | None = None,
+    never: Sequence[int] = (),
+    prefixes: Prefixes | None = None,
+    generator: torch.Generator | None = None,
+    tap: Tap = NO_TAP,
+) -> list[list[Hypothesis]]:
+    """Find the answers to a batch; for every sentence its hypotheses, best first, at least one.
+
+    source (batch, sources), source_mask the same, True = a real token; None for a model without an encoder, whose
+    prompts are the prefixes. bos, eos: begin and end token; never: tokens not to be generated. generator: for
+    sampling. tap: sees and changes every step. Dropout is off meanwhile. Raises DataError, ConfigError.
+    """
+    decoding = decoding or Decoding()
+    method = decoding.method
+    with _evaluating(model):
+        stepper, state, longest, mask = _begin(model, source, source_mask, decoding, prefixes, tap)
+        constraints = Constraints(longest, bos, eos, never, decoding.length.least, prefixes, _device(model))
+        if isinstance(method, Greedy):
+            return [[hypothesis] for hypothesis in greedy(stepper, state, constraints)]
+        if isinstance(method, Sample):
+            return sample(stepper, state, constraints, method, generator)
+        if not method.coverage:
+            return beam(stepper, state, constraints, method)
+        if mask is None:
+            raise ConfigError([f"coverage={method.coverage}: this model reads no source to cover; expected 0"])
+        watch = CrossWeights(tap)
+        coverage = Coverage(method.coverage, watch.kept, mask)
+        return beam(_Tapped(model, watch), state, constraints, method, coverage)
+
+
+def decode_all(
+    model: SequenceModel,
+    sources: Sequence[Sequence[int]],
+    *,
+    bos: int | None,
+    eos: int,
+    decoding: Decoding | None = None,
+    never: Sequence[int] = (),
+    prefixes: Prefixes | None = None,
+    generator: torch.Generator | None = None,
+    budget: int = 4096,
+) -> list[list[Hypothesis]]:
+    """Find the answers to any number of sources, given as token ids; one in, one out, in the order given.
+
+    Sources of like length are decoded together, as many as have `budget` tokens, padding and beams included.
+    """
+    method = (decoding or Decoding()).method
+    width = method.size if isinstance(method, Beam) else method.n_best if isinstance(method, Sample) else 1
+    order = sorted(range(len(sources)), key=lambda number: -len(sources[number]))
+    found: dict[int, list[Hypothesis]] = {}
+    device = _device(model)
+    while order:
+        longest = max(1, len(sources[order[0]]))
+        rows = max(1, budget // (longest * width))
+        numbers, order = order[:rows], order[rows:]
+        source, mask = _padded([sources[number] for number in numbers], device)
+        own = [prefixes[number] for number in numbers] if prefixes is not None else None
+        results = decode(
+            model, source, mask, bos=bos, eos=eos, decoding=decoding, never=never, prefixes=own, generator=generator
+        )
+        found.update(zip(numbers, results, strict=True))
+    return [found[number] for number in range(len(sources))]
+
+
+@torch.no_grad()
+def stream(
+    model: SequenceModel,
+    source: Tensor | None = None,
+    *,
+    bos: int | None,
+    eos: int,
+    decoding: Decoding | None = None,
+    never: Sequence[int] = (),
+    prefix: Sequence[int] = (),
+    generator: torch.Generator | None = None,
+    tap: Tap = NO_TAP,
+) -> Iterator[int]:
+    """Yield the tokens of one answer as they are found, the end token last if there is one; the prefix is not yielded.
+
+    source (1, sources). The method is greedy or one draw; beam search cannot stream, for it may still change its mind.
+    """
+    decoding = decoding or Decoding(Greedy())
+    method = decoding.method
+    if isinstance(method, Beam) or (isinstance(method, Sample) and method.n_best > 1):
+        problem = f"method={method}: a stream is one answer that never changes; use greedy, or sample with n_best 1"
+        raise ConfigError([problem])
+    if source is not None and source.shape[0] != 1:
+        raise DataError(f"a stream was given {source.shape[0]} sources; it has one answer, give one")
+    choose = drawn(method, generator) if isinstance(method, Sample) else most_probable
+    with _evaluating(model):
+        stepper, state, longest, _ = _begin(model, source, None, decoding, [prefix], tap)
+        constraints = Constraints(longest, bos, eos, never, decoding.length.least, [prefix], _device(model))
+        for step in walk(stepper, state, constraints, choose):
+            for taken in step:
+                yield taken.token
+
+
+@torch.no_grad()
+def score(
+    model: SequenceModel,
+    targets: Sequence[Sequence[int]],
+    source: Tensor | None = None,
+    source_mask: Tensor | None = None,
+    *,
+    bos: int | None,
+    tap: Tap = NO_TAP,
+) -> list[list[float]]:
+    """The log-probability of every token of given targets, as `Hypothesis.tokens` has them (no begin token).
+
+    Without a begin token (bos None) the first token of a target is taken as given and has no entry.
+    """
+    begin = [] if bos is None else [bos]
+    whole = [begin + list(target) for target in targets]
+    if source is not None and source.shape[0] != len(whole):
+        raise DataError(f"{len(whole)} targets for {source.shape[0]} sources; give one each")
+    if not all(whole):
+        raise DataError("an empty target without a begin token has nothing to score; give bos or drop the line")
+    device = _device(model)
+    read, _ = _padded([one[:-1] for one in whole], device)
+    true, mask = _padded([one[1:] for one in whole], device)
+    if not true.shape[1]:
+        return [[] for _ in whole]
+    with _evaluating(model):
+        logits = model(source, read, source_mask, mask, tap)
+    values = torch.log_softmax(logits.float(), -1).gather(2, true[..., None])[..., 0]
+    return [row[: len(one) - 1] for row, one in zip(values.tolist(), whole, strict=True)]
+
+
+class _Tapped:
+    """A model with a tap on it, as a stepper."""
+
+    def __init__(self, model: SequenceModel, tap: Tap) -> None:
+        self.model, self.tap = model, tap
+
+    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        return self.model.step(tokens, state, self.tap)
+
+
+def _begin(
+    model: SequenceModel,
+    source: Tensor | None,
+    source_mask: Tensor | None,
+    decoding: Decoding,
+    prefixes: Prefixes | None,
+    tap: Tap,
+) -> tuple[_Tapped, Any, list[int], Tensor | None]:
+    """Read the source: the stepper, its state, the greatest length for each sentence, and the mask of the source."""
+    if source is None:
+        if prefixes is None:
+            raise DataError("neither source nor prefixes were given; without a source, give each row a prefix")
+        return _Tapped(model, tap), model.start(None, len(prefixes)), [decoding.length.limit(0)] * len(prefixes), None
+    mask = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device) if source_mask is None else source_mask
+    state = model.start(model.encode(source, source_mask, tap), source.shape[0])
+    return _Tapped(model, tap), state, [decoding.length.limit(int(n)) for n in mask.sum(1).tolist()], mask
+
+
+@contextmanager
+def _evaluating(model: SequenceModel) -> Iterator[None]:
+    """Turn dropout off, and leave the model as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _device(model: SequenceModel) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _padded(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows of tokens as a tensor (rows, longest) padded with 0, and which of it is real."""
+    longest = max(map(len, rows))
+    tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.int64, device=device)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    return tokens, torch.arange(longest, device=device) < lengths[:, None]

@@ -1,0 +1,103 @@
+"""What a search needs from the thing it searches, what binds it, and what it finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from qkv.errors import DataError
+
+
+class Stepper(Protocol):
+    """Anything that can say what comes next; every `SequenceModel` is one.
+
+    Its state has `reorder(index)`, which picks or repeats rows by `index` (new_rows,) and returns the new state;
+    the old one is not used again.
+    """
+
+    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
+        """Take the next tokens (rows, n); return logits or log-probabilities (rows, n, vocab) and the state after."""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A sequence that was found.
+
+    tokens: its token ids without the begin token; with the forced prefix, and with the end token if it ended.
+    score: what it was ranked by. log_probability: of its tokens, natural logarithm; a prefix that was given counts 0.
+    """
+
+    tokens: tuple[int, ...]
+    score: float
+    log_probability: float
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Constraints:
+    """What a search keeps to, whatever its method.
+
+    longest: the greatest number of tokens to generate for each sentence, the end included; as many as sentences.
+    bos: the begin token, None if the first token of a prefix begins. eos: the end token. never: not to be generated.
+    least: the fewest tokens to generate, the end included. prefixes: the tokens each sentence is forced to begin with.
+    """
+
+    longest: Sequence[int]
+    bos: int | None
+    eos: int
+    never: Sequence[int] = ()
+    least: int = 1
+    prefixes: Sequence[Sequence[int]] | None = None
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.prefixes is not None and len(self.prefixes) != len(self.longest):
+            raise DataError(
+                f"{len(self.prefixes)} prefixes for {len(self.longest)} sentences; give one each, empty for none"
+            )
+        for number, prefix in enumerate(self.prefixes or ()):
+            if self.eos in prefix:
+                raise DataError(
+                    f"prefix {number} holds the end token {self.eos}, after which nothing can follow; "
+                    "leave it out, or use score() for sequences that are whole"
+                )
+        if self.bos is None and not all(self.prefixes or [()]):
+            raise DataError("without a begin token every sentence needs a prefix of at least one token; give either")
+        if self.eos in self.never:
+            raise DataError(f"the end token {self.eos} is among the tokens never to be generated; take it out")
+
+    @property
+    def given(self) -> list[list[int]]:
+        """What each sentence is fed before it is free, the begin token included."""
+        begin = [] if self.bos is None else [self.bos]
+        return [begin + list(prefix) for prefix in self.prefixes or [()] * len(self.longest)]
+
+    @property
+    def hidden(self) -> int:
+        """How many of the tokens fed are no part of a hypothesis: the begin token."""
+        return 0 if self.bos is None else 1
+
+    def restrict(
+        self, log_probs: Tensor, forced: Sequence[int | None], lengths: Sequence[int], counted: bool = False
+    ) -> None:
+        """Forbid, in place in `log_probs` (sentences, ..., vocab), what may not come next in each sentence.
+
+        forced: the prefix' token for this place, where there is one. lengths: what the next token makes the length.
+        counted: whether a forced token keeps its own log-probability; it adds 0 if not.
+        """
+        own = {}
+        for place, token in enumerate(forced):
+            if token is not None:
+                own[place] = log_probs[place, ..., token].clone() if counted else 0.0
+        if self.never:
+            log_probs[..., list(self.never)] = -torch.inf
+        short = [place for place, length in enumerate(lengths) if length < self.least]
+        if short:
+            log_probs[short, ..., self.eos] = -torch.inf
+        for place, value in own.items():
+            log_probs[place] = -torch.inf
+            log_probs[place, ..., forced[place]] = value
