@@ -1,0 +1,27 @@
+"""Scores, each with the signature that says what was counted: scores of unlike signatures do not compare."""
+
+from __future__ import annotations
+
+from qkv.evaluation.length import Bucket, by_length
+from qkv.evaluation.likelihood import accuracy, bits_per_byte, perplexity
+from qkv.evaluation.score import Score
+from qkv.evaluation.translation import bleu, chrf, moses, multi_bleu, ter
+from qkv.evaluation.words import WordErrors, edit_distance, transcript_errors, word_errors
+
+__all__ = [
+    "Bucket",
+    "Score",
+    "WordErrors",
+    "accuracy",
+    "bits_per_byte",
+    "bleu",
+    "by_length",
+    "chrf",
+    "edit_distance",
+    "moses",
+    "multi_bleu",
+    "perplexity",
+    "ter",
+    "transcript_errors",
+    "word_errors",
+]

@@ -1,0 +1,362 @@
+"""The recurrent encoder-decoder: without attention, and with the attentions that came before the Transformer.
+
+It calls the same `attend`, so the lens sees the same things in it:
+
+                 query                           key              value           scores
+    additive     W (state before the step)       U (memory)       memory          v . tanh(query + key)
+    dot          state after the step            memory           memory          query . key
+    general      state after the step            W (memory)       memory          query . key
+
+Additive attention (Bahdanau et al. 2015) looks back *before* each step, and what it takes goes into the step: the
+decoder has to run position by position. Dot and general attention (Luong et al. 2015, without input feeding) look
+back *after* it, so that training runs over all positions at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from qkv import spec
+from qkv.attend import attend
+from qkv.cache import Memory
+from qkv.errors import DataError
+from qkv.layers import Dropout
+from qkv.models.protocol import SequenceModel
+from qkv.outputs import VocabularyAnswer
+from qkv.tap import NO_TAP, Tap
+
+Hidden = tuple[Tensor, ...]
+"""What one layer remembers, each (batch, d_model): the state and, in an LSTM, the cell."""
+
+_LAYERS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
+_CELLS: dict[str, type[nn.GRUCell] | type[nn.LSTMCell]] = {"gru": nn.GRUCell, "lstm": nn.LSTMCell}
+
+
+@dataclass
+class RecurrentState:
+    """Where the decoder stands after `length` tokens: what each layer remembers, and what it may look back at.
+
+    origin (rows,): which row of the first batch each row came from; rows of one origin share their memory.
+    key (rows, 1, sources, d_model): the memory as the attention's keys, computed once; None without attention.
+    """
+
+    origin: Tensor
+    memory: Memory
+    key: Tensor | None
+    hidden: tuple[Hidden, ...]
+    length: int = 0
+
+    def reorder(self, index: Tensor) -> RecurrentState:
+        """Pick or repeat rows; the number of rows may change. The old state must not be used again."""
+        origin, memory, key = self.origin[index], self.memory, self.key
+        if not torch.equal(origin, self.origin):  # a beam that moves within its sentence keeps its memory
+            memory, key = memory.select(index), None if key is None else key[index]
+        hidden = tuple(tuple(part[index] for part in layer) for layer in self.hidden)
+        return RecurrentState(origin, memory, key, hidden, self.length)
+
+
+class Embedding(nn.Module):
+    """Look each token's vector up; recurrence itself tells where a token stands."""
+
+    def __init__(self, choice: spec.Tokens, d_model: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(choice.vocab, d_model)
+        self.scale = d_model**0.5 if choice.scale else 1.0
+        self.dropout = Dropout()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """tokens (batch, length) int64 -> (batch, length, d_model)."""
+        embedded: Tensor = self.dropout(self.tokens(tokens) * self.scale)
+        return embedded
+
+
+class Encoder(nn.Module):
+    """Reads the source forwards and backwards; each direction has half of d_model (Bahdanau et al. 2015, 3.2)."""
+
+    def __init__(self, choice: spec.Recurrent) -> None:
+        super().__init__()
+        d_model = choice.d_model
+        self.embedding = Embedding(choice.source, d_model)
+        self.layers = nn.ModuleList(
+            _LAYERS[choice.cell](d_model, d_model // 2, batch_first=True, bidirectional=True)
+            for _ in range(choice.layers)
+        )
+        self.dropouts = nn.ModuleList(Dropout() for _ in range(choice.layers))
+
+    def forward(self, source: Tensor, mask: Tensor | None = None, tap: Tap = NO_TAP) -> Tensor:
+        """source (batch, sources) int64, mask the same, bool, True first -> (batch, sources, d_model), 0 at padding."""
+        hidden = tap("embedding", self.embedding(source))
+        lengths = _lengths(mask)
+        for layer, dropout in zip(self.layers, self.dropouts, strict=True):
+            if lengths is None:
+                hidden = layer(hidden)[0]
+            else:  # packed, the backward direction starts at each row's own last token
+                packed = pack_padded_sequence(hidden, lengths, batch_first=True, enforce_sorted=False)
+                hidden, _ = pad_packed_sequence(layer(packed)[0], batch_first=True, total_length=source.shape[1])
+            hidden = dropout(hidden)
+        return hidden
+
+
+def _lengths(mask: Tensor | None) -> Tensor | None:
+    """How many tokens each row has, on the CPU; None if nothing is padding."""
+    if mask is None or bool(mask.all()):
+        return None
+    if not bool((mask[:, 0] & (mask[:, :-1] >= mask[:, 1:]).all(dim=1)).all()):
+        raise DataError(
+            "the source mask of a row does not start with True or turns True again after a False; "
+            "a recurrent model needs at least one token in every row, and padding after the tokens: pad on the right"
+        )
+    return mask.sum(dim=1).cpu()
+
+
+class CrossAttention(nn.Module):
+    """Looks back at the memory: one head, whose values are the memory itself."""
+
+    def __init__(self, kind: str, d_model: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(d_model, d_model) if kind == "additive" else None
+        self.key = None if kind == "dot" else nn.Linear(d_model, d_model, bias=False)
+        self.vector = nn.Parameter(torch.empty(d_model)) if kind == "additive" else None
+
+    def keys(self, memory: Memory) -> Tensor:
+        """The memory as keys, (batch, 1, sources, d_model)."""
+        return (memory.states if self.key is None else self.key(memory.states)).unsqueeze(1)
+
+    def score(self, query: Tensor, key: Tensor) -> Tensor:
+        """v . tanh(query + key) for each query and key (Bahdanau et al. 2015, appendix A.1.2)."""
+        assert self.vector is not None
+        return torch.tanh(query.unsqueeze(3) + key.unsqueeze(2)) @ self.vector
+
+    def forward(self, query: Tensor, key: Tensor, memory: Memory, tap: Tap = NO_TAP) -> Tensor:
+        """query (batch, queries, d_model), key from `keys` -> context (batch, queries, d_model)."""
+        context = attend(
+            query.unsqueeze(1),
+            key,
+            memory.states.unsqueeze(1),
+            mask=None if memory.mask is None else memory.mask[:, None, None, :],
+            scale=1.0,
+            score=None if self.vector is None else self.score,
+            tap=tap,
+        )
+        return context.squeeze(1)
+
+
+class Decoder(nn.Module):
+    """Writes the target token by token, from the encoder's last state and from what its attention takes.
+
+    With additive attention, the first layer asks and is given the context, as in Bahdanau et al. 2015; the layers
+    above it, if any, need no step of their own (as in Wu et al. 2016, section 3).
+    """
+
+    def __init__(self, choice: spec.Recurrent) -> None:
+        super().__init__()
+        d_model = choice.d_model
+        self.embedding = Embedding(choice.target, d_model)
+        self.parts = 2 if choice.cell == "lstm" else 1
+        self.bridge = nn.Linear(d_model, choice.layers * self.parts * d_model)
+        self.cross_attention = CrossAttention(choice.attention, d_model) if choice.attention else None
+        additive = choice.attention == "additive"
+        # The cell's input is the embedding and, beside it, the context.
+        self.cell = _CELLS[choice.cell](2 * d_model, d_model) if additive else None
+        self.layers = nn.ModuleList(
+            _LAYERS[choice.cell](d_model, d_model, batch_first=True) for _ in range(choice.layers - additive)
+        )
+        self.dropouts = nn.ModuleList(Dropout() for _ in range(choice.layers))
+        inputs = {None: 0, "additive": 3, "dot": 2, "general": 2}[choice.attention]
+        self.readout = nn.Linear(inputs * d_model, d_model) if inputs else None
+        self.readout_dropout = Dropout()
+
+    def start(self, memory: Memory) -> tuple[Hidden, ...]:
+        """What the layers remember before the first token, from where each direction of the encoder ended.
+
+        state = tanh(W end + b), as in Bahdanau et al. 2015, appendix A.2.2; an LSTM's cell starts without the tanh.
+        """
+        forwards, backwards = memory.states.chunk(2, dim=-1)
+        if memory.mask is None:
+            last = forwards[:, -1]
+        else:
+            rows = torch.arange(forwards.shape[0], device=forwards.device)
+            last = forwards[rows, memory.mask.sum(dim=1) - 1]
+        bridged: Tensor = self.bridge(torch.cat([last, backwards[:, 0]], dim=-1))
+        vectors = bridged.chunk(len(self.dropouts) * self.parts, dim=-1)
+        if self.parts == 1:
+            return tuple((state.tanh(),) for state in vectors)
+        return tuple((state.tanh(), cell) for state, cell in zip(vectors[::2], vectors[1::2], strict=True))
+
+    def forward(self, tokens: Tensor, state: RecurrentState, tap: Tap = NO_TAP) -> tuple[Tensor, RecurrentState]:
+        """tokens (batch, n) -> what is to be answered from, (batch, n, d_model), and the state after them."""
+        embedded = tap("embedding", self.embedding(tokens))
+        hidden, after, context = embedded, [], None
+        look = tap.at("cross_attention")
+        dropouts = iter(self.dropouts)
+        if self.cell is not None:
+            hidden, context, remembered = self._looking_before(embedded, state, look)
+            after.append(remembered)
+            hidden = next(dropouts)(hidden)
+        for layer, dropout, before in zip(self.layers, dropouts, state.hidden[len(after) :], strict=True):
+            hidden, remembered = _run(layer, hidden, before)
+            after.append(remembered)
+            hidden = dropout(hidden)
+        if self.cross_attention is not None and self.cell is None:
+            assert state.key is not None
+            context = self.cross_attention(hidden, state.key, state.memory, look)
+        if self.readout is not None:
+            assert context is not None
+            read = [context, hidden] if self.cell is None else [context, hidden, embedded]
+            hidden = self.readout_dropout(torch.tanh(self.readout(torch.cat(read, dim=-1))))
+        state = RecurrentState(state.origin, state.memory, state.key, tuple(after), state.length + tokens.shape[1])
+        return hidden, state
+
+    def _looking_before(self, embedded: Tensor, state: RecurrentState, tap: Tap) -> tuple[Tensor, Tensor, Hidden]:
+        """Ask, then step, position by position: states and contexts (batch, n, d_model), what is remembered.
+
+        Everything that does not depend on the step before is computed for all positions at once, and the two products
+        with the state before (its share in the gates, its query) in one.
+        """
+        cell, attention, key = self.cell, self.cross_attention, state.key
+        assert cell is not None and attention is not None and attention.query is not None and key is not None
+        gates = cell.weight_hh.shape[0]
+        by_embedding, by_context = cell.weight_ih.chunk(2, dim=1)
+        inputs = functional.linear(embedded, by_embedding, cell.bias_ih).unbind(dim=1)
+        by_state = torch.cat([cell.weight_hh, attention.query.weight])
+        bias = torch.cat([cell.bias_hh, attention.query.bias])
+        step: Callable[..., Hidden] = _gru if self.parts == 1 else _lstm
+        remembered = state.hidden[0]
+        states, contexts = [], []
+        for given in inputs:
+            both = functional.linear(remembered[0], by_state, bias)
+            context = attention(both[:, None, gates:], key, state.memory, tap).squeeze(1)
+            remembered = step(given + functional.linear(context, by_context), both[:, :gates], *remembered)
+            states.append(remembered[0])
+            contexts.append(context)
+        return torch.stack(states, dim=1), torch.stack(contexts, dim=1), remembered
+
+
+def _gru(given: Tensor, recurrent: Tensor, state: Tensor) -> Hidden:
+    """One step of a gated recurrent unit, its gates in torch's order: reset, update, new (Cho et al. 2014)."""
+    d_model = state.shape[-1]
+    reset, update = torch.sigmoid(given[:, : 2 * d_model] + recurrent[:, : 2 * d_model]).chunk(2, dim=-1)
+    new = torch.tanh(torch.addcmul(given[:, 2 * d_model :], reset, recurrent[:, 2 * d_model :]))
+    return (torch.lerp(new, state, update),)
+
+
+def _lstm(given: Tensor, recurrent: Tensor, state: Tensor, cell: Tensor) -> Hidden:
+    """One step of a long short-term memory, its gates in torch's order: input, forget, new, output (Gers 2000)."""
+    enter, forget, new, leave = (given + recurrent).chunk(4, dim=-1)
+    cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(new)
+    return torch.sigmoid(leave) * torch.tanh(cell), cell
+
+
+def _run(layer: nn.Module, inputs: Tensor, before: Hidden) -> tuple[Tensor, Hidden]:
+    """Run a whole layer over (batch, n, d_model) from what it remembers; the fused path of torch."""
+    first = tuple(part.unsqueeze(0).contiguous() for part in before)
+    hidden, last = layer(inputs, first if len(first) > 1 else first[0])
+    last = last if isinstance(last, tuple) else (last,)
+    return hidden, tuple(part.squeeze(0) for part in last)
+
+
+class Recurrent(SequenceModel):
+    """The model a `spec.Recurrent` describes."""
+
+    def __init__(self, choice: spec.Recurrent) -> None:
+        super().__init__()
+        self.spec = choice
+        self.encoder = Encoder(choice)
+        self.decoder = Decoder(choice)
+        self.answer = VocabularyAnswer(choice.answers, choice.d_model, self.decoder.embedding.tokens)
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw fresh parameters from torch's generator.
+
+        Gates: Xavier-uniform from the input, orthogonal from the state (as in Bahdanau et al. 2015, appendix B.1),
+        gate by gate; biases 0 but an LSTM's forget gate, 1, so that it starts out remembering (Gers 2000). Linear
+        layers: Xavier-uniform with zero bias. Embeddings, the answer's vectors and the additive score's v: normal with
+        deviation 1 / sqrt(d_model).
+        """
+        deviation = self.answer.vectors.shape[1] ** -0.5
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=deviation)
+            elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
+                _initialise_gates(module)
+            elif isinstance(module, CrossAttention) and module.vector is not None:
+                nn.init.normal_(module.vector, std=deviation)
+        nn.init.normal_(self.answer.vectors, std=deviation)
+
+    def encode(self, source: Tensor, source_mask: Tensor | None = None, tap: Tap = NO_TAP) -> Memory:
+        if source.shape[1] == 0:
+            raise DataError(
+                "a source of length 0 was given; a recurrent encoder needs at least one token: end it with </s>"
+            )
+        with _precise():
+            states = self.encoder(source, source_mask, tap.at("encoder"))
+        return Memory(tap("memory", states), source_mask)
+
+    def start(self, memory: Memory | None, rows: int) -> RecurrentState:
+        if memory is None:
+            raise DataError(
+                "no memory was given; a recurrent encoder-decoder starts from one: call encode(source) first"
+            )
+        origin = torch.arange(memory.states.shape[0], device=memory.states.device)
+        attention = self.decoder.cross_attention
+        with _precise():
+            key = None if attention is None else attention.keys(memory)
+            return RecurrentState(origin, memory, key, self.decoder.start(memory))
+
+    @torch.no_grad()
+    def step(  # type: ignore[override]  # a model takes its own kind of state
+        self, tokens: Tensor, state: RecurrentState, tap: Tap = NO_TAP
+    ) -> tuple[Tensor, RecurrentState]:
+        return self._decode(tokens, state, tap)
+
+    def forward(
+        self,
+        source: Tensor | None = None,
+        target: Tensor | None = None,
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+        tap: Tap = NO_TAP,
+    ) -> Tensor:
+        """See `SequenceModel`. Target padding stands after the last token, where it cannot reach an earlier one."""
+        if source is None or target is None:
+            given = "no source" if source is None else "no target"
+            raise DataError(f"{given} was given; a recurrent encoder-decoder needs both: pass source= and target=")
+        memory = self.encode(source, source_mask, tap)
+        return self._decode(target, self.start(memory, source.shape[0]), tap)[0]
+
+    def _decode(self, tokens: Tensor, state: RecurrentState, tap: Tap) -> tuple[Tensor, RecurrentState]:
+        with _precise():
+            hidden, after = self.decoder(tokens, state, tap.at("decoder"))
+        return tap("logits", self.answer(hidden)), after
+
+
+def _precise() -> torch.autocast:
+    """Keep recurrence in its parameters' own precision on a CPU.
+
+    torch has no bfloat16 LSTM on CPUs without the instructions for it, and there the small products of a step were
+    measured to run ten times slower.
+    """
+    return torch.autocast("cpu", enabled=False)
+
+
+def _initialise_gates(module: nn.RNNBase | nn.RNNCellBase) -> None:
+    width = module.hidden_size
+    for name, parameter in module.named_parameters():
+        if name.startswith("weight"):
+            for gate in parameter.data.chunk(parameter.shape[0] // width):
+                (nn.init.xavier_uniform_ if "ih" in name else nn.init.orthogonal_)(gate)
+        else:
+            nn.init.zeros_(parameter)
+            if isinstance(module, nn.LSTM | nn.LSTMCell) and "ih" in name:
+                parameter.data[width : 2 * width] = 1.0
