@@ -1,0 +1,75 @@
+"""The command `qkv`. What it does is in the library; here are names, options, and errors said in one line.
+
+No file of this folder imports torch before a command that needs it runs, so that `qkv --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from qkv import __version__
+from qkv.cli.data import data
+from qkv.cli.describe import describe
+from qkv.cli.models import evaluate, look, run
+from qkv.cli.train import train
+from qkv.errors import ConfigError, QkvError
+
+_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
+
+
+class _Failure(click.ClickException):
+    """A user's mistake: its message alone, and exit code 2."""
+
+    exit_code = 2
+
+
+class _Command(click.Group):
+    """Turns the errors a user can mend into messages."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; exit code 2 for a user's mistake, 130 for Ctrl-C, 1 when nobody reads the answer."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            sys.exit(_INTERRUPTED)
+        except (QkvError, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # click ends without a word
+            if ctx.params["debug"]:
+                traceback.print_exc()
+            raise _Failure(_message(error)) from error
+
+
+@click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show where an error arose.")
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def main(debug: bool) -> None:
+    """See-through Transformers: train, run and look inside.
+
+    MODEL is the folder of a finished run, or the name of a model that comes along: pronounce.
+    """
+
+
+@main.command()
+def version() -> None:
+    """Print the versions of qkv, Python and torch."""
+    import platform
+
+    import torch
+
+    click.echo(f"qkv {__version__}, Python {platform.python_version()}, torch {torch.__version__}")
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, ConfigError) and len(error.problems) > 1:
+        return "\n  ".join([f"{len(error.problems)} problems", *error.problems])
+    return str(error)
+
+
+for _command in (train, run, evaluate, look, data, describe):
+    main.add_command(_command)

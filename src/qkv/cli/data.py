@@ -1,0 +1,46 @@
+"""qkv data."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group()
+def data() -> None:
+    """List corpora, or report on a recipe's data."""
+
+
+@data.command("list")
+def list_corpora() -> None:
+    """List the named corpora.
+
+    Each with its splits, sizes, licence and home.
+    """
+    from qkv.data import corpora
+
+    for entry in corpora.listing():
+        splits = ", ".join(f"{name} {count:,}" for name, count in entry.splits.items())
+        languages = f"; languages {', '.join(entry.languages)}" if entry.languages else ""
+        click.echo(f"{entry.name}\n  {entry.description}\n  pairs: {splits}{languages}")
+        click.echo(f"  {entry.size / 1e6:,.1f} MB, sha256 {entry.checksum}")
+        click.echo(f"  licence: {entry.licence}\n  from: {entry.home}\n")
+
+
+@data.command()
+@click.argument("recipe")
+@click.argument("assignments", nargs=-1, metavar="[KEY=VALUE]...")
+def report(recipe: str, assignments: tuple[str, ...]) -> None:
+    """Say what a recipe would learn from.
+
+    Reads the data of RECIPE, and reports what is left out and what leaks from the training into the tests.
+    """
+    from qkv import tasks
+    from qkv.tasks.examples import name_of
+
+    tree = tasks.read_recipe(recipe, assignments)
+    examples = tasks.gather(tree.data, tasks.TASKS[tree.task])
+    for part, pairs in zip(tree.data.train, examples.train, strict=True):
+        click.echo(f"{name_of(part)}: {len(pairs):,} examples to learn from")
+    click.echo(f"{name_of(tree.data.valid)}: {len(examples.valid):,} examples to check on")
+    for note in examples.notes:
+        click.echo(note)

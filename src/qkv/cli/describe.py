@@ -1,0 +1,108 @@
+"""qkv describe: a model's spec as a tree, its parameters part by part, and the memory they take."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qkv import presets, spec
+from qkv.errors import SpecError
+
+if TYPE_CHECKING:
+    from qkv.models import SequenceModel
+
+_BYTES = 4  # of a float32
+_WITH_ADAM = 4  # the parameter, its gradient and Adam's two averages
+
+
+@click.command()
+@click.argument("model", metavar="SPEC|MODEL|PRESET")
+def describe(model: str) -> None:
+    """Print a model's tree, parameters and memory.
+
+    Of a spec.json, of a model, or of a preset: transformer-base, transformer-big.
+    """
+    choice = find(model)
+    click.echo("\n".join(tree(choice)))
+    import torch
+
+    from qkv.models import build
+
+    with torch.device("meta"):  # shapes without numbers
+        built = build(choice)
+    click.echo("\n" + "\n".join(parameters(built)))
+
+
+def find(name: str) -> spec.Spec:
+    """The spec of a preset, of a spec.json or of a model folder. Raises SpecError if there is none of this name."""
+    if name in presets.PRESETS:
+        return presets.PRESETS[name]()
+    shipped = Path(str(resources.files("qkv") / "shipped"))
+    for path in (Path(name), Path(name) / "spec.json", shipped / name / "spec.json"):
+        if path.is_file():
+            try:
+                return spec.from_json(path.read_text(encoding="utf-8"))
+            except (SpecError, UnicodeDecodeError) as error:
+                raise SpecError(f"{path}: {error}") from error
+    near = difflib.get_close_matches(name, presets.PRESETS, n=1)
+    raise SpecError(
+        f"{name}: there is no such spec.json, model folder or preset; the presets are {', '.join(presets.PRESETS)}"
+        + (f"; did you mean {near[0]}?" if near else "")
+    )
+
+
+def tree(node: Any, name: str = "", depth: int = 0) -> Iterator[str]:
+    """Yield a spec as lines: a node's own choices beside its name, the nodes in it below; equal ones once."""
+    inner: list[tuple[str, Any]] = []
+    choices = []
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if dataclasses.is_dataclass(value):
+            inner.append((field.name, value))
+        elif isinstance(value, tuple):
+            inner.extend((f"{field.name}.{place}", item) for place, item in _runs(value))
+        elif value is not None and (value != field.default or field.default is dataclasses.MISSING):
+            choices.append(f"{field.name}={value}")
+    label = f"{name}: " if name else ""
+    yield f"{'  ' * depth}{label}{type(node).__name__}({', '.join(choices)})"
+    for place, value in inner:
+        yield from tree(value, place, depth + 1)
+
+
+def parameters(model: SequenceModel) -> Iterator[str]:
+    """Yield how many parameters each part has, alike parts of all blocks together, and the memory of all."""
+    counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    total = sum(counts.values())
+    yield f"{'parameters':44} {total:>13,}"
+    for place, count in _parts(counts).items():
+        label = "  " * place.count(".") + place.rpartition(".")[2]
+        yield f"  {label:42} {count:>13,}  {count / total:6.1%}"
+    yield f"{'memory of the parameters in float32':44} {total * _BYTES / 1e6:>10,.1f} MB"
+    yield f"{'memory while training with Adam':44} {total * _BYTES * _WITH_ADAM / 1e6:>10,.1f} MB, and activations"
+
+
+def _parts(counts: Mapping[str, int]) -> dict[str, int]:
+    """Sum parameters by the part they are in, to the parts of a block; block numbers are left out."""
+    sums: dict[str, int] = {}
+    for name, count in counts.items():
+        parts = name.split(".")[:-1]
+        deep = 3 if any(part.isdecimal() for part in parts) else 2
+        words = [part for part in parts if not part.isdecimal()][:deep] or [name]
+        for end in range(1, len(words) + 1):
+            place = ".".join(words[:end])
+            sums[place] = sums.get(place, 0) + count
+    return sums
+
+
+def _runs(items: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
+    """Yield runs of equal items as ("0-5", item)."""
+    for item, run in itertools.groupby(enumerate(items), key=lambda pair: pair[1]):
+        numbers = [number for number, _ in run]
+        yield (f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0])), item

@@ -1,0 +1,104 @@
+"""qkv run, qkv evaluate, qkv look: what a trained model is asked."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from qkv.tasks import Answer
+
+_beam = click.option("--beam", type=click.IntRange(min=1), help="Hypotheses to follow at a time; 1 is greedy.")
+
+
+@click.command()
+@click.argument("model")
+@click.argument("text", nargs=-1)
+@_beam
+@click.option("--n-best", type=click.IntRange(min=1), help="Answers to each line, best first, with tabs between them.")
+@click.option("--json", "as_json", is_flag=True, help="Write each line's answers as JSON, with their scores.")
+def run(model: str, text: tuple[str, ...], beam: int | None, n_best: int | None, as_json: bool) -> None:
+    """Answer each TEXT or line of standard input.
+
+    One line in, one line out, in order, whatever the options.
+    """
+    from qkv import tasks
+
+    runner = tasks.load(model)
+    decoding = tasks.with_method(runner.decoding, beam=beam, n_best=n_best)
+    for batch in [text] if text else _batches():
+        for answers in runner.run(batch, decoding):
+            click.echo(_json(answers) if as_json else "\t".join(_line(answer) for answer in answers))
+
+
+@click.command()
+@click.argument("model")
+@click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--corpus", help="A named corpus (see `qkv data list`), in place of files.")
+@click.option("--split", default="test", show_default=True, help="The split of the named corpus.")
+@_beam
+@click.option("--by-length", is_flag=True, help="Also score by the length of the source.")
+def evaluate(
+    model: str, paths: tuple[Path, ...], corpus: str | None, split: str, beam: int | None, by_length: bool
+) -> None:
+    """Score MODEL on held-out examples.
+
+    PATHS is one file of pairs (.tsv, .jsonl, .gz of these), or two files with the same number of lines.
+    """
+    from qkv import tasks
+
+    origin = tasks.origin_of(paths, corpus, split)
+    runner = tasks.load(model)
+    decoding = tasks.with_method(runner.decoding, beam=beam)
+    click.echo(tasks.evaluate(runner, tasks.pairs_of([origin], runner.task), decoding, by_length=by_length))
+
+
+@click.command()
+@click.argument("model")
+@click.argument("text")
+@click.option("--answer", help="Look at how the model reads this answer, in place of its own.")
+@click.option("--html", "page", required=True, type=click.Path(path_type=Path), help="The page to write.")
+def look(model: str, text: str, answer: str | None, page: Path) -> None:
+    """Write a page that shows what led to an answer.
+
+    It shows the query, key, value, scores, weights and context of every attention, and opens without a network.
+    """
+    from qkv import tasks, view
+
+    runner = tasks.load(model)
+    looked = runner.look(text, answer)
+    view.page(
+        looked.trace,
+        page,
+        source_tokens=looked.source_tokens,
+        target_tokens=looked.target_tokens,
+        names=runner.target.tokens,
+        title=text,
+        note=f"{text} -> {looked.answer.text}, by {model}",
+    )
+    click.echo(f"{looked.answer.text}\nLook inside: {page}")
+
+
+def _batches() -> Iterator[Iterable[str]]:
+    """The standard input: all of it at once from a file or pipe, line by line from a keyboard."""
+    from qkv.data.reading import lines_of
+
+    lines = lines_of(sys.stdin.buffer, "standard input")
+    if sys.stdin.isatty():
+        yield from ([line] for line in lines)
+    else:
+        yield lines
+
+
+def _line(answer: Answer) -> str:
+    return " ".join(answer.text.splitlines())
+
+
+def _json(answers: list[Answer]) -> str:
+    return json.dumps([asdict(answer) for answer in answers], ensure_ascii=False)
