@@ -22,6 +22,7 @@ import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from training_runs import KILLED, Silent, loss_on_three, trainer
+import torch._dynamo  # which every optimizer imports: once here, rather than in each child
 
 class Killing(Silent):
     def tick(self, step, progress):

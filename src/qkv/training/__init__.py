@@ -17,7 +17,7 @@ from qkv.training.options import (
 )
 
 if TYPE_CHECKING:
-    from qkv.training.trainer import Result, Trainer, Validated
+    from qkv.training.trainer import Result, Trainer, Validated, claim
 
 __all__ = [
     "Cosine",
@@ -31,12 +31,18 @@ __all__ = [
     "Validated",
     "Validation",
     "WarmupStableDecay",
+    "claim",
     "vaswani_peak",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Result", "Trainer", "Validated"):  # these need torch, which a command line's --help must not import
+    if name in (
+        "Result",
+        "Trainer",
+        "Validated",
+        "claim",
+    ):  # these need torch, which a command line's --help must not import
         from qkv.training import trainer
 
         return getattr(trainer, name)

@@ -196,8 +196,8 @@ class LiveDisplay(Lines):
 
 
 def display() -> Display:
-    """Return the live display on a terminal, plain lines elsewhere."""
-    console = Console()
+    """Return the live display on a terminal, plain lines elsewhere; both on the standard error."""
+    console = Console(stderr=True)
     return LiveDisplay(console) if console.is_terminal else Lines(console)
 
 
@@ -234,6 +234,7 @@ class Metrics:
 
     def __init__(self, path: Path, *, upto: int, tensorboard: Path | None = None) -> None:
         """Open to append after dropping every line later than step `upto` (a resumed run writes them again)."""
+        self._board = _tensorboard(tensorboard, upto) if tensorboard else None
         lines = []
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -246,7 +247,6 @@ class Metrics:
             part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         self.path = path
         self._file = path.open("a", encoding="utf-8")
-        self._board = _tensorboard(tensorboard, upto) if tensorboard else None
 
     def training(self, record: Record) -> None:
         """Append a stretch of training."""

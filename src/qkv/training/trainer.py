@@ -24,6 +24,8 @@ from qkv.training.progress import Display, Metrics, Window, display
 from qkv.training.signals import interruptible
 from qkv.training.standing import Shelf, Standing
 
+_CHECKPOINT = "checkpoint.safetensors"
+
 
 class Batch(Protocol):
     """What a step learns from. Shapes: see `qkv.data.Batch`."""
@@ -110,7 +112,7 @@ class Trainer:
     @property
     def checkpoint(self) -> Path:
         """The file to resume from."""
-        return self.folder / "checkpoint.safetensors"
+        return self.folder / _CHECKPOINT
 
     def run(self, resume: bool = False) -> Result:
         """Train to the end and leave the final weights in the model, in evaluation mode.
@@ -179,12 +181,15 @@ class Trainer:
             loss = self._forward(batch) / share
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        norm = self._clip()
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None], foreach=True)
         # one transfer a step: the only place where the processor waits for an accelerator
         loss_value, norm_value = torch.stack((total, norm)).tolist()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             torch.set_rng_state(random)  # the same dropout, so that the same numbers arise
             raise explain(self.model, self._forward, batches, standing.step + 1, self._remedy())
+        largest = options.optimizer.clip
+        if largest is not None and norm_value > largest:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, largest, norm, foreach=True)
         progress = standing.progress(options, self.examples, ahead=0.5)  # the middle of this step
         rate = options.optimizer.learning_rate * optimizer.factor(options.schedule, standing.step + 1, progress)
         for group in self.optimizer.param_groups:
@@ -207,15 +212,6 @@ class Trainer:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             logits = self.model(source=source, target=target, source_mask=mask)
         return cross_entropy(logits, labels, self.options.label_smoothing)
-
-    def _clip(self) -> Tensor:
-        """Scale the gradients down to the largest allowed norm; return their norm before that."""
-        largest = self.options.optimizer.clip
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
-        if largest is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, largest, norm, foreach=True)
-        return norm
 
     def _remedy(self) -> str:
         way = "Look at these examples; lower optimizer.learning_rate, set optimizer.clip or use precision: float32."
@@ -296,14 +292,11 @@ class Trainer:
         self.shelf.keep(kept)
 
     def _begin(self, resume: bool) -> None:
+        claim(self.folder, resume)
         self.optimizer.zero_grad(set_to_none=True)
         if not self.checkpoint.exists():
             torch.manual_seed(self.options.seed)
             return
-        if not resume:
-            raise TrainingError(
-                f"{self.folder} already holds a run. Resume it, or choose another folder for a new one."
-            )
         tensors, state = checkpoint.read(self.checkpoint)
         changed = [name for name, value in _fixed(self.options).items() if state["options"].get(name) != value]
         if changed:
@@ -341,7 +334,7 @@ class Trainer:
         chosen = {"last": [], "best": best[:1], "average_last": standing.last, "average_best": best}[final]
         if self.average is not None:
             self.average.swap()
-        weights = f"step {standing.step}"
+        weights = f"step {standing.step}" if self.average is None else f"moving average at step {standing.step}"
         if chosen:
             paths = [self.shelf.path(step) for step in sorted(chosen)]
             found = checkpoint.average(paths) if len(paths) > 1 else checkpoint.read(paths[0])[0]
@@ -351,6 +344,12 @@ class Trainer:
         self.model.eval()
         first = standing.best[0] if standing.best else None
         return Result(stopped, standing.step, standing.seconds, standing.metrics, first, weights)
+
+
+def claim(folder: Path, resume: bool) -> None:
+    """Raise TrainingError if the folder holds a saved run that is not to be resumed: a new one would overwrite it."""
+    if not resume and (folder / _CHECKPOINT).exists():
+        raise TrainingError(f"{folder} already holds a run. Resume it, or choose another folder for a new one.")
 
 
 def _half(precision: str, device: torch.device) -> bool:
