@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from qkv.data.batch import IGNORE, Batch, Example, SpecialTokens, collate, source_batch
     from qkv.data.cleaning import Cleaning, Encoder, Finding, Report, leakage, prepare, references, without
+    from qkv.data.corpora import Corpus
     from qkv.data.reading import Files, Jsonl, Pair, Tsv, lines, lines_of, read_pairs
     from qkv.data.sampler import BatchSampler, Mixture
     from qkv.data.store import Joined, TokenPairs, TokenWriter
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "qkv.data.batch": ("IGNORE", "Batch", "Example", "SpecialTokens", "collate", "source_batch"),
     "qkv.data.cleaning": ("Cleaning", "Encoder", "Finding", "Report", "leakage", "prepare", "references", "without"),
+    "qkv.data.corpora": ("Corpus",),
     "qkv.data.reading": ("Files", "Jsonl", "Pair", "Tsv", "lines", "lines_of", "read_pairs"),
     "qkv.data.sampler": ("BatchSampler", "Mixture"),
     "qkv.data.store": ("Joined", "TokenPairs", "TokenWriter"),
@@ -29,6 +31,7 @@ __all__ = [
     "Batch",
     "BatchSampler",
     "Cleaning",
+    "Corpus",
     "Encoder",
     "Example",
     "Files",

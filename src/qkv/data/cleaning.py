@@ -86,7 +86,7 @@ class Report:
             )
         if self.dropped_share > cleaning.allow_dropped:
             raise DataError(
-                f"{self.dropped_share:.1%} of the examples would be dropped, at most {cleaning.allow_dropped:.1%} may be."
+                f"{self.dropped_share:.1%} of the examples would be dropped, {cleaning.allow_dropped:.1%} may be."
                 f"\n{self}\nMend the data, raise max_length, set long=truncate, or allow it with allow_dropped="
                 f"{self.dropped_share + 0.001:.3f}"
             )

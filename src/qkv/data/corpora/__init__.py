@@ -1,0 +1,96 @@
+"""Corpora by name: checked against a recorded sha256, split the same way everywhere."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qkv.data.cleaning import without
+from qkv.data.corpora.entry import Choice, Entry, File
+from qkv.data.corpora.fetch import cache_folder
+from qkv.data.corpora.table import ENTRIES
+from qkv.data.reading import Pair
+from qkv.errors import CorpusError
+
+__all__ = ["Corpus", "Entry", "File", "cache_folder", "entry", "listing", "load"]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A named corpus: which split, from which language to which, and without which held-out words.
+
+    `source` and `target` are languages (the usual ones unless told), `stress` is for pronouncing dictionaries that
+    mark it; `without` names splits of corpora, as in "cmudict-0.7b/test", whose sources are left out.
+    """
+
+    name: str
+    split: str = "train"
+    source: str | None = None
+    target: str | None = None
+    stress: bool | None = None
+    without: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Pair]:
+        pairs = load(self.name, self.split, source=self.source, target=self.target, stress=self.stress)
+        others = [_other(name) for name in self.without]
+        return iter(without(pairs, *others) if others else pairs)
+
+
+def listing() -> tuple[Entry, ...]:
+    """Give the table of named corpora."""
+    return ENTRIES
+
+
+def entry(name: str) -> Entry:
+    """Find a corpus by its name; CorpusError with the nearest name if there is none."""
+    for candidate in ENTRIES:
+        if candidate.name == name:
+            return candidate
+    names = [candidate.name for candidate in ENTRIES]
+    raise CorpusError(f"there is no corpus {name!r}{_nearest(name, names)}; `qkv data list` shows them all")
+
+
+def load(
+    name: str, split: str = "train", *, source: str | None = None, target: str | None = None, stress: bool | None = None
+) -> list[Pair]:
+    """Read one split of a named corpus as (source, target) pairs.
+
+    Raises CorpusError for an unknown corpus, split, language or option, or a file that is not at hand or not as
+    recorded; DownloadError if it cannot be fetched; MissingExtraError if the package that holds it is not installed.
+    """
+    found = entry(name)
+    if split not in found.splits:
+        raise CorpusError(f"{name} has no split {split!r}{_nearest(split, list(found.splits))}")
+    if stress is not None and not found.stress:
+        raise CorpusError(f"{name} has no stress marks to keep or leave out; remove stress={stress}")
+    return found.read(found, Choice(split, *_languages(found, source, target), stress is not False))
+
+
+def _languages(found: Entry, source: str | None, target: str | None) -> tuple[str, str]:
+    if not found.languages:
+        if source or target:
+            raise CorpusError(f"{found.name} has no languages to choose from; remove source and target")
+        return "", ""
+    for language in (source, target):
+        if language is not None and language not in found.languages:
+            raise CorpusError(
+                f"{found.name} has no language {language!r}; expected one of {', '.join(found.languages)}"
+            )
+    first = source or next(language for language in found.languages if language != target)
+    second = target or next(language for language in found.languages if language != first)
+    if first == second:
+        raise CorpusError(f"{found.name}: source and target are both {first!r}; expected two languages")
+    return first, second
+
+
+def _other(name: str) -> list[Pair]:
+    corpus, slash, split = name.partition("/")
+    if not slash:
+        raise CorpusError(f"without={name!r} names no split; expected a corpus and a split, as in cmudict-0.7b/test")
+    return load(corpus, split)
+
+
+def _nearest(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, 1)
+    return f", did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(names)}"

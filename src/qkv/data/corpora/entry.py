@@ -1,0 +1,64 @@
+"""What is recorded about a named corpus."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from qkv.data.reading import Pair
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of a corpus: its path below QKV_DATA, and the size in bytes and sha256 of what it holds, unpacked.
+
+    `url` is where it may be downloaded (nowhere if empty); `member` is its name in the zip file found there.
+    """
+
+    path: str
+    size: int
+    sha256: str
+    url: str = ""
+    member: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of a corpus is asked for."""
+
+    split: str
+    source: str = ""
+    target: str = ""
+    stress: bool = True
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A named corpus: where it comes from, on what terms, what it holds and how it is read."""
+
+    name: str
+    description: str
+    licence: str
+    citation: str
+    home: str
+    splits: Mapping[str, int]
+    """The number of pairs in each split, in the languages named first."""
+    files: tuple[File, ...]
+    read: Callable[[Entry, Choice], list[Pair]] = field(repr=False)
+    languages: tuple[str, ...] = ()
+    """Any two may be source and target; the first two are, unless told. Empty where there is nothing to choose."""
+    stress: bool = False
+    """Whether stress marks can be kept or left out."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files, unpacked."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def checksum(self) -> str:
+        """The sha256 of the one file, or of the list of all files as `sha256sum` prints it."""
+        if len(self.files) == 1:
+            return self.files[0].sha256
+        return hashlib.sha256("".join(f"{file.sha256}  {file.path}\n" for file in self.files).encode()).hexdigest()

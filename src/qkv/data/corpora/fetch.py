@@ -1,0 +1,131 @@
+"""The bytes of a corpus file: from the folder QKV_DATA, from the cache, or from its public home; always checked."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import http.client
+import io
+import os
+import tempfile
+import urllib.error
+import urllib.request
+import zipfile
+import zlib
+from pathlib import Path
+
+from qkv.data.corpora.entry import File
+from qkv.errors import CorpusError, DownloadError, StorageError
+
+_PATIENCE = 30
+"""Seconds to wait for an answer."""
+
+
+def cache_folder() -> Path:
+    """Give the folder for what can be made or fetched again: QKV_CACHE, or `qkv` in the user's cache folder."""
+    if chosen := os.environ.get("QKV_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkv"
+
+
+def given(file: File) -> Path | None:
+    """Find a file in the folder that QKV_DATA names."""
+    folder = os.environ.get("QKV_DATA")
+    path = Path(folder, file.path) if folder else None
+    return path if path is not None and path.is_file() else None
+
+
+def cached(file: File) -> Path:
+    """Say where a downloaded file is kept."""
+    return cache_folder() / "corpora" / Path(file.path).parent / file.url.rsplit("/", 1)[-1]
+
+
+def content(file: File, corpus: str) -> bytes:
+    """Give what a file holds, unpacked and checked against its recorded sha256.
+
+    Raises CorpusError if the file is not at hand or not as recorded, DownloadError if it cannot be fetched.
+    """
+    if path := given(file):
+        data = _unpacked(_bytes(path), file)
+        if not _as_recorded(data, file):
+            raise CorpusError(
+                f"{path} is not the file recorded for the corpus {corpus} (sha256 of its text "
+                f"{hashlib.sha256(data).hexdigest()[:12]}…, expected {file.sha256[:12]}…): copy it again, or read it "
+                f"as a file of your own"
+            )
+        return data
+    if not file.url:
+        raise CorpusError(
+            f"the corpus {corpus} needs {file.path}, which cannot be downloaded from here: put it into a folder and "
+            f"name that folder in the environment variable QKV_DATA (now {os.environ.get('QKV_DATA') or 'not set'})"
+        )
+    kept = cached(file)
+    if kept.is_file() and _as_recorded(data := _unpacked(_bytes(kept), file), file):
+        return data
+    raw = _downloaded(file, corpus)
+    data = _unpacked(raw, file)
+    if not _as_recorded(data, file):
+        raise DownloadError(
+            f"{file.url} did not give what is recorded for the corpus {corpus} (expected sha256 {file.sha256[:12]}… of "
+            f"its text): it has changed or was cut short; try again, or put {file.path} into a folder named by QKV_DATA"
+        )
+    keep(kept, raw)
+    return data
+
+
+def keep(path: Path, raw: bytes) -> None:
+    """Write a file, whole or not at all; StorageError if there is no room."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as out:
+            out.write(raw)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+        raise StorageError(
+            f"cannot write {path}: {error}; free some space or set QKV_CACHE to another folder"
+        ) from error
+
+
+def _downloaded(file: File, corpus: str) -> bytes:
+    request = urllib.request.Request(file.url, headers={"User-Agent": "qkv"})
+    try:
+        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
+            raw: bytes = answer.read(4 * file.size + 2**20)  # packed, so less: a bound for what is not the file
+            return raw
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        raise DownloadError(
+            f"cannot download {file.url} for the corpus {corpus}: {getattr(error, 'reason', None) or error}; connect "
+            f"to the network, or put {file.path} into a folder that the environment variable QKV_DATA names"
+        ) from error
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read: {error}") from error
+
+
+def _unpacked(raw: bytes, file: File) -> bytes:
+    """Unpack gzip or zip, never more than one byte past the recorded size; damaged packing gives no bytes."""
+    try:
+        if raw[:2] == b"\x1f\x8b":
+            return gzip.GzipFile(fileobj=io.BytesIO(raw)).read(file.size + 1)
+        if file.member and raw[:2] == b"PK":
+            with zipfile.ZipFile(io.BytesIO(raw)) as archive, archive.open(file.member) as member:
+                return member.read(file.size + 1)
+    except (OSError, EOFError, KeyError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError):
+        return b""
+    return raw
+
+
+def _as_recorded(data: bytes, file: File) -> bool:
+    return len(data) == file.size and hashlib.sha256(data).hexdigest() == file.sha256

