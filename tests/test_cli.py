@@ -78,7 +78,7 @@ def test_versions() -> None:
         (["look", "absent", "text", "--html", "look.html"], "absent"),
         (["train", "absent.yaml"], "absent.yaml"),
         (["data", "report", "absent.yaml"], "absent.yaml"),
-        (["evaluate", "absent", "--corpus", "a", "b.tsv"], "give one"),
+        (["evaluate", "absent", "--corpus", "a", "b.tsv"], "1 files and the corpus a were given"),
         (["run"], "Missing argument 'MODEL'"),
         (["run", "absent", "--beam", "0"], "--beam"),
         (["rum"], "No such command 'rum'"),
@@ -244,8 +244,9 @@ def test_data_report_counts_what_is_left_out_and_what_leaks(tmp_path: Path) -> N
     path.write_text(
         "task: pronounce\n"
         "training: {steps: 10}\n"
-        f"data:\n  train: [paths: [{tmp_path}/train.tsv]]\n"
-        f"  valid: {{paths: [{tmp_path}/valid.tsv]}}\n  without: [paths: [{tmp_path}/hidden.tsv]]\n"
+        f"data:\n  train: [{{kind: tsv, path: {tmp_path}/train.tsv}}]\n"
+        f"  valid: {{kind: tsv, path: {tmp_path}/valid.tsv}}\n"
+        f"  without: [{{kind: tsv, path: {tmp_path}/hidden.tsv}}]\n"
     )
     done = ask("data", "report", path)
     assert done.exit_code == 0, done.output

@@ -91,9 +91,9 @@ def test_coverage_adds_what_the_paper_says(kind):
     own, beta, penalty = model(kind, seed=3), 0.7, LengthPenalty(alpha=0.6)
     method = Beam(4, penalty, coverage=beta, n_best=4, rules="hugging-face-never")
     decoding = Decoding(method, Length(0, 7))
-    found = decode(own, SOURCE, MASK, bos=BOS, eos=EOS, decoding=decoding, prefixes=[[3, 4], [3, 4, 5], []])
+    found = decode(own, SOURCE, MASK, bos=BOS, eos=EOS, decoding=decoding, prefixes=[[3, 4], [3, 4, 5], [6]])
     changed = False
-    for row, (hypotheses, given) in enumerate(zip(found, (2, 3, 0), strict=True)):
+    for row, (hypotheses, given) in enumerate(zip(found, (2, 3, 1), strict=True)):
         source = SOURCE[row : row + 1, MASK[row]]
         for one in hypotheses:
             tap = Recorder()

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from qkv import spec
 from qkv.errors import SpecError
 from qkv.models import build
-from qkv.models.presets import encoder_decoder, transformer_base, transformer_big
+from qkv.presets import encoder_decoder, transformer_base, transformer_big
 
 
 def small(**changes: Any) -> spec.Transformer:

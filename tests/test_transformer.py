@@ -12,7 +12,7 @@ from qkv import spec
 from qkv.errors import DataError, SpecError
 from qkv.layers import Attention, set_dropout
 from qkv.models import build
-from qkv.models.presets import encoder_decoder
+from qkv.presets import encoder_decoder
 from qkv.tap import Site, Tap
 from test_spec import small, specs
 

@@ -28,6 +28,11 @@ class WordErrors(Score):
         """The word error rate, percent."""
         return self.value
 
+    @property
+    def phonemes(self) -> Score:
+        """The phoneme error rate, as a score of its own."""
+        return Score("PER", self.per, self.signature)
+
     def __str__(self) -> str:
         return (
             f"WER = {self.wer:.2f}% ({self.wrong} of {self.words} words), "

@@ -10,20 +10,20 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from qkv.tasks.recipe import Data, Part, Recipe, Recurrent, Text, Transformer, Words
+from qkv.tasks.recipe import Data, Origin, Recipe, Recurrent, Text, Transformer, Words
 from qkv.tasks.recipes import named_recipes, read_recipe
 
 if TYPE_CHECKING:
-    from qkv.tasks.examples import Examples, gather
+    from qkv.tasks.examples import Examples, gather, origin_of, pairs_of
     from qkv.tasks.judging import Report, evaluate
-    from qkv.tasks.kinds import TASKS, Scored, Task
+    from qkv.tasks.kinds import TASKS, Task
     from qkv.tasks.learning import Learned, learn, train
     from qkv.tasks.runner import SHIPPED, Answer, Looked, Runner, load, with_method
 
 _WHERE = {
-    "examples": ("Examples", "gather"),
+    "examples": ("Examples", "gather", "origin_of", "pairs_of"),
     "judging": ("Report", "evaluate"),
-    "kinds": ("TASKS", "Scored", "Task"),
+    "kinds": ("TASKS", "Task"),
     "learning": ("Learned", "learn", "train"),
     "runner": ("SHIPPED", "Answer", "Looked", "Runner", "load", "with_method"),
 }
@@ -37,12 +37,11 @@ __all__ = [
     "Examples",
     "Learned",
     "Looked",
-    "Part",
+    "Origin",
     "Recipe",
     "Recurrent",
     "Report",
     "Runner",
-    "Scored",
     "Task",
     "Text",
     "Transformer",
@@ -52,6 +51,8 @@ __all__ = [
     "learn",
     "load",
     "named_recipes",
+    "origin_of",
+    "pairs_of",
     "read_recipe",
     "train",
     "with_method",

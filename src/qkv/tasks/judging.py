@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from qkv.data.reading import Pair
 from qkv.decoding import Decoding
 from qkv.errors import DataError
-from qkv.tasks.kinds import Scored
+from qkv.evaluation import Score
 from qkv.tasks.runner import Runner
 
 LENGTHS = (5, 10, 15, 20, 30)
@@ -19,10 +19,10 @@ LENGTHS = (5, 10, 15, 20, 30)
 class Report:
     """What an evaluation found. by_length: the same scores for sources of up to so many words (None: longer)."""
 
-    scores: dict[str, Scored]
+    scores: dict[str, Score]
     questions: int
     seconds: float
-    by_length: dict[int | None, tuple[int, dict[str, Scored]]]
+    by_length: dict[int | None, tuple[int, dict[str, Score]]]
     answers: list[str]
 
     def __str__(self) -> str:

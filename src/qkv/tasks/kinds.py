@@ -12,16 +12,9 @@ from typing import Literal
 
 from qkv.data.cleaning import references
 from qkv.data.reading import Pair
+from qkv.evaluation import Score, bleu, chrf, word_errors
 
-Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, "Scored"]]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A number, and the signature that says how it came about."""
-
-    value: float
-    signature: str
+Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, Score]]
 
 
 @dataclass(frozen=True)
@@ -56,27 +49,18 @@ def _spelling(line: str) -> str:
     return line.strip().lower()
 
 
-def _translation(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Scored]:
-    from qkv.evaluation import bleu, chrf
-
+def _translation(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
     single = [own[0] for own in references]
-    return {
-        name: Scored(score.value, score.signature)
-        for name, score in (("bleu", bleu(hypotheses, single)), ("chrf", chrf(hypotheses, single)))
-    }
+    return {"bleu": bleu(hypotheses, single), "chrf": chrf(hypotheses, single)}
 
 
-def _pronunciation(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Scored]:
-    from qkv.evaluation import word_errors
-
-    errors = word_errors(list(hypotheses), [list(own) for own in references])
-    found = {"wer": Scored(100 * errors.wer, errors.signature), "per": Scored(100 * errors.per, errors.signature)}
+def _pronunciation(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
+    errors = word_errors(hypotheses, references)
+    found = {"wer": errors, "per": errors.phonemes}
     if any(symbol[-1:].isdigit() for own in references for symbol in own[0].split()):
-        plain = word_errors(
-            [unstressed(one) for one in hypotheses], [[unstressed(one) for one in own] for own in references]
-        )
-        found["wer without stress"] = Scored(100 * plain.wer, plain.signature)
-        found["per without stress"] = Scored(100 * plain.per, plain.signature)
+        plain = [[unstressed(one) for one in own] for own in references]
+        errors = word_errors([unstressed(one) for one in hypotheses], plain)
+        found |= {"wer without stress": errors, "per without stress": errors.phonemes}
     return found
 
 

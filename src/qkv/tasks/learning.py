@@ -130,7 +130,9 @@ def _sampler(recipe: Recipe, stores: list[TokenPairs]) -> BatchSampler:
     budget, seed = recipe.data.batch_tokens, recipe.training.seed
     if len(stores) == 1:
         return BatchSampler(stores[0].lengths, budget, seed)
-    return Mixture([store.lengths for store in stores], [part.weight for part in recipe.data.train], budget, seed)
+    return Mixture(
+        [store.lengths for store in stores], recipe.data.weights or [len(store) for store in stores], budget, seed
+    )
 
 
 def train(

@@ -14,54 +14,38 @@ needs no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 from qkv import presets, spec
 from qkv.data.cleaning import Cleaning
+from qkv.data.corpora import Corpus
+from qkv.data.reading import Files, Jsonl, Tsv
 from qkv.decoding.options import Decoding
 from qkv.errors import ConfigError
 from qkv.text.training import Kind
 from qkv.training.options import Training
 
-
-@dataclass(frozen=True)
-class Part:
-    """Examples of one origin: a split of a named corpus, or your own files.
-
-    paths: one file of pairs (.tsv, .jsonl, each also .gz) or two files with the same number of lines.
-    weight: how often examples of this part are drawn, beside those of others (1: each once an epoch).
-    """
-
-    corpus: str | None = None
-    split: str = "train"
-    paths: tuple[Path, ...] = ()
-    weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        if (self.corpus is None) == (not self.paths):
-            raise ConfigError(
-                ["a part takes its examples either from `corpus` (a name) or from `paths` (files): give one"]
-            )
-        if len(self.paths) > 2:
-            raise ConfigError([f"paths has {len(self.paths)} files; expected one file of pairs, or two of lines"])
-        if not self.weight > 0:
-            raise ConfigError([f"weight={self.weight}: expected above 0"])
+Origin: TypeAlias = Corpus | Files | Tsv | Jsonl
+"""Where examples come from: a split of a named corpus, two files of lines, or one file of pairs (each also .gz)."""
 
 
 @dataclass(frozen=True)
 class Data:
     """What to learn from and what to check on.
 
-    without: every example whose source occurs in one of these parts is left out of `train` (a test set, say).
+    weights: how often examples of each origin in `train` are drawn beside those of the others; without, all alike.
+    test: sets that the run must not learn from; their sources are looked for in `train`, and reported.
+    without: sets whose sources are left out of `train`.
     cleaning: what is kept of what is read, and how much may be dropped before the run stops.
     batch_tokens: the most tokens in a batch, source, target and padding together.
+    valid_examples: how many of `valid` each validation decodes.
     """
 
-    train: tuple[Part, ...]
-    valid: Part
-    test: tuple[Part, ...] = ()
-    without: tuple[Part, ...] = ()
+    train: tuple[Origin, ...]
+    valid: Origin
+    weights: tuple[float, ...] = ()
+    test: tuple[Origin, ...] = ()
+    without: tuple[Origin, ...] = ()
     cleaning: Cleaning = Cleaning()
     batch_tokens: int = 4000
     valid_examples: int = 1000
@@ -69,7 +53,9 @@ class Data:
     def __post_init__(self) -> None:
         problems = []
         if not self.train:
-            problems.append("train=[]: expected at least one part to learn from")
+            problems.append("train=[]: expected at least one origin of examples to learn from")
+        if self.weights and (len(self.weights) != len(self.train) or min(self.weights) <= 0):
+            problems.append(f"weights={list(self.weights)}: expected one number above 0 for each of train, or none")
         for name in ("batch_tokens", "valid_examples"):
             if getattr(self, name) < 1:
                 problems.append(f"{name}={getattr(self, name)}: expected at least 1")

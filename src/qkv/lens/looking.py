@@ -1,0 +1,80 @@
+"""Run a model once with a recorder and hand back what it saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qkv.errors import QkvError
+from qkv.lens.recorder import Recorder
+from qkv.lens.trace import AttentionTrace, Trace
+from qkv.models import SequenceModel
+from qkv.tap import NO_TAP, Tap
+
+
+def look(
+    model: SequenceModel,
+    source: Tensor | Sequence[int] | None = None,
+    target: Tensor | Sequence[int] | None = None,
+    source_mask: Tensor | None = None,
+    target_mask: Tensor | None = None,
+    tap: Tap = NO_TAP,
+) -> Trace:
+    """Run the model on its fast path, teacher forcing `target`, and keep what every attention saw.
+
+    source, target: (batch, length) int64, or the numbers of one sequence; masks as in `SequenceModel.forward`.
+    tap: one that intervenes; the trace then shows what the model went on with.
+    The logits are the same to the bit as without looking. Dropout, in a model in training mode, is not part of what
+    is recomputed: call model.eval() first.
+    """
+    device = next(model.parameters()).device
+    source, target = _batch(source, "source", device), _batch(target, "target", device)
+    recorder = Recorder(tap)
+    with torch.no_grad():
+        logits = model(source, target, source_mask, target_mask, tap=recorder)
+    return trace_of(recorder, model, logits=logits, source=source, target=target)
+
+
+def trace_of(
+    recorder: Recorder,
+    model: nn.Module,
+    *,
+    logits: Tensor | None = None,
+    source: Tensor | None = None,
+    target: Tensor | None = None,
+) -> Trace:
+    """Make a trace of what a recorder heard, e.g. through model.encode and model.step; looks W_O up in the model."""
+    attentions = {}
+    for place, calls in recorder.calls.items():
+        if "query" in calls[0] and "context" in calls[0]:
+            heads = calls[0]["query"].shape[1]
+            attentions[place] = AttentionTrace(place, calls, _output_parameter(model, place, heads))
+    return Trace(recorder.calls, attentions, logits, source, target)
+
+
+def _batch(tokens: Tensor | Sequence[int] | None, name: str, device: torch.device) -> Tensor | None:
+    if tokens is None:
+        return None
+    batch = torch.as_tensor(tokens, dtype=torch.int64, device=device)
+    batch = batch[None] if batch.dim() == 1 else batch
+    if batch.dim() != 2 or batch.numel() == 0:
+        raise QkvError(
+            f"{name} of shape {tuple(batch.shape)} was given; (batch, length) with at least one token was expected: "
+            "give the numbers of its tokens, e.g. tokenizer.encode(text)"
+        )
+    return batch
+
+
+def _output_parameter(model: nn.Module, place: str, heads: int) -> Tensor | None:
+    """W_O of the attention at a place, by head: (heads, d_value, d_model), or None if it has none."""
+    module: object = model
+    for part in place.split("."):
+        module = getattr(module, "blocks", ())[int(part)] if part.isdigit() else getattr(module, part, None)
+        if module is None:
+            return None
+    output = getattr(module, "output", None)
+    if not isinstance(output, nn.Linear) or output.in_features % heads:
+        return None
+    return output.weight.detach().unflatten(1, (heads, -1)).permute(1, 2, 0)

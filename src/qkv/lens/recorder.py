@@ -1,0 +1,138 @@
+"""Taps that look, and taps that change: what a `Trace` is made from, and what interventions are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkv.tap import NO_TAP, Site, Tap
+
+# Tensors with an entry for each query and key: quadratic in length, so they are recomputed on demand, never kept.
+_QUADRATIC = ("scores", "weights")
+
+
+@dataclass
+class _Grown:
+    """A tensor that gets longer from step to step along its keys; earlier steps saw its beginning."""
+
+    tensor: Tensor
+
+    def begins_with(self, shorter: Tensor) -> bool:
+        longer = self.tensor
+        if longer.shape[:2] != shorter.shape[:2] or longer.shape[3:] != shorter.shape[3:]:
+            return False
+        if longer.shape[2] < shorter.shape[2]:
+            return False
+        beginning = longer[:, :, : shorter.shape[2]]
+        same_storage = beginning.data_ptr() == shorter.data_ptr() and beginning.stride() == shorter.stride()
+        return same_storage or torch.equal(beginning, shorter)
+
+
+@dataclass
+class Call:
+    """What passed one place in one call: tensors by site and, for an attention, how its scores are formed."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    terms: Mapping[str, Any] = field(default_factory=dict)
+    _grown: dict[str, tuple[_Grown, int]] = field(default_factory=dict)
+
+    def __getitem__(self, site: str) -> Tensor:
+        if site in self._grown:
+            grown, length = self._grown[site]
+            return grown.tensor[:, :, :length]
+        return self.tensors[site]
+
+    def __contains__(self, site: str) -> bool:
+        return site in self.tensors or site in self._grown
+
+    def keep(self, site: str, tensor: Tensor, before: Call | None) -> None:
+        """Keep a reference; one tensor serves all steps of a decoding whose keys (or values) only grow."""
+        if site not in ("key", "value"):
+            self.tensors[site] = tensor
+            return
+        grown = _Grown(tensor)
+        if before is not None and site in before and grown.begins_with(before[site]):
+            grown = before._grown[site][0]
+            grown.tensor = tensor
+        self._grown[site] = (grown, tensor.shape[2])
+
+
+class Recorder(Tap):
+    """Keeps a reference to everything that passes, by place; changes nothing and costs no fused kernel.
+
+    Several calls at one place, as in decoding step by step, are kept one after the other. `inner` may be a tap
+    that intervenes: what is recorded is what the model went on with.
+    """
+
+    def __init__(self, inner: Tap = NO_TAP) -> None:
+        self.calls: dict[str, list[Call]] = {}
+        self._inner = inner
+        self._place = ""
+
+    def wants(self, site: Site) -> bool:
+        """Only what the inner tap wants: to look is not to replace."""
+        return self._inner.wants(site)
+
+    def __call__(self, site: Site, tensor: Tensor) -> Tensor:
+        """Keep a reference to the tensor and return it, unless the inner tap replaces it."""
+        tensor = self._inner(site, tensor)
+        if site not in _QUADRATIC:
+            self._call(site).keep(site, tensor.detach(), self._before())
+        return tensor
+
+    def terms(self, **terms: Any) -> None:
+        """Keep how this attention forms its scores."""
+        self._call("terms").terms = terms
+        self._inner.terms(**terms)
+
+    def at(self, place: str) -> Recorder:
+        """Return the recorder for a part of the model; it shares the record with this one."""
+        part = Recorder(self._inner.at(place))
+        part.calls = self.calls
+        part._place = f"{self._place}.{place}" if self._place else place
+        return part
+
+    def _call(self, site: str) -> Call:
+        """The call that is being made here: a new one if this site has already passed in the last."""
+        calls = self.calls.setdefault(self._place, [])
+        if not calls or (site in calls[-1] if site != "terms" else bool(calls[-1].terms)):
+            calls.append(Call())
+        return calls[-1]
+
+    def _before(self) -> Call | None:
+        calls = self.calls[self._place]
+        return calls[-2] if len(calls) > 1 else None
+
+
+class Intervene(Tap):
+    """Replaces what passes one site at one place by a function of it; give another tap as `inner` to do more.
+
+    Replacing "scores" or "weights" takes that one attention, and no other, off the fused kernel.
+    """
+
+    def __init__(self, place: str, site: Site, function: Callable[[Tensor], Tensor], inner: Tap = NO_TAP) -> None:
+        self._target, self._site, self._function, self._inner = place, site, function, inner
+        self._place = ""
+
+    def wants(self, site: Site) -> bool:
+        """Whether this is the place and the site to replace."""
+        return (site == self._site and self._place == self._target) or self._inner.wants(site)
+
+    def __call__(self, site: Site, tensor: Tensor) -> Tensor:
+        """Return the replacement at the chosen place and site, and elsewhere what was given."""
+        tensor = self._inner(site, tensor)
+        return self._function(tensor) if site == self._site and self._place == self._target else tensor
+
+    def terms(self, **terms: Any) -> None:
+        """Pass on how this attention forms its scores."""
+        self._inner.terms(**terms)
+
+    def at(self, place: str) -> Intervene:
+        """Return the same intervention, seen from a part of the model."""
+        part = Intervene(self._target, self._site, self._function, self._inner.at(place))
+        part._place = f"{self._place}.{place}" if self._place else place
+        return part

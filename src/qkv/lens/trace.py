@@ -1,0 +1,282 @@
+"""What one look saw: scores, weights and what flows, recomputed exactly for whatever part is asked for.
+
+A trace keeps query, key, value and context as the fused kernel had them, linear in length. Everything with an entry
+for each query and key is computed from them when asked, by the same formula (`qkv.attend`), and `certify` says how far
+weights @ value is from the context that the model really used.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkv.attend import additions, softmax
+from qkv.errors import QkvError
+from qkv.lens.recorder import Call
+from qkv.mask import Mask
+
+_BLOCK = 256  # rows of a matrix that certify() builds at once
+
+
+@dataclass(frozen=True)
+class AttentionTrace:
+    """One attention's part of a trace. Several calls (decoding step by step) read as one, query after query."""
+
+    place: str
+    calls: Sequence[Call]
+    output_parameter: Tensor | None = None
+    """W_O by head, (heads, d_value, d_model); None where the model has none."""
+
+    def __post_init__(self) -> None:
+        if len({call["query"].shape[0] for call in self.calls}) > 1:
+            raise QkvError(
+                f"{self.place}: the steps that were recorded differ in their number of rows (a beam was reordered). "
+                "One hypothesis was expected: look at the finished hypothesis instead, with lens.look(model, source, target)"
+            )
+
+    @property
+    def query(self) -> Tensor:
+        """All queries, (batch, heads, queries, d_key)."""
+        return self._joined("query")
+
+    @property
+    def key(self) -> Tensor:
+        """The keys that the last query saw, (batch, kv_heads, keys, d_key)."""
+        return self.calls[-1]["key"]
+
+    @property
+    def value(self) -> Tensor:
+        """The values that the last query saw, (batch, kv_heads, keys, d_value)."""
+        return self.calls[-1]["value"]
+
+    @property
+    def context(self) -> Tensor:
+        """What the kernel answered, (batch, heads, queries, d_value)."""
+        return self._joined("context")
+
+    @property
+    def terms(self) -> Mapping[str, Any]:
+        """How the last call formed its scores: mask, bias, scale, softcap, sinks, score (see `qkv.attend.attend`)."""
+        return self.calls[-1].terms
+
+    @property
+    def heads(self) -> int:
+        """How many heads ask."""
+        return self.calls[-1]["query"].shape[1]
+
+    @property
+    def kv_heads(self) -> int:
+        """How many heads answer; each serves heads / kv_heads neighbours."""
+        return self.key.shape[1]
+
+    @property
+    def queries(self) -> int:
+        """How many queries were asked, over all calls."""
+        return sum(call["query"].shape[2] for call in self.calls)
+
+    @property
+    def keys(self) -> int:
+        """How many keys the last query could look at."""
+        return self.key.shape[2]
+
+    @property
+    def scale(self) -> float:
+        """What the dot product is multiplied by."""
+        scale = self.terms.get("scale")
+        return float(1 / math.sqrt(self.key.shape[-1]) if scale is None else scale)
+
+    def scores(self, head: int | None = None, rows: Sequence[int] | None = None) -> Tensor:
+        """Before the softmax, everything added; -inf where a query may not look.
+
+        Returns (batch, heads, queries, keys), or (batch, queries, keys) for one head; `rows` picks queries.
+        """
+        return self._matrix(head, rows, weights=False)
+
+    def weights(self, head: int | None = None, rows: Sequence[int] | None = None) -> Tensor:
+        """After the softmax: each row sums to 1, to less where a sink takes a share, to 0 where nothing is visible.
+
+        Returns (batch, heads, queries, keys), or (batch, queries, keys) for one head; `rows` picks queries.
+        """
+        return self._matrix(head, rows, weights=True)
+
+    def output(self, head: int, rows: Sequence[int] | None = None) -> Tensor:
+        """What one head adds to the residual, context @ W_O of this head: (batch, queries, d_model), without W_O's bias.
+
+        Raises QkvError where the model has no output projection.
+        """
+        context = self.context[:, self._head(head)]
+        context = context if rows is None else context[:, list(rows)]
+        return context @ self._output_parameter()[head]
+
+    def flow(self, head: int, rows: Sequence[int] | None = None) -> Tensor:
+        """How much each key gives each query, |weight * value @ W_O|: (batch, queries, keys).
+
+        A large weight on a small value moves nothing [Kobayashi et al. 2020, section 2]. Without an output projection
+        the norm is that of weight * value.
+        """
+        value = self.value[:, self._head(head) * self.kv_heads // self.heads]
+        if self.output_parameter is not None:
+            value = value @ self.output_parameter[head]
+        return self.weights(head, rows) * value.norm(dim=-1)[:, None, :]
+
+    def certify(self) -> Tensor:
+        """The largest |weights @ value - context| of each head: (heads,), the context being the kernel's own."""
+        worst = torch.zeros(self.heads, dtype=torch.float64)
+        for call in self.calls:
+            queries = call["query"].shape[2]
+            for begin in range(0, queries, _BLOCK):
+                end = min(begin + _BLOCK, queries)
+                heads = list(range(self.heads))
+                weights = _weights(call, heads, begin, end)
+                value = _of_heads(call["value"], heads, self.heads).to(weights.dtype)
+                difference = (weights @ value - call["context"][:, :, begin:end]).abs().amax(dim=(0, 2, 3))
+                worst = torch.maximum(worst, difference.double().cpu())
+        return worst
+
+    def _joined(self, site: str) -> Tensor:
+        tensors = [call[site] for call in self.calls]
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=2)
+
+    def _head(self, head: int) -> int:
+        if not 0 <= head < self.heads:
+            raise QkvError(f"{self.place}: head={head} was given; it has heads 0 to {self.heads - 1}")
+        return head
+
+    def _output_parameter(self) -> Tensor:
+        if self.output_parameter is None:
+            raise QkvError(f"{self.place} has no output projection; use its context instead")
+        return self.output_parameter
+
+    def _matrix(self, head: int | None, rows: Sequence[int] | None, weights: bool) -> Tensor:
+        heads = list(range(self.heads)) if head is None else [self._head(head)]
+        wanted = list(range(self.queries)) if rows is None else [int(row) for row in rows]
+        if wrong := [row for row in wanted if not 0 <= row < self.queries]:
+            raise QkvError(f"{self.place}: row {wrong[0]} was asked for; it has queries 0 to {self.queries - 1}")
+        parts, order, offset = [], [], 0
+        for call in self.calls:
+            length = call["query"].shape[2]
+            for begin, end in _runs(sorted({row - offset for row in wanted if offset <= row < offset + length})):
+                part = _weights(call, heads, begin, end) if weights else _hidden_scores(call, heads, begin, end)
+                absent = self.keys - part.shape[-1]
+                parts.append(torch.nn.functional.pad(part, (0, absent), value=0.0 if weights else -math.inf))
+                order.extend(range(offset + begin, offset + end))
+            offset += length
+        matrix = torch.cat(parts, dim=2) if parts else self.query.new_zeros(self.query.shape[0], len(heads), 0, self.keys)
+        if order != wanted:
+            index = {row: number for number, row in enumerate(order)}
+            matrix = matrix[:, :, [index[row] for row in wanted]]
+        return matrix if head is None else matrix[:, 0]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Everything one look saw, by place ("decoder.3.cross_attention") and site; see `qkv.tap` for the sites."""
+
+    calls: Mapping[str, Sequence[Call]]
+    attentions: Mapping[str, AttentionTrace]
+    logits: Tensor | None = None
+    source: Tensor | None = None
+    target: Tensor | None = None
+
+    def __getitem__(self, place: str) -> AttentionTrace:
+        """The attention at a place, e.g. trace["decoder.3.cross_attention"]."""
+        if place not in self.attentions:
+            near = difflib.get_close_matches(place, self.attentions, n=1, cutoff=0.0)
+            known = ", ".join(self.attentions) or "none"
+            hint = f"; nearest is {near[0]!r}" if near else ""
+            raise QkvError(f"no attention at {place!r} in this trace{hint}. It has: {known}")
+        return self.attentions[place]
+
+    def __iter__(self) -> Iterator[AttentionTrace]:
+        return iter(self.attentions.values())
+
+    def __len__(self) -> int:
+        return len(self.attentions)
+
+    def tensor(self, place: str, site: str) -> Tensor:
+        """What passed a site at a place, e.g. tensor("encoder.0", "residual"); several calls are joined along length."""
+        tensors = [call[site] for call in self.calls.get(place, ()) if site in call]
+        if not tensors:
+            known = sorted(f"{name or '(model)'}: {', '.join(_sites(calls))}" for name, calls in self.calls.items())
+            raise QkvError(f"nothing passed site {site!r} at {place!r}. Seen were:\n  " + "\n  ".join(known))
+        return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=-2)
+
+    def certify(self) -> dict[str, Tensor]:
+        """The largest |weights @ value - context| by place and head: {place: (heads,)}."""
+        return {attention.place: attention.certify() for attention in self}
+
+
+def _sites(calls: Sequence[Call]) -> list[str]:
+    return sorted({site for call in calls for site in (*call.tensors, *call._grown)})
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ascending numbers as (begin, end) of their unbroken runs, cut to blocks so that masks stay small."""
+    begin = 0
+    for index in range(1, len(numbers) + 1):
+        broken = index == len(numbers) or numbers[index] != numbers[index - 1] + 1 or index - begin == _BLOCK
+        if broken:
+            yield numbers[begin], numbers[index - 1] + 1
+            begin = index
+
+
+def _of_heads(tensor: Tensor, heads: list[int], of: int) -> Tensor:
+    """The key or value that each of `heads` looks at, without repeating any when all heads have their own."""
+    kv_heads = tensor.shape[1]
+    if len(heads) == kv_heads == of:
+        return tensor
+    return tensor[:, [head * kv_heads // of for head in heads]]
+
+
+def _raw_scores(call: Call, heads: list[int], begin: int, end: int) -> tuple[Tensor, Tensor | None]:
+    """Scores of some heads and rows with everything added, and what is visible: the explicit rendering of `attend`."""
+    terms, of = call.terms, call["query"].shape[1]
+    query, key = call["query"][:, heads, begin:end], _of_heads(call["key"], heads, of)
+    if query.dtype in (torch.float16, torch.bfloat16):
+        query, key = query.float(), key.float()
+    if terms.get("score") is not None:
+        scores: Tensor = terms["score"](query, key)
+    else:
+        scale = terms.get("scale")
+        scores = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if (softcap := terms.get("softcap")) is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    mask, bias = _mask_part(terms.get("mask"), heads, begin, end), _part(terms.get("bias"), heads, begin, end)
+    added, visible = additions(mask, bias, query, key)
+    return scores if added is None else scores + added, visible
+
+
+def _hidden_scores(call: Call, heads: list[int], begin: int, end: int) -> Tensor:
+    scores, visible = _raw_scores(call, heads, begin, end)
+    return scores if visible is None else scores.masked_fill(~visible, -math.inf)
+
+
+def _weights(call: Call, heads: list[int], begin: int, end: int) -> Tensor:
+    scores, visible = _raw_scores(call, heads, begin, end)
+    sinks = call.terms.get("sinks")
+    return softmax(scores, visible, None if sinks is None else sinks.detach()[heads])
+
+
+def _part(tensor: Tensor | None, heads: list[int], begin: int, end: int) -> Tensor | None:
+    """The heads and rows of a tensor that broadcasts to (batch, heads, queries, keys)."""
+    if tensor is None:
+        return None
+    tensor = tensor.detach()
+    if tensor.dim() > 2 and tensor.shape[-3] > 1:
+        tensor = tensor[..., heads, :, :]
+    return tensor[..., begin:end, :] if tensor.dim() > 1 and tensor.shape[-2] > 1 else tensor
+
+
+def _mask_part(mask: Mask | Tensor | None, heads: list[int], begin: int, end: int) -> Mask | Tensor | None:
+    """The same mask for the rows from `begin` to `end` alone: they stand `begin` further from the first key."""
+    if not isinstance(mask, Mask):
+        return _part(mask, heads, begin, end)
+    documents = mask.documents and (mask.documents[0][:, begin:end], mask.documents[1])
+    return dataclasses.replace(mask, past=mask.past + begin, documents=documents)

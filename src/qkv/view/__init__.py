@@ -1,0 +1,7 @@
+"""Pictures of what the lens saw."""
+
+from __future__ import annotations
+
+from qkv.view.writing import page
+
+__all__ = ["page"]
