@@ -14,6 +14,7 @@ import click
 
 from qkv import __version__
 from qkv.cli.data import data
+from qkv.cli.demo import demo
 from qkv.cli.describe import describe
 from qkv.cli.models import evaluate, look, run
 from qkv.cli.train import train
@@ -71,5 +72,5 @@ def _message(error: Exception) -> str:
     return str(error)
 
 
-for _command in (train, run, evaluate, look, data, describe):
+for _command in (demo, train, run, evaluate, look, data, describe):
     main.add_command(_command)

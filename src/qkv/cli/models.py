@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from qkv.tasks import Answer
+    from qkv.tasks import Answer, Runner
 
 _beam = click.option("--beam", type=click.IntRange(min=1), help="Hypotheses to follow at a time; 1 is greedy.")
 
@@ -41,22 +41,36 @@ def run(model: str, text: tuple[str, ...], beam: int | None, n_best: int | None,
 @click.argument("model")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--corpus", help="A named corpus (see `qkv data list`), in place of files.")
-@click.option("--split", default="test", show_default=True, help="The split of the named corpus.")
+@click.option("--with", "options", multiple=True, metavar="KEY=VALUE", help="Of the corpus, as in --with split=valid.")
 @_beam
 @click.option("--by-length", is_flag=True, help="Also score by the length of the source.")
+@click.option("--multi-bleu", metavar="LANGUAGE", help="Also score as multi-bleu.perl on lower-cased Moses tokens.")
+@click.option("--answers", type=click.Path(path_type=Path), help="Write the answers to this file, one a line.")
 def evaluate(
-    model: str, paths: tuple[Path, ...], corpus: str | None, split: str, beam: int | None, by_length: bool
+    model: str,
+    paths: tuple[Path, ...],
+    corpus: str | None,
+    options: tuple[str, ...],
+    beam: int | None,
+    by_length: bool,
+    multi_bleu: str | None,
+    answers: Path | None,
 ) -> None:
     """Score MODEL on held-out examples.
 
     PATHS is one file of pairs (.tsv, .jsonl, .gz of these), or two files with the same number of lines.
     """
-    from qkv import tasks
+    from qkv import evaluation, tasks
 
-    origin = tasks.origin_of(paths, corpus, split)
     runner = tasks.load(model)
-    decoding = tasks.with_method(runner.decoding, beam=beam)
-    click.echo(tasks.evaluate(runner, tasks.pairs_of([origin], runner.task), decoding, by_length=by_length))
+    pairs = tasks.pairs_of([tasks.origin_of(paths, corpus, options)], runner.task)
+    report = tasks.evaluate(runner, pairs, tasks.with_method(runner.decoding, beam=beam), by_length=by_length)
+    if answers is not None:
+        answers.write_text("".join(f"{answer}\n" for answer in report.answers), encoding="utf-8")
+    click.echo(report)
+    if multi_bleu:
+        single = [own[0] for own in report.references]
+        click.echo(evaluation.multi_bleu(report.answers, single, multi_bleu))
 
 
 @click.command()
@@ -69,9 +83,16 @@ def look(model: str, text: str, answer: str | None, page: Path) -> None:
 
     It shows the query, key, value, scores, weights and context of every attention, and opens without a network.
     """
-    from qkv import tasks, view
+    from qkv import tasks
 
-    runner = tasks.load(model)
+    said = write_page(tasks.load(model), model, text, page, answer)
+    click.echo(f"{said}\nLook inside: {page}")
+
+
+def write_page(runner: Runner, model: str, text: str, page: Path, answer: str | None = None) -> str:
+    """Write the page about one answer of a model, and return the answer."""
+    from qkv import view
+
     looked = runner.look(text, answer)
     view.page(
         looked.trace,
@@ -82,7 +103,7 @@ def look(model: str, text: str, answer: str | None, page: Path) -> None:
         title=text,
         note=f"{text} -> {looked.answer.text}, by {model}",
     )
-    click.echo(f"{looked.answer.text}\nLook inside: {page}")
+    return looked.answer.text
 
 
 def _batches() -> Iterator[Iterable[str]]:
