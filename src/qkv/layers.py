@@ -6,6 +6,7 @@ spec: layers start with none, and `set_dropout` gives a whole model its rates.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -124,10 +125,11 @@ class Attention(nn.Module):
 
 def _split(projected: Tensor, heads: int) -> Tensor:
     """(batch, length, heads * d) -> (batch, heads, length, d)."""
-    return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+    batch, length, width = projected.shape
+    return projected.view(batch, length, heads, width // heads).transpose(1, 2)
 
 
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "gelu": functional.gelu,
     "gelu_tanh": lambda tensor: functional.gelu(tensor, approximate="tanh"),

@@ -23,7 +23,6 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Literal, TypeAlias, get_args
 
 from qkv.errors import SpecError
@@ -48,8 +47,7 @@ def _require_choices(node: Any) -> None:
         )
 
 
-@cache
-def _choices(cls: type) -> dict[str, tuple[Any, ...]]:
+def _choices(cls: type[object]) -> dict[str, tuple[Any, ...]]:
     """The fields of `cls` that are a choice between words, with the words (and None where it is allowed)."""
     found = {}
     for name, hint in typing.get_type_hints(cls).items():

@@ -16,7 +16,7 @@ LOOKED = "colonel"
 
 
 @click.command()
-@click.option("--minutes", type=click.FloatRange(min=0.05), default=3.0, show_default=True, help="How long to train.")
+@click.option("--minutes", type=click.FloatRange(min=0.05), default=3.0, help="How long to train.")
 @click.option(
     "--folder", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Keeps the run."
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qkv import config
 from qkv.data.cleaning import leakage, without
 from qkv.data.corpora import Corpus
 from qkv.data.reading import Files, Jsonl, Pair, Tsv, read_pairs
@@ -55,16 +56,19 @@ def pairs_of(origins: Iterable[Origin], task: Task) -> list[Pair]:
     return [(task.prepare(source), target) for origin in origins for source, target in read_pairs(origin)]
 
 
-def origin_of(paths: Sequence[Path], corpus: str | None = None, split: str = "test") -> Origin:
-    """The origin that a command line names: a corpus, one file of pairs (.jsonl or else columns) or two of lines."""
+def origin_of(paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = ()) -> Origin:
+    """The origin that a command line names: one file of pairs, two of lines, or a corpus with options (`split=test`).
+
+    A file that ends in .jsonl (or .jsonl.gz) holds JSON, any other single file columns.
+    """
     if corpus is not None and not paths:
-        return Corpus(corpus, split)
+        return config.read(Corpus, config.override({"name": corpus, "split": "test"}, options), f"corpus {corpus}")
     if corpus is None and len(paths) == 2:
         return Files(paths[0], paths[1])
     if corpus is None and len(paths) == 1:
         return Jsonl(paths[0]) if ".jsonl" in paths[0].suffixes else Tsv(paths[0])
     raise DataError(
-        f"{len(paths)} files and {'the' if corpus else 'no'} corpus {corpus or ''} were given; "
+        f"{len(paths)} files and {f'the corpus {corpus}' if corpus else 'no corpus'} were given; "
         "expected one file of pairs, two files of lines, or a named corpus"
     )
 

@@ -24,6 +24,7 @@ class Report:
     seconds: float
     by_length: dict[int | None, tuple[int, dict[str, Score]]]
     answers: list[str]
+    references: list[tuple[str, ...]]
 
     def __str__(self) -> str:
         lines = [f"{name:20} {score.value:7.2f}   {score.signature}" for name, score in self.scores.items()]
@@ -61,4 +62,5 @@ def evaluate(
             if own
         },
         answers=answers,
+        references=references,
     )
