@@ -20,7 +20,7 @@ from qkv.tap import Site, Tap
 from test_spec import small, specs
 
 
-def tokens(choice: spec.Spec, rows: int = 2, sources: int = 5, targets: int = 6) -> dict[str, Tensor]:
+def tokens(choice: spec.Spec, rows: int = 2, sources: int = 5, targets: int = 6) -> dict[str, Any]:
     """Random inputs for whatever the spec reads, the second row's source padded."""
     found = {}
     if isinstance(choice, spec.Recurrent):
@@ -37,14 +37,14 @@ def tokens(choice: spec.Spec, rows: int = 2, sources: int = 5, targets: int = 6)
     return found
 
 
-def step_through(model: SequenceModel, given_tokens: dict[str, Tensor], tap: Tap | None = None) -> Tensor:
+def step_through(model: SequenceModel, given_tokens: dict[str, Any], tap: Tap | None = None) -> Tensor:
     """The logits of teacher forcing, made one token at a time."""
     taps: dict[str, Any] = {} if tap is None else {"tap": tap}
     with torch.no_grad():
         source = given_tokens.get("source")
         memory = None if source is None else model.encode(source, given_tokens["source_mask"], **taps)
         state, logits = model.start(memory, 2), []
-        for token in given_tokens["target"].split(1, dim=1):
+        for token in torch.split(given_tokens["target"], 1, dim=1):
             answered, state = model.step(token, state, **taps)
             logits.append(answered)
     return torch.cat(logits, dim=1)

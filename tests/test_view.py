@@ -9,7 +9,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy
 import pytest
@@ -112,6 +112,14 @@ def test_the_page_needs_no_network_and_is_small(tmp_path: Path) -> None:
     assert "default-src 'none'" in text
 
 
+def test_a_classifier_answers_once(tmp_path: Path) -> None:
+    encoder = spec.Stack(8, (spec.Block(spec.Attention(2, 4), spec.FeedForward(8)),), spec.Tokens(9))
+    trace = look(build(spec.Transformer(encoder, None, spec.Classes(3))).eval(), [1, 2, 3])
+    text = page(trace, tmp_path / "look.html", names=lambda numbers: ["abc"[i] for i in numbers]).read_text("utf-8")
+    (answer,) = json.loads(Parts(text).parts["document"])["answers"]
+    assert answer["chosen"] == answer["best"][0] and {name for name, _ in answer["best"]} == {"a", "b", "c"}
+
+
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(QkvError, match="source_tokens: 2 strings were given for a trace of 4 tokens"):
         page(looked(), tmp_path / "look.html", source_tokens=["a", "b"])
@@ -127,15 +135,11 @@ def models() -> dict[str, Trace]:
     )
     block = spec.Block(rich, spec.FeedForward(8))
     decoder_only = build(spec.Transformer(None, spec.Stack(8, (block,), spec.Tokens(9)), spec.Vocabulary()))
-    encoder = spec.Stack(8, (spec.Block(spec.Attention(2, 4), spec.FeedForward(8)),), spec.Tokens(9))
-    recurrent = {
-        kind: build(spec.Recurrent("gru", 8, 1, spec.Tokens(9), spec.Tokens(9), kind))  # type: ignore[arg-type]
-        for kind in ("additive", "dot", None)
-    }
+    kinds: tuple[Literal["additive"] | None, ...] = ("additive", None)
+    recurrent = {kind: build(spec.Recurrent("gru", 8, 1, spec.Tokens(9), spec.Tokens(9), kind)) for kind in kinds}
     return {
         "encoder-decoder": looked(layers=2),
         "rich": look(decoder_only.eval(), target=torch.randint(9, (12,))),
-        "classes": look(build(spec.Transformer(encoder, None, spec.Classes(3))).eval(), [1, 2, 3]),
         **{f"recurrent {kind}": look(model.eval(), [1, 2, 3], [1, 4]) for kind, model in recurrent.items()},
     }
 
@@ -161,8 +165,8 @@ def test_the_page_certifies_itself_in_a_browser(tmp_path: Path) -> None:
     traces["bent"] = look(build(small()).eval(), [1, 2, 3], [1, 4], tap=bent)
     evil = EVIL[:2] + ["a", "b"]
     for number, (name, trace) in enumerate(traces.items()):
-        tokens = {"source_tokens": evil, "title": EVIL[0]} if name == "encoder-decoder" else {"title": name}
-        page(trace, tmp_path / f"{number}.html", **tokens)  # type: ignore[arg-type]
+        named = name == "encoder-decoder"
+        page(trace, tmp_path / f"{number}.html", source_tokens=evil if named else (), title=EVIL[0] if named else name)
         frames.append(opened(tmp_path / f"{number}.html", tmp_path / "profile"))
     for name, text in zip(traces, frames, strict=True):
         certified = re.search(r'data-certified="([^"]+)"', text)

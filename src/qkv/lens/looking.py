@@ -77,4 +77,4 @@ def _output_parameter(model: nn.Module, place: str, heads: int) -> Tensor | None
     output = getattr(module, "output", None)
     if not isinstance(output, nn.Linear) or output.in_features % heads:
         return None
-    return output.weight.detach().unflatten(1, (heads, -1)).permute(1, 2, 0)
+    return output.weight.detach().reshape(output.out_features, heads, -1).permute(1, 2, 0)

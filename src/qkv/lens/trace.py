@@ -38,7 +38,7 @@ class AttentionTrace:
         if len({call["query"].shape[0] for call in self.calls}) > 1:
             raise QkvError(
                 f"{self.place}: the steps that were recorded differ in their number of rows (a beam was reordered). "
-                "One hypothesis was expected: look at the finished hypothesis instead, with lens.look(model, source, target)"
+                "One hypothesis was expected: look at the finished hypothesis, with lens.look(model, source, target)"
             )
 
     @property
@@ -107,7 +107,7 @@ class AttentionTrace:
         return self._matrix(head, rows, weights=True)
 
     def output(self, head: int, rows: Sequence[int] | None = None) -> Tensor:
-        """What one head adds to the residual, context @ W_O of this head: (batch, queries, d_model), without W_O's bias.
+        """What one head adds to the residual, context @ W_O of this head: (batch, queries, d_model), without bias.
 
         Raises QkvError where the model has no output projection.
         """
@@ -124,7 +124,8 @@ class AttentionTrace:
         value = self.value[:, self._head(head) * self.kv_heads // self.heads]
         if self.output_parameter is not None:
             value = value @ self.output_parameter[head]
-        return self.weights(head, rows) * value.norm(dim=-1)[:, None, :]
+        norms: Tensor = torch.linalg.vector_norm(value, dim=-1)
+        return self.weights(head, rows) * norms[:, None, :]
 
     def certify(self) -> Tensor:
         """The largest |weights @ value - context| of each head: (heads,), the context being the kernel's own."""
@@ -159,7 +160,9 @@ class AttentionTrace:
         wanted = list(range(self.queries)) if rows is None else [int(row) for row in rows]
         if wrong := [row for row in wanted if not 0 <= row < self.queries]:
             raise QkvError(f"{self.place}: row {wrong[0]} was asked for; it has queries 0 to {self.queries - 1}")
-        parts, order, offset = [], [], 0
+        parts: list[Tensor] = []
+        order: list[int] = []
+        offset = 0
         for call in self.calls:
             length = call["query"].shape[2]
             for begin, end in _runs(sorted({row - offset for row in wanted if offset <= row < offset + length})):
@@ -168,7 +171,8 @@ class AttentionTrace:
                 parts.append(torch.nn.functional.pad(part, (0, absent), value=0.0 if weights else -math.inf))
                 order.extend(range(offset + begin, offset + end))
             offset += length
-        matrix = torch.cat(parts, dim=2) if parts else self.query.new_zeros(self.query.shape[0], len(heads), 0, self.keys)
+        nothing = self.query.new_zeros(self.query.shape[0], len(heads), 0, self.keys)
+        matrix = torch.cat(parts, dim=2) if parts else nothing
         if order != wanted:
             index = {row: number for number, row in enumerate(order)}
             matrix = matrix[:, :, [index[row] for row in wanted]]
@@ -201,7 +205,7 @@ class Trace:
         return len(self.attentions)
 
     def tensor(self, place: str, site: str) -> Tensor:
-        """What passed a site at a place, e.g. tensor("encoder.0", "residual"); several calls are joined along length."""
+        """What passed a site at a place, e.g. tensor("encoder.0", "residual"); several calls joined along length."""
         tensors = [call[site] for call in self.calls.get(place, ()) if site in call]
         if not tensors:
             known = sorted(f"{name or '(model)'}: {', '.join(_sites(calls))}" for name, calls in self.calls.items())
