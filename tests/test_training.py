@@ -244,6 +244,24 @@ def test_higher_can_be_better_and_the_best_are_averaged(tmp_path: Path) -> None:
         torch.testing.assert_close(parameter.detach(), (four[name] + twelve[name]) / 2)
 
 
+@pytest.mark.parametrize("better", ["lower", "higher"])
+def test_a_metric_that_is_no_number_is_never_the_best(tmp_path: Path, better: Any) -> None:
+    scores = iter([math.nan, 2.0, math.nan])
+    options = replace(OPTIONS, validation=Validation(every=4, better=better))
+    result = trainer(tmp_path, options, validate=lambda model: Validated({"loss": next(scores)})).run()
+    assert result.best == (2.0, 8)
+
+
+def test_bfloat16_is_close_to_float32_and_keeps_float32_weights(tmp_path: Path) -> None:
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        trained = trainer(tmp_path / precision, replace(OPTIONS, precision=precision, dropout=0.0))  # type: ignore[arg-type]
+        trained.run()
+        assert all(parameter.dtype == torch.float32 for parameter in trained.model.parameters())
+        losses.append(lines(tmp_path / precision)[-1]["loss"])
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
 def test_an_unknown_metric_is_named(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="'loss'.*bleu, chrf"):
         trainer(tmp_path, validate=lambda model: Validated({"bleu": 1.0, "chrf": 2.0})).run()
@@ -259,7 +277,7 @@ def test_the_moving_average_is_what_is_judged_kept_and_returned(tmp_path: Path) 
     trained = trainer(tmp_path, replace(OPTIONS, ema=0.9), validate=judge)
     trained.run()
     kept, _ = checkpoint.read(tmp_path / "weights" / "step-00000012.safetensors")
-    assert torch.equal(trained.model.middle.weight, judged[-1])  # type: ignore[union-attr]
+    assert torch.equal(trained.model.middle.weight, judged[-1])
     assert torch.equal(kept["middle.weight"], judged[-1])
     state, _ = checkpoint.read(trained.checkpoint)
     assert not torch.equal(state["model.middle.weight"], judged[-1])

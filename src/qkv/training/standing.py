@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -39,8 +40,9 @@ class Standing:
         return cls(**{**values, "best": best})
 
     def judge(self, metric: float, options: Training) -> bool:
-        """Take in a validation's metric at this step; return whether it is the best so far."""
+        """Take in a validation's metric at this step (NaN is the worst); return whether it is the best so far."""
         sign = 1.0 if options.validation.better == "lower" else -1.0
+        metric = sign * math.inf if math.isnan(metric) else metric
         ranked = sorted([*self.best, (metric, self.step)], key=lambda entry: (sign * entry[0], entry[1]))
         better = not self.best or sign * metric < sign * self.best[0][0]
         self.best = ranked[: max(options.saving.keep_best, 1)]
