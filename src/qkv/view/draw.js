@@ -16,7 +16,15 @@ function mix(stops, share) {
 
 const isDark = () => document.documentElement.dataset.theme === "dark";
 const ramp = () => (isDark() ? ramps.dark : ramps.light);
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+const colours = new Map();
+
+// A colour of the style sheet; asking the browser is slow, so each is asked for once in a theme.
+function colour(name) {
+  const key = `${name} ${document.documentElement.dataset.theme}`;
+  if (!colours.has(key)) colours.set(key, getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim());
+  return colours.get(key);
+}
+
 const css = (parts) => `rgb(${parts.join(",")})`;
 const readable = (parts) => (parts[0] * 0.299 + parts[1] * 0.587 + parts[2] * 0.114 > 140 ? "#16191d" : "#fdfdfb");
 
@@ -166,7 +174,7 @@ function drawLegend(canvas, show, extent) {
   const middle = (low + high) / 2;
   for (const [text, x, align] of [[low, 0, "left"], [middle, 90, "center"], [high, 180, "right"]]) {
     pen.textAlign = align;
-    pen.fillText(text === 0 ? "0" : text.toFixed(show === "weights" ? 1 : 2), x, 13);
+    pen.fillText(text === 0 ? "0" : text.toFixed(show === "weights" ? 1 : 2).replace("-", "−"), x, 13);
   }
 }
 
