@@ -6,10 +6,12 @@ and all ranks. So one token weighs the same in whichever batch it lies, and accu
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
 IGNORE = -100
 """The label of a place that is no target, e.g. padding."""
@@ -19,10 +21,36 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
     """Return the cross entropy in nats, summed over the labels that are not IGNORE, as a float32 scalar.
 
     logits (..., vocab), labels (...) int64. With smoothing s the target distribution is 1 - s on the label plus
-    s / vocab on every token (Szegedy et al. 2016, section 7).
+    s / vocab on every token (Szegedy et al. 2016, section 7). Equal to torch's own in value and gradient, but the
+    gradient is made in the memory of the log-probabilities: over a large vocabulary torch's takes twice as long.
     """
-    flat = logits.flatten(0, -2).float()
-    return F.cross_entropy(flat, labels.flatten(), ignore_index=IGNORE, reduction="sum", label_smoothing=smoothing)
+    inputs = logits.flatten(0, -2).float(), labels.flatten(), smoothing
+    loss: Tensor = _CrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, labels: Tensor, smoothing: float) -> Tensor:
+        log_probabilities = logits.log_softmax(dim=-1)
+        ignored = labels == IGNORE
+        labels = labels.masked_fill(ignored, 0)
+        losses = -(1 - smoothing) * log_probabilities.gather(1, labels[:, None])[:, 0]
+        if smoothing:
+            losses = losses - smoothing * log_probabilities.mean(dim=-1)
+        ctx.log_probabilities, ctx.labels, ctx.ignored, ctx.smoothing = log_probabilities, labels, ignored, smoothing
+        return losses.masked_fill(ignored, 0.0).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        gradient: Tensor = ctx.log_probabilities.exp_()  # softmax(logits) minus the target distribution, in place
+        ctx.log_probabilities = None
+        if ctx.smoothing:
+            gradient -= ctx.smoothing / gradient.shape[-1]
+        gradient[torch.arange(len(gradient), device=gradient.device), ctx.labels] -= 1 - ctx.smoothing
+        gradient *= torch.where(ctx.ignored, 0.0, upstream)[:, None]
+        return gradient, None, None
 
 
 def step_tokens(tokens: int, device: torch.device) -> float:
