@@ -18,7 +18,7 @@ hypothesis.settings.load_profile("laws")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Check the shapes that the heart's annotations promise, except under `-m compile`, which could not trace the checks."""
+    """Check the shapes that the heart promises, except under `-m compile`, which could not trace the checks."""
     if config.option.markexpr != "compile":
         jaxtyping.install_import_hook(["qkv.attend", "qkv.positions"], "beartype.beartype")
 

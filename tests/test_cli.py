@@ -105,7 +105,7 @@ def test_every_problem_of_a_recipe_is_shown(tmp_path: Path) -> None:
         "task: given 'translat'",
         "did you mean 'translate'?",
         "did you mean 'training'?",
-        "data.valid.split",
+        "data.valid.kind",
     ):
         assert expected in done.stderr
 
