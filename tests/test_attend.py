@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -68,6 +68,7 @@ def problems(draw: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
+@settings(max_examples=200)
 @given(problems())
 def test_both_renderings_agree_in_value_and_gradient(problem: dict[str, Any]) -> None:
     gradients = []
@@ -133,6 +134,13 @@ def test_causal_is_aligned_top_left_without_a_cache_and_bottom_right_with_one() 
     assert seen is not None and seen.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0]]
     seen = Mask(causal=True, past=2).matrix(2, 4, torch.device("cpu"))
     assert seen is not None and seen.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+
+
+def test_one_query_without_a_cache_sees_the_first_key_alone() -> None:
+    query, key = torch.ones(1, 1, 1, 2), torch.ones(1, 1, 3, 2)
+    value = torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 3, 1)
+    for tap in (Tap(), Explicit()):
+        assert attend(query, key, value, mask=Mask(causal=True), tap=tap).item() == pytest.approx(1.0)
 
 
 def test_softcap_comes_before_the_mask() -> None:

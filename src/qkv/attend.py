@@ -77,18 +77,31 @@ def _explicit(
 ) -> Tensor:
     group = query.shape[1] // key.shape[1]
     key, value = _repeat(key, group), _repeat(value, group)
-    if score is None:
-        scores = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    else:
-        scores = score(query, key)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    added, visible = additions(mask, bias, query, key)
-    if added is not None:
-        scores = scores + added
-    weights = softmax(tap("scores", scores), visible, sinks)
+    found, visible = scores(query, key, mask=mask, bias=bias, scale=scale, softcap=softcap, score=score)
+    weights = softmax(tap("scores", found), visible, sinks)
     weights = tap("weights", weights)
     return drop(weights, dropout) @ value
+
+
+def scores(
+    query: Float[Tensor, "batch heads queries d_key"],
+    key: Float[Tensor, "batch heads keys d_key"],
+    *,
+    mask: Mask | Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    score: Score | None = None,
+) -> tuple[Float[Tensor, "batch heads queries keys"], Tensor | None]:
+    """How well each key answers each query, everything added; and which keys are visible at all (None: every one)."""
+    if score is None:
+        found = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    else:
+        found = score(query, key)
+    if softcap is not None:
+        found = softcap * torch.tanh(found / softcap)
+    added, visible = additions(mask, bias, query, key)
+    return found if added is None else found + added, visible
 
 
 def additions(
@@ -111,18 +124,18 @@ def additions(
 
 
 def softmax(
-    scores: Float[Tensor, "batch heads queries keys"],
+    found: Float[Tensor, "batch heads queries keys"],
     visible: Tensor | None = None,
     sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch heads queries keys"]:
     """Turn scores into weights over the visible keys: they sum to 1, to less with sinks, to 0 where none is visible."""
     if visible is not None:
-        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
+        found = found.masked_fill(~visible, torch.finfo(found.dtype).min)
     if sinks is not None:
-        sink = sinks[None, :, None, None].expand(scores.shape[0], -1, scores.shape[2], 1).to(scores.dtype)
-        weights = torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
+        sink = sinks[None, :, None, None].expand(found.shape[0], -1, found.shape[2], 1).to(found.dtype)
+        weights = torch.cat([found, sink], dim=-1).softmax(dim=-1)[..., :-1]
     else:
-        weights = scores.softmax(dim=-1)
+        weights = found.softmax(dim=-1)
     return weights if visible is None else weights.masked_fill(~visible, 0.0)
 
 
@@ -151,7 +164,7 @@ def _fused(
         value,
         attn_mask=mask,
         dropout_p=dropout,
-        is_causal=causal and query.shape[-2] > 1,
+        is_causal=causal,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
     )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qkv.attend import additions, softmax
+from qkv.attend import scores, softmax
 from qkv.errors import QkvError
 from qkv.lens.recorder import Call
 from qkv.mask import Mask
@@ -245,27 +245,26 @@ def _raw_scores(call: Call, heads: list[int], begin: int, end: int) -> tuple[Ten
     query, key = call["query"][:, heads, begin:end], _of_heads(call["key"], heads, of)
     if query.dtype in (torch.float16, torch.bfloat16):
         query, key = query.float(), key.float()
-    if terms.get("score") is not None:
-        scores: Tensor = terms["score"](query, key)
-    else:
-        scale = terms.get("scale")
-        scores = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    if (softcap := terms.get("softcap")) is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    mask, bias = _mask_part(terms.get("mask"), heads, begin, end), _part(terms.get("bias"), heads, begin, end)
-    added, visible = additions(mask, bias, query, key)
-    return scores if added is None else scores + added, visible
+    return scores(
+        query,
+        key,
+        mask=_mask_part(terms.get("mask"), heads, begin, end),
+        bias=_part(terms.get("bias"), heads, begin, end),
+        scale=terms.get("scale"),
+        softcap=terms.get("softcap"),
+        score=terms.get("score"),
+    )
 
 
 def _hidden_scores(call: Call, heads: list[int], begin: int, end: int) -> Tensor:
-    scores, visible = _raw_scores(call, heads, begin, end)
-    return scores if visible is None else scores.masked_fill(~visible, -math.inf)
+    found, visible = _raw_scores(call, heads, begin, end)
+    return found if visible is None else found.masked_fill(~visible, -math.inf)
 
 
 def _weights(call: Call, heads: list[int], begin: int, end: int) -> Tensor:
-    scores, visible = _raw_scores(call, heads, begin, end)
+    found, visible = _raw_scores(call, heads, begin, end)
     sinks = call.terms.get("sinks")
-    return softmax(scores, visible, None if sinks is None else sinks.detach()[heads])
+    return softmax(found, visible, None if sinks is None else sinks.detach()[heads])
 
 
 def _part(tensor: Tensor | None, heads: list[int], begin: int, end: int) -> Tensor | None:
