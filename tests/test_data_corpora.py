@@ -8,7 +8,10 @@ import hashlib
 import http.server
 import importlib.util
 import io
+import json
 import os
+import struct
+import subprocess
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -19,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qkv.data import Corpus, corpora, references
-from qkv.data.corpora import fetch
+from qkv.data.corpora import fetch, interface
 from qkv.data.corpora.dictionary import published
 from qkv.data.corpora.entry import Choice, Entry, File
 from qkv.data.corpora.translation import held_out
@@ -138,7 +141,7 @@ def test_the_cache_is_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch) -
     assert corpora.cache_folder() == Path.home() / ".cache" / "qkv"
 
 
-@given(st.lists(st.tuples(st.integers(0, 300).map(str), st.integers(0, 300).map(str)), max_size=400))
+@given(st.lists(st.tuples(st.integers(0, 80).map(str), st.integers(0, 80).map(str)), max_size=120))
 def test_no_sentence_is_in_two_splits(pairs: list[tuple[str, str]]) -> None:
     parts = {split: held_out(pairs, split, "salt") for split in ("train", "valid", "test")}
     for side in (0, 1):
@@ -254,6 +257,84 @@ def test_tatoeba_is_read_both_ways(data_folder: Path, monkeypatch: pytest.Monkey
     assert corpora.load("tatoeba-de-en", "test", source="en") == [(e, g) for g, e in splits["test"]]
 
 
+def catalogue(texts: dict[str, str]) -> bytes:
+    """Write a gettext catalogue."""
+    sides = [
+        [text.encode() for text in side] for side in ({"": ""} | texts, {"": "head"} | {v: "" for v in texts.values()})
+    ]
+    place, tables, body = 28 + 16 * len(sides[0]), b"", b""
+    for side in sides:
+        for text in side:
+            tables += struct.pack("<2I", len(text), place + len(body))
+            body += text + b"\0"
+    return struct.pack("<7I", 0x950412DE, 0, len(sides[0]), 28, 28 + 8 * len(sides[0]), 0, 0) + tables + body
+
+
+def wheel(path: Path, contents: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in contents.items():
+            archive.writestr(name, data)
+
+
+def fake_wheels(folder: Path) -> None:
+    texts = {
+        "menu\x04Open": "Öffnen",
+        "%d file\0%d files": "%d Datei\0%d Dateien",
+        "Same": "Same",
+        "Two\nlines": "Zwei\tZeilen",
+    }
+    wheel(
+        folder / "a.whl", {"a/locale/de/LC_MESSAGES/a.mo": catalogue(texts), "a/locale/de_AT/LC_MESSAGES/a.mo": b"no"}
+    )
+    english = {"title": "Lamp", "state": {"on": "On", "off": "Off"}, "only": "English"}
+    german = {"title": "Lampe", "state": {"on": "An", "off": "Aus"}, "other": "Deutsch"}
+    names = {"b/translations/en.json": english, "b/translations/de.json": german, "c/translations/en.json": english}
+    wheel(folder / "b.whl", {name: json.dumps(tree).encode() for name, tree in names.items()})
+
+
+def test_interface_texts_are_made_from_wheels_once(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [("Open", "Öffnen"), ("%d file", "%d Datei"), ("%d files", "%d Dateien"), ("Two lines", "Zwei Zeilen")]
+    expected += [("Lamp", "Lampe"), ("On", "An"), ("Off", "Aus")]
+    text = "".join(f"{english}\t{german}\n" for english, german in expected).encode()
+    entry = dataclasses.replace(corpora.entry("ui-strings"), files=(recorded("ui-strings/ui.en-de.tsv.gz", text),))
+    monkeypatch.setattr(corpora, "ENTRIES", (entry,))
+    fetched: list[Path] = []
+
+    def fetch_wheels(folder: Path) -> None:
+        fetched.append(folder)
+        fake_wheels(folder)
+
+    monkeypatch.setattr(interface, "_fetch_wheels", fetch_wheels)
+    splits = {split: corpora.load("ui-strings", split) for split in entry.splits}
+    assert sorted(pair for pairs in splits.values() for pair in pairs) == sorted(expected)
+    assert len(fetched) == 1, "what was made is kept"
+    assert corpora.load("ui-strings", source="de") == [(german, english) for english, german in splits["train"]]
+    with pytest.raises(CorpusError, match="give en as source or target"):
+        corpora.load("ui-strings", source="de", target="fr")
+    kept = fetch.cache_folder() / "corpora" / "ui-strings" / "ui.en-de.tsv.gz"
+    kept.write_bytes(kept.read_bytes()[:-9])
+    assert corpora.load("ui-strings") == splits["train"] and len(fetched) == 2, "a damaged table is made again"
+    kept.parent.rename(data_folder / "ui-strings")
+    assert corpora.load("ui-strings") == splits["train"] and len(fetched) == 2, "a given table is taken"
+    monkeypatch.setattr(corpora, "ENTRIES", (dataclasses.replace(entry, files=(recorded("ui.en-de.tsv.gz"),)),))
+    with pytest.raises(CorpusError, match="another ui.en-de.tsv.gz than is recorded"):
+        corpora.load("ui-strings")
+
+
+def test_wheels_that_cannot_be_fetched_are_named(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        listed = Path(command[command.index("-r") + 1]).read_text()
+        assert (
+            command[1:4] == ["-m", "pip", "download"] and "--require-hashes" in command and "--hash=sha256:" in listed
+        )
+        return subprocess.CompletedProcess(command, 1, "", "ERROR: a long story\nERROR: No matching distribution\n")
+
+    monkeypatch.setattr(subprocess, "run", fails)
+    with pytest.raises(DownloadError, match="pip could not fetch indico.*: ERROR: No matching distribution"):
+        corpora.load("ui-strings")
+    assert not fetch.cache_folder().exists()
+
+
 def test_unknown_names_get_the_nearest_one() -> None:
     with pytest.raises(CorpusError, match="no corpus 'multi30', did you mean 'multi30k'"):
         corpora.load("multi30")
@@ -280,7 +361,9 @@ def test_every_corpus_says_what_it_is() -> None:
 
 
 @pytest.mark.skipif(not REAL, reason="needs QKV_DATA, a folder with the corpora")
-@pytest.mark.parametrize("entry", [e for e in corpora.listing() if e.name != "cmudict"], ids=lambda entry: entry.name)
+@pytest.mark.parametrize(
+    "entry", [e for e in corpora.listing() if e.name not in ("cmudict", "ui-strings")], ids=lambda entry: entry.name
+)
 def test_the_real_corpora_are_as_recorded(entry: Entry) -> None:
     for split, count in entry.splits.items():
         assert len(corpora.load(entry.name, split)) == count

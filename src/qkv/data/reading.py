@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -50,7 +51,9 @@ def lines(path: str | os.PathLike[str]) -> Iterator[str]:
 
 def lines_of(stream: BinaryIO, name: str) -> Iterator[str]:
     """Yield the lines of an open binary stream (standard input, say); `name` stands for it in errors."""
-    for number, line in enumerate(_bounded(stream, name), 1):
+    for number, line in enumerate(iter(partial(stream.readline, _LONGEST_LINE), b""), 1):
+        if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
+            raise DataError(f"{name}, line {number} is longer than {_LONGEST_LINE:,} bytes; expected lines of text")
         line = line.removesuffix(b"\n").removesuffix(b"\r")
         try:
             text = line.decode("utf-8")
@@ -60,15 +63,6 @@ def lines_of(stream: BinaryIO, name: str) -> Iterator[str]:
                 f"({error.reason}); save the file as UTF-8 (iconv -f latin1 -t utf-8, for example)"
             ) from error
         yield text.removeprefix("\ufeff") if number == 1 else text
-
-
-def _bounded(stream: BinaryIO, name: str) -> Iterator[bytes]:
-    number = 1
-    while line := stream.readline(_LONGEST_LINE):
-        if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
-            raise DataError(f"{name}, line {number} is longer than {_LONGEST_LINE:,} bytes; expected lines of text")
-        yield line
-        number += 1
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ class Corpus:
     without: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[Pair]:
-        pairs = load(self.name, self.split, source=self.source, target=self.target, stress=self.stress)
         others = [_other(name) for name in self.without]
+        pairs = load(self.name, self.split, source=self.source, target=self.target, stress=self.stress)
         return iter(without(pairs, *others) if others else pairs)
 
 

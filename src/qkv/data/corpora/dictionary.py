@@ -50,7 +50,7 @@ def _entries(lines: Iterable[str]) -> Iterator[Pair]:
     for line in lines:
         word, _, phonemes = line.partition("#")[0].strip().partition(" ")
         if word and phonemes and not word.startswith(";;;"):
-            yield _ALTERNATE.sub("", word).lower(), " ".join(phonemes.split())
+            yield (_ALTERNATE.sub("", word) if word[-1] == ")" else word).lower(), " ".join(phonemes.split())
 
 
 def _newest(entry: Entry) -> bytes:

@@ -47,7 +47,7 @@ def content(file: File, corpus: str) -> bytes:
     Raises CorpusError if the file is not at hand or not as recorded, DownloadError if it cannot be fetched.
     """
     if path := given(file):
-        data = _unpacked(_bytes(path), file)
+        data = unpacked(_bytes(path), file)
         if not as_recorded(data, file):
             raise CorpusError(
                 f"{path} is not the file recorded for the corpus {corpus} (sha256 of its text "
@@ -61,10 +61,10 @@ def content(file: File, corpus: str) -> bytes:
             f"name that folder in the environment variable QKV_DATA (now {os.environ.get('QKV_DATA') or 'not set'})"
         )
     kept = cached(file)
-    if kept.is_file() and as_recorded(data := _unpacked(_bytes(kept), file), file):
+    if kept.is_file() and as_recorded(data := unpacked(_bytes(kept), file), file):
         return data
     raw = _downloaded(file, corpus)
-    data = _unpacked(raw, file)
+    data = unpacked(raw, file)
     if not as_recorded(data, file):
         raise DownloadError(
             f"{file.url} did not give what is recorded for the corpus {corpus} (expected sha256 {file.sha256[:12]}… of "
@@ -114,7 +114,7 @@ def _bytes(path: Path) -> bytes:
         raise CorpusError(f"{path} cannot be read: {error}") from error
 
 
-def _unpacked(raw: bytes, file: File) -> bytes:
+def unpacked(raw: bytes, file: File) -> bytes:
     """Unpack gzip or zip, never more than one byte past the recorded size; damaged packing gives no bytes."""
     try:
         if raw[:2] == b"\x1f\x8b":

