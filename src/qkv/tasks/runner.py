@@ -120,7 +120,12 @@ class Runner:
         """Write the model folder; parameters in `dtype` if given (float16 halves the file). Raises StorageError."""
         place = Path(folder)
         tensors = {name: tensor.to(dtype) if dtype else tensor for name, tensor in _unique(self.model).items()}
-        card = {**(self.card or {}), "task": self.task.name, "decoding": config.write(self.decoding)}
+        card = {
+            **(self.card or {}),
+            "task": self.task.name,
+            "decoding": config.write(self.decoding),
+            "tokenizers": {"source": self.source.digest, "target": self.target.digest},
+        }
         try:
             place.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -163,9 +168,15 @@ def load(name: str | Path) -> Runner:
     tensors, _ = checkpoint.read(place / "model.safetensors")
     _fill(model, tensors, place / "model.safetensors")
     source = Tokenizer.load(place / "source.tokenizer.json")
-    target = place / "target.tokenizer.json"
+    apart = place / "target.tokenizer.json"
+    target = Tokenizer.load(apart) if apart.exists() else source
+    if {"source": source.digest, "target": target.digest} != card.get("tokenizers"):
+        raise VocabularyError(
+            f"a tokenizer in {place} is not the one the model learned with (card.json knows its checksum); "
+            "take the tokenizers from the model's own folder"
+        )
     decoding = config.read(Decoding, card.get("decoding", {}), str(place / "card.json"))
-    return Runner(model.eval(), source, Tokenizer.load(target) if target.exists() else source, task, decoding, card)
+    return Runner(model.eval(), source, target, task, decoding, card)
 
 
 def vocabularies(choice: spec.Spec) -> tuple[int, int]:
