@@ -318,7 +318,9 @@ class Trainer:
         for name, parameter in self._named.items():
             state = {part: tensors.pop(f"optimizer.{name}.{part}", None) for part in ("step", "exp_avg", "exp_avg_sq")}
             if state["step"] is not None:
-                self.optimizer.state[parameter] = {p: t.to(self.device) for p, t in state.items() if t is not None}
+                # copies, because what was read may still lie in the file that the next save replaces
+                copies = {part: t.to(self.device, copy=True) for part, t in state.items() if t is not None}
+                self.optimizer.state[parameter] = copies
         if self.average is not None:
             places |= {f"average.{name}": t for name, t in zip(self._named, self.average.average, strict=True)}
         random, cuda = tensors.pop("random"), tensors.pop("random.cuda", None)
