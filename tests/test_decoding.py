@@ -99,9 +99,7 @@ def run(model: SequenceModel, method: Beam | Greedy | Sample, longest: int = 6, 
 def every_ended(model: SequenceModel, source: Tensor, longest: int, vocab: int = 5) -> dict[tuple[int, ...], float]:
     """The log-probability of every sequence that ends within `longest` tokens."""
     inner = [token for token in range(vocab) if token not in (BOS, EOS)]
-    targets = [
-        (*start, EOS) for length in range(longest) for start in itertools.product(inner, repeat=length)
-    ]
+    targets = [(*start, EOS) for length in range(longest) for start in itertools.product(inner, repeat=length)]
     values = score(model, targets, source.expand(len(targets), -1), bos=BOS)
     return {target: sum(value) for target, value in zip(targets, values, strict=True)}
 

@@ -55,9 +55,7 @@ class Ensemble(SequenceModel):
     def step(  # type: ignore[override]  # a model takes its own kind of state
         self, tokens: Tensor, state: EnsembleState, tap: Tap = NO_TAP
     ) -> tuple[Tensor, EnsembleState]:
-        answers = [
-            model.step(tokens, state.states[number], tap.at(str(number))) for number, model in self._numbered()
-        ]
+        answers = [model.step(tokens, state.states[number], tap.at(str(number))) for number, model in self._numbered()]
         after = EnsembleState([state for _, state in answers], state.length + tokens.shape[1])
         return tap("logits", self._mean([logits for logits, _ in answers])), after
 

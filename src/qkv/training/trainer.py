@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from qkv.data.batch import Batch
 from qkv.errors import CheckpointError, TrainingError
 from qkv.layers import set_dropout
 from qkv.training import checkpoint, optimizer
@@ -25,20 +26,6 @@ from qkv.training.signals import interruptible
 from qkv.training.standing import Shelf, Standing
 
 _CHECKPOINT = "checkpoint.safetensors"
-
-
-class Batch(Protocol):
-    """What a step learns from. Shapes: see `qkv.data.Batch`."""
-
-    source: Tensor | None
-    source_mask: Tensor | None
-    target: Tensor
-    labels: Tensor
-    index: Tensor
-
-    @property
-    def target_tokens(self) -> int:
-        """How many labels are targets."""
 
 
 class Sampler(Protocol):
