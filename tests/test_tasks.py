@@ -14,7 +14,7 @@ import torch
 
 import qkv
 from qkv import config, tasks
-from qkv.errors import CheckpointError, ConfigError, DataError, QkvError, VocabularyError
+from qkv.errors import CheckpointError, ConfigError, DataError, QkvError, TrainingError, VocabularyError
 from qkv.tasks.runner import with_method
 from qkv.training import Result
 from qkv.training.progress import Silent
@@ -96,6 +96,14 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(pairs: Path) -> None:
     names = ["model.safetensors", "source.tokenizer.json", "target.tokenizer.json", "spec.json"]
     for name in names:
         assert (pairs / "whole" / name).read_bytes() == (pairs / "parts" / name).read_bytes()
+
+
+def test_a_folder_in_use_is_left_alone(pairs: Path) -> None:
+    tasks.train(recipe(pairs), folder=pairs / "run", show=Silent())
+    before = {path.name: path.read_bytes() for path in (pairs / "run").iterdir() if path.is_file()}
+    with pytest.raises(TrainingError, match="resume"):
+        tasks.train(recipe(pairs, steps=3), folder=pairs / "run", show=Silent())
+    assert before == {path.name: path.read_bytes() for path in (pairs / "run").iterdir() if path.is_file()}
 
 
 def test_several_origins_are_mixed_by_weight(pairs: Path) -> None:

@@ -21,7 +21,7 @@ from qkv.tasks.recipes import read_recipe
 from qkv.tasks.runner import Runner
 from qkv.text import Tokenizer
 from qkv.text import train as train_tokenizer
-from qkv.training import Result, Trainer, Validated, checkpoint
+from qkv.training import Result, Trainer, Validated, checkpoint, claim
 from qkv.training.loss import cross_entropy
 from qkv.training.progress import Display, display
 
@@ -44,6 +44,7 @@ def learn(
     The same recipe, examples and machine give the same bytes, in one run or in several with `resume`.
     """
     place, task = Path(folder), TASKS[recipe.task]
+    claim(place, resume)
     source, target = _tokenizers(recipe, examples, place, resume)
     show = show if show is not None else display()
     stores = []
