@@ -101,7 +101,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(pairs: Path) -> None:
 def test_a_folder_in_use_is_left_alone(pairs: Path) -> None:
     tasks.train(recipe(pairs), folder=pairs / "run", show=Silent())
     before = {path.name: path.read_bytes() for path in (pairs / "run").iterdir() if path.is_file()}
-    with pytest.raises(TrainingError, match="resume"):
+    with pytest.raises(TrainingError, match="already holds a run"):
         tasks.train(recipe(pairs, steps=3), folder=pairs / "run", show=Silent())
     assert before == {path.name: path.read_bytes() for path in (pairs / "run").iterdir() if path.is_file()}
 

@@ -14,7 +14,7 @@ class VocabularyAnswer(nn.Module):
 
     def __init__(self, choice: spec.Vocabulary, d_model: int, embedding: nn.Embedding) -> None:
         super().__init__()
-        self.softcap = choice.softcap
+        self.tied, self.softcap = choice.tied, choice.softcap
         self.vectors = embedding.weight if choice.tied else nn.Parameter(torch.empty_like(embedding.weight))
         self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings)) if choice.bias else None
 

@@ -23,10 +23,12 @@ def encoder_decoder(
     feed_forward: spec.FeedForward | None = None,
     rotary: bool = False,
     shared_embedding: bool = False,
+    tied: bool = True,
 ) -> spec.Transformer:
     """The spec of an encoder-decoder whose blocks are all alike; layers is one number or (encoder's, decoder's).
 
-    Positions are sinusoidal as in 2017, or rotary. Pre-norm stacks end with a norm.
+    Positions are sinusoidal as in 2017, or rotary. Pre-norm stacks end with a norm. Tied, tokens are answered with
+    the vectors they are read by, scaled as in 2017; untied, each has vectors of its own, and none is scaled.
     """
     if d_model % heads:
         raise SpecError(f"d_model={d_model} is not a multiple of heads={heads}")
@@ -39,7 +41,7 @@ def encoder_decoder(
         return spec.Stack(
             d_model=d_model,
             blocks=(block,) * count,
-            reads=spec.Tokens(vocab, scale=True),
+            reads=spec.Tokens(vocab, scale=tied),
             positions=None if rotary else spec.Sinusoidal(),
             final_norm=norm if norm_at == "pre" else None,
         )
@@ -48,7 +50,7 @@ def encoder_decoder(
     return spec.Transformer(
         encoder=stack(source_vocab, block, encoder_layers),
         decoder=stack(target_vocab, causal, decoder_layers),
-        answers=spec.Vocabulary(tied=True),
+        answers=spec.Vocabulary(tied=tied),
         shared_embedding=shared_embedding,
     )
 

@@ -62,8 +62,9 @@ def evaluate(
     """
     from qkv import evaluation, tasks
 
+    origin = tasks.origin_of(paths, corpus, options)
     runner = tasks.load(model)
-    pairs = tasks.pairs_of([tasks.origin_of(paths, corpus, options)], runner.task)
+    pairs = tasks.pairs_of([origin], runner.task)
     report = tasks.evaluate(runner, pairs, tasks.with_method(runner.decoding, beam=beam), by_length=by_length)
     if answers is not None:
         answers.write_text("".join(f"{answer}\n" for answer in report.answers), encoding="utf-8")

@@ -113,19 +113,22 @@ class Transformer(SequenceModel):
 
         Linear layers: Xavier-uniform with zero bias, as in the 2017 code; those that write into the residual of a
         pre-norm block are scaled by 1 / sqrt(2 * blocks) (Radford et al. 2019). Embeddings: normal with deviation
-        1 / sqrt(d_model), as tied and scaled vectors need.
+        1 / sqrt(d_model) where they are scaled or answer as well, else 1; vectors that only answer, half of the former.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=module.embedding_dim**-0.5)
+            elif isinstance(module, TokenEmbedding):
+                answers = isinstance(self.answer, VocabularyAnswer) and self.answer.vectors is module.tokens.weight
+                alone = module.scale == 1.0 and not answers
+                for table in filter(None, (module.tokens, module.positions)):
+                    nn.init.normal_(table.weight, std=1.0 if alone else table.embedding_dim**-0.5)
             elif isinstance(module, RelativeBias):
                 nn.init.normal_(module.bias, std=0.02)
-        if isinstance(self.answer, VocabularyAnswer):
-            nn.init.normal_(self.answer.vectors, std=self.answer.vectors.shape[1] ** -0.5)
+        if isinstance(self.answer, VocabularyAnswer) and not self.answer.tied:
+            nn.init.normal_(self.answer.vectors, std=0.5 * self.answer.vectors.shape[1] ** -0.5)
         for stack in filter(None, (self.encoder, self.decoder)):
             for choice, block in zip(stack.choice.blocks, stack.blocks, strict=True):
                 if choice.norm_at == "pre":

@@ -60,7 +60,8 @@ def learn(
     def batch(numbers: Sequence[int]) -> Batch:
         return collate([data[number] for number in numbers], source, target, numbers)
 
-    judge = Judge(source, target, task, recipe, examples.valid[: recipe.data.valid_examples])
+    spread = max(1, len(examples.valid) // recipe.data.valid_examples)  # files are often sorted, so take every nth
+    judge = Judge(source, target, task, recipe, examples.valid[::spread][: recipe.data.valid_examples])
     with checkpoint.replacing(place / "recipe.yaml") as part:
         part.write_text(config.dump_yaml(config.write(recipe)), encoding="utf-8")
     trainer = Trainer(model, recipe.training, sampler, batch, place, validate=judge, show=show)

@@ -94,6 +94,7 @@ class Transformer:
     activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu"
     gated: bool = False
     rotary: bool = False
+    tied: bool = True
 
     def spec(self, source_vocab: int, target_vocab: int, shared: bool) -> spec.Spec:
         """The spec of this shape for these vocabularies; `shared` if source and target have one."""
@@ -109,6 +110,7 @@ class Transformer:
             feed_forward=spec.FeedForward(self.d_ff, self.activation, self.gated),
             rotary=self.rotary,
             shared_embedding=shared,
+            tied=self.tied,
         )
 
 
