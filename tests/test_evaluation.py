@@ -112,7 +112,7 @@ def test_by_length_scores_each_bucket_apart() -> None:
     assert [(b.shortest, b.longest, b.examples, b.score.value) for b in buckets] == [
         (0, 9, 2, 50.0), (10, 19, 1, 100.0), (30, None, 1, 0.0)
     ]  # fmt: skip
-    assert str(buckets[2]).startswith("30 and more tokens, 1 examples: accuracy = 0.000")
+    assert str(buckets[2]).startswith("length 30 and more, 1 examples: accuracy = 0.00")
     lengths = [len(line.split()) for line in REFERENCES]
     whole = evaluation.by_length(evaluation.bleu, HYPOTHESES, REFERENCES, lengths, edges=())
     assert [bucket.score for bucket in whole] == [evaluation.bleu(HYPOTHESES, REFERENCES)]

@@ -47,7 +47,7 @@ def demo(minutes: float, folder: Path) -> None:
     pairs = tasks.pairs_of([tasks.read_recipe("pronounce-demo").data.valid], runner.task)
     report = tasks.evaluate(learned.runner, pairs)
     rows = [(f"this one, {(time.monotonic() - begun) / 60:.1f} minutes", report.scores)]
-    click.echo(f"{report.questions:,} words that none of these models learned from, without stress:\n")
+    click.echo(f"{len(report.answers):,} words that none of these models learned from, without stress:\n")
     click.echo(f"{'':44} {'words wrong':>12} {'phonemes wrong':>15}")
     for name, scores in rows:
         click.echo(f"{name:44} {scores['wer'].value:11.1f}% {scores['per'].value:14.1f}%")

@@ -43,7 +43,6 @@ def run(model: str, text: tuple[str, ...], beam: int | None, n_best: int | None,
 @click.option("--corpus", help="A named corpus (see `qkv data list`), in place of files.")
 @click.option("--with", "options", multiple=True, metavar="KEY=VALUE", help="Of the corpus, as in --with split=valid.")
 @_beam
-@click.option("--by-length", is_flag=True, help="Also score by the length of the source.")
 @click.option("--multi-bleu", metavar="LANGUAGE", help="Also score as multi-bleu.perl on lower-cased Moses tokens.")
 @click.option("--answers", type=click.Path(path_type=Path), help="Write the answers to this file, one a line.")
 def evaluate(
@@ -52,7 +51,6 @@ def evaluate(
     corpus: str | None,
     options: tuple[str, ...],
     beam: int | None,
-    by_length: bool,
     multi_bleu: str | None,
     answers: Path | None,
 ) -> None:
@@ -65,7 +63,7 @@ def evaluate(
     origin = tasks.origin_of(paths, corpus, options)
     runner = tasks.load(model)
     pairs = tasks.pairs_of([origin], runner.task)
-    report = tasks.evaluate(runner, pairs, tasks.with_method(runner.decoding, beam=beam), by_length=by_length)
+    report = tasks.evaluate(runner, pairs, tasks.with_method(runner.decoding, beam=beam))
     if answers is not None:
         answers.write_text("".join(f"{answer}\n" for answer in report.answers), encoding="utf-8")
     click.echo(report)

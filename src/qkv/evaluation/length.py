@@ -14,7 +14,7 @@ Reference = TypeVar("Reference")
 
 @dataclass(frozen=True)
 class Bucket:
-    """The examples whose source has `shortest` to `longest` tokens (None: no limit), and their score."""
+    """The examples whose source is `shortest` to `longest` long (None: no limit), and their score."""
 
     shortest: int
     longest: int | None
@@ -23,7 +23,7 @@ class Bucket:
 
     def __str__(self) -> str:
         limits = f"{self.shortest} and more" if self.longest is None else f"{self.shortest} to {self.longest}"
-        return f"{limits} tokens, {self.examples} examples: {self.score}"
+        return f"length {limits}, {self.examples:,} examples: {self.score.name} = {self.score.value:.2f}"
 
 
 def by_length(

@@ -25,6 +25,7 @@ class Task:
     grouped: whether equal sources are one question with several right answers.
     score: from hypotheses and the references of each to numbers by name.
     metric, better: which of them judges a validation.
+    length, edges: how long a source is, and where lengths part when scores are told by length.
     """
 
     name: str
@@ -33,6 +34,8 @@ class Task:
     score: Scorer
     metric: str
     better: Literal["lower", "higher"]
+    length: Callable[[str], int]
+    edges: tuple[int, ...]
 
     def questions(self, pairs: Iterable[Pair]) -> list[tuple[str, tuple[str, ...]]]:
         """Sources with all references of each, in order of first appearance."""
@@ -47,6 +50,10 @@ def _as_it_is(line: str) -> str:
 
 def _spelling(line: str) -> str:
     return line.strip().lower()
+
+
+def _words(line: str) -> int:
+    return len(line.split())
 
 
 def _translation(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
@@ -72,7 +79,7 @@ def unstressed(phonemes: str) -> str:
 TASKS = {
     task.name: task
     for task in (
-        Task("translate", _as_it_is, False, _translation, "bleu", "higher"),
-        Task("pronounce", _spelling, True, _pronunciation, "wer", "lower"),
+        Task("translate", _as_it_is, False, _translation, "bleu", "higher", _words, (6, 11, 16, 21, 26, 31)),
+        Task("pronounce", _spelling, True, _pronunciation, "wer", "lower", len, (4, 6, 8, 10, 12)),
     )
 }

@@ -1,0 +1,69 @@
+"""The commands and the Python of the README do what it says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from qkv import tasks
+from qkv.cli import main
+
+README = Path(__file__).parents[1] / "README.md"
+COMMANDS = [
+    line.removeprefix("$ ")
+    for block in re.findall(r"```console\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("$ qkv ")
+]
+SENTENCES = [("a cat sleeps", "eine Katze schläft"), ("a dog runs", "ein Hund rennt"), ("a dog sleeps", "ein Hund schläft")]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the README speaks of."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "valid", "test"):
+        for side, language in enumerate(("en", "de")):
+            text = "".join(f"{pair[side]}\n" for pair in SENTENCES * 3)
+            (tmp_path / f"{name}.{language}").write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def test_every_command_of_the_readme_works(place: Path) -> None:
+    assert len(COMMANDS) == 5
+    for command in COMMANDS:
+        words = shlex.split(command)[1:]
+        stdin = stdout = None
+        if "<" in words:
+            stdin = (place / words[words.index("<") + 1]).read_bytes()
+            stdout = place / words[words.index(">") + 1]
+            words = words[: words.index("<")]
+        if words[0] == "train":  # the same command, only shorter
+            words += ["training.epochs=null", "training.steps=2", "text.source.vocab=300", "model.d_model=16"]
+        done = CliRunner().invoke(main, words, input=stdin)
+        assert done.exit_code == 0, (command, done.output)
+        if stdout is not None:
+            stdout.write_text(done.stdout, encoding="utf-8")
+            assert done.stdout.count("\n") == 9
+    page = (place / "look.html").read_text(encoding="utf-8")
+    assert "colonel" in page and not re.search(r"(src|href)=[\"']?https?:", page)
+
+
+def test_the_python_of_the_readme_works(place: Path) -> None:
+    [program] = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(program, names)
+    weights = names["weights"]
+    assert weights.shape[1] == 4 and weights.sum(-1).allclose(weights.new_ones(()))  # type: ignore[attr-defined]
+
+
+def test_the_shipped_pronouncer_is_small_and_right_about_words_it_knows() -> None:
+    runner = tasks.load("pronounce")
+    folder = Path(tasks.__file__).parents[1] / "shipped" / "pronounce"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 8_000_000
+    words = {"attention": "AH0 T EH1 N SH AH0 N", "transformer": "T R AE0 N S F AO1 R M ER0", "key": "K IY1"}
+    assert [one[0].text for one in runner.run(words)] == list(words.values())
