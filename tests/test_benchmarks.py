@@ -1,0 +1,39 @@
+"""The benchmarks run; their numbers are not judged here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def run(program: str, *options: str) -> str:
+    command = [sys.executable, FOLDER / program, "--size", "tiny", "--rounds", "1", *options]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_training() -> None:
+    shown = run("training.py", "--batches", "1", "--variants", "ours", "torch.nn.Transformer", "ours, GRU additive")
+    assert "| ours, GRU additive |" in shown and "| torch.nn.Transformer |" in shown
+
+
+def test_decoding() -> None:
+    assert "| beam 4, batch 2 |" in run("decoding.py", "--variants", "ours", "--batch", "2")
+
+
+def test_attend() -> None:
+    shown = run("attend.py", "--lengths", "16")
+    assert "fused, times as fast" in shown and "| tiny, batch 16, length 128 |" in shown
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", ["training.py", "decoding.py"])
+def test_beside_marian(program: str) -> None:
+    pytest.importorskip("transformers")
+    assert "Marian eager" in run(program, "--variants", "ours", "Marian sdpa", "Marian eager")
