@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,10 +67,29 @@ def learn(
         part.write_text(config.dump_yaml(config.write(recipe)), encoding="utf-8")
     trainer = Trainer(model, recipe.training, sampler, batch, place, validate=judge, show=show)
     result = trainer.run(resume=resume)
-    scores = {**{f"valid {name}": value for name, value in result.metrics.items()}}
-    runner = Runner(model.eval(), source, target, task, recipe.decoding, {"scores": scores})
+    card = {
+        "scores": {f"valid {name}": value for name, value in result.metrics.items()},
+        "training": {
+            "steps": result.step,
+            "minutes": round(result.seconds / 60, 1),
+            "weights": result.weights,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "peak memory in MB": peak_memory(),
+        },
+    }
+    runner = Runner(model.eval(), source, target, task, recipe.decoding, card)
     runner.save(place)
     return Learned(runner, result)
+
+
+def peak_memory() -> int | None:
+    """The most memory this process ever held, in MB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
 class Judge:
