@@ -48,7 +48,7 @@ class KeyValues:
     def reorder(self, index: Tensor) -> None:
         """Pick or repeat rows of the batch."""
         if self._key is not None and self._value is not None:
-            self._key, self._value = self._key[index], self._value[index]
+            self._key, self._value = (_picked(kept, index, self.length) for kept in (self._key, self._value))
 
 
 def _grown(buffer: Tensor | None, like: Tensor, length: int, capacity: int) -> Tensor:
@@ -56,6 +56,13 @@ def _grown(buffer: Tensor | None, like: Tensor, length: int, capacity: int) -> T
     if buffer is not None:
         grown[:, :, :length] = buffer[:, :, :length]
     return grown
+
+
+def _picked(buffer: Tensor, index: Tensor, length: int) -> Tensor:
+    # index_select copies whole rows where buffer[index] goes element by element, and the room beyond is left alone
+    picked = buffer.new_empty(len(index), *buffer.shape[1:])
+    picked[:, :, :length] = buffer[:, :, :length].index_select(0, index)
+    return picked
 
 
 @dataclass

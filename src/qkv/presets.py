@@ -22,6 +22,7 @@ def encoder_decoder(
     norm: spec.Norm = spec.Norm(),  # noqa: B008  (frozen)
     feed_forward: spec.FeedForward | None = None,
     rotary: bool = False,
+    qk_norm: spec.Norm | None = None,
     shared_embedding: bool = False,
     tied: bool = True,
 ) -> spec.Transformer:
@@ -32,7 +33,7 @@ def encoder_decoder(
     """
     if d_model % heads:
         raise SpecError(f"d_model={d_model} is not a multiple of heads={heads}")
-    attention = spec.Attention(heads, d_model // heads, position=spec.Rotary() if rotary else None)
+    attention = spec.Attention(heads, d_model // heads, position=spec.Rotary() if rotary else None, qk_norm=qk_norm)
     across = replace(attention, position=None)
     block = spec.Block(attention, feed_forward or spec.FeedForward(d_ff), norm=norm, norm_at=norm_at)
     encoder_layers, decoder_layers = (layers, layers) if isinstance(layers, int) else layers

@@ -32,9 +32,19 @@ def run(model: str, text: tuple[str, ...], beam: int | None, n_best: int | None,
 
     runner = tasks.load(model)
     decoding = tasks.with_method(runner.decoding, beam=beam, n_best=n_best)
+    strange: dict[str, None] = {}
+
+    def noting(lines: Iterable[str]) -> Iterator[str]:
+        for line in lines:
+            strange.update(dict.fromkeys(runner.unknown(line)))
+            yield line
+
     for batch in [text] if text else _batches():
-        for answers in runner.run(batch, decoding):
+        for answers in runner.run(noting(batch), decoding):
             click.echo(_json(answers) if as_json else "\t".join(_line(answer) for answer in answers))
+    if strange:
+        shown = ", ".join(map(ascii if not sys.stderr.isatty() else repr, list(strange)[:10]))
+        click.echo(f"Note: the model does not know {shown}; answers to lines with these are guesses.", err=True)
 
 
 @click.command()
@@ -59,14 +69,16 @@ def evaluate(
     PATHS is one file of pairs (.tsv, .jsonl, .gz of these), or two files with the same number of lines.
     """
     from qkv import evaluation, tasks
+    from qkv.training.checkpoint import replacing
 
     origin = tasks.origin_of(paths, corpus, options)
     runner = tasks.load(model)
     pairs = tasks.pairs_of([origin], runner.task)
     report = tasks.evaluate(runner, pairs, tasks.with_method(runner.decoding, beam=beam))
-    if answers is not None:
-        answers.write_text("".join(f"{answer}\n" for answer in report.answers), encoding="utf-8")
     click.echo(report)
+    if answers is not None:
+        with replacing(answers) as part:
+            part.write_text("".join(f"{answer}\n" for answer in report.answers), encoding="utf-8")
     if multi_bleu:
         single = [own[0] for own in report.references]
         click.echo(evaluation.multi_bleu(report.answers, single, multi_bleu))

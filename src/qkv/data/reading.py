@@ -44,7 +44,7 @@ def lines(path: str | os.PathLike[str]) -> Iterator[str]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{name} is a damaged gzip file ({error}): copy or download it again") from error
     except OSError as error:
-        raise DataError(f"{name} cannot be read: {error}") from error
+        raise DataError(f"{name} cannot be read: {error.strerror or error}; expected a text file") from error
     if empty:
         raise DataError(f"{name} is empty; expected at least one line of text")
 

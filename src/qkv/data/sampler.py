@@ -101,7 +101,8 @@ class BatchSampler:
         if totals[longest] > self._budget:
             raise DataError(
                 f"example {longest} takes {totals[longest]:,} tokens and a batch may take {self._budget:,}: "
-                f"raise budget_tokens, or truncate or drop long examples with max_length"
+                f"raise that budget (data.batch_tokens of a recipe), or truncate or drop long examples with max_length "
+                f"(data.cleaning.max_length)"
             )
 
     def _fingerprint(self) -> int:

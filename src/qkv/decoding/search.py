@@ -99,7 +99,7 @@ class _Search:
             last = [group for group, sentence in enumerate(self.sentences) if self._last(sentence)]
             others = torch.arange(vocab, device=log_probs.device) != self.constraints.eos
             log_probs[last] = log_probs[last].masked_fill(others, DEAD)
-        totals = (self.living[..., None] + log_probs).flatten(1)
+        totals = log_probs.add_(self.living[..., None]).flatten(1)
         wanted = 2 * self.options.size
         values, index = totals.topk(min(wanted, totals.shape[1]))
         missing = wanted - values.shape[1]  # a small vocabulary, at the first steps

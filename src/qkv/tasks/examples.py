@@ -63,6 +63,8 @@ def origin_of(paths: Sequence[Path], corpus: str | None = None, options: Iterabl
     """
     if corpus is not None and not paths:
         return config.read(Corpus, config.override({"name": corpus, "split": "test"}, options), f"corpus {corpus}")
+    if options := list(options):
+        raise DataError(f"{', '.join(options)} was given without a corpus; it is an option of one: name it (--corpus)")
     if corpus is None and len(paths) == 2:
         return Files(paths[0], paths[1])
     if corpus is None and len(paths) == 1:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,18 +15,20 @@ from qkv.data import Batch, BatchSampler, Joined, Mixture, TokenPairs, collate
 from qkv.data.cleaning import prepare
 from qkv.data.reading import Pair
 from qkv.decoding import Decoding, Greedy
+from qkv.errors import ConfigError, DataError, StorageError, TrainingError
 from qkv.models import SequenceModel, build
-from qkv.tasks.examples import Examples, gather
+from qkv.tasks.examples import Examples, gather, name_of
 from qkv.tasks.kinds import TASKS, Task
 from qkv.tasks.recipe import Recipe, Words
 from qkv.tasks.recipes import read_recipe
-from qkv.tasks.runner import Runner
+from qkv.tasks.runner import LONGEST, Runner
 from qkv.text import Tokenizer
 from qkv.text import train as train_tokenizer
 from qkv.training import Result, Trainer, Validated, checkpoint, claim
 from qkv.training.loss import cross_entropy
 from qkv.training.progress import Display, display
 
+_RECIPE = "recipe.yaml"
 _SAMPLES = 4
 
 
@@ -46,6 +49,7 @@ def learn(
     """
     place, task = Path(folder), TASKS[recipe.task]
     claim(place, resume)
+    _same_run(recipe, place)
     source, target = _tokenizers(recipe, examples, place, resume)
     show = show if show is not None else display()
     stores = []
@@ -63,7 +67,10 @@ def learn(
 
     spread = max(1, len(examples.valid) // recipe.data.valid_examples)  # files are often sorted, so take every nth
     judge = Judge(source, target, task, recipe, examples.valid[::spread][: recipe.data.valid_examples])
-    with checkpoint.replacing(place / "recipe.yaml") as part:
+    judge.check(recipe)
+    if judge.report.dropped_count or judge.report.truncated.count:
+        show.note(f"{name_of(recipe.data.valid)}: {judge.report}")
+    with checkpoint.replacing(place / _RECIPE) as part:
         part.write_text(config.dump_yaml(config.write(recipe)), encoding="utf-8")
     trainer = Trainer(model, recipe.training, sampler, batch, place, validate=judge, show=show)
     result = trainer.run(resume=resume)
@@ -101,9 +108,40 @@ class Judge:
     def __init__(self, source: Tokenizer, target: Tokenizer, task: Task, recipe: Recipe, pairs: list[Pair]) -> None:
         self.source, self.target, self.task, self.pairs = source, target, task, pairs
         self.decoding: Decoding = replace(recipe.decoding, method=Greedy())
-        tokens, _ = prepare(pairs, source, target, recipe.data.cleaning)
+        tokens, self.report = prepare(pairs, source, target, recipe.data.cleaning)
         batches = BatchSampler(tokens.lengths, recipe.data.batch_tokens).batches(0)
         self.batches = [collate([tokens[n] for n in numbers], source, target, numbers) for numbers in batches]
+
+    def check(self, recipe: Recipe) -> None:
+        """Find before training what would stop it at the first validation: DataError, ConfigError, MissingExtraError.
+
+        A line that cannot be decoded, a metric that is not there or is judged upside down, a scoring library that is
+        not installed: nothing would have been saved by then.
+        """
+        questions = self.task.questions(self.pairs)
+        for number, tokens in enumerate(self.source.encode_all(self.task.prepare(one) for one, _ in questions), 1):
+            if len(tokens) > LONGEST:
+                raise DataError(
+                    f"{name_of(recipe.data.valid)}, question {number} ({questions[number - 1][0][:30]!r}...) has "
+                    f"{len(tokens):,} tokens; expected at most {LONGEST:,} to validate on: cut it or take it out"
+                )
+        given = recipe.training.validation
+        scores = self.task.score([own[0] for _, own in questions], [own for _, own in questions])
+        names = ["loss", *scores]
+        if given.metric not in names:
+            raise ConfigError(
+                [
+                    f"training.validation.metric: given {given.metric!r}, expected one of {', '.join(names)} ({self.task.name})"
+                ]
+            )
+        better = "lower" if given.metric == "loss" else self.task.better
+        if given.better != better:
+            raise ConfigError(
+                [
+                    f"training.validation.better: given {given.better!r}, but {given.metric} is better when "
+                    f"{better}; set it to {better}"
+                ]
+            )
 
     @torch.no_grad()
     def __call__(self, model: SequenceModel) -> Validated:
@@ -125,6 +163,40 @@ class Judge:
         return Validated({"loss": total / count, **{name: one.value for name, one in scores.items()}}, samples)
 
 
+_MAY_CHANGE = ("training", "decoding", "data.valid", "data.valid_examples", "data.test")
+"""What another recipe may have when a run is resumed; of the training, the trainer itself says what."""
+
+
+def _same_run(recipe: Recipe, place: Path) -> None:
+    """Raise TrainingError if the folder's run was begun by another recipe, or holds a model that would be lost."""
+    begun = (place / _RECIPE).is_file() and (place / "checkpoint.safetensors").is_file()
+    if not begun:
+        if (place / "model.safetensors").exists():
+            raise TrainingError(
+                f"{place} already holds a model, and no run to resume. Choose another folder (--folder), or move it away."
+            )
+        return
+    before, now = _flat(config.load_yaml(place / _RECIPE)), _flat(config.write(recipe))
+    changed = [
+        f"{name}={value} (given: {now[name]})"
+        for name, value in before.items()
+        if name in now and value != now[name] and not name.startswith(_MAY_CHANGE)
+    ]
+    if changed:
+        raise TrainingError(
+            f"The run in {place} was begun with {', '.join(changed)}. Expected the recipe it began with: change that "
+            "back, or begin a new run in another folder (--folder)."
+        )
+
+
+def _flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Options by their dotted paths; lists as they are."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
+    return flat
+
+
 def _tokenizers(recipe: Recipe, examples: Examples, place: Path, resume: bool) -> tuple[Tokenizer, Tokenizer]:
     """Make the tokenizers from the training examples, or read those of the run that goes on."""
     kept = place / "source.tokenizer.json", place / "target.tokenizer.json"
@@ -137,7 +209,10 @@ def _tokenizers(recipe: Recipe, examples: Examples, place: Path, resume: bool) -
         source = target = _trained([*sources, *targets], recipe.text.source)
     else:
         source, target = _trained(list(sources), recipe.text.source), _trained(list(targets), recipe.text.target)
-    place.mkdir(parents=True, exist_ok=True)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{place} could not be made: {error}; choose a folder that can be written") from error
     source.save(kept[0])
     if target != source:
         target.save(kept[1])

@@ -94,7 +94,11 @@ class Transformer:
     activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu"
     gated: bool = False
     rotary: bool = False
+    qk_norm: spec.Norm | None = None
     tied: bool = True
+
+    def __post_init__(self) -> None:
+        self.spec(8, 8, shared=True)  # a shape that contradicts itself is refused with the recipe
 
     def spec(self, source_vocab: int, target_vocab: int, shared: bool) -> spec.Spec:
         """The spec of this shape for these vocabularies; `shared` if source and target have one."""
@@ -109,6 +113,7 @@ class Transformer:
             norm=self.norm,
             feed_forward=spec.FeedForward(self.d_ff, self.activation, self.gated),
             rotary=self.rotary,
+            qk_norm=self.qk_norm,
             shared_embedding=shared,
             tied=self.tied,
         )
@@ -122,6 +127,9 @@ class Recurrent:
     d_model: int = 256
     layers: int = 1
     attention: Literal["additive", "dot", "general"] | None = None
+
+    def __post_init__(self) -> None:
+        self.spec(8, 8, shared=False)  # likewise
 
     def spec(self, source_vocab: int, target_vocab: int, shared: bool) -> spec.Spec:
         """The spec of this shape for these vocabularies."""

@@ -11,8 +11,10 @@ metrics.jsonl            how its training went (likewise)
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import islice
@@ -24,7 +26,7 @@ from torch import Tensor
 
 from qkv import config, lens, spec
 from qkv.decoding import Beam, Decoding, Greedy, Sample, decode_all
-from qkv.errors import CheckpointError, ConfigError, StorageError, VocabularyError
+from qkv.errors import CheckpointError, ConfigError, DataError, SpecError, VocabularyError
 from qkv.lens import Trace
 from qkv.models import SequenceModel, build
 from qkv.tasks.kinds import TASKS, Task
@@ -33,6 +35,9 @@ from qkv.training import checkpoint
 
 SHIPPED = ("pronounce",)
 """The models that come with the package, by name."""
+
+LONGEST = 4096
+"""The most tokens a line may have: time and memory grow with its square, and no sentence comes near."""
 
 _LINES_AT_ONCE = 512
 
@@ -80,12 +85,16 @@ class Runner:
                 )
 
     def run(self, lines: Iterable[str], decoding: Decoding | None = None, seed: int = 0) -> Iterator[list[Answer]]:
-        """Answer each line, best answer first; one line in, one list out, in order. An empty line answers itself."""
+        """Answer each line, best answer first; one line in, one list out, in order. An empty line answers itself.
+
+        Raises DataError, with its number, for a line of more than LONGEST tokens.
+        """
         decoding = decoding or self.decoding
         generator = torch.Generator().manual_seed(seed)
-        rest = iter(lines)
+        rest, before = iter(lines), 0
         while chunk := list(islice(rest, _LINES_AT_ONCE)):
-            ids = self.source.encode_all(self.task.prepare(line) for line in chunk)
+            ids = self.read(chunk, before)
+            before += len(chunk)
             full = [number for number, one in enumerate(ids) if one]
             found = decode_all(
                 self.model,
@@ -103,13 +112,42 @@ class Runner:
                     for one in answers.get(number, ())
                 ] or [Answer("", 0.0, 0.0, ())]
 
+    def read(self, lines: Sequence[str], before: int = 0) -> list[list[int]]:
+        """The tokens of some lines as the model is given them (without eos), `before` lines coming before them.
+
+        Raises DataError, with its number, for a line of more than LONGEST tokens.
+        """
+        ids = self.source.encode_all(self.task.prepare(line) for line in lines)
+        for number, (line, own) in enumerate(zip(lines, ids, strict=True), before + 1):
+            if len(own) > LONGEST:
+                raise DataError(
+                    f"line {number} ({line[:30]!r}...) has {len(own):,} tokens; expected at most {LONGEST:,}: "
+                    "cut it into sentences, one a line"
+                )
+        return ids
+
+    def unknown(self, line: str) -> list[str]:
+        """The characters of a line (symbols, where tokens are words) that the model does not know, each once."""
+        return _unknown(self.source, self.task.prepare(line))
+
     def look(self, line: str, answer: str | None = None) -> Looked:
-        """Answer a line (or take the given answer) and look at every attention that led to it."""
-        source = [*self.source.encode(self.task.prepare(line)), self.source.eos]
+        """Answer a line (or take the given answer) and look at every attention that led to it.
+
+        Raises DataError for a line without text, VocabularyError for an answer that the model cannot give.
+        """
+        [read] = self.read([line])
+        if not read:
+            raise DataError(f"{line!r} was given to look at; expected some text: give a word or a sentence")
+        source = [*read, self.source.eos]
         if answer is None:
             given = next(self.run([line]))[0]
             tokens = given.tokens
         else:
+            if strange := _unknown(self.target, answer):
+                raise VocabularyError(
+                    f"the answer {answer!r} holds {', '.join(strange[:5])}, which this model never gives; expected "
+                    f"what its answers are made of, as in {next(self.run([line]))[0].text!r}"
+                )
             tokens = (*self.target.encode(answer), self.target.eos)
             given = Answer(answer, float("nan"), float("nan"), tokens)
         begin = (self.target.bos, *tokens[:-1]) if tokens[-1:] == (self.target.eos,) else (self.target.bos, *tokens)
@@ -117,7 +155,10 @@ class Runner:
         return Looked(line, given, self.source.tokens(source), self.target.tokens(begin), trace)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write the model folder; parameters in `dtype` if given (float16 halves the file). Raises StorageError."""
+        """Write the model folder; parameters in `dtype` if given (float16 halves the file).
+
+        Raises StorageError if there is no room or no permission; a model that was there before then stays whole.
+        """
         place = Path(folder)
         tensors = {name: tensor.to(dtype) if dtype else tensor for name, tensor in _unique(self.model).items()}
         card = {
@@ -126,16 +167,20 @@ class Runner:
             "decoding": config.write(self.decoding),
             "tokenizers": {"source": self.source.digest, "target": self.target.digest},
         }
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise StorageError(f"{place} could not be made: {error}; choose a folder that can be written") from error
-        checkpoint.write(place / "model.safetensors", tensors, {"format": 1})
-        _write_text(place / "spec.json", spec.to_json(self.model.spec))
-        _write_text(place / "card.json", json.dumps(card, indent=1, ensure_ascii=False))
-        self.source.save(place / "source.tokenizer.json")
-        if self.target != self.source:
-            self.target.save(place / "target.tokenizer.json")
+        shape, apart = spec.to_json(self.model.spec), self.target != self.source
+        with ExitStack() as every:  # files are renamed into place once all of them are written
+
+            def part(name: str) -> Path:
+                return every.enter_context(checkpoint.replacing(place / name))
+
+            checkpoint.write(part("model.safetensors"), tensors, {"format": 1, "spec": shape})
+            part("spec.json").write_text(shape, encoding="utf-8")
+            part("card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False), encoding="utf-8")
+            self.source.save(part("source.tokenizer.json"))
+            if apart:
+                self.target.save(part("target.tokenizer.json"))
+        if not apart:
+            (place / "target.tokenizer.json").unlink(missing_ok=True)
 
 
 def load(name: str | Path) -> Runner:
@@ -147,9 +192,11 @@ def load(name: str | Path) -> Runner:
     if not place.exists() and str(name) in SHIPPED:
         place = Path(str(resources.files("qkv") / "shipped" / str(name)))
     if not place.is_dir():
+        near = difflib.get_close_matches(str(name), SHIPPED, n=1)
         raise CheckpointError(
             f"there is no model folder {str(name)!r}; expected the folder of a finished run, "
             f"or a model that comes with the package: {', '.join(SHIPPED)}"
+            + (f"; did you mean {near[0]}?" if near else "")
         )
     missing = [
         part
@@ -157,15 +204,26 @@ def load(name: str | Path) -> Runner:
         if not (place / part).is_file()
     ]
     if missing:
+        running = "model.safetensors" in missing and (place / "recipe.yaml").is_file()
         raise CheckpointError(
-            f"{place} is no whole model folder, {', '.join(missing)} is missing; copy the folder again"
+            f"{place} is no whole model folder, {', '.join(missing)} is missing; "
+            + ("its training has not ended: let it, or resume it" if running else "copy the folder again")
         )
     card = _read_json(place / "card.json")
     task = TASKS.get(str(card.get("task")))
     if task is None:
         raise CheckpointError(f"{place}/card.json: task={card.get('task')!r}; expected one of {', '.join(TASKS)}")
-    model = _empty(spec.from_json(_read_text(place / "spec.json")))
-    tensors, _ = checkpoint.read(place / "model.safetensors")
+    tensors, state = checkpoint.read(place / "model.safetensors")
+    try:
+        shape = spec.from_json(_read_text(place / "spec.json"))
+    except SpecError as error:
+        raise SpecError(f"{place / 'spec.json'}: {error}; copy the model folder again") from error
+    if state.get("spec") not in (None, spec.to_json(shape)):
+        raise CheckpointError(
+            f"{place / 'spec.json'} is not the spec the model was saved with (model.safetensors knows it); "
+            "take both files from the same run"
+        )
+    model = _empty(shape)
     _fill(model, tensors, place / "model.safetensors")
     source = Tokenizer.load(place / "source.tokenizer.json")
     apart = place / "target.tokenizer.json"
@@ -250,6 +308,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _write_text(path: Path, text: str) -> None:
-    with checkpoint.replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+def _unknown(tokenizer: Tokenizer, text: str) -> list[str]:
+    """The characters of a text, or the symbols where tokens are words, that are read as unknown, each once."""
+    if tokenizer.unk not in tokenizer.encode(text):
+        return []
+    pieces = text.split() if len(tokenizer.encode(text)) == len(text.split()) else text
+    return [piece for piece in dict.fromkeys(pieces) if tokenizer.unk in tokenizer.encode(piece)]

@@ -237,7 +237,7 @@ class Metrics:
         self._board = _tensorboard(tensorboard, upto) if tensorboard else None
         lines = []
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     if json.loads(line)["step"] <= upto:
                         lines.append(line)

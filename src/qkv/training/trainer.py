@@ -282,9 +282,16 @@ class Trainer:
         claim(self.folder, resume)
         self.optimizer.zero_grad(set_to_none=True)
         if not self.checkpoint.exists():
+            if resume:
+                self.show.note(f"{self.folder} holds no checkpoint to resume from: beginning anew.")
             torch.manual_seed(self.options.seed)
             return
         tensors, state = checkpoint.read(self.checkpoint)
+        if "random" not in tensors or not state.keys() >= {"options", "standing", "window", "sampler"}:
+            raise CheckpointError(
+                f"{self.checkpoint} holds no state of a training run; expected a checkpoint to resume from, not a "
+                "model's weights. Copy it again, or begin a new run."
+            )
         changed = [name for name, value in _fixed(self.options).items() if state["options"].get(name) != value]
         if changed:
             was = ", ".join(f"{name}={state['options'].get(name)}" for name in changed)
@@ -338,7 +345,9 @@ class Trainer:
 def claim(folder: Path, resume: bool) -> None:
     """Raise TrainingError if the folder holds a saved run that is not to be resumed: a new one would overwrite it."""
     if not resume and (folder / _CHECKPOINT).exists():
-        raise TrainingError(f"{folder} already holds a run. Resume it, or choose another folder for a new one.")
+        raise TrainingError(
+            f"{folder} already holds a run. Resume it (--resume), or choose another folder for a new one (--folder)."
+        )
 
 
 def _half(precision: str, device: torch.device) -> bool:
