@@ -164,7 +164,7 @@ def broken(folder: Path, what: str) -> None:
         ("tampered", CheckpointError, "altered"),
         ("card", CheckpointError, "card.json is cut short"),
         ("task", CheckpointError, "task='sing'"),
-        ("spec", CheckpointError, "has shape"),
+        ("spec", CheckpointError, "not the spec the model was saved with"),
         ("vocabulary", VocabularyError, "not the one the model learned with"),
     ],
 )

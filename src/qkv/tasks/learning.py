@@ -130,9 +130,7 @@ class Judge:
         names = ["loss", *scores]
         if given.metric not in names:
             raise ConfigError(
-                [
-                    f"training.validation.metric: given {given.metric!r}, expected one of {', '.join(names)} ({self.task.name})"
-                ]
+                [f"training.validation.metric: given {given.metric!r}, expected one of {', '.join(names)}"]
             )
         better = "lower" if given.metric == "loss" else self.task.better
         if given.better != better:
@@ -163,8 +161,11 @@ class Judge:
         return Validated({"loss": total / count, **{name: one.value for name, one in scores.items()}}, samples)
 
 
-_MAY_CHANGE = ("training", "decoding", "data.valid", "data.valid_examples", "data.test")
-"""What another recipe may have when a run is resumed; of the training, the trainer itself says what."""
+_MAY_CHANGE = (
+    *(f"training.{name}" for name in ("steps", "epochs", "minutes", "validation", "saving")),
+    *("decoding", "data.valid", "data.test"),
+)
+"""What the recipe of a resumed run may have otherwise: when it ends, what is judged and kept, how it answers."""
 
 
 def _same_run(recipe: Recipe, place: Path) -> None:
@@ -173,7 +174,7 @@ def _same_run(recipe: Recipe, place: Path) -> None:
     if not begun:
         if (place / "model.safetensors").exists():
             raise TrainingError(
-                f"{place} already holds a model, and no run to resume. Choose another folder (--folder), or move it away."
+                f"{place} already holds a model, and no run to resume. Choose another folder (--folder)."
             )
         return
     before, now = _flat(config.load_yaml(place / _RECIPE)), _flat(config.write(recipe))
