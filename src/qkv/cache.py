@@ -32,8 +32,9 @@ class KeyValues:
         """Add (batch, kv_heads, n, d) at the end; return all that is kept so far."""
         end = self.length + key.shape[2]
         if self._key is None or self._value is None or end > self._key.shape[2]:
-            self._key = _grown(self._key, key, self.length, 2 * end)
-            self._value = _grown(self._value, value, self.length, 2 * end)
+            capacity = end if self._key is None else 2 * end  # a memory's keys come at once and never grow
+            self._key = _grown(self._key, key, self.length, capacity)
+            self._value = _grown(self._value, value, self.length, capacity)
         self._key[:, :, self.length : end] = key
         self._value[:, :, self.length : end] = value
         self.length = end
@@ -48,7 +49,8 @@ class KeyValues:
     def reorder(self, index: Tensor) -> None:
         """Pick or repeat rows of the batch."""
         if self._key is not None and self._value is not None:
-            self._key, self._value = (_picked(kept, index, self.length) for kept in (self._key, self._value))
+            self._key = _picked(self._key, index, self.length)
+            self._value = _picked(self._value, index, self.length)
 
 
 def _grown(buffer: Tensor | None, like: Tensor, length: int, capacity: int) -> Tensor:
