@@ -309,7 +309,13 @@ def test_a_run_that_was_stopped_by_ctrl_c_goes_on(work: Path) -> None:
     assert process.wait(60) == 130
     assert "Traceback" not in rest and "--resume" in rest and (work / "run" / "model.safetensors").exists()
     steps = json.loads((work / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"]
-    more = ["training.validation.every=1000000", "training.saving.log_every=1", "--folder", work / "run", "--resume"]
+    more: list[str | Path] = [
+        "training.validation.every=1000000",
+        "training.saving.log_every=1",
+        "--folder",
+        work / "run",
+        "--resume",
+    ]
     done = ask("train", work / "recipe.yaml", f"training.steps={steps + 2}", *more)
     assert done.exit_code == 0, done.output
     assert f"Resuming from step {steps:,}" in done.stderr
