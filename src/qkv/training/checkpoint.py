@@ -36,7 +36,6 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.chmod(part, 0o644)  # safetensors writes for its owner alone; a model folder is there to be shared
-        part.chmod(0o644)  # safetensors makes files that nobody else on the machine may read
         _flush(part)
         os.replace(part, path)
         _flush(path.parent)
