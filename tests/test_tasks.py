@@ -198,6 +198,15 @@ def test_decoding_can_be_widened_and_narrowed(pairs: Path) -> None:
     assert greedy.log_probability <= 0
 
 
+def test_stress_counts_where_the_references_mark_it() -> None:
+    score = tasks.TASKS["pronounce"].score
+    marked = score(["K AE2 T", "AE1 T"], [["K AE1 T"], ["AE1 T"]])
+    assert marked["wer"].value == 50 and marked["wer without stress"].value == 0
+    plain = score(["K AE2 T", "AE1 D"], [["K AE T"], ["AE T", "AH T"]])
+    assert set(plain) == {"wer", "per"} and plain["wer"].value == 50
+    assert plain["wer"].signature.endswith("|stress:removed")
+
+
 @pytest.mark.parametrize("name", sorted(tasks.named_recipes()))
 def test_every_recipe_that_comes_along_can_be_read(name: str) -> None:
     assert tasks.read_recipe(name).task in tasks.TASKS

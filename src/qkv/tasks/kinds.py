@@ -7,7 +7,7 @@ pronounce   a spelling to phonemes; a word is right if it equals any of its list
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from qkv.data.cleaning import references
@@ -62,13 +62,21 @@ def _translation(hypotheses: Sequence[str], references: Sequence[Sequence[str]])
 
 
 def _pronunciation(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
-    errors = word_errors(hypotheses, references)
-    found = {"wer": errors, "per": errors.phonemes}
-    if any(symbol[-1:].isdigit() for own in references for symbol in own[0].split()):
-        plain = [[unstressed(one) for one in own] for own in references]
-        errors = word_errors([unstressed(one) for one in hypotheses], plain)
-        found |= {"wer without stress": errors, "per without stress": errors.phonemes}
-    return found
+    """With stress where the references mark it, and without."""
+    plain = word_errors(
+        [unstressed(one) for one in hypotheses], [[unstressed(one) for one in own] for own in references]
+    )
+    plain = replace(plain, signature=f"{plain.signature}|stress:removed")
+    if not any(symbol[-1:].isdigit() for own in references for one in own for symbol in one.split()):
+        return {"wer": plain, "per": plain.phonemes}
+    whole = word_errors(hypotheses, references)
+    whole = replace(whole, signature=f"{whole.signature}|stress:kept")
+    return {
+        "wer": whole,
+        "per": whole.phonemes,
+        "wer without stress": plain,
+        "per without stress": plain.phonemes,
+    }
 
 
 def unstressed(phonemes: str) -> str:
