@@ -19,7 +19,11 @@ COMMANDS = [
     for line in block.splitlines()
     if line.startswith("$ qkv ")
 ]
-SENTENCES = [("a cat sleeps", "eine Katze schläft"), ("a dog runs", "ein Hund rennt"), ("a dog sleeps", "ein Hund schläft")]
+SENTENCES = [
+    ("a cat sleeps", "eine Katze schläft"),
+    ("a dog runs", "ein Hund rennt"),
+    ("a dog sleeps", "ein Hund schläft"),
+]
 
 
 @pytest.fixture

@@ -137,7 +137,8 @@ class Saving:
 class Training:
     """A training run: when it ends, how a step is made, what is judged and what is kept.
 
-    `accumulate` batches make one step, as if they were one. `precision` "auto" is bfloat16 where the processor
+    `accumulate` batches make one step, as if they were one. `processes` share each batch on a CPU, a core each (see
+    `qkv.training.crew`). `precision` "auto" is bfloat16 where the processor
     multiplies it natively, else float32. `ema` is the decay of a moving average of the parameters, which then is
     what is validated, kept and returned. `seed` fixes dropout (the caller seeds the model and the batches).
     """
@@ -151,6 +152,7 @@ class Training:
     dropout: float = 0.1
     attention_dropout: float = 0.0
     accumulate: int = 1
+    processes: int = 1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     ema: float | None = None
     seed: int = 1
@@ -169,6 +171,7 @@ class Training:
             ("dropout", 0 <= self.dropout < 1, "at least 0 and below 1"),
             ("attention_dropout", 0 <= self.attention_dropout < 1, "at least 0 and below 1"),
             ("accumulate", self.accumulate >= 1, "at least 1"),
+            ("processes", self.processes >= 1, "at least 1"),
             ("ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1, or null for none"),
         )
 

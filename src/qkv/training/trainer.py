@@ -18,6 +18,7 @@ from qkv.data.batch import Batch
 from qkv.errors import CheckpointError, TrainingError
 from qkv.layers import set_dropout
 from qkv.training import checkpoint, optimizer
+from qkv.training.crew import Crew
 from qkv.training.loss import cross_entropy, step_tokens
 from qkv.training.nonfinite import explain
 from qkv.training.options import Training
@@ -116,7 +117,8 @@ class Trainer:
             tensorboard=self.folder / "tensorboard" if self.options.saving.tensorboard else None,
         )
         try:
-            with interruptible(self.show) as interrupted, self.show:
+            crew = Crew(self.model, self._forward, self.collate, self.options.processes)
+            with interruptible(self.show) as interrupted, crew as self._crew, self.show:
                 stopped = self._loop(interrupted)
                 return self._finish(stopped)
         finally:
@@ -159,15 +161,17 @@ class Trainer:
         """Make one optimizer step out of `accumulate` batches."""
         started = time.perf_counter()
         options, standing = self.options, self.standing
-        batches = [self.collate(next(choices)) for _ in range(options.accumulate)]
+        chosen = [next(choices) for _ in range(options.accumulate)]
+        batches = [self.collate(numbers) for numbers in chosen]
         tokens = sum(batch.target_tokens for batch in batches)
         share = step_tokens(tokens, self.device)
         random = torch.get_rng_state()
         total = torch.zeros((), device=self.device)
-        for batch in batches:
-            loss = self._forward(batch) / share
+        for numbers, batch in zip(chosen, batches, strict=True):
+            own = self._crew.share(numbers, share)
+            loss = self._forward(batch if len(own) == len(numbers) else self.collate(own)) / share
             loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+            total += loss.detach() + self._crew.gather()
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None], foreach=True)
         # one transfer a step: the only place where the processor waits for an accelerator
         loss_value, norm_value = torch.stack((total, norm)).tolist()
