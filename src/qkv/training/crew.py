@@ -90,7 +90,7 @@ class Crew:
         context = multiprocessing.get_context("fork")
         flat = torch.zeros(sum(parameter.numel() for parameter in self._parameters))
         flat.share_memory_()  # type: ignore[no-untyped-call]
-        parts = flat.split([parameter.numel() for parameter in self._parameters])
+        parts = torch.split(flat, [parameter.numel() for parameter in self._parameters])
         gradients = [part.view_as(parameter) for part, parameter in zip(parts, self._parameters, strict=True)]
         ours, theirs = context.Pipe()
         arguments = (theirs, ours, flat, gradients)
