@@ -21,19 +21,20 @@ def encoder_decoder(
     norm_at: Literal["pre", "post"] = "pre",
     norm: spec.Norm = spec.Norm(),  # noqa: B008  (frozen)
     feed_forward: spec.FeedForward | None = None,
-    rotary: bool = False,
+    position: spec.Position | None = None,
+    sinusoidal: bool = True,
     qk_norm: spec.Norm | None = None,
     shared_embedding: bool = False,
     tied: bool = True,
 ) -> spec.Transformer:
     """The spec of an encoder-decoder whose blocks are all alike; layers is one number or (encoder's, decoder's).
 
-    Positions are sinusoidal as in 2017, or rotary. Pre-norm stacks end with a norm. Tied, tokens are answered with
+    Positions are sinusoidal as in 2017, unless told, and may be in the self-attentions as well (`position`). Pre-norm stacks end with a norm. Tied, tokens are answered with
     the vectors they are read by, scaled as in 2017; untied, each has vectors of its own, and none is scaled.
     """
     if d_model % heads:
         raise SpecError(f"d_model={d_model} is not a multiple of heads={heads}")
-    attention = spec.Attention(heads, d_model // heads, position=spec.Rotary() if rotary else None, qk_norm=qk_norm)
+    attention = spec.Attention(heads, d_model // heads, position=position, qk_norm=qk_norm)
     across = replace(attention, position=None)
     block = spec.Block(attention, feed_forward or spec.FeedForward(d_ff), norm=norm, norm_at=norm_at)
     encoder_layers, decoder_layers = (layers, layers) if isinstance(layers, int) else layers
@@ -43,7 +44,7 @@ def encoder_decoder(
             d_model=d_model,
             blocks=(block,) * count,
             reads=spec.Tokens(vocab, scale=tied),
-            positions=None if rotary else spec.Sinusoidal(),
+            positions=spec.Sinusoidal() if sinusoidal else None,
             final_norm=norm if norm_at == "pre" else None,
         )
 

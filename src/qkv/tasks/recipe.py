@@ -93,7 +93,8 @@ class Transformer:
     norm: spec.Norm = spec.Norm()
     activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu"
     gated: bool = False
-    rotary: bool = False
+    position: spec.Rotary | spec.RelativeBias | spec.Alibi | None = None
+    sinusoidal: bool = True
     qk_norm: spec.Norm | None = None
     tied: bool = True
 
@@ -112,7 +113,8 @@ class Transformer:
             norm_at=self.norm_at,
             norm=self.norm,
             feed_forward=spec.FeedForward(self.d_ff, self.activation, self.gated),
-            rotary=self.rotary,
+            position=self.position,
+            sinusoidal=self.sinusoidal,
             qk_norm=self.qk_norm,
             shared_embedding=shared,
             tied=self.tied,
