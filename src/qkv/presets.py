@@ -29,8 +29,9 @@ def encoder_decoder(
 ) -> spec.Transformer:
     """The spec of an encoder-decoder whose blocks are all alike; layers is one number or (encoder's, decoder's).
 
-    Positions are sinusoidal as in 2017, unless told, and may be in the self-attentions as well (`position`). Pre-norm stacks end with a norm. Tied, tokens are answered with
-    the vectors they are read by, scaled as in 2017; untied, each has vectors of its own, and none is scaled.
+    Positions are sinusoidal as in 2017, unless told, and may be in the self-attentions as well (`position`). Pre-norm
+    stacks end with a norm. Tied, tokens are answered with the vectors they are read by, scaled as in 2017; untied, each
+    has vectors of its own, and none is scaled.
     """
     if d_model % heads:
         raise SpecError(f"d_model={d_model} is not a multiple of heads={heads}")
