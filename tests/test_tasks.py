@@ -15,6 +15,7 @@ import torch
 import qkv
 from qkv import config, tasks
 from qkv.errors import CheckpointError, ConfigError, DataError, QkvError, TrainingError, VocabularyError
+from qkv.tasks.learning import _spread
 from qkv.tasks.runner import with_method
 from qkv.training import Result
 from qkv.training.progress import Silent
@@ -196,6 +197,12 @@ def test_decoding_can_be_widened_and_narrowed(pairs: Path) -> None:
     assert len(several) == 3 and several[0].score >= several[1].score >= several[2].score
     [[greedy]] = runner.run(["cat"], with_method(runner.decoding, beam=1))
     assert greedy.log_probability <= 0
+
+
+def test_validation_takes_every_nth_source_with_all_its_answers() -> None:
+    pairs = [("a", "1"), ("a", "2"), ("b", "3"), ("c", "4"), ("c", "5"), ("d", "6")]
+    assert _spread(pairs, 2) == [("a", "1"), ("a", "2"), ("c", "4"), ("c", "5")]
+    assert _spread(pairs, 9) == pairs
 
 
 def test_stress_counts_where_the_references_mark_it() -> None:

@@ -65,8 +65,7 @@ def learn(
     def batch(numbers: Sequence[int]) -> Batch:
         return collate([data[number] for number in numbers], source, target, numbers)
 
-    spread = max(1, len(examples.valid) // recipe.data.valid_examples)  # files are often sorted, so take every nth
-    judge = Judge(source, target, task, recipe, examples.valid[::spread][: recipe.data.valid_examples])
+    judge = Judge(source, target, task, recipe, _spread(examples.valid, recipe.data.valid_examples))
     judge.check(recipe)
     if judge.report.dropped_count or judge.report.truncated.count:
         show.note(f"{name_of(recipe.data.valid)}: {judge.report}")
@@ -97,6 +96,13 @@ def peak_memory() -> int | None:
         return None
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, kilobytes elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+
+
+def _spread(pairs: list[Pair], count: int) -> list[Pair]:
+    """Every nth source, for files are often sorted; with all its pairs, for each is a right answer."""
+    sources = list(dict.fromkeys(source for source, _ in pairs))
+    chosen = set(sources[:: max(1, len(sources) // count)][:count])
+    return [pair for pair in pairs if pair[0] in chosen]
 
 
 class Judge:
