@@ -96,6 +96,7 @@ class Trainer:
         self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._parameters = list(self._named.values())
         self.average = optimizer.MovingAverage(self._parameters, options.ema) if options.ema is not None else None
+        self._crew = Crew(model, self._forward, collate, options.processes)
 
     @property
     def checkpoint(self) -> Path:
@@ -117,8 +118,7 @@ class Trainer:
             tensorboard=self.folder / "tensorboard" if self.options.saving.tensorboard else None,
         )
         try:
-            crew = Crew(self.model, self._forward, self.collate, self.options.processes)
-            with interruptible(self.show) as interrupted, crew as self._crew, self.show:
+            with interruptible(self.show) as interrupted, self._crew, self.show:
                 stopped = self._loop(interrupted)
                 return self._finish(stopped)
         finally:
