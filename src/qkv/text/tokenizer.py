@@ -1,19 +1,26 @@
-"""The tokenizer: one `tokenizer.json` and four special tokens that are the same in every model."""
+"""The tokenizer: how text becomes token numbers and comes back, in one file.
+
+Every tokenizer made here has the same four special tokens and is one plain `tokenizer.json`. That of a published
+model keeps its own special tokens, which any of them may lack, and what its model expects around a text; its file
+holds both (`{"specials": ..., "tokenizer": ...}`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
 import hashlib
+import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import tokenizers
-from tokenizers import models, pre_tokenizers
+from tokenizers import models
 
 from qkv.errors import DataError, StorageError, VocabularyError
 
@@ -26,39 +33,105 @@ SPECIALS: Final = ("<pad>", "<s>", "</s>", "<unk>")
 _LINES_AT_ONCE = 10_000
 
 
-class Tokenizer:
-    """Turns a line of text into token numbers and back; pad 0, bos 1, eos 2, unk 3.
+@dataclass(frozen=True)
+class Specials:
+    """The numbers of a tokenizer's special tokens, None where it has none; `size` counts its tokens."""
 
-    Text that merely looks like a special token ("</s>") is ordinary text and never becomes one.
-    Raises VocabularyError if the four special tokens do not have these numbers.
+    size: int
+    pad: int | None = None
+    bos: int | None = None
+    eos: int | None = None
+    unk: int | None = None
+    mask: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            number = getattr(self, field.name)
+            if field.name != "size" and number is not None and not (type(number) is int and 0 <= number < self.size):
+                raise VocabularyError(f"{field.name}={number!r} names no token, expected a number below {self.size}")
+
+
+class Framed(NamedTuple):
+    """A text as its model expects it: the ids, special tokens included, and for each the segment (0 or 1) it is of."""
+
+    ids: list[int]
+    segments: list[int]
+
+
+class Tokenizer:
+    """Turns a line of text into token numbers and back.
+
+    Without `specials` it is one made here: pad 0, bos 1, eos 2, unk 3, text that merely looks like a special token
+    ("</s>") is ordinary text and never becomes one, and decoding stops at the first eos. With them it is that of a
+    published model and does as its maker's library does: special tokens spelt in the text are special tokens, and
+    decoding leaves them out wherever they stand.
+    Raises VocabularyError if a tokenizer made here has other special tokens.
     """
 
-    pad: Final = PAD
-    bos: Final = BOS
-    eos: Final = EOS
-    unk: Final = UNK
-
-    def __init__(self, inner: tokenizers.Tokenizer, name: str = "this tokenizer") -> None:
-        found = tuple(inner.id_to_token(number) for number in range(len(SPECIALS)))
-        if found != SPECIALS:
-            raise VocabularyError(
-                f"{name} has {found} as its first four tokens, expected {SPECIALS}: it was not made by "
-                f"qkv.text.train; train one, or take the tokenizer from the model's own folder"
-            )
-        inner.encode_special_tokens = True
+    def __init__(
+        self, inner: tokenizers.Tokenizer, name: str = "this tokenizer", *, specials: Specials | None = None
+    ) -> None:
+        self._own = specials is None
+        if specials is None:
+            found = tuple(inner.id_to_token(number) for number in range(len(SPECIALS)))
+            if found != SPECIALS:
+                raise VocabularyError(
+                    f"{name} has {found} as its first four tokens, expected {SPECIALS}: it was not made by "
+                    f"qkv.text.train; train one, or take the tokenizer from the model's own folder"
+                )
+            specials = Specials(inner.get_vocab_size(), PAD, BOS, EOS, UNK)
+        elif inner.get_vocab_size() > specials.size and specials.unk is None:
+            raise VocabularyError(f"{name} knows more than {specials.size} tokens and has none for the unknown")
+        inner.encode_special_tokens = self._own
+        inner.no_truncation()
+        inner.no_padding()
         self._inner = inner
+        self.specials = specials
         self._by_word = isinstance(inner.model, models.WordLevel)
-        self._by_byte = isinstance(inner.pre_tokenizer, pre_tokenizers.ByteLevel)
+        self._by_byte = inner.decoder is not None and b'"ByteLevel"' in inner.decoder.__getstate__()
 
     @property
     def size(self) -> int:
-        """How many tokens there are, the four special ones included."""
-        return self._inner.get_vocab_size()
+        """How many tokens there are, the special ones included; a published model may have rows for more."""
+        return self.specials.size
+
+    @property
+    def pad(self) -> int:
+        """The number of the token that fills a batch; VocabularyError if there is none."""
+        return self._special("pad")
+
+    @property
+    def bos(self) -> int:
+        """The number of the token before a text; VocabularyError if there is none."""
+        return self._special("bos")
+
+    @property
+    def eos(self) -> int:
+        """The number of the token after a text; VocabularyError if there is none."""
+        return self._special("eos")
+
+    @property
+    def unk(self) -> int:
+        """The number of the token for what is unknown; VocabularyError if there is none."""
+        return self._special("unk")
+
+    def _special(self, name: str) -> int:
+        number: int | None = getattr(self.specials, name)
+        if number is None:
+            raise VocabularyError(f"this tokenizer has no {name} token; see `specials` for those it has")
+        return number
+
+    def id(self, token: str) -> int:
+        """The number of a token spelt as in the vocabulary, e.g. "<|en|>"; VocabularyError if there is none."""
+        number: int | None = self._inner.token_to_id(token)
+        if number is None or number >= self.size:
+            raise VocabularyError(f"{token!r} is no token of this tokenizer, which has {self.size}; check its spelling")
+        return number
 
     @functools.cached_property
     def digest(self) -> str:
         """The sha256 of everything that decides how text is cut: equal digests, equal tokens."""
-        return hashlib.sha256(self._inner.to_str().encode()).hexdigest()
+        return hashlib.sha256(self._text(pretty=False).encode()).hexdigest()
 
     def encode(self, line: str) -> list[int]:
         """Give the token numbers of one line, without bos and eos; DataError if it is not valid Unicode."""
@@ -66,20 +139,49 @@ class Tokenizer:
 
     def encode_all(self, lines: Iterable[str]) -> list[list[int]]:
         """Give the token numbers of every line, in order and without bos and eos."""
-        numbers: list[list[int]] = []
-        rest = iter(lines)
-        while chunk := list(islice(rest, _LINES_AT_ONCE)):
-            try:
-                encodings = self._inner.encode_batch_fast(chunk, add_special_tokens=False)
-            except (UnicodeEncodeError, TypeError) as error:
-                raise DataError(_unencodable(chunk, len(numbers))) from error
-            numbers.extend(encoding.ids for encoding in encodings)
-        if self._by_word:  # a symbol spelt "</s>" would be found in the table of words
+        numbers = [self._known(encoding.ids) for encoding in self._encodings(lines, framed=False)]
+        if self._own and self._by_word:  # a symbol spelt "</s>" would be found in the table of words
             return [[n if n > UNK else UNK for n in line] for line in numbers]
         return numbers
 
+    def framed(self, line: str, second: str | None = None) -> Framed:
+        """Give the tokens of a line, or of two that belong together, with what the model expects around them.
+
+        For a tokenizer made here that is an eos after each, and all of it is segment 0.
+        """
+        if self._own:
+            ids = [number for text in (line, second) if text is not None for number in (*self.encode(text), EOS)]
+            return Framed(ids, [0] * len(ids))
+        encoding = next(self._encodings([line if second is None else (line, second)], framed=True))
+        return Framed(self._known(encoding.ids), encoding.type_ids)
+
+    def framed_all(self, lines: Iterable[str]) -> list[Framed]:
+        """Give every line with what the model expects around it, in order."""
+        if self._own:
+            return [Framed([*ids, EOS], [0] * (len(ids) + 1)) for ids in self.encode_all(lines)]
+        return [Framed(self._known(one.ids), one.type_ids) for one in self._encodings(lines, framed=True)]
+
+    def _encodings(self, lines: Iterable[str | tuple[str, str]], framed: bool) -> Iterator[tokenizers.Encoding]:
+        rest, before = iter(lines), 0
+        while chunk := list(islice(rest, _LINES_AT_ONCE)):
+            try:
+                yield from self._inner.encode_batch_fast(chunk, add_special_tokens=framed)
+            except (UnicodeEncodeError, TypeError) as error:
+                raise DataError(_unencodable(chunk, before)) from error
+            before += len(chunk)
+
+    def _known(self, ids: list[int]) -> list[int]:
+        if ids and max(ids) >= self.size:  # a piece that cuts the text and that the model has no number for
+            return [number if number < self.size else self.unk for number in ids]
+        return ids
+
     def decode(self, ids: Iterable[int]) -> str:
-        """Give the text of these tokens up to the first eos, without pad, bos and unk."""
+        """Give the text of these tokens without the special ones, and up to the first eos if it was made here.
+
+        Part of a character at an end is "\N{REPLACEMENT CHARACTER}", as is any part that belongs to no character.
+        """
+        if not self._own:
+            return self._inner.decode([int(number) for number in ids if number < self.size], skip_special_tokens=True)
         kept: list[int] = []
         for number in ids:
             if number == EOS:
@@ -96,10 +198,14 @@ class Tokenizer:
     def _display(self) -> list[str]:
         names = [self._inner.id_to_token(number) or f"<{number}?>" for number in range(self.size)]
         shown = [_bytes_shown(name) for name in names] if self._by_byte else [_visible(name) for name in names]
-        return [*SPECIALS, *shown[len(SPECIALS) :]]
+        return [*SPECIALS, *shown[len(SPECIALS) :]] if self._own else shown
+
+    def _text(self, pretty: bool) -> str:
+        inner = self._inner.to_str(pretty=pretty)
+        return inner if self._own else f'{{"specials": {json.dumps(asdict(self.specials))},\n"tokenizer": {inner}}}'
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write `tokenizer.json`, whole or not at all; StorageError if the place cannot be written."""
+        """Write it to one file, whole or not at all; StorageError if the place cannot be written."""
         target = Path(path)
         try:
             handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
@@ -107,7 +213,7 @@ class Tokenizer:
             raise StorageError(f"cannot write {target}: {error}; choose a folder that exists and has room") from error
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self._inner.to_str(pretty=True))
+                file.write(self._text(pretty=True))
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
@@ -127,12 +233,16 @@ class Tokenizer:
                 f"cannot read the tokenizer {path}: {error}; expected a tokenizer.json in the model's folder"
             ) from error
         try:
+            specials = None
+            if text.startswith('{"specials"'):
+                value = json.loads(text)
+                specials, text = Specials(**value["specials"]), json.dumps(value["tokenizer"])
             inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises plain Exception, whatever is wrong
             raise VocabularyError(
                 f"{path} is not a whole tokenizer.json ({error}); copy it again or train it anew"
             ) from error
-        return cls(inner, str(path))
+        return cls(inner, str(path), specials=specials)
 
     def __eq__(self, other: object) -> bool:
         return self.digest == other.digest if isinstance(other, Tokenizer) else NotImplemented
@@ -154,8 +264,8 @@ def _byte_of() -> dict[str, int]:
 
 def _bytes_shown(name: str) -> str:
     table = _byte_of()
-    if any(character not in table for character in name):
-        return name
+    if any(character not in table for character in name):  # an added token is spelt as it is
+        return _visible(name)
     raw = bytes(table[character] for character in name)
     try:
         return _visible(raw.decode())
@@ -168,8 +278,9 @@ def _visible(text: str) -> str:
     return shown if shown.isprintable() else "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" for c in shown)
 
 
-def _unencodable(chunk: Sequence[str], before: int) -> str:
-    for number, line in enumerate(chunk, before + 1):
+def _unencodable(chunk: Sequence[str | tuple[str, str]], before: int) -> str:
+    whole = ((number, part) for number, line in enumerate(chunk, before + 1) for part in _parts(line))
+    for number, line in whole:
         if not isinstance(line, str):
             return f"line {number} is a {type(line).__name__}, expected a string: pass one string per line"
         try:
@@ -180,3 +291,7 @@ def _unencodable(chunk: Sequence[str], before: int) -> str:
                 f"read the input as UTF-8, without `surrogateescape`"
             )
     return "the lines could not be encoded: expected strings of Unicode text"
+
+
+def _parts(line: str | tuple[str, str]) -> Sequence[str]:
+    return line if isinstance(line, tuple) else (line,)

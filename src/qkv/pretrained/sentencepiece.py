@@ -1,0 +1,209 @@
+"""SentencePiece models (`.model`, `.spm`) as tokenizers: unigram and BPE, their normaliser and byte fallback.
+
+Source: Kudo and Richardson 2018, and the fields of `sentencepiece_model.proto`.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
+
+from qkv.errors import VocabularyError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+UNIGRAM, BPE = 1, 2
+
+_SPACE: Final = "▁"
+_NEVER: Final = -1e9
+"""The score of a piece that must not be chosen while there is any other way to spell a text."""
+
+
+class Piece(NamedTuple):
+    """A token, its score (log probability or minus its rank) and its kind (NORMAL ... BYTE)."""
+
+    text: str
+    score: float = 0.0
+    kind: int = NORMAL
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a SentencePiece model says: its pieces by number, how it cuts and what it does to a text before.
+
+    specials: role -> number for those of pad, bos, eos, unk that it has.
+    """
+
+    pieces: tuple[Piece, ...]
+    kind: int = UNIGRAM
+    specials: tuple[tuple[str, int], ...] = ()
+    byte_fallback: bool = False
+    charsmap: bytes = b""
+    dummy_prefix: bool = True
+    trims: bool = True
+
+    @property
+    def unk(self) -> int | None:
+        """The number of the unknown piece, None if it has none."""
+        return next((number for number, piece in enumerate(self.pieces) if piece.kind == UNKNOWN), None)
+
+
+def parse(content: bytes, name: str) -> Model:
+    """Read the bytes of a `.model` file. Raises VocabularyError, with `name`, for what is cut short or not known."""
+    try:
+        return _model(content)
+    except (ValueError, struct.error) as error:
+        raise VocabularyError(f"{name} is no whole SentencePiece model: {error}; copy it again") from error
+
+
+def _model(content: bytes) -> Model:
+    pieces, trainer, normalizer = [], b"", b""
+    for field, value in _fields(content):
+        if field == 1:
+            pieces.append(_piece(_bytes(value)))
+        elif field == 2:
+            trainer = _bytes(value)
+        elif field == 3:
+            normalizer = _bytes(value)
+        elif field == 5 and dict(_fields(_bytes(value))).get(2):
+            raise ValueError("it changes the text after decoding, which is not supported")
+    if not pieces:
+        raise ValueError("it has no pieces")
+    says, does = dict(_fields(trainer)), dict(_fields(normalizer))
+    kind = _int(says.get(3, UNIGRAM))
+    if kind not in (UNIGRAM, BPE):
+        raise ValueError(f"its model_type is {kind}, expected 1 (unigram) or 2 (BPE)")
+    if _int(says.get(24, 0)) or not _int(does.get(5, 1)):
+        raise ValueError("it marks spaces after a word or not at all, which is not supported")
+    roles = {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}
+    numbers = {role: _int(says.get(field, default)) for role, (field, default) in roles.items()}
+    if any(number >= len(pieces) for number in numbers.values()):
+        raise ValueError(f"its special tokens are {numbers} and it has {len(pieces)} pieces")
+    charsmap = _bytes(does.get(2, b""))
+    if charsmap and (len(charsmap) < 4 or struct.unpack_from("<I", charsmap)[0] not in range(4, len(charsmap) - 3, 4)):
+        raise ValueError("the table of its normaliser is cut short")
+    return Model(
+        tuple(pieces),
+        kind,
+        tuple((role, number) for role, number in numbers.items() if number >= 0),
+        byte_fallback=bool(_int(says.get(35, 0))),
+        charsmap=charsmap,
+        dummy_prefix=bool(_int(does.get(3, 1))),
+        trims=bool(_int(does.get(4, 1))),
+    )
+
+
+def _piece(content: bytes) -> Piece:
+    says = dict(_fields(content))
+    score = _bytes(says.get(2, bytes(4)))
+    return Piece(_bytes(says.get(1, b"")).decode(), struct.unpack("<f", score)[0], _int(says.get(3, NORMAL)))
+
+
+def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """The fields of a protocol buffers message: whole numbers as int, everything else as its bytes."""
+    at = 0
+    while at < len(content):
+        key, at = _varint(content, at)
+        wire = key & 7
+        if wire == 0:
+            value, at = _varint(content, at)
+            yield key >> 3, value
+            continue
+        if wire == 2:
+            length, at = _varint(content, at)
+        elif wire in (1, 5):
+            length = 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"byte {at} starts no field")
+        if length > len(content) - at:
+            raise ValueError(f"a field of {length} bytes starts at byte {at} of {len(content)}")
+        yield key >> 3, content[at : at + length]
+        at += length
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(content):
+            raise ValueError("it ends within a number")
+        value |= (content[at] & 0x7F) << shift
+        at += 1
+        if content[at - 1] < 0x80:
+            return value, at
+    raise ValueError(f"the number before byte {at} is too long")
+
+
+def _int(value: int | bytes) -> int:
+    if isinstance(value, bytes):
+        raise ValueError("it has text where a number belongs")
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _bytes(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("it has a number where text belongs")
+    return value
+
+
+def build(
+    model: Model, name: str, before: Sequence[normalizers.Normalizer] = (), strips: bool = False
+) -> tokenizers.Tokenizer:
+    """Make the tokenizer that cuts and joins text as the SentencePiece model does; control pieces are special.
+
+    before: what is done to a text before the model's own normaliser.
+    strips: whether spaces at both ends of a decoded text go, and not one at its start.
+    """
+    try:
+        inner = tokenizers.Tokenizer(_unigram(model) if model.kind == UNIGRAM else _bpe(model))
+        steps = [*before, *([normalizers.Precompiled(model.charsmap)] if model.charsmap else [])]
+    except Exception as error:  # the library raises plain Exception, whatever is wrong
+        raise VocabularyError(f"the SentencePiece model {name} cannot be used: {error}; copy it again") from error
+    if model.trims:
+        steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if model.dummy_prefix:
+        steps.append(normalizers.Prepend(_SPACE))
+    inner.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
+    own = sorted((p.text for p in model.pieces if p.kind == USER_DEFINED and p.text), key=len, reverse=True)
+    if own:  # they are never cut nor joined to what is beside them
+        inner.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(re.escape(text) for text in own)), "isolated")
+    joined = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if strips:
+        joined.append(decoders.Strip(" ", 1 << 20, 1 << 20))
+    elif model.dummy_prefix:
+        joined.append(decoders.Strip(" ", 1, 0))
+    inner.decoder = decoders.Sequence(joined)
+    special = [piece.text for piece in model.pieces if piece.kind in (CONTROL, UNKNOWN)]
+    inner.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
+    return inner
+
+
+def _unigram(model: Model) -> models.Unigram:
+    # the library takes the unknown's score from the lowest of all, so pieces that only stand for bytes get no lower
+    lowest = min((piece.score for piece in model.pieces if piece.kind == NORMAL), default=0.0)
+    scores = {BYTE: lowest, UNUSED: _NEVER}
+    table = [(piece.text, scores.get(piece.kind, piece.score)) for piece in model.pieces]
+    return models.Unigram(table, unk_id=model.unk, byte_fallback=model.byte_fallback)
+
+
+def _bpe(model: Model) -> models.BPE:
+    """Pairs of pieces are joined by the score of what they make, the best first, so a merge ranks by that score."""
+    scores = {piece.text: piece.score for piece in model.pieces if piece.kind == NORMAL}
+    merges = [
+        (-score, -at, (text[:at], text[at:]))
+        for text, score in scores.items()
+        for at in range(1, len(text))
+        if text[:at] in scores and text[at:] in scores
+    ]
+    return models.BPE(
+        vocab={piece.text: number for number, piece in enumerate(model.pieces)},
+        merges=[pair for _, _, pair in sorted(merges)],
+        unk_token=None if model.unk is None else model.pieces[model.unk].text,
+        fuse_unk=True,
+        byte_fallback=model.byte_fallback,
+        ignore_merges=any(piece.kind == USER_DEFINED for piece in model.pieces),
+    )
