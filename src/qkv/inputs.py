@@ -18,19 +18,24 @@ class TokenEmbedding(nn.Module):
 
     def __init__(self, choice: spec.Stack) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(choice.reads.vocab, choice.d_model)
-        self.scale = math.sqrt(choice.d_model) if choice.reads.scale else 1.0
+        reads, width = choice.reads, choice.reads.width or choice.d_model
+        self.tokens = nn.Embedding(reads.vocab, width)
+        self.scale = math.sqrt(choice.d_model) if reads.scale else 1.0
         self.choice = choice.positions
         self.positions = (
-            nn.Embedding(choice.positions.length, choice.d_model)
-            if isinstance(choice.positions, spec.Learned)
-            else None
+            nn.Embedding(choice.positions.length, width) if isinstance(choice.positions, spec.Learned) else None
         )
-        self.norm = norm(choice.embed_norm, choice.d_model) if choice.embed_norm else nn.Identity()
+        self.separator = reads.segments.separator if reads.segments else None
+        self.segments = nn.Embedding(reads.segments.count, width) if reads.segments else None
+        self.norm = norm(choice.embed_norm, width) if choice.embed_norm else nn.Identity()
+        self.projection = nn.Linear(width, choice.d_model) if reads.width is not None else nn.Identity()
         self.dropout = Dropout()
 
     def forward(self, tokens: Tensor, past: int = 0) -> Tensor:
-        """tokens (batch, length) int64, the first of which stands at position `past` -> (batch, length, d_model)."""
+        """tokens (batch, length) int64, the first of which stands at position `past` -> (batch, length, d_model).
+
+        Raises DataError for more tokens than there are learned positions.
+        """
         length = tokens.shape[1]
         if self.positions is not None and past + length > self.positions.num_embeddings:
             raise DataError(
@@ -38,11 +43,15 @@ class TokenEmbedding(nn.Module):
                 f"{self.positions.num_embeddings}; shorten the text or split it"
             )
         hidden = self.tokens(tokens) * self.scale
-        if self.choice is not None:
-            positions = torch.arange(past, past + length, device=tokens.device)
-            if self.positions is not None:
-                hidden = hidden + self.positions(positions)
-            else:
-                hidden = hidden + sinusoids(positions, hidden.shape[-1]).to(hidden.dtype)
-        result: Tensor = self.dropout(self.norm(hidden))
+        if self.segments is not None:
+            ends = tokens.eq(self.separator or 0)
+            segment = (ends.cumsum(dim=1) - ends.long()).clamp(max=self.segments.num_embeddings - 1)
+            hidden = hidden + self.segments(segment)
+        positions = torch.arange(past, past + length, device=tokens.device)
+        if self.positions is not None:
+            hidden = hidden + self.positions(positions)
+        elif isinstance(self.choice, spec.Sinusoidal):
+            waves = sinusoids(positions + self.choice.start, hidden.shape[-1], self.choice.layout)
+            hidden = hidden + waves.to(hidden.dtype)
+        result: Tensor = self.dropout(self.projection(self.norm(hidden)))
         return result

@@ -71,8 +71,12 @@ class Attention(nn.Module):
         self.key = nn.Linear(d_source, self.kv_heads * choice.d_key, bias=choice.bias)
         self.value = nn.Linear(d_source, self.kv_heads * self.d_value, bias=choice.bias)
         self.output = nn.Linear(choice.heads * self.d_value, d_model, bias=choice.bias)
-        self.query_norm = norm(choice.qk_norm, choice.d_key) if choice.qk_norm else None
-        self.key_norm = norm(choice.qk_norm, choice.d_key) if choice.qk_norm else None
+        # across heads, the norm takes what was projected before it is split; else each head's part by itself
+        self.across = isinstance(choice.qk_norm, spec.AcrossHeads)
+        each = choice.qk_norm.norm if isinstance(choice.qk_norm, spec.AcrossHeads) else choice.qk_norm
+        query_width, key_width = (choice.heads, self.kv_heads) if self.across else (1, 1)
+        self.query_norm = norm(each, query_width * choice.d_key) if each else None
+        self.key_norm = norm(each, key_width * choice.d_key) if each else None
         self.sinks = nn.Parameter(torch.zeros(choice.heads)) if choice.sinks else None
         self.dropout = 0.0
 
@@ -88,9 +92,7 @@ class Attention(nn.Module):
 
         With a cache, keys and values of `hidden` join those of the past; those of a memory are computed once.
         """
-        query = _split(self.query(hidden), self.choice.heads)
-        if self.query_norm is not None:
-            query = self.query_norm(query)
+        query = self._normalised(self.query(hidden), self.choice.heads, self.query_norm)
         if placing.rotations is not None:
             query = rotate(query, *placing.rotations)
         key, value = self._keys_and_values(hidden, memory, placing, cache)
@@ -115,12 +117,16 @@ class Attention(nn.Module):
         if memory is not None and cache is not None and (kept := cache.kept()) is not None:
             return kept
         source = hidden if memory is None else memory
-        key, value = _split(self.key(source), self.kv_heads), _split(self.value(source), self.kv_heads)
-        if self.key_norm is not None:
-            key = self.key_norm(key)
+        key = self._normalised(self.key(source), self.kv_heads, self.key_norm)
+        value = _split(self.value(source), self.kv_heads)
         if placing.rotations is not None:
             key = rotate(key, *placing.rotations)
         return (key, value) if cache is None else cache.append(key, value)
+
+    def _normalised(self, projected: Tensor, heads: int, by: nn.Module | None) -> Tensor:
+        if by is None:
+            return _split(projected, heads)
+        return _split(by(projected), heads) if self.across else by(_split(projected, heads))
 
 
 def _split(projected: Tensor, heads: int) -> Tensor:
@@ -129,11 +135,13 @@ def _split(projected: Tensor, heads: int) -> Tensor:
     return projected.view(batch, length, heads, width // heads).transpose(1, 2)
 
 
-_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
     "gelu": functional.gelu,
     "gelu_tanh": lambda tensor: functional.gelu(tensor, approximate="tanh"),
+    "gelu_sigmoid": lambda tensor: tensor * torch.sigmoid(1.702 * tensor),
     "silu": functional.silu,
+    "tanh": torch.tanh,
 }
 
 
@@ -142,7 +150,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, choice: spec.FeedForward, d_model: int) -> None:
         super().__init__()
-        self.activation = _ACTIVATIONS[choice.activation]
+        self.activation = ACTIVATIONS[choice.activation]
         self.widen = nn.Linear(d_model, choice.d_ff, bias=choice.bias)
         self.gate = nn.Linear(d_model, choice.d_ff, bias=choice.bias) if choice.gated else None
         self.narrow = nn.Linear(choice.d_ff, d_model, bias=choice.bias)
@@ -158,12 +166,12 @@ class FeedForward(nn.Module):
 
 
 class Residual(nn.Module):
-    """Where the norms of one sublayer stand: before it, after the sum, or on both of its sides."""
+    """Where the norms of one sublayer stand: before it, on its result, or after the sum."""
 
     def __init__(self, choice: spec.Norm, norm_at: str, d_model: int) -> None:
         super().__init__()
         self.before = norm(choice, d_model) if norm_at in ("pre", "both") else nn.Identity()
-        self.after = norm(choice, d_model) if norm_at == "both" else nn.Identity()
+        self.after = norm(choice, d_model) if norm_at in ("both", "result") else nn.Identity()
         self.last = norm(choice, d_model) if norm_at == "post" else nn.Identity()
         self.dropout = Dropout()
 
@@ -178,8 +186,11 @@ class Block(nn.Module):
 
     def __init__(self, choice: spec.Block, d_model: int, d_memory: int | None) -> None:
         super().__init__()
+        self.choice = choice
         self.self_attention = Attention(choice.self_attention, d_model)
         self.self_attention_residual = Residual(choice.norm, choice.norm_at, d_model)
+        if not choice.first_norm:
+            self.self_attention_residual.before = nn.Identity()
         self.cross_attention: Attention | None = None
         if choice.cross_attention is not None:
             self.cross_attention = Attention(choice.cross_attention, d_model, d_memory)
@@ -197,7 +208,7 @@ class Block(nn.Module):
         tap: Tap = NO_TAP,
     ) -> Tensor:
         """(batch, length, d_model) -> the same; memory (batch, sources, d_memory) where there is cross-attention."""
-        residual = self.self_attention_residual
+        residual, entered = self.self_attention_residual, hidden
         attended = self.self_attention(
             residual.before(hidden), placing, None, cache and cache.self_attention, tap.at("self_attention")
         )
@@ -214,5 +225,6 @@ class Block(nn.Module):
             )
             hidden = residual.add(hidden, attended)
         residual = self.feed_forward_residual
-        hidden = residual.add(hidden, self.feed_forward(residual.before(hidden), tap))
+        read = residual.before(entered if self.choice.parallel else hidden)
+        hidden = residual.add(hidden, self.feed_forward(read, tap))
         return tap("residual", hidden)

@@ -1,4 +1,4 @@
-"""What a model answers: a score for each token of a vocabulary, or for each of a few classes."""
+"""What a model answers: a score for each token of a vocabulary or each label, one class, one vector, or its states."""
 
 from __future__ import annotations
 
@@ -7,6 +7,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qkv import spec
+from qkv.layers import ACTIVATIONS, norm
+
+
+class Dense(nn.Module):
+    """A linear layer, an activation and perhaps a norm, before the answer proper."""
+
+    def __init__(self, choice: spec.Dense, d_model: int, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(d_model, width)
+        self.activation = ACTIVATIONS[choice.activation]
+        self.norm = norm(choice.norm, width) if choice.norm else nn.Identity()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., d_model) -> (..., width)."""
+        result: Tensor = self.norm(self.activation(self.linear(hidden)))
+        return result
 
 
 class VocabularyAnswer(nn.Module):
@@ -14,32 +30,87 @@ class VocabularyAnswer(nn.Module):
 
     def __init__(self, choice: spec.Vocabulary, d_model: int, embedding: nn.Embedding) -> None:
         super().__init__()
-        self.tied, self.softcap = choice.tied, choice.softcap
-        self.vectors = embedding.weight if choice.tied else nn.Parameter(torch.empty_like(embedding.weight))
-        self.bias = nn.Parameter(torch.zeros(embedding.num_embeddings)) if choice.bias else None
+        width = embedding.embedding_dim if choice.tied or choice.dense else d_model
+        self.tied, self.softcap, self.scale = choice.tied, choice.softcap, choice.scale
+        self.dense = Dense(choice.dense, d_model, width) if choice.dense else nn.Identity()
+        vocab = embedding.num_embeddings
+        self.vectors = embedding.weight if choice.tied else nn.Parameter(torch.empty(vocab, width))
+        self.bias = nn.Parameter(torch.zeros(vocab)) if choice.bias else None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(batch, length, d_model) -> logits (batch, length, vocab)."""
+        hidden = self.dense(hidden)
+        if self.scale is not None:
+            hidden = hidden * self.scale
         logits = functional.linear(hidden, self.vectors, self.bias)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
+class LabelsAnswer(nn.Module):
+    """Score the labels of each position."""
+
+    def __init__(self, choice: spec.Labels, d_model: int) -> None:
+        super().__init__()
+        self.dense = Dense(choice.dense, d_model, d_model) if choice.dense else nn.Identity()
+        self.linear = nn.Linear(d_model, choice.count)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(batch, length, d_model) -> logits (batch, length, count)."""
+        logits: Tensor = self.linear(self.dense(hidden))
+        return logits
+
+
 class ClassesAnswer(nn.Module):
-    """Score the classes from the first position or from the mean of all that are real."""
+    """Score the classes of the whole input."""
 
     def __init__(self, choice: spec.Classes, d_model: int) -> None:
         super().__init__()
-        self.pool = choice.pool
+        self.pool: spec.Pool = choice.pool
+        self.dense = Dense(choice.dense, d_model, d_model) if choice.dense else nn.Identity()
         self.linear = nn.Linear(d_model, choice.count)
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """hidden (batch, length, d_model), mask (batch, length) bool -> logits (batch, count)."""
-        if self.pool == "first":
-            pooled = hidden[:, 0]
-        elif mask is None:
-            pooled = hidden.mean(dim=1)
-        else:
-            real = mask.unsqueeze(-1).to(hidden.dtype)
-            pooled = (hidden * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)
-        logits: Tensor = self.linear(pooled)
+        logits: Tensor = self.linear(self.dense(pooled(hidden, mask, self.pool)))
         return logits
+
+
+class VectorAnswer(nn.Module):
+    """One vector for the whole input."""
+
+    def __init__(self, choice: spec.Vector, d_model: int) -> None:
+        super().__init__()
+        self.pool: spec.Pool = choice.pool
+        self.unit = choice.unit
+        self.linear = nn.Linear(d_model, choice.width, bias=False) if choice.width else nn.Identity()
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
+        """hidden (batch, length, d_model), mask (batch, length) bool -> (batch, width)."""
+        vector: Tensor = self.linear(pooled(hidden, mask, self.pool))
+        return functional.normalize(vector, dim=-1) if self.unit else vector
+
+
+class StatesAnswer(nn.Module):
+    """The hidden vectors themselves."""
+
+    def __init__(self, choice: spec.States, d_model: int) -> None:
+        super().__init__()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(batch, length, d_model) -> the same."""
+        return hidden
+
+
+def pooled(hidden: Tensor, mask: Tensor | None, pool: spec.Pool) -> Tensor:
+    """One vector for each row of hidden (batch, length, d_model), of the positions that mask (batch, length) calls
+    real -> (batch, d_model)."""
+    if pool == "first":
+        return hidden[:, 0]
+    if mask is None:
+        return hidden[:, -1] if pool == "last" else hidden.mean(dim=1)
+    if pool == "last":
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        last = (mask * places).argmax(dim=1)
+        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+    real = mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)

@@ -11,14 +11,20 @@ from torch import Tensor, nn
 from qkv import spec
 
 
-def sinusoids(positions: Int[Tensor, " length"], d_model: int) -> Float[Tensor, "length d_model"]:
-    """Sines in the even and cosines in the odd dimensions, of wave lengths from 2 pi to 10000 * 2 pi.
+def sinusoids(
+    positions: Int[Tensor, " length"], d_model: int, layout: str = "paired"
+) -> Float[Tensor, "length d_model"]:
+    """Sines and cosines of wave lengths from 2 pi to 10000 * 2 pi, laid out as `spec.Sinusoidal` says.
 
     Vaswani et al. 2017, section 3.5.
     """
-    rates = torch.exp(torch.arange(0, d_model, 2, device=positions.device) * (-math.log(10000.0) / d_model))
+    half = d_model // 2
+    steps = half - 1 if layout == "tensor2tensor" else half
+    rates = torch.exp(torch.arange(half, device=positions.device) * (-math.log(10000.0) / steps))
     angles = positions[:, None].float() * rates
-    return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+    if layout == "paired":
+        return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
 def rotations(
@@ -26,9 +32,42 @@ def rotations(
 ) -> tuple[Float[Tensor, "length half"], Float[Tensor, "length half"]]:
     """Cosines and sines of the angles by which `rotate` turns each pair of dimensions (Su et al. 2021, eq. 15)."""
     turned = int(d_key * choice.fraction)
-    rates = choice.base ** (-torch.arange(0, turned, 2, device=positions.device).float() / turned)
+    rates = 1.0 / choice.base ** (torch.arange(0, turned, 2, device=positions.device).float() / turned)
+    growth = 1.0
+    if choice.scaling is not None:
+        rates, growth = scaled(rates, choice.base, choice.scaling, int(positions[-1]) + 1)
     angles = positions[:, None].float() * rates
-    return angles.cos(), angles.sin()
+    return angles.cos() * growth, angles.sin() * growth
+
+
+def scaled(
+    rates: Float[Tensor, " half"], base: float, scaling: spec.Scaling, length: int
+) -> tuple[Float[Tensor, " half"], float]:
+    """The angles for each position, changed for a text of `length` tokens, and by what queries and keys then grow."""
+    match scaling:
+        case spec.Interpolated(factor):
+            return rates / factor, 1.0
+        case spec.ByWavelength(factor, low, high, learned):
+            turns = learned * rates / (2 * math.pi)
+            kept = ((turns - low) / (high - low)).clamp(0, 1)
+            return rates * (kept + (1 - kept) / factor), 1.0
+        case spec.Yarn(factor, learned, fast, slow, attention, whole):
+            half = len(rates)
+
+            def dimension(turns: float) -> float:
+                """Which pair of dimensions makes so many turns over the learned length."""
+                return half * math.log(learned / (turns * 2 * math.pi)) / math.log(base)
+
+            first, last = dimension(fast), dimension(slow)
+            if whole:
+                first, last = math.floor(first), math.ceil(last)
+            first, last = max(first, 0), min(last, 2 * half - 1)
+            places = torch.arange(half, device=rates.device).float()
+            kept = 1 - ((places - first) / max(last - first, 0.001)).clamp(0, 1)
+            return rates * (kept + (1 - kept) / factor), attention
+        case spec.Stretched(short, long, learned, attention):
+            factors = torch.tensor(short if length <= learned else long, device=rates.device)
+            return rates / factors, attention
 
 
 def rotate(
@@ -79,8 +118,8 @@ class RelativeBias(nn.Module):
         return offset + torch.where(distance < exact, distance, far)
 
 
-def alibi(ahead: Int[Tensor, "queries keys"], heads: int) -> Float[Tensor, "1 heads queries keys"]:
-    """The bias -slope * distance with slopes 2^(-8/heads), 2^(-16/heads), ... (Press et al. 2022, section 3).
+def alibi(ahead: Int[Tensor, "queries keys"], heads: int, factor: float = 1.0) -> Float[Tensor, "1 heads queries keys"]:
+    """The bias -slope * distance * factor with slopes 2^(-8/heads), 2^(-16/heads), ... (Press et al. 2022, section 3).
 
     For a number of heads that is no power of two: the slopes of the next lower power, then every second one of
     the next higher, as its authors do.
@@ -91,4 +130,4 @@ def alibi(ahead: Int[Tensor, "queries keys"], heads: int) -> Float[Tensor, "1 he
 
     power = 2 ** math.floor(math.log2(heads))
     slope = torch.tensor(slopes(power) + slopes(2 * power)[::2][: heads - power], device=ahead.device)
-    return -slope[None, :, None, None] * ahead.abs()
+    return -factor * slope[None, :, None, None] * ahead.abs()

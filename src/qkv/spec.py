@@ -11,8 +11,8 @@ JSON beside the weights and rebuilds the model with no look-up of a name. This f
         blocks: (Block, ...)
           self_attention, cross_attention: Attention (position: Rotary | RelativeBias | Alibi | None)
           feed_forward: FeedForward
-          norm: Norm, norm_at: "pre" | "post" | "both"
-      answers: Vocabulary | Classes
+          norm: Norm, norm_at: "pre" | "post" | "both" | "result"
+      answers: Vocabulary | Labels | Classes | Vector | States
 """
 
 from __future__ import annotations
@@ -72,14 +72,85 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class AcrossHeads:
+    """A norm over the queries (or keys) of all heads together, rather than over each head's own (OLMo 2)."""
+
+    norm: Norm
+
+
+@dataclass(frozen=True)
+class Interpolated:
+    """Rotary angles divided by `factor`, so that a longer text fits the angles once learned (Chen et al. 2023)."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "factor")
+
+
+@dataclass(frozen=True)
+class ByWavelength:
+    """Rotary angles divided by `factor` where a wave is longer than `length` / `low`, kept where it is shorter than
+    `length` / `high`, blended between (Llama 3.1). length: positions learned before the scaling."""
+
+    factor: float
+    low: float
+    high: float
+    length: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "factor", "low", "length")
+        _require(self.high > self.low, self, f"high={self.high} was given; it must be greater than low={self.low}")
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """Rotary angles divided by `factor` in dimensions that turn less than `slow` times over `length` positions, kept
+    in those that turn more than `fast` times, blended between; queries and keys grow by `attention` (Peng et al. 2023).
+    whole: the blend begins and ends at whole dimensions."""
+
+    factor: float
+    length: int
+    fast: float = 32.0
+    slow: float = 1.0
+    attention: float = 1.0
+    whole: bool = True
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "factor", "length", "fast", "slow", "attention")
+
+
+@dataclass(frozen=True)
+class Stretched:
+    """Rotary angles divided dimension by dimension: by `short` up to `length` positions, by `long` in longer texts;
+    queries and keys grow by `attention` (LongRoPE, Ding et al. 2024)."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    length: int
+    attention: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "length", "attention")
+        _require(
+            len(self.short) == len(self.long), self, f"short has {len(self.short)} numbers and long {len(self.long)}"
+        )
+
+
+Scaling: TypeAlias = Interpolated | ByWavelength | Yarn | Stretched
+
+
+@dataclass(frozen=True)
 class Rotary:
     """Rotary positions (Su et al. 2021): queries and keys are turned by angles that grow with the position.
 
-    fraction: the share of each head's dimensions that is turned (the first ones).
+    fraction: the share of each head's dimensions that is turned (the first ones). scaling: how the angles of a model
+    that learned on short texts are changed for longer ones.
     """
 
     base: float = 10000.0
     fraction: float = 1.0
+    scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
         _require_positive(self, "base", "fraction")
@@ -108,7 +179,12 @@ class RelativeBias:
 
 @dataclass(frozen=True)
 class Alibi:
-    """A fixed penalty, linear in the distance, with a slope for each head (Press et al. 2022)."""
+    """A fixed penalty, linear in the distance, with a slope for each head, times `factor` (Press et al. 2022)."""
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "factor")
 
 
 Position: TypeAlias = Rotary | RelativeBias | Alibi
@@ -119,8 +195,8 @@ class Attention:
     """Multi-head attention (Vaswani et al. 2017, section 3.2); with fewer kv_heads than heads, grouped (Ainslie 2023).
 
     d_value defaults to d_key and kv_heads to heads; scale to 1 / sqrt(d_key). softcap bends the scores to within
-    plus and minus its value. qk_norm normalises each head's query and key. sinks adds a learned score for each head
-    that takes weight and gives no value.
+    plus and minus its value. qk_norm normalises queries and keys, each head's own or across heads. sinks adds a
+    learned score for each head that takes weight and gives no value.
     """
 
     heads: int
@@ -130,7 +206,7 @@ class Attention:
     position: Position | None = None
     causal: bool = False
     window: int | None = None
-    qk_norm: Norm | None = None
+    qk_norm: Norm | AcrossHeads | None = None
     scale: float | None = None
     softcap: float | None = None
     sinks: bool = False
@@ -153,12 +229,16 @@ class Attention:
             )
 
 
+Activation: TypeAlias = Literal["relu", "gelu", "gelu_tanh", "gelu_sigmoid", "silu", "tanh"]
+"""gelu_tanh and gelu_sigmoid are the two approximations of Hendrycks and Gimpel 2016."""
+
+
 @dataclass(frozen=True)
 class FeedForward:
     """Two linear layers around an activation; gated, a third multiplies the activated one (Shazeer 2020)."""
 
     d_ff: int
-    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu"
+    activation: Activation = "relu"
     gated: bool = False
     bias: bool = True
 
@@ -171,17 +251,25 @@ class FeedForward:
 class Block:
     """One layer: attention to itself, attention to the memory (if any), feed-forward, each around a residual.
 
-    norm_at: "post" x = norm(x + f(x)) as in 2017; "pre" x = x + f(norm(x)); "both" x = x + norm(f(norm(x))).
+    norm_at: "post" x = norm(x + f(x)) as in 2017; "pre" x = x + f(norm(x)); "both" x = x + norm(f(norm(x)));
+    "result" x = x + norm(f(x)). parallel: attention and feed-forward read the same x, and both results are added
+    (Wang and Komatsuzaki 2021). first_norm: False leaves out the norm before the self-attention of a "pre" block.
     """
 
     self_attention: Attention
     feed_forward: FeedForward
     cross_attention: Attention | None = None
     norm: Norm = Norm()
-    norm_at: Literal["pre", "post", "both"] = "pre"
+    norm_at: Literal["pre", "post", "both", "result"] = "pre"
+    parallel: bool = False
+    first_norm: bool = True
 
     def __post_init__(self) -> None:
         _require_choices(self)
+        if self.parallel:
+            _require(self.norm_at == "pre", self, f"parallel with norm_at={self.norm_at!r}; it must be 'pre'")
+            _require(self.cross_attention is None, self, "parallel was given with cross_attention, which has no place")
+        _require(self.first_norm or self.norm_at == "pre", self, f"first_norm=False with norm_at={self.norm_at!r}")
         if self.cross_attention is not None:
             _require(
                 not self.cross_attention.causal, self, "cross_attention.causal=True was given; a memory has no future"
@@ -194,14 +282,31 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Segments:
+    """Up to `count` texts in one input, each ended by the token `separator`; a learned vector for each (BERT)."""
+
+    count: int
+    separator: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "count")
+        _require(self.separator >= 0, self, f"separator={self.separator} was given; it must be a token's number")
+
+
+@dataclass(frozen=True)
 class Tokens:
-    """Reads a vocabulary's numbers: one learned vector each, times sqrt(d_model) if scaled (2017, section 3.4)."""
+    """Reads a vocabulary's numbers: one learned vector each, times sqrt(d_model) if scaled (2017, section 3.4).
+
+    width: the vectors' own, projected to d_model afterwards (Lan et al. 2020); d_model itself unless given.
+    """
 
     vocab: int
     scale: bool = False
+    width: int | None = None
+    segments: Segments | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(self, "vocab")
+        _require_positive(self, "vocab", "width")
 
 
 @dataclass(frozen=True)
@@ -216,12 +321,27 @@ class Learned:
 
 @dataclass(frozen=True)
 class Sinusoidal:
-    """Fixed waves of geometrically growing length, added to what is read (Vaswani et al. 2017, section 3.5)."""
+    """Fixed waves of geometrically growing length, added to what is read (Vaswani et al. 2017, section 3.5).
+
+    layout: "paired", sine and cosine of a wave side by side as in the paper; "halves", all sines before all cosines;
+    "tensor2tensor", halves whose longest wave is 10000 * 2 pi exactly, as in its authors' code. start: the number of
+    the first position.
+    """
+
+    layout: Literal["paired", "halves", "tensor2tensor"] = "paired"
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require(self.start >= 0, self, f"start={self.start} was given; it must be at least 0")
 
 
 @dataclass(frozen=True)
 class Stack:
-    """What is read, where it stands, and the blocks it goes through."""
+    """What is read, where it stands, and the blocks it goes through.
+
+    repeats: how often it goes through all of them, with the same parameters each time (Dehghani et al. 2019).
+    """
 
     d_model: int
     blocks: tuple[Block, ...]
@@ -229,9 +349,10 @@ class Stack:
     positions: Learned | Sinusoidal | None = None
     embed_norm: Norm | None = None
     final_norm: Norm | None = None
+    repeats: int = 1
 
     def __post_init__(self) -> None:
-        _require_positive(self, "d_model")
+        _require_positive(self, "d_model", "repeats")
         _require(len(self.blocks) > 0, self, "blocks=() was given; a stack has at least one block")
         if isinstance(self.positions, Sinusoidal):
             _require(self.d_model % 2 == 0, self, f"d_model={self.d_model} is odd; sinusoidal positions come in pairs")
@@ -248,27 +369,80 @@ class Stack:
 
 
 @dataclass(frozen=True)
+class Dense:
+    """A linear layer, an activation and perhaps a norm between the last block and the answer (Devlin et al. 2019)."""
+
+    activation: Activation
+    norm: Norm | None = None
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+
+
+@dataclass(frozen=True)
 class Vocabulary:
-    """Answers with a score for each token of the vocabulary that the last stack reads (tied: by its own vectors)."""
+    """Answers with a score for each token of the vocabulary that the last stack reads (tied: by its own vectors).
+
+    scale: what the scores are multiplied by. dense: what goes before the comparison.
+    """
 
     tied: bool = True
     bias: bool = False
     softcap: float | None = None
+    scale: float | None = None
+    dense: Dense | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(self, "softcap")
+        _require_positive(self, "softcap", "scale")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Answers each position with a score for each of `count` labels."""
+
+    count: int
+    dense: Dense | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "count")
+
+
+Pool: TypeAlias = Literal["first", "mean", "last"]
+"""One vector for a whole input: its first position's, the mean of all, or its last one's."""
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Answers with one of `count` classes for the whole input, from its first position or the mean of all."""
+    """Answers with one of `count` classes for the whole input."""
 
     count: int
-    pool: Literal["first", "mean"] = "mean"
+    pool: Pool = "mean"
+    dense: Dense | None = None
 
     def __post_init__(self) -> None:
         _require_choices(self)
         _require_positive(self, "count")
+
+
+@dataclass(frozen=True)
+class Vector:
+    """Answers with one vector for the whole input, projected to `width` if given, of length 1 if `unit`."""
+
+    pool: Pool = "mean"
+    width: int | None = None
+    unit: bool = True
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require_positive(self, "width")
+
+
+@dataclass(frozen=True)
+class States:
+    """Answers with the last block's own vector for each position."""
+
+
+Answers: TypeAlias = Vocabulary | Labels | Classes | Vector | States
 
 
 @dataclass(frozen=True)
@@ -280,7 +454,7 @@ class Transformer:
 
     encoder: Stack | None
     decoder: Stack | None
-    answers: Vocabulary | Classes
+    answers: Answers
     shared_embedding: bool = False
 
     def __post_init__(self) -> None:
@@ -302,7 +476,9 @@ class Transformer:
                 "a decoder block has self_attention.causal=False; a decoder would see the tokens it is to predict",
             )
             _require(
-                isinstance(self.answers, Vocabulary), self, "answers=Classes needs encoder alone; decoder was given"
+                isinstance(self.answers, Vocabulary),
+                self,
+                f"answers={type(self.answers).__name__} needs encoder alone; decoder was given",
             )
         if encoder is not None:
             _require(
@@ -351,8 +527,9 @@ Spec: TypeAlias = Transformer | Recurrent
 _NODES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        Norm, Rotary, RelativeBias, Alibi, Attention, FeedForward, Block, Tokens, Learned, Sinusoidal, Stack,
-        Vocabulary, Classes, Transformer, Recurrent,
+        Norm, AcrossHeads, Interpolated, ByWavelength, Yarn, Stretched, Rotary, RelativeBias, Alibi, Attention,
+        FeedForward, Block, Segments, Tokens, Learned, Sinusoidal, Stack, Dense, Vocabulary, Labels, Classes, Vector,
+        States, Transformer, Recurrent,
     )
 }  # fmt: skip
 

@@ -12,7 +12,7 @@ from qkv.inputs import TokenEmbedding
 from qkv.layers import Block, Placing, norm
 from qkv.mask import Mask
 from qkv.models.protocol import SequenceModel
-from qkv.outputs import ClassesAnswer, VocabularyAnswer
+from qkv.outputs import ClassesAnswer, LabelsAnswer, StatesAnswer, VectorAnswer, VocabularyAnswer
 from qkv.positions import RelativeBias, alibi, distances, rotations
 from qkv.tap import NO_TAP, Tap
 
@@ -24,6 +24,7 @@ class Stack(nn.Module):
         super().__init__()
         self.choice = choice
         self.embedding = TokenEmbedding(choice)
+        self.depth = choice.repeats * len(choice.blocks)
         self.blocks = nn.ModuleList(Block(block, choice.d_model, d_memory) for block in choice.blocks)
         self.final_norm = norm(choice.final_norm, choice.d_model) if choice.final_norm else nn.Identity()
         shared = {
@@ -52,8 +53,9 @@ class Stack(nn.Module):
         placings: dict[tuple[object, ...], Placing] = {}
         seen = None if memory is None or memory.mask is None else memory.mask[:, None, None, :]
         memory_placing = Placing(mask=seen)
-        for number, block in enumerate(self.blocks):
-            attention = self.choice.blocks[number].self_attention
+        for number in range(self.depth):
+            block = self.blocks[number % len(self.blocks)]
+            attention = self.choice.blocks[number % len(self.blocks)].self_attention
             key = (attention.position, attention.causal, attention.window, attention.heads, attention.d_key)
             if key not in placings:
                 placings[key] = self._place(attention, tokens, mask, past)
@@ -81,7 +83,9 @@ class Stack(nn.Module):
             table = self.position_biases[self._biased.index(position)]
             return Placing(seen, bias=table(distances(length, past + length, past, device)))
         if isinstance(position, spec.Alibi):
-            return Placing(seen, bias=alibi(distances(length, past + length, past, device), attention.heads))
+            return Placing(
+                seen, bias=alibi(distances(length, past + length, past, device), attention.heads, position.factor)
+            )
         return Placing(seen)
 
 
@@ -101,11 +105,18 @@ class Transformer(SequenceModel):
         last = self.decoder or self.encoder
         assert last is not None
         d_model = last.choice.d_model
-        self.answer: VocabularyAnswer | ClassesAnswer
-        if isinstance(choice.answers, spec.Vocabulary):
-            self.answer = VocabularyAnswer(choice.answers, d_model, last.embedding.tokens)
-        else:
-            self.answer = ClassesAnswer(choice.answers, d_model)
+        self.answer: VocabularyAnswer | LabelsAnswer | ClassesAnswer | VectorAnswer | StatesAnswer
+        match choice.answers:
+            case spec.Vocabulary():
+                self.answer = VocabularyAnswer(choice.answers, d_model, last.embedding.tokens)
+            case spec.Labels():
+                self.answer = LabelsAnswer(choice.answers, d_model)
+            case spec.Classes():
+                self.answer = ClassesAnswer(choice.answers, d_model)
+            case spec.Vector():
+                self.answer = VectorAnswer(choice.answers, d_model)
+            case spec.States():
+                self.answer = StatesAnswer(choice.answers, d_model)
         self.initialise()
 
     def initialise(self) -> None:
@@ -123,7 +134,7 @@ class Transformer(SequenceModel):
             elif isinstance(module, TokenEmbedding):
                 answers = isinstance(self.answer, VocabularyAnswer) and self.answer.vectors is module.tokens.weight
                 alone = module.scale == 1.0 and not answers
-                for table in filter(None, (module.tokens, module.positions)):
+                for table in filter(None, (module.tokens, module.positions, module.segments)):
                     nn.init.normal_(table.weight, std=1.0 if alone else table.embedding_dim**-0.5)
             elif isinstance(module, RelativeBias):
                 nn.init.normal_(module.bias, std=0.02)
@@ -147,7 +158,9 @@ class Transformer(SequenceModel):
             raise SpecError("this model has an encoder alone and predicts no sequence; call it with source= instead")
         device = next(self.parameters()).device
         rows = rows if memory is None else memory.states.shape[0]
-        return TransformerState(torch.arange(rows, device=device), memory, [BlockCache() for _ in self.decoder.blocks])
+        return TransformerState(
+            torch.arange(rows, device=device), memory, [BlockCache() for _ in range(self.decoder.depth)]
+        )
 
     @torch.no_grad()
     def step(  # type: ignore[override]  # a model takes its own kind of state
@@ -169,7 +182,7 @@ class Transformer(SequenceModel):
         if self.decoder is None:
             assert self.encoder is not None and source is not None
             hidden = self.encoder(source, source_mask, tap=tap.at("encoder"))
-            if isinstance(self.answer, ClassesAnswer):
+            if isinstance(self.answer, ClassesAnswer | VectorAnswer):
                 return tap("logits", self.answer(hidden, source_mask))
             return tap("logits", self.answer(hidden))
         assert target is not None

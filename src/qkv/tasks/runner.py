@@ -218,7 +218,7 @@ def load(name: str | Path) -> Runner:
         shape = spec.from_json(_read_text(place / "spec.json"))
     except SpecError as error:
         raise SpecError(f"{place / 'spec.json'}: {error}; copy the model folder again") from error
-    if state.get("spec") not in (None, spec.to_json(shape)):
+    if "spec" in state and spec.from_json(str(state["spec"])) != shape:
         raise CheckpointError(
             f"{place / 'spec.json'} is not the spec the model was saved with (model.safetensors knows it); "
             "take both files from the same run"

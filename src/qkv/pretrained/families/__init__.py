@@ -1,0 +1,1 @@
+"""The families of published models, each as data: one file for those that resemble each other."""

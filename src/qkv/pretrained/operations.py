@@ -1,0 +1,185 @@
+"""How a published file's tensors become our parameters, and back: a small vocabulary of reversible operations.
+
+A family's table maps the names in its *files* to targets. A name without a suffix stands for everything under it, so
+"h.{n}.ln_1" -> "decoder.blocks.{n}.self_attention_residual.before" moves weight and bias; `{n}` stands for a number.
+A target is the name it has here, or an operation on one or more of these. Every operation knows its inverse, so the
+same table writes the family's files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Moves one tensor of a file to the `targets`, unchanged unless a subclass says otherwise.
+
+    `into` gets the shapes that the targets have here, `out` the tensors they hold.
+    """
+
+    targets: tuple[str, ...]
+
+    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """The targets' tensors from the file's."""
+        return [tensor for _ in self.targets]
+
+    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The file's tensor from the targets'."""
+        return tensors[0]
+
+
+def same(*targets: str) -> Operation:
+    """The tensor as it is; in several places if there are several targets."""
+    return Operation(targets)
+
+
+class Transposed(Operation):
+    """A matrix stored as (in, out); vectors stay."""
+
+    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        return [tensor.mT if tensor.ndim == 2 else tensor]
+
+    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0].mT if tensors[0].ndim == 2 else tensors[0]
+
+
+def transposed(target: str) -> Operation:
+    """A matrix stored as (in, out)."""
+    return Transposed((target,))
+
+
+@dataclass(frozen=True)
+class Stacked(Operation):
+    """Several parameters one below the other; `transpose` if the file stores (in, out)."""
+
+    transpose: bool = False
+
+    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        rows = tensor.mT if self.transpose and tensor.ndim == 2 else tensor
+        return list(rows.split([shape[0] for shape in shapes]))
+
+    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+        rows = torch.cat(list(tensors))
+        return rows.mT if self.transpose and rows.ndim == 2 else rows
+
+
+def stacked(*targets: str, transpose: bool = False) -> Operation:
+    """Parameters one below the other in one tensor, such as query, key and value."""
+    return Stacked(targets, transpose)
+
+
+@dataclass(frozen=True)
+class Grouped(Operation):
+    """Query, key and value of each key-value head side by side: its queries, its key, its value."""
+
+    kv_heads: int = 1
+
+    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        groups = tensor.unflatten(0, (self.kv_heads, -1))
+        return [part.flatten(0, 1) for part in groups.split([shape[0] // self.kv_heads for shape in shapes], dim=1)]
+
+    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([part.unflatten(0, (self.kv_heads, -1)) for part in tensors], dim=1).flatten(0, 1)
+
+
+def grouped(*targets: str, kv_heads: int) -> Operation:
+    """Query, key and value, taken in turns by key-value head."""
+    return Grouped(targets, kv_heads)
+
+
+class Plus1(Operation):
+    """A norm's gain stored as its distance from 1."""
+
+    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        return [tensor + 1]
+
+    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0] - 1
+
+
+def plus1(target: str) -> Operation:
+    """A gain stored as its distance from 1."""
+    return Plus1((target,))
+
+
+@dataclass(frozen=True)
+class From(Operation):
+    """A table whose first `first` rows are never used; written back as zeros."""
+
+    first: int = 0
+
+    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        return [tensor[self.first :]]
+
+    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat([tensors[0].new_zeros(self.first, *tensors[0].shape[1:]), tensors[0]])
+
+
+def rows_from(first: int, target: str) -> Operation:
+    """A table whose first rows are never used, such as positions that count from 2."""
+    return From((target,), first)
+
+
+@dataclass(frozen=True)
+class Unpaired(Operation):
+    """Rows whose rotary pairs stand side by side in each of `heads` heads; here they stand half a head apart."""
+
+    heads: int = 1
+
+    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        return [tensor.unflatten(0, (self.heads, -1, 2)).transpose(1, 2).flatten(0, 2)]
+
+    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0].unflatten(0, (self.heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+
+
+def unpaired(target: str, heads: int) -> Operation:
+    """Query or key rows with interleaved rotary pairs."""
+    return Unpaired((target,), heads)
+
+
+@dataclass(frozen=True)
+class Shaped(Operation):
+    """The same numbers in another shape."""
+
+    stored: tuple[int, ...] = ()
+
+    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        return [tensor.reshape(shapes[0])]
+
+    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0].reshape(self.stored)
+
+
+def shaped(target: str, stored: tuple[int, ...]) -> Operation:
+    """A tensor that the file keeps in the shape `stored` (-1: whatever is left)."""
+    return Shaped((target,), stored)
+
+
+class RowGain(Operation):
+    """A number for each row that multiplies the targets once they are placed; written back as ones.
+
+    So a layer scale (Touvron et al. 2021) becomes part of the matrix before it.
+    """
+
+    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.ones_like(tensors[0][..., 0] if tensors[0].ndim > 1 else tensors[0])
+
+
+def row_gain(*targets: str) -> Operation:
+    """A gain for each row of the targets (weight and bias), multiplied in."""
+    return RowGain(targets)
+
+
+class Ignored(Operation):
+    """A tensor that says nothing this model needs: a buffer it computes, or a head it was not asked for."""
+
+
+def ignored() -> Operation:
+    """A tensor that is left out; a file is written without it."""
+    return Ignored(())
