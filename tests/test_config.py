@@ -51,6 +51,21 @@ class Average:
 
 
 @dataclass(frozen=True)
+class Bounded:
+    low: int
+    high: int
+    step: int = 1
+    parts: tuple[Average, ...] = ()
+
+    def __post_init__(self) -> None:
+        rules = [(self.step >= 1, f"step={self.step}: expected at least 1")]
+        if isinstance(self.high, int):
+            rules.insert(0, (self.low < self.high, f"low={self.low} is not below high={self.high}"))
+        if problems := [text for kept, text in rules if not kept]:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True)
 class Recipe:
     corpora: tuple[Corpus, ...]
     schedule: Constant | Cosine = field(default_factory=Constant)
@@ -167,6 +182,25 @@ def test_every_problem_is_reported_at_once_with_its_path() -> None:
         "average, steps, bounds, compiled, precision, folder, note)",
         "recipe.yaml: bounds: given 3 items [1, 2.0, 3], expected a list of 2 (a whole number, a number)",
     ]
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        ({"low": 5, "high": 3, "step": 0}, ["low=5 is not below high=3", "step=0: expected at least 1"]),
+        ({"low": 5, "high": "x", "step": 0}, ["high: given 'x', expected a whole number", "step=0: expected"]),
+        ({"low": 5, "step": 0}, ["high: missing", "step=0: expected"]),
+        ({"low": 5, "high": 3, "step": 0, "stop": 1}, ["stop: no such option", "low=5 is not below", "step=0"]),
+        ({"low": 5, "high": 3, "step": "x"}, ["step: given 'x', expected a whole number", "low=5 is not below high=3"]),
+        ({"low": 5, "high": 3, "step": 0, "parts": [{"decay": "x"}]}, ["decay: given", "low=5 is not", "step=0"]),
+    ],
+)
+def test_a_value_out_of_range_is_named_beside_one_of_another_type(node: dict[str, Any], expected: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config.read(Bounded, node)
+    assert len(caught.value.problems) == len(expected), caught.value.problems
+    for problem, part in zip(caught.value.problems, expected, strict=True):
+        assert part in problem
 
 
 @pytest.mark.parametrize(

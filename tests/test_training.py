@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from torch import Tensor, nn
 
 from qkv.errors import CheckpointError, ConfigError, MissingExtraError, NonFiniteError, StorageError, TrainingError
@@ -33,7 +32,7 @@ from qkv.training import (
 )
 from qkv.training.loss import IGNORE, cross_entropy, step_tokens
 from qkv.training.optimizer import MovingAverage, build, factor
-from qkv.training.progress import Lines, LiveDisplay, Silent
+from qkv.training.progress import Lines, LiveDisplay, Silent, display
 from training_runs import LENGTHS, OPTIONS, VOCAB, Pieces, Tiny, lines, loss_on_three, trainer, weights
 
 # -- loss -----------------------------------------------------------------------------------------------------------
@@ -172,17 +171,32 @@ def test_a_run_learns_logs_keeps_and_shows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [Lines, LiveDisplay])
 def test_what_is_shown(tmp_path: Path, kind: Any) -> None:
-    console = Console(file=io.StringIO(), force_terminal=kind is LiveDisplay, width=140)
-    trainer(tmp_path, validate=loss_on_three, show=kind(console)).run()
-    shown = console.file.getvalue()  # type: ignore[attr-defined]
-    for part in ("validation at step 4: loss ", "(best so far)", "    a -> b"):
+    stream = io.StringIO()
+    trainer(tmp_path, validate=loss_on_three, show=kind(stream)).run()
+    shown = stream.getvalue()
+    for part in ("validation at step 4: loss ", "(best so far)\n", "    a -> b\n"):
         assert part in shown
     if kind is LiveDisplay:
-        assert "%  step 1" in shown
+        assert "\r100.0% [####################] step 12 · loss " in shown and shown.endswith("\r\n")
+        drawn = [line for line in shown.replace("\n", "\r").split("\r") if "%" in line]
+        assert {len(line) for line in drawn} == {79}  # each hides all of the one before, and none wraps
     else:
+        assert "\r" not in shown
         line = next(line for line in shown.splitlines() if line.startswith("step 2 "))
         for word in ("epoch", "loss", "target tokens/s", "padding", "learning rate", "left"):
             assert f" · {word} " in line
+
+
+def test_the_live_line_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    for stream, kind in ((terminal, LiveDisplay), (io.StringIO(), Lines)):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert type(display()) is kind
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "dumb")
+    assert type(display()) is Lines
 
 
 def test_tensorboard_is_an_extra_that_explains_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,15 +133,32 @@ class _Reader:
             if name not in options and _required(field):
                 self._problem(_join(path, name), f"missing, expected {_describe(hints[name])}")
         if len(self.problems) > before:
+            self._ranges(cls, values, path)
             return _BAD
         try:
             return cls(**values)
-        except ConfigError as error:
-            for problem in error.problems:
-                self._problem(path, problem)
         except QkvError as error:
-            self._problem(path, str(error))
+            for problem in _said(error):
+                self._problem(path, problem)
         return _BAD
+
+    def _ranges(self, cls: Any, values: Mapping[str, Any], path: str) -> None:
+        """Report which of the options that could be read break a rule of their class, beside those that could not.
+
+        The others take their defaults, or nothing of use; a rule that speaks of one of them has to wait.
+        """
+        fields = _fields(cls)
+        good = {name: value for name, value in values.items() if value is not _BAD}
+        absent = {name: _BAD for name, field in fields.items() if name not in good and _required(field)}
+        try:
+            cls(**good, **absent)
+        except QkvError as error:
+            waiting = [name for name in fields if name not in good and (name in values or name in absent)]
+            for problem in _said(error):
+                if not any(re.search(rf"\b{name}\b", problem) for name in waiting):
+                    self._problem(path, problem)
+        except (TypeError, AttributeError, ValueError):
+            pass  # a rule that cannot be asked without what is missing
 
     def _choose(self, nodes: Sequence[Any], options: dict[Any, Any], path: str) -> tuple[Any, dict[Any, Any]]:
         """Pick the class that `kind` names and take `kind` out of the options; None after a problem."""
@@ -184,6 +201,10 @@ class _Reader:
     def _problem(self, path: str, message: str) -> Any:
         self.problems.append(f"{self.where}: {path}: {message}" if path else f"{self.where}: {message}")
         return _BAD
+
+
+def _said(error: QkvError) -> Sequence[str]:
+    return error.problems if isinstance(error, ConfigError) else [str(error)]
 
 
 def _plain(hint: Any, given: Any) -> Any:

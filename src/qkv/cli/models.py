@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from qkv.errors import DataError
 
 if TYPE_CHECKING:
     from qkv.tasks import Answer, Runner
@@ -33,18 +36,29 @@ def run(model: str, text: tuple[str, ...], beam: int | None, n_best: int | None,
     runner = tasks.load(model)
     decoding = tasks.with_method(runner.decoding, beam=beam, n_best=n_best)
     strange: dict[str, None] = {}
+    wrong: list[DataError] = []
 
     def noting(lines: Iterable[str]) -> Iterator[str]:
-        for line in lines:
-            strange.update(dict.fromkeys(runner.unknown(line)))
-            yield line
+        """End at a line that cannot be answered, so that what came before it is answered first."""
+        try:
+            for line in lines:
+                runner.read([line], next(before))
+                strange.update(dict.fromkeys(runner.unknown(line)))
+                yield line
+        except DataError as error:
+            wrong.append(error)
 
+    before = itertools.count()
     for batch in [text] if text else _batches():
         for answers in runner.run(noting(batch), decoding):
             click.echo(_json(answers) if as_json else "\t".join(_line(answer) for answer in answers))
+        if wrong:
+            break
     if strange:
         shown = ", ".join(map(ascii if not sys.stderr.isatty() else repr, list(strange)[:10]))
         click.echo(f"Note: the model does not know {shown}; answers to lines with these are guesses.", err=True)
+    if wrong:
+        raise wrong[0]
 
 
 @click.command()

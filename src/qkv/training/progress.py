@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
-
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from typing import Any, Protocol, Self, TextIO
 
 from qkv.errors import MissingExtraError, StorageError
 from qkv.training.checkpoint import replacing
 from qkv.training.standing import Standing
+
+
+_BAR = 20  # characters
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,8 @@ class Silent:
 class Lines(Silent):
     """Plain lines, at most one per `every` seconds beside validations: for logs and pipes."""
 
-    def __init__(self, console: Console, every: float = 10.0) -> None:
-        self.console = console
+    def __init__(self, stream: TextIO, every: float = 10.0) -> None:
+        self.stream = stream
         self.every = every
         self._next = 0.0
 
@@ -156,49 +155,58 @@ class Lines(Silent):
         self._print(text)
 
     def _print(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        print(text, file=self.stream, flush=True)
 
 
 class LiveDisplay(Lines):
-    """A bar with the newest numbers under it that stays at the bottom of a terminal; validations scroll above it."""
+    """One line with a bar and the newest numbers that stays at the bottom of a terminal; all else scrolls above it."""
 
-    def __init__(self, console: Console) -> None:
-        super().__init__(console, every=0.0)
-        self._live = Live(console=console, auto_refresh=False)
-        self._words: list[tuple[str, str]] = []
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream, every=0.0)
+        self._line = self._numbers = ""
         self._drawn = 0.0
-
-    def __enter__(self) -> Self:
-        self._live.start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._live.stop()
+        if self._line:
+            self._draw(self._line)
+            print(file=self.stream)
 
     def tick(self, step: int, progress: float) -> None:
         """Redraw, twice a second."""
+        filled = round(progress * _BAR)
+        self._line = f"{progress:6.1%} [{'#' * filled:.<{_BAR}}] step {step:,}{self._numbers}"
         now = time.monotonic()
-        if now - self._drawn < 0.5:
-            return
-        self._drawn = now
-        numbers = Table.grid(padding=(0, 2))
-        numbers.add_row(*(Text(name, style="dim") for name, _ in self._words))
-        numbers.add_row(*(Text(value) for _, value in self._words))
-        bar = Table.grid(padding=(0, 1))
-        bar.add_row(ProgressBar(total=1.0, completed=progress, width=48), Text(f"{progress:.1%}  step {step:,}"))
-        self._live.update(Group(bar, numbers), refresh=True)
+        if now - self._drawn >= 0.5:
+            self._drawn = now
+            self._draw(self._line)
 
     def record(self, record: Record) -> None:
-        """Keep the numbers for the next redrawing."""
-        self._words = _words(record)[1:]
+        """Keep the numbers for the next redrawing, the most wanted first: a narrow terminal cuts off the rest."""
+        numbers = dict(_words(record))
+        wanted = ("loss", "target tokens/s", "padding", "left", "epoch", "time", "learning rate", "gradient")
+        self._numbers = "".join(f" · {name} {numbers[name]}" for name in wanted)
+
+    def _draw(self, line: str) -> None:
+        """Put the line in the place of the one before."""
+        try:
+            columns = os.get_terminal_size(self.stream.fileno()).columns or 80  # some terminals say 0
+        except OSError:
+            columns = 80
+        width = columns - 1  # a line that fills the last column would wrap
+        print(f"\r{line[:width]:{width}}\r", end="", file=self.stream, flush=True)
+
+    def _print(self, text: str) -> None:
+        self._draw("")
+        super()._print(text)
+        self._draw(self._line)
 
 
 def display() -> Display:
     """Return the live display on a terminal, plain lines elsewhere; both on the standard error."""
-    console = Console(stderr=True)
-    return LiveDisplay(console) if console.is_terminal else Lines(console)
+    live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return LiveDisplay(sys.stderr) if live else Lines(sys.stderr)
 
 
 def duration(seconds: float) -> str:
