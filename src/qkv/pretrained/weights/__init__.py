@@ -1,0 +1,106 @@
+"""Files of published weights, of eight kinds, as one lazily read mapping from names to tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from qkv.errors import CheckpointError
+from qkv.pretrained.weights import (
+    ctranslate2,
+    gguf,
+    llama2c,
+    marian,
+    npz,
+    onnx,
+    pickled,
+    safetensors,
+    shards,
+)
+from qkv.pretrained.weights.cursor import mapped
+from qkv.pretrained.weights.mapping import UnknownTensorError, Weights
+
+__all__ = ["UnknownTensorError", "Weights", "read"]
+
+_WHOLE = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "*.safetensors",
+    "*.gguf",
+    "model.bin",
+    "*.npz",
+    "*.onnx",
+)
+_LEGACY = ("pytorch_model.bin", "pytorch_model.bin.index.json", "*.pt", "*.pth")
+_KINDS = (
+    "safetensors (also an index of its parts), GGUF, CTranslate2's model.bin, Marian's .bin and .npz, NumPy's .npz, "
+    "ONNX, llama2.c's .bin, and with legacy=True files of torch.save"
+)
+
+
+def read(path: str | Path, *, legacy: bool = False) -> Weights:
+    """Open published weights: a file of any kind known here, or a folder with one; the content says which kind it is.
+
+    In a folder, model.safetensors or the index of its parts comes first; otherwise there must be one file only.
+    Files of torch.save are pickles: they are opened only with `legacy=True`, and then by torch's restricted reader.
+    Raises CheckpointError for a file that is missing, damaged, of no known kind, or legacy and not asked for, and
+    MissingExtraError if its library is not installed (GGUF, ONNX).
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _chosen(path, legacy)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file or folder. Expected {_KINDS}: check the path.")
+    if path.name.endswith(shards.ENDING):
+        return shards.read(path, lambda part: _reader(part, legacy)(part))
+    return _reader(path, legacy)(path)
+
+
+def _chosen(folder: Path, legacy: bool) -> Path:
+    for pattern in _WHOLE + _LEGACY * legacy:
+        found = sorted(file for file in folder.glob(pattern) if file.is_file())
+        if len(found) > 1:
+            raise CheckpointError(
+                f"{folder} holds {len(found)} files {pattern}: {', '.join(file.name for file in found)}. "
+                "Expected one: name the file that is meant."
+            )
+        if found:
+            return found[0]
+    pickles = [file for pattern in _LEGACY for file in sorted(folder.glob(pattern))]
+    if pickles:
+        raise _unasked(pickles[0])
+    raise CheckpointError(f"{folder} holds no weights. Expected {_KINDS}: name the file, or another folder.")
+
+
+def _unasked(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is a file of torch.save, which is a pickle. Expected a file without code, such as safetensors: "
+        "fetch that one, or, if you trust who made this, open it with weights.read(path, legacy=True)."
+    )
+
+
+def _reader(path: Path, legacy: bool) -> Callable[[Path], Weights]:
+    """Return the reader for what a file holds, from its first bytes, its size and, for a zip archive, its contents."""
+    view = mapped(path)
+    head, size = view[:64], len(view)
+    first = int.from_bytes(head[:8], "little")
+    if head[:4] == b"GGUF":
+        return gguf.read
+    if head[:4] == b"PK\3\4" and view[30 : 30 + int.from_bytes(head[26:28], "little")].endswith(b".npy"):
+        return npz.read  # the length of the first member's name stands at byte 26, the name at byte 30
+    if head[:4] == b"PK\3\4" or re.match(rb"\x80[\x02-\x05]", head):
+        if not legacy:
+            raise _unasked(path)
+        return pickled.read
+    if head[8:9] == b"{" and first > 1:
+        return safetensors.read
+    if llama2c.fits(head, size):
+        return llama2c.read
+    if first == 1:
+        return marian.read
+    if re.match(rb"[\x01-\x1f]\0\0\0..[ -~]+", head, re.DOTALL):
+        return ctranslate2.read
+    if re.match(rb"\x08[\x01-\x1f][\x08-\xff]", head) or path.suffix == ".onnx":
+        return onnx.read
+    raise CheckpointError(f"{path} begins with the bytes {head[:16].hex(' ')}. Expected {_KINDS}: check what it is.")

@@ -1,0 +1,118 @@
+"""`model.bin` of CTranslate2: variables one after another, some of them quantised, and second names for them.
+
+Layout as CTranslate2's `model_spec.py` writes it (binary versions 4 to 6), little-endian: version u32; name of the
+model's kind; revision u32; number of variables u32; per variable its name, rank u8, dimensions u32 each, dtype u8,
+bytes u32 and data; number of aliases u32; per alias its name and the variable's. A text is a u16 length, counting a
+closing zero byte, and the bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qkv.pretrained.weights.cursor import Cursor, as_tensor, elements
+from qkv.pretrained.weights.mapping import Entry, Weights
+
+_DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)
+_VERSIONS = range(4, 7)
+_QUANTISED = (torch.int8, torch.int16)
+_SCALE = "_scale"
+
+
+@dataclass(frozen=True)
+class _Variable:
+    at: int
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8]
+
+    def load(self) -> Tensor:
+        return as_tensor(self.data, self.dtype, self.shape)
+
+
+def read(path: Path) -> Weights:
+    """Map a CTranslate2 model: its own names ("encoder/layer_0/ffn/linear_0/weight") and aliases, tensors as stored.
+
+    A variable that was quantised, `NAME` beside `NAME_scale`, is offered as float32 under NAME alone: the integers
+    divided by the scale of their row. metadata: "specification", "revision" and "aliases", a name for each alias.
+    Raises CheckpointError for anything that is not whole.
+    """
+    cursor = Cursor(path)
+    version = cursor.number("I", "the version")
+    if version not in _VERSIONS:
+        raise cursor.fault(f"binary version {version}", "4, 5 or 6", "Convert the model with a newer CTranslate2.", 0)
+    specification, revision = _text(cursor, "the model's kind"), cursor.number("I", "the revision")
+    variables: dict[str, _Variable] = {}
+    for _ in range(cursor.count("I", 9, "variables")):
+        at = cursor.at
+        name = _text(cursor, "a variable's name")
+        if name in variables:
+            raise cursor.fault(f"a second variable {name!r}", "each name once", at=at)
+        variables[name] = _variable(cursor, name)
+    aliases: dict[str, str] = {}
+    for _ in range(cursor.count("I", 6, "aliases")):
+        at = cursor.at
+        alias, name = _text(cursor, "an alias"), _text(cursor, "an alias's variable")
+        if alias in variables or alias in aliases or name not in variables:
+            raise cursor.fault(f"the alias {alias!r} of {name!r}", "a new name for a variable of the file", at=at)
+        aliases[alias] = name
+    cursor.end()
+    entries = _entries(cursor, variables)
+    entries |= {alias: entries[name] for alias, name in aliases.items() if name in entries}
+    return Weights(path, entries, {"specification": specification, "revision": revision, "aliases": aliases})
+
+
+def _text(cursor: Cursor, what: str) -> str:
+    at = cursor.at
+    text = cursor.text(cursor.number("H", f"the length of {what}"), what)
+    if not text.endswith("\0"):
+        raise cursor.fault(f"{what} does not end in a zero byte", "a text that does", at=at)
+    return text[:-1]
+
+
+def _variable(cursor: Cursor, name: str) -> _Variable:
+    at = cursor.at
+    rank = cursor.number("B", f"the rank of {name!r}")
+    shape = cursor.numbers("I", rank, f"the shape of {name!r}")
+    kind, size = cursor.number("B", f"the dtype of {name!r}"), cursor.number("I", f"the size of {name!r}")
+    if kind >= len(_DTYPES):
+        raise cursor.fault(f"{name!r} has the dtype {kind}", f"a number below {len(_DTYPES)}", at=at)
+    wanted = elements(shape) * _DTYPES[kind].itemsize
+    if size != wanted:
+        raise cursor.fault(f"{name!r} of shape {shape} has {size:,} bytes", f"{wanted:,} ({_DTYPES[kind]})", at=at)
+    return _Variable(at, _DTYPES[kind], shape, cursor.take(size, f"the data of {name!r}"))
+
+
+def _entries(cursor: Cursor, variables: dict[str, _Variable]) -> dict[str, Entry]:
+    entries: dict[str, Entry] = {}
+    for name, variable in variables.items():
+        scale = variables.get(name + _SCALE)
+        plain = variables.get(name.removesuffix(_SCALE)) if name.endswith(_SCALE) else None
+        if plain is not None and plain.dtype in _QUANTISED:
+            continue
+        if variable.dtype not in _QUANTISED or scale is None:
+            entries[name] = Entry(variable.shape, variable.load)
+            continue
+        rows = variable.shape[:1]
+        if scale.dtype != torch.float32 or scale.shape not in (rows, (), (1,)):
+            raise cursor.fault(
+                f"the scale of {name!r} is {scale.dtype} of shape {scale.shape}",
+                f"float32 of {rows} or ()",
+                at=scale.at,
+            )
+        entries[name] = Entry(variable.shape, functools.partial(_dequantised, variable, scale))
+    return entries
+
+
+def _dequantised(variable: _Variable, scale: _Variable) -> Tensor:
+    scales = scale.load()
+    if scale.shape == variable.shape[:1]:
+        scales = scales.view(-1, *[1] * (len(variable.shape) - 1))
+    return variable.load().to(torch.float32).div_(scales)

@@ -1,0 +1,117 @@
+"""A mapped file read front to back, within its bounds."""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qkv.errors import CheckpointError
+from qkv.pretrained.weights.mapping import FETCH_AGAIN, fault
+
+
+def mapped(path: Path) -> mmap.mmap:
+    """Map a file into memory so that its bytes are read on demand and writing to them never reaches it.
+
+    Raises CheckpointError if it cannot be read or is empty.
+    """
+    try:
+        with path.open("rb") as file:
+            if path.stat().st_size:
+                return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error.strerror}. Expected a file of weights: check its place and its permissions."
+        ) from error
+    raise fault(path, "it is empty", "a file of weights")
+
+
+def as_tensor(data: NDArray[Any], dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+    """Return bytes of a mapped file as a tensor, without a copy where the processor can read them in place."""
+    if not data.size:
+        return torch.empty(tuple(shape), dtype=dtype)
+    if data.ctypes.data % dtype.itemsize:
+        data = data.copy()
+    return torch.from_numpy(data).view(dtype).view(tuple(shape))
+
+
+class Cursor:
+    """Reads numbers, texts and arrays from a little-endian file; a length beyond its end is a CheckpointError.
+
+    Nothing is allocated for a length that the file only claims.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.at = 0
+        self._map = mapped(path)
+        self.bytes: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
+
+    @property
+    def left(self) -> int:
+        return len(self._map) - self.at
+
+    def fault(self, found: str, expected: str, advice: str = FETCH_AGAIN, at: int | None = None) -> CheckpointError:
+        """Return the error for what stands at this place (or at byte `at`)."""
+        return fault(self.path, found, expected, advice, self.at if at is None else at)
+
+    def skip(self, count: int, what: str) -> int:
+        """Step over `count` bytes and return where they began. Raises CheckpointError beyond the end."""
+        if count > self.left:
+            raise self.fault(f"{what} of {count:,} bytes, and {self.left:,} are left", "a whole file")
+        start = self.at
+        self.at += count
+        return start
+
+    def take(self, count: int, what: str) -> NDArray[np.uint8]:
+        """Return the next `count` bytes, not yet read from the disk."""
+        start = self.skip(count, what)
+        return self.bytes[start : start + count]
+
+    def number(self, code: str, what: str) -> Any:
+        """Return the next number, of a struct code such as "I" or "q"."""
+        layout = "<" + code
+        return struct.unpack_from(layout, self._map, self.skip(struct.calcsize(layout), what))[0]
+
+    def numbers(self, code: str, count: int, what: str) -> tuple[int, ...]:
+        """Return the next `count` numbers of one struct code."""
+        size = struct.calcsize("<" + code)
+        start = self.skip(size * count, what)
+        return struct.unpack_from(f"<{count}{code}", self._map, start)
+
+    def text(self, count: int, what: str) -> str:
+        """Return the next `count` bytes as UTF-8. Raises CheckpointError if they are not."""
+        start = self.skip(count, what)
+        try:
+            return str(self._map[start : self.at], "utf-8")
+        except UnicodeDecodeError as error:
+            raise self.fault(f"{what} is not UTF-8 text", "UTF-8", at=start) from error
+
+    def count(self, code: str, smallest: int, what: str) -> int:
+        """Return a number of things of at least `smallest` bytes each, checked against what is left of the file."""
+        start, count = self.at, int(self.number(code, f"the number of {what}"))
+        if count * smallest > self.left:
+            raise self.fault(
+                f"{count:,} {what} are announced, and {self.left:,} bytes are left",
+                f"at most {self.left // smallest:,}",
+                at=start,
+            )
+        return count
+
+    def end(self) -> None:
+        """Raise CheckpointError if anything follows."""
+        if self.left:
+            raise self.fault(f"{self.left:,} bytes follow the last entry", "the end of the file")
+
+
+def elements(shape: Sequence[int]) -> int:
+    """Return how many numbers a shape holds, without overflow."""
+    return math.prod(shape)

@@ -1,0 +1,241 @@
+"""Initialisers of an ONNX graph: its stored tensors, with names of torch's for matrices that the export left without.
+
+The file is one protobuf message. Its raw tensors stay mapped: a copy of the message without them is what the package
+`onnx` parses. Field numbers as in `onnx.proto`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qkv.errors import MissingExtraError
+from qkv.pretrained.weights.cursor import Cursor, as_tensor, elements
+from qkv.pretrained.weights.mapping import Entry, Weights, fault
+
+_MODEL_GRAPH, _GRAPH_INITIALISER, _INITIALISER_RAW = 7, 5, 9
+_EXTERNAL = 1
+_DTYPES = {
+    1: torch.float32,
+    2: torch.uint8,
+    3: torch.int8,
+    4: torch.uint16,
+    5: torch.int16,
+    6: torch.int32,
+    7: torch.int64,
+    9: torch.bool,
+    10: torch.float16,
+    11: torch.float64,
+    12: torch.uint32,
+    13: torch.uint64,
+    16: torch.bfloat16,
+}
+
+
+def read(path: Path) -> Weights:
+    """Map an ONNX file's initialisers under their names, and anonymous matrices under the names of their biases.
+
+    The matrix of a MatMul or Gemm whose result gets the bias `x.bias` is offered as `x.weight`, (outputs, inputs) as
+    torch's Linear has it, in place of its own name ("onnx::MatMul_1965"), unless the file has an `x.weight`. metadata:
+    "derived" (each such name with the one in the file), "producer", "opset" and the file's own properties. Tensors in
+    the nodes themselves and in inner graphs are not read. Raises CheckpointError for anything that is not whole or
+    lies outside the file's folder, MissingExtraError without the package `onnx`.
+    """
+    library, message = _library()
+    cursor = Cursor(path)
+    skeleton, spans = _skeleton(cursor)
+    try:
+        model = library.ModelProto.FromString(skeleton)
+    except message.DecodeError as error:
+        raise fault(path, f"not a whole ONNX file ({error})", "a protobuf message of onnx.proto") from error
+    if model.graph.sparse_initializer:
+        raise fault(path, "sparse initialisers", "dense ones", "Export the model again without sparsity.")
+    entries: dict[str, Entry] = {}
+    files: dict[str, Cursor] = {}
+    for proto, span in zip(model.graph.initializer, spans, strict=True):
+        if not proto.name or proto.name in entries:
+            raise fault(path, f"no name or a second {proto.name!r} among its initialisers", "each name once")
+        entries[proto.name] = _entry(cursor, library, proto, span, files)
+    derived = _derived(model.graph, entries)
+    entries = {name: entry for name, entry in entries.items() if name not in {old for old, _ in derived.values()}} | {
+        name: _turned(entries[old]) if turned else entries[old] for name, (old, turned) in derived.items()
+    }
+    metadata = {item.key: item.value for item in model.metadata_props}
+    metadata |= {"producer": model.producer_name, "opset": {item.domain: item.version for item in model.opset_import}}
+    return Weights(path, entries, metadata | {"derived": {name: old for name, (old, _) in derived.items()}})
+
+
+def _library() -> tuple[Any, Any]:
+    try:
+        return importlib.import_module("onnx"), importlib.import_module("google.protobuf.message")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "reading ONNX needs onnx, which is not installed; install it with: pip install 'qkv[onnx]'"
+        ) from error
+
+
+def _varint(cursor: Cursor, what: str) -> int:
+    value = 0
+    for shift in range(0, 70, 7):
+        byte: int = cursor.number("B", what)
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value
+    raise cursor.fault(f"{what} of more than ten bytes", "a varint")
+
+
+def _fields(cursor: Cursor, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yield each field up to byte `end`: its number, where it begins, where its content begins, where it ends."""
+    while cursor.at < end:
+        start = cursor.at
+        tag = _varint(cursor, "a field's tag")
+        content = cursor.at
+        match tag & 7:
+            case 0:
+                _varint(cursor, "a number")
+            case 1:
+                cursor.skip(8, "a number")
+            case 2:
+                size = _varint(cursor, "a field's length")
+                content = cursor.skip(size, "a field")
+            case 5:
+                cursor.skip(4, "a number")
+            case kind:
+                raise cursor.fault(f"a field of kind {kind}", "0, 1, 2 or 5 (protobuf)", at=start)
+        if cursor.at > end:
+            raise cursor.fault("a field beyond its message's end", f"at most byte {end:,}", at=start)
+        yield (tag >> 3 if tag & 7 == 2 else 0), start, content, cursor.at
+        cursor.at = max(cursor.at, content)
+
+
+def _skeleton(cursor: Cursor) -> tuple[bytes, list[tuple[int, int] | None]]:
+    """Return the message without the initialisers' raw bytes, and where in the file these are."""
+    spans: list[tuple[int, int] | None] = []
+
+    def initialiser(start: int, end: int) -> bytes:
+        span: list[tuple[int, int]] = []
+
+        def raw(start: int, end: int) -> bytes:
+            span.append((start, end))
+            return b""
+
+        message = _without(cursor, start, end, _INITIALISER_RAW, raw)
+        if len(span) > 1:
+            raise cursor.fault("two raw contents of one initialiser", "one", at=span[1][0])
+        spans.append(span[0] if span else None)
+        return message
+
+    def graph(start: int, end: int) -> bytes:
+        graphs.append(start)
+        return _without(cursor, start, end, _GRAPH_INITIALISER, initialiser)
+
+    graphs: list[int] = []
+    skeleton = _without(cursor, 0, len(cursor.bytes), _MODEL_GRAPH, graph)
+    if len(graphs) != 1:
+        raise cursor.fault(f"{len(graphs)} graphs", "one", at=0)
+    return skeleton, spans
+
+
+def _without(cursor: Cursor, start: int, end: int, number: int, change: Callable[[int, int], bytes]) -> bytes:
+    """Return the message between two bytes with every field of that number changed (left out if nothing remains)."""
+    cursor.at = start
+    parts = []
+    for field, begin, content, stop in _fields(cursor, end):
+        if field != number:
+            parts.append(cursor.bytes[begin:stop].tobytes())
+            continue
+        changed = change(content, stop)
+        cursor.at = stop
+        if changed or number != _INITIALISER_RAW:
+            parts.append(_encoded(number << 3 | 2) + _encoded(len(changed)) + changed)
+    return b"".join(parts)
+
+
+def _encoded(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*encoded, value])
+
+
+def _entry(cursor: Cursor, library: Any, proto: Any, span: tuple[int, int] | None, files: dict[str, Cursor]) -> Entry:
+    shape = tuple(proto.dims)
+    dtype = _DTYPES.get(proto.data_type)
+    if dtype is None or min(shape, default=0) < 0:
+        raise fault(cursor.path, f"{proto.name!r} has the type {proto.data_type} and shape {shape}", "plain numbers")
+    if proto.data_location == _EXTERNAL:
+        data = _external(cursor.path, proto, files)
+    elif span is not None:
+        data = cursor.bytes[slice(*span)]
+    else:
+        try:
+            data = np.array(library.numpy_helper.to_array(proto)).reshape(-1).view(np.uint8)
+        except (ValueError, TypeError) as error:
+            raise fault(cursor.path, f"{proto.name!r} of shape {shape} ({error})", "as many numbers") from error
+    if len(data) != elements(shape) * dtype.itemsize:
+        raise fault(
+            cursor.path,
+            f"{proto.name!r} of shape {shape} has {len(data):,} bytes",
+            f"{elements(shape) * dtype.itemsize:,} ({dtype})",
+            at=span[0] if span else None,
+        )
+    return Entry(shape, functools.partial(as_tensor, data, dtype, shape))
+
+
+def _external(path: Path, proto: Any, files: dict[str, Cursor]) -> NDArray[np.uint8]:
+    said = {item.key: item.value for item in proto.external_data}
+    location = said.get("location", "")
+    # As text, not after following links: a cache may keep the files elsewhere and link to them.
+    place = PurePosixPath(location)
+    if not location or place.is_absolute() or ".." in place.parts or "\\" in location or ":" in location:
+        raise fault(path, f"{proto.name!r} is said to lie in {location!r}", "a file in the model's own folder")
+    if location not in files:
+        files[location] = Cursor(path.parent / place)
+    cursor = files[location]
+    try:
+        cursor.at = int(said.get("offset", "0"))
+        size = int(said["length"]) if "length" in said else cursor.left
+    except ValueError as error:
+        raise fault(path, f"{proto.name!r} lies at {said}", "numbers for offset and length") from error
+    if min(cursor.at, size, cursor.left) < 0:
+        raise fault(
+            cursor.path, f"{proto.name!r} is said to lie at {said}", f"a place within {len(cursor.bytes):,} bytes"
+        )
+    return cursor.take(size, f"the data of {proto.name!r}")
+
+
+def _derived(graph: Any, entries: dict[str, Entry]) -> dict[str, tuple[str, bool]]:
+    """Return names for matrices found from their biases: the name in the file, and whether to transpose it."""
+    products: dict[str, tuple[str, bool]] = {}  # a product's output: its matrix, and whether to transpose that
+    pairs: list[tuple[str, str, bool]] = []
+    for node in graph.node:
+        if node.op_type in ("MatMul", "Gemm") and len(node.input) > 1 and node.input[1] in entries and node.output:
+            turned = not any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+            products[node.output[0]] = (node.input[1], turned)
+            if len(node.input) > 2:
+                pairs.append((node.input[2], node.input[1], turned))
+    for node in graph.node:
+        if node.op_type == "Add" and len(node.input) == 2:
+            for bias, product in (tuple(node.input), tuple(node.input)[::-1]):
+                if product in products:
+                    pairs.append((bias, *products[product]))
+    derived: dict[str, tuple[str, bool]] = {}
+    ambiguous: set[str] = set()
+    for bias, matrix, turned in pairs:
+        name = bias.removesuffix(".bias") + ".weight"
+        if bias.endswith(".bias") and bias in entries and name not in entries and len(entries[matrix].shape) == 2:
+            if derived.setdefault(name, (matrix, turned)) != (matrix, turned):
+                ambiguous.add(name)  # one bias after two matrices names neither
+    return {name: found for name, found in derived.items() if name not in ambiguous}
+
+
+def _turned(entry: Entry) -> Entry:
+    return Entry(entry.shape[::-1], lambda: entry.load().T)

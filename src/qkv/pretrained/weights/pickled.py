@@ -1,0 +1,64 @@
+"""Files of `torch.save`, which are pickles: read only when asked for, and only by torch's own restricted reader."""
+
+from __future__ import annotations
+
+import functools
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkv.errors import CheckpointError
+from qkv.pretrained.weights.mapping import Entry, Weights, fault
+
+
+def read(path: Path) -> Weights:
+    """Read a state dict with `torch.load(weights_only=True)`, mapped into memory where torch's zip format is used.
+
+    A dict with exactly one dict of tensors inside ("model", "state_dict", ...) gives that one, and the rest as
+    metadata. Raises CheckpointError for anything else, and if torch refuses the file.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except Exception as error:  # torch raises whatever the damaged bytes run into
+        raise fault(
+            path,
+            f"torch cannot read it as plain tensors ({str(error).splitlines()[0] if str(error) else type(error)})",
+            "a file of torch.save with tensors only",
+            "Fetch it again; if it holds other objects, have who made it save the model as safetensors.",
+        ) from error
+    tensors, rest = _tensors(path, content)
+    entries = {name: Entry(tuple(tensor.shape), functools.partial(_same, tensor)) for name, tensor in tensors.items()}
+    return Weights(path, entries, rest)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _tensors(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    if not isinstance(content, Mapping):
+        raise fault(path, f"a {type(content).__name__}", "a dict of tensors", "Save the model's state_dict().")
+    groups = [name for name, value in content.items() if isinstance(value, Mapping) and _of_tensors(value)]
+    plain = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    if plain and not groups:
+        chosen: Mapping[Any, Any] = plain
+        rest = {str(name): value for name, value in content.items() if name not in plain}
+    elif len(groups) == 1 and not plain:
+        chosen = content[groups[0]]
+        rest = {str(name): value for name, value in content.items() if name != groups[0]}
+    else:
+        raise CheckpointError(
+            f"{path}: {len(plain)} tensors and the dicts of tensors {groups} are on top. Expected tensors, or one dict "
+            "of them: save the one that is the model as a file of its own."
+        )
+    if strange := [name for name in chosen if not isinstance(name, str)]:
+        raise fault(path, f"a tensor under the name {strange[0]!r}", "texts as names", "Save the model's state_dict().")
+    return {name: tensor.detach() for name, tensor in chosen.items()}, rest
+
+
+def _of_tensors(value: Mapping[Any, Any]) -> bool:
+    return bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())
