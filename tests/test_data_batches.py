@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+import tracemalloc
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -15,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qkv.data as data
-from qkv.data import IGNORE, BatchSampler, Joined, Mixture, TokenPairs, TokenWriter, collate, source_batch
+from qkv.data import IGNORE, BatchSampler, Joined, Mixture, StoreWriter, TokenPairs, collate, source_batch
 from qkv.errors import DataError, StorageError
 from qkv.text import BOS, EOS, PAD, train
 
@@ -139,11 +141,14 @@ def test_sources_are_read_alike_in_training_and_decoding() -> None:
 @pytest.mark.parametrize("with_source", [True, False])
 def test_a_store_gives_back_what_it_was_given(tmp_path: Path, largest: int, with_source: bool) -> None:
     sources, targets = [[4, 5], [], [6]], [[7], [largest, 8], []]
-    writer = TokenWriter(with_source)
-    for part in (slice(0, 2), slice(2, 3)):
-        writer.add(sources[part] if with_source else None, targets[part])
-    saved = writer.save(tmp_path / "cache" / "store")
-    for pairs in (saved, TokenPairs.from_lists(sources if with_source else None, targets), Joined([saved])):
+    stores = []
+    for _ in range(2):  # the second finds the place taken, and leaves it
+        with StoreWriter(tmp_path / "cache" / "store", with_source, largest + 1) as writer:
+            for part in (slice(0, 2), slice(2, 2), slice(2, 3)):
+                writer.add(sources[part] if with_source else None, targets[part])
+            stores.append(writer.save())
+    saved = stores[0]
+    for pairs in (*stores, TokenPairs.from_lists(sources if with_source else None, targets), Joined([saved])):
         examples = [pairs[number] for number in range(3)]
         assert [target.tolist() for _, target in examples] == targets
         assert [None if source is None else source.tolist() for source, _ in examples] == (
@@ -151,9 +156,32 @@ def test_a_store_gives_back_what_it_was_given(tmp_path: Path, largest: int, with
         )
         assert pairs.lengths.tolist() == ([[3, 2], [1, 3], [2, 1]] if with_source else [[2], [3], [1]])
     assert saved.tokens == (6 if with_source else 3)
-    assert isinstance(saved[0][1], np.memmap) and saved[0][1].dtype == (np.uint16 if largest < 65_536 else np.uint32)
+    base = saved[0][1]
+    while not isinstance(base, np.memmap):
+        base = base.base  # type: ignore[assignment]
+    assert saved[0][1].dtype == (np.uint16 if largest < 65_536 else np.uint32)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["store"]
-    assert len(writer.save(tmp_path / "cache" / "store")) == 3
+
+
+def test_a_store_that_was_given_up_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / "store", True, 9) as writer:
+        writer.add([[4, 5]], [[6]])
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_takes_no_more_memory_the_larger_it_is(tmp_path: Path) -> None:
+    rows = [[5] * 50] * 1000
+    peaks = []
+    for times in (4, 40):
+        tracemalloc.start()
+        with StoreWriter(tmp_path / str(times), True, 9) as writer:
+            for _ in range(times):
+                writer.add(rows, rows)
+            assert len(writer.save()) == times * 1000
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 def test_joined_stores_count_on() -> None:
@@ -166,9 +194,9 @@ def test_joined_stores_count_on() -> None:
 def test_a_damaged_store_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         TokenPairs.open(tmp_path)
-    writer = TokenWriter(True)
-    writer.add([[4, 5]], [[6]])
-    writer.save(tmp_path / "a")
+    with StoreWriter(tmp_path / "a", True, 9) as writer:
+        writer.add([[4, 5]], [[6]])
+        writer.save()
     (tmp_path / "a" / "ids.npy").write_bytes((tmp_path / "a" / "ids.npy").read_bytes()[:-2])
     with pytest.raises(DataError, match="cannot be read"):
         TokenPairs.open(tmp_path / "a")
@@ -179,13 +207,14 @@ def test_a_damaged_store_is_named(tmp_path: Path) -> None:
         TokenPairs.from_lists([[1]], [])
 
 
-def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("moment", ["write_array_header_1_0", "fsync", "rename"])
+def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
-    with pytest.raises(StorageError, match="No space left"):
-        TokenWriter(False).save(tmp_path / "store")
+    monkeypatch.setattr(np.lib.format if moment.startswith("write") else os, moment, full)
+    with pytest.raises(StorageError, match="No space left"), StoreWriter(tmp_path / "store", False, 9) as writer:
+        writer.save()
     assert list(tmp_path.iterdir()) == []
 
 

@@ -99,6 +99,27 @@ def test_a_run_that_was_stopped_ends_with_the_same_bytes(pairs: Path) -> None:
         assert (pairs / "whole" / name).read_bytes() == (pairs / "parts" / name).read_bytes()
 
 
+def test_data_that_is_streamed_teaches_what_a_list_does(pairs: Path) -> None:
+    tree, task = recipe(pairs, steps=5), tasks.TASKS["pronounce"]
+    read = tasks.gather(tree.data, task)
+    assert not isinstance(read.train[0], list) and len(read.train[0]) == 30
+    kept = tasks.Examples([list(part) for part in read.train], read.valid)
+    for name, examples in (("read", read), ("kept", kept)):
+        tasks.learn(tree, examples, pairs / name, show=Silent())
+    for name in ("model.safetensors", "source.tokenizer.json", "target.tokenizer.json"):
+        assert (pairs / "read" / name).read_bytes() == (pairs / "kept" / name).read_bytes()
+
+
+def test_the_tokens_lie_on_the_disk_while_the_run_lasts(pairs: Path) -> None:
+    tasks.train(recipe(pairs), folder=pairs / "run", show=Interrupting(3))
+    [store] = (pairs / "run" / "tokens").iterdir()
+    written = (store / "ids.npy").stat().st_mtime_ns
+    tasks.train(recipe(pairs), folder=pairs / "run", resume=True, show=Interrupting(5))
+    assert (store / "ids.npy").stat().st_mtime_ns == written
+    tasks.train(recipe(pairs), folder=pairs / "run", resume=True, show=Silent())
+    assert not (pairs / "run" / "tokens").exists()
+
+
 def test_a_folder_in_use_is_left_alone(pairs: Path) -> None:
     tasks.train(recipe(pairs), folder=pairs / "run", show=Silent())
     before = {path.name: path.read_bytes() for path in (pairs / "run").iterdir() if path.is_file()}

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qkv.data.corpora import Corpus
     from qkv.data.reading import Files, Jsonl, Pair, Tsv, lines, lines_of, read_pairs
     from qkv.data.sampler import BatchSampler, Mixture
-    from qkv.data.store import Joined, TokenPairs, TokenWriter
+    from qkv.data.store import Joined, StoreWriter, TokenPairs, TokenWriter
 
 _HOMES = {
     "qkv.data.batch": ("IGNORE", "Batch", "Example", "SpecialTokens", "collate", "source_batch"),
@@ -22,7 +22,7 @@ _HOMES = {
     "qkv.data.corpora": ("Corpus",),
     "qkv.data.reading": ("Files", "Jsonl", "Pair", "Tsv", "lines", "lines_of", "read_pairs"),
     "qkv.data.sampler": ("BatchSampler", "Mixture"),
-    "qkv.data.store": ("Joined", "TokenPairs", "TokenWriter"),
+    "qkv.data.store": ("Joined", "StoreWriter", "TokenPairs", "TokenWriter"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -42,6 +42,7 @@ __all__ = [
     "Pair",
     "Report",
     "SpecialTokens",
+    "StoreWriter",
     "TokenPairs",
     "TokenWriter",
     "Tsv",

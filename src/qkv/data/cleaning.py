@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from qkv.data.reading import Pair
-from qkv.data.store import TokenPairs, TokenWriter
+from qkv.data.store import StoreWriter, TokenPairs, TokenWriter
 from qkv.errors import ConfigError, DataError
 
 _AT_ONCE = 10_000
@@ -24,6 +24,8 @@ class Encoder(Protocol):
 
     @property
     def digest(self) -> str: ...
+    @property
+    def size(self) -> int: ...
     def encode_all(self, lines: Iterable[str]) -> list[list[int]]: ...
 
 
@@ -127,19 +129,24 @@ def prepare(
 
     An example is dropped if a side is empty, or too long where `cleaning` says so. Without a source tokenizer the
     sources are not looked at. With a `cache` folder the store is kept there under a name made from the text, the
-    tokenizers and the cleaning, and found again; `pairs` must then be something that can be gone through twice.
+    tokenizers and the cleaning, and found again, and little of it is ever in memory; `pairs` must then be something
+    that can be gone through twice.
     Raises DataError if more is dropped than allowed, or nothing is left.
     """
     cleaning = cleaning or Cleaning()
+    with_source = source_tokenizer is not None
     if cache is None:
-        writer, report = _collect(pairs, source_tokenizer, target_tokenizer, cleaning)
+        collected = TokenWriter(with_source)
+        report = _collect(collected, pairs, source_tokenizer, target_tokenizer, cleaning)
         report.check(cleaning)
-        return writer.in_memory(), report
+        return collected.in_memory(), report
     folder = cache / f"tokens-{_key(pairs, source_tokenizer, target_tokenizer, cleaning)}"
     if not folder.exists():
-        writer, report = _collect(pairs, source_tokenizer, target_tokenizer, cleaning)
-        report.check(cleaning)
-        return writer.save(folder, report.to_json()), report
+        vocab = max(one.size for one in (source_tokenizer, target_tokenizer) if one is not None)
+        with StoreWriter(folder, with_source, vocab) as writer:
+            report = _collect(writer, pairs, source_tokenizer, target_tokenizer, cleaning)
+            report.check(cleaning)
+            return writer.save(report.to_json()), report
     store = TokenPairs.open(folder)
     report = Report.from_json(TokenPairs.note(folder))
     report.check(cleaning)
@@ -148,12 +155,13 @@ def prepare(
 
 def leakage(train: Iterable[Pair], held_out: Mapping[str, Iterable[Pair]]) -> dict[str, Finding]:
     """Find the held-out examples whose exact source is in the training data: {name of the held-out set: Finding}."""
-    sources = {source for source, _ in train}
-    findings = {}
-    for name, pairs in held_out.items():
-        findings[name] = Finding()
-        for number, (source, _) in enumerate(pairs, 1):
-            if source in sources:
+    held = {name: [source for source, _ in pairs] for name, pairs in held_out.items()}
+    wanted = {source for sources in held.values() for source in sources}
+    found = {source for source, _ in train if source in wanted}  # the training data may be too many to keep
+    findings = {name: Finding() for name in held}
+    for name, sources in held.items():
+        for number, source in enumerate(sources, 1):
+            if source in found:
                 findings[name].add(number, source)
     return findings
 
@@ -173,10 +181,13 @@ def references(pairs: Iterable[Pair]) -> dict[str, list[str]]:
 
 
 def _collect(
-    pairs: Iterable[Pair], source_tokenizer: Encoder | None, target_tokenizer: Encoder, cleaning: Cleaning
-) -> tuple[TokenWriter, Report]:
-    writer, report = TokenWriter(source_tokenizer is not None), Report()
-    before = 0
+    writer: TokenWriter | StoreWriter,
+    pairs: Iterable[Pair],
+    source_tokenizer: Encoder | None,
+    target_tokenizer: Encoder,
+    cleaning: Cleaning,
+) -> Report:
+    report, before = Report(), 0
     for chunk in _chunks(pairs):
         targets = target_tokenizer.encode_all(target for _, target in chunk)
         sources = source_tokenizer.encode_all(source for source, _ in chunk) if source_tokenizer else None
@@ -203,7 +214,7 @@ def _collect(
         report.kept += len(kept)
         writer.add(None if sources is None else [sources[n] for n in kept], [targets[n] for n in kept])
         before += len(chunk)
-    return writer, report
+    return report
 
 
 def _chunks(pairs: Iterable[Pair]) -> Iterator[Sequence[Pair]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import bisect
 import json
 import os
-import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +65,7 @@ class TokenPairs:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> TokenPairs:
-        """Map a store that `TokenWriter.save` wrote; DataError if it is missing, cut short or altered."""
+        """Map a store that a `StoreWriter` wrote; DataError if it is missing, cut short or altered."""
         try:
             ids = np.load(Path(folder) / _IDS, mmap_mode="r", allow_pickle=False)
             bounds = np.load(Path(folder) / _BOUNDS, mmap_mode="r", allow_pickle=False)
@@ -80,7 +81,7 @@ class TokenPairs:
         )
         if not whole:
             raise DataError(f"the token store {folder} does not fit together; {_REMEDY}")
-        return cls(ids, bounds)
+        return cls(np.asarray(ids), np.asarray(bounds))  # still mapped; a memmap itself is slow to cut pieces from
 
     @staticmethod
     def note(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -98,7 +99,7 @@ _REMEDY = "delete that folder, it is made again from the text"
 
 
 class TokenWriter:
-    """Collects examples for a store, 2 or 4 bytes a token."""
+    """Collects examples in memory, 2 or 4 bytes a token."""
 
     def __init__(self, with_source: bool) -> None:
         self._with_source = with_source
@@ -107,52 +108,110 @@ class TokenWriter:
 
     def add(self, sources: Sequence[Sequence[int]] | None, targets: Sequence[Sequence[int]]) -> None:
         """Add some examples, in order."""
-        columns = [sources, targets] if self._with_source and sources is not None else [targets]
-        rows = [row for example in zip(*columns, strict=True) for row in example]
-        flat = np.array([number for row in rows for number in row], dtype=np.uint32)
+        flat, lengths = _flat(sources if self._with_source else None, targets)
         self._ids.append(flat.astype(np.uint16) if flat.max(initial=0) < 2**16 else flat)
-        self._lengths.append(np.array([len(row) for row in rows], dtype=np.int64).reshape(-1, len(columns)))
+        self._lengths.append(lengths)
 
     def in_memory(self) -> TokenPairs:
         """Give what was collected."""
-        return TokenPairs(*self._arrays())
-
-    def save(self, folder: str | os.PathLike[str], note: Mapping[str, Any] | None = None) -> TokenPairs:
-        """Write a store and a note about it, whole or not at all, and map it; StorageError if there is no room.
-
-        A store that another process wrote there in the meantime is left as it is.
-        """
-        target = Path(folder)
-        ids, bounds = self._arrays()
-        temporary = None
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            temporary = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.")
-            for name, array in ((_IDS, ids), (_BOUNDS, bounds)):
-                with open(Path(temporary) / name, "wb") as file:
-                    np.save(file, array, allow_pickle=False)
-                    file.flush()
-                    os.fsync(file.fileno())
-            (Path(temporary) / _NOTE).write_text(json.dumps(note or {}), encoding="utf-8")
-            if not target.exists():
-                os.rename(temporary, target)
-        except OSError as error:
-            if not target.exists():
-                raise StorageError(
-                    f"cannot write the token store {target}: {error}; free some space or choose another folder"
-                ) from error
-        finally:
-            if temporary is not None:
-                shutil.rmtree(temporary, ignore_errors=True)
-        return TokenPairs.open(target)
-
-    def _arrays(self) -> tuple[Tokens, npt.NDArray[np.int64]]:
         columns = 2 if self._with_source else 1
         widest = np.uint32 if any(part.dtype == np.uint32 for part in self._ids) else np.uint16
         ids = np.concatenate([np.empty(0, widest), *self._ids])
         lengths = np.concatenate([np.empty((0, columns), np.int64), *self._lengths])
-        ends = np.cumsum(lengths.reshape(-1)).reshape(-1, columns)
-        return ids, np.concatenate([ends[:, :1] - lengths[:, :1], ends], axis=1)
+        return TokenPairs(ids, _bounds(lengths, 0))
+
+
+class StoreWriter:
+    """Writes a store as its examples come, however many they are; `vocab` tells how many bytes a token takes.
+
+    A context: the store is there once `save` was called, whole or not at all. Raises StorageError if there is no room.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], with_source: bool, vocab: int) -> None:
+        self._target = Path(folder)
+        self._columns = 2 if with_source else 1
+        self._type = np.dtype(np.uint16 if vocab <= 2**16 else np.uint32)
+        self._tokens = self._examples = 0
+
+    def __enter__(self) -> Self:
+        with self._guarded(), ExitStack() as files:
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            beside = tempfile.TemporaryDirectory(dir=self._target.parent, prefix=f".{self._target.name}.")
+            self._part = Path(files.enter_context(beside))
+            self._ids, self._bounds = (files.enter_context(open(self._part / name, "wb")) for name in (_IDS, _BOUNDS))
+            self._heads()
+            self._files = files.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(OSError):  # what was being written is given up
+            self._files.close()
+
+    def add(self, sources: Sequence[Sequence[int]] | None, targets: Sequence[Sequence[int]]) -> None:
+        """Add some examples, in order."""
+        flat, lengths = _flat(sources if self._columns == 2 else None, targets)
+        with self._guarded():
+            self._ids.write(flat.astype(self._type).tobytes())
+            self._bounds.write(_bounds(lengths, self._tokens).tobytes())
+        self._tokens += len(flat)
+        self._examples += len(lengths)
+
+    def save(self, note: Mapping[str, Any] | None = None) -> TokenPairs:
+        """Put the store and a note about it into their place, and map it.
+
+        A store that another process wrote there in the meantime is left as it is.
+        """
+        with self._guarded():
+            self._heads()
+            for file in (self._ids, self._bounds):
+                file.flush()
+                os.fsync(file.fileno())
+                file.close()
+            (self._part / _NOTE).write_text(json.dumps(note or {}), encoding="utf-8")
+            if not self._target.exists():
+                whole = self._part / "whole"
+                whole.mkdir()
+                for name in (_IDS, _BOUNDS, _NOTE):
+                    os.rename(self._part / name, whole / name)
+                os.rename(whole, self._target)
+        return TokenPairs.open(self._target)
+
+    def _heads(self) -> None:
+        """Write how much there is at the start of both files: NumPy leaves as much room for any number of rows."""
+        shapes: tuple[tuple[int, ...], ...] = ((self._tokens,), (self._examples, self._columns + 1))
+        kinds = self._type, np.dtype(np.int64)
+        for file, shape, kind in zip((self._ids, self._bounds), shapes, kinds, strict=True):
+            file.seek(0)
+            head = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, head)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(
+                f"cannot write the token store {self._target}: {error}; free some space or choose another folder"
+            ) from error
+
+
+def _flat(
+    sources: Sequence[Sequence[int]] | None, targets: Sequence[Sequence[int]]
+) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+    """All tokens of some examples one after the other, and how many are each one's: (examples, 1 or 2)."""
+    columns = [targets] if sources is None else [sources, targets]
+    rows = [row for example in zip(*columns, strict=True) for row in example]
+    count = sum(map(len, rows))
+    flat = np.fromiter(chain.from_iterable(rows), dtype=np.uint32, count=count)
+    return flat, np.array([len(row) for row in rows], dtype=np.int64).reshape(-1, len(columns))
+
+
+def _bounds(lengths: npt.NDArray[np.int64], before: int) -> npt.NDArray[np.int64]:
+    """Where each example starts and its parts end, `before` tokens coming before the first."""
+    ends = before + np.cumsum(lengths.reshape(-1)).reshape(lengths.shape)
+    return np.concatenate([ends[:, :1] - lengths[:, :1], ends], axis=1)
 
 
 class Joined:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
 from qkv import config
-from qkv.data.cleaning import leakage, without
+from qkv.data.cleaning import leakage
 from qkv.data.corpora import Corpus
 from qkv.data.reading import Files, Jsonl, Pair, Tsv, read_pairs
 from qkv.errors import DataError
@@ -15,34 +17,64 @@ from qkv.tasks.kinds import Task
 from qkv.tasks.recipe import Data, Origin
 
 
+class Pairs(Protocol):
+    """Pairs that can be gone through again and again, and counted: a list, or an origin that is read each time."""
+
+    def __iter__(self) -> Iterator[Pair]: ...
+    def __len__(self) -> int: ...
+
+
+class Read:
+    """The pairs of one origin, prepared as the task does and without hidden sources; read anew each time, never kept.
+
+    `len` is known once all were read. Raises DataError when they are read, as the origin does.
+    """
+
+    def __init__(self, origin: Origin, task: Task, hidden: Iterable[str] = ()) -> None:
+        self.origin, self.task, self.hidden = origin, task, frozenset(hidden)
+        self.kept = self.all = 0
+
+    def __iter__(self) -> Iterator[Pair]:
+        kept = every = 0
+        for line, target in self.origin:
+            every += 1
+            source = self.task.prepare(line)
+            if source not in self.hidden:
+                kept += 1
+                yield source, target
+        self.kept, self.all = kept, every
+
+    def __len__(self) -> int:
+        return self.kept
+
+
 @dataclass(frozen=True)
 class Examples:
     """Pairs to learn from, origin by origin, and pairs to check on; notes say what there is to know about them."""
 
-    train: list[list[Pair]]
+    train: Sequence[Pairs]
     valid: list[Pair]
     notes: tuple[str, ...] = ()
 
 
 def gather(data: Data, task: Task) -> Examples:
-    """Read all of a recipe's data, the sources prepared as the task does.
+    """Read all of a recipe's data, the sources prepared as the task does; what is learned from is not kept.
 
     Raises DataError or CorpusError for what cannot be read, and for an origin from which nothing is left.
     """
     notes = []
-    hidden = pairs_of(data.without, task)
-    train = []
-    for origin in data.train:
-        pairs = pairs_of([origin], task)
-        kept = without(pairs, hidden)
-        if len(kept) < len(pairs):
-            notes.append(f"{name_of(origin)}: {len(pairs) - len(kept):,} of {len(pairs):,} left out (data.without)")
-        if not kept:
-            raise DataError(f"{name_of(origin)}: nothing is left to learn from; check data.train and data.without")
-        train.append(kept)
+    hidden = {source for source, _ in pairs_of(data.without, task)}
+    train = [Read(origin, task, hidden) for origin in data.train]
     valid = pairs_of([data.valid], task)
     held_out = {name_of(origin): pairs_of([origin], task) for origin in data.test} | {name_of(data.valid): valid}
-    for name, finding in leakage((pair for part in train for pair in part), held_out).items():
+    findings = leakage(chain.from_iterable(train), held_out)  # one reading of all, which counts them too
+    for pairs in train:
+        name = name_of(pairs.origin)
+        if not pairs.kept:
+            raise DataError(f"{name}: nothing is left to learn from; check data.train and data.without")
+        if pairs.kept < pairs.all:
+            notes.append(f"{name}: {pairs.all - pairs.kept:,} of {pairs.all:,} left out (data.without)")
+    for name, finding in findings.items():
         if finding.count:
             notes.append(
                 f"leakage: {finding.count:,} of {len(held_out[name]):,} examples of {name} have a source that is also "

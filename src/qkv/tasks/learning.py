@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from qkv.training.loss import cross_entropy
 from qkv.training.progress import Display, display
 
 _RECIPE = "recipe.yaml"
+_TOKENS = "tokens"  # the training data as numbers, while the run lasts
 _SAMPLES = 4
 
 
@@ -54,7 +57,7 @@ def learn(
     show = show if show is not None else display()
     stores = []
     for pairs in examples.train:
-        store, report = prepare(pairs, source, target, recipe.data.cleaning)
+        store, report = prepare(pairs, source, target, recipe.data.cleaning, place / _TOKENS)
         show.note(str(report))
         stores.append(store)
     torch.manual_seed(recipe.training.seed)
@@ -85,6 +88,8 @@ def learn(
     }
     runner = Runner(model.eval(), source, target, task, recipe.decoding, card)
     runner.save(place)
+    if result.stopped != "interrupted":
+        shutil.rmtree(place / _TOKENS, ignore_errors=True)
     return Learned(runner, result)
 
 
@@ -213,9 +218,9 @@ def _tokenizers(recipe: Recipe, examples: Examples, place: Path, resume: bool) -
     sources = (source for part in examples.train for source, _ in part)
     targets = (target for part in examples.train for _, target in part)
     if recipe.text.target is None:
-        source = target = _trained([*sources, *targets], recipe.text.source)
+        source = target = _trained(chain(sources, targets), recipe.text.source)
     else:
-        source, target = _trained(list(sources), recipe.text.source), _trained(list(targets), recipe.text.target)
+        source, target = _trained(sources, recipe.text.source), _trained(targets, recipe.text.target)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -226,7 +231,7 @@ def _tokenizers(recipe: Recipe, examples: Examples, place: Path, resume: bool) -
     return source, target
 
 
-def _trained(lines: list[str], words: Words) -> Tokenizer:
+def _trained(lines: Iterable[str], words: Words) -> Tokenizer:
     return train_tokenizer(lines, words.kind, words.vocab, words.lowercase)
 
 

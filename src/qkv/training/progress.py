@@ -17,7 +17,6 @@ from qkv.errors import MissingExtraError, StorageError
 from qkv.training.checkpoint import replacing
 from qkv.training.standing import Standing
 
-
 _BAR = 20  # characters
 
 
