@@ -71,7 +71,11 @@ def _output_parameter(model: nn.Module, place: str, heads: int) -> Tensor | None
     """W_O of the attention at a place, by head: (heads, d_value, d_model), or None if it has none."""
     module: object = model
     for part in place.split("."):
-        module = getattr(module, "blocks", ())[int(part)] if part.isdigit() else getattr(module, part, None)
+        if part.isdigit():  # a stack that repeats its blocks counts on
+            blocks: Sequence[object] = getattr(module, "blocks", ())
+            module = blocks[int(part) % len(blocks)]
+        else:
+            module = getattr(module, part, None)
         if module is None:
             return None
     output = getattr(module, "output", None)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from qkv import spec
 from qkv.cache import BlockCache, Memory, TransformerState
 from qkv.errors import SpecError
-from qkv.inputs import TokenEmbedding
+from qkv.inputs import TokenReader, reader
 from qkv.layers import Block, Placing, norm
 from qkv.mask import Mask
 from qkv.models.protocol import SequenceModel
@@ -23,7 +23,7 @@ class Stack(nn.Module):
     def __init__(self, choice: spec.Stack, d_memory: int | None) -> None:
         super().__init__()
         self.choice = choice
-        self.embedding = TokenEmbedding(choice)
+        self.embedding = reader(choice)
         self.depth = choice.repeats * len(choice.blocks)
         self.blocks = nn.ModuleList(Block(block, choice.d_model, d_memory) for block in choice.blocks)
         self.final_norm = norm(choice.final_norm, choice.d_model) if choice.final_norm else nn.Identity()
@@ -41,15 +41,17 @@ class Stack(nn.Module):
 
     def forward(
         self,
-        tokens: Tensor,
+        given: Tensor,
         mask: Tensor | None = None,
         memory: Memory | None = None,
         caches: list[BlockCache] | None = None,
         past: int = 0,
         tap: Tap = NO_TAP,
     ) -> Tensor:
-        """tokens (batch, length), mask (batch, length) bool -> (batch, length, d_model); `past` tokens are cached."""
-        hidden = tap("embedding", self.embedding(tokens, past))
+        """What its reader takes, such as tokens (batch, length), and which of it is real, (batch, length) bool ->
+        (batch, length, d_model); `past` positions are cached."""
+        hidden = tap("embedding", self.embedding(given, past))
+        mask = self.embedding.mask(mask)
         placings: dict[tuple[object, ...], Placing] = {}
         seen = None if memory is None or memory.mask is None else memory.mask[:, None, None, :]
         memory_placing = Placing(mask=seen)
@@ -58,7 +60,7 @@ class Stack(nn.Module):
             attention = self.choice.blocks[number % len(self.blocks)].self_attention
             key = (attention.position, attention.causal, attention.window, attention.heads, attention.d_key)
             if key not in placings:
-                placings[key] = self._place(attention, tokens, mask, past)
+                placings[key] = self._place(attention, hidden, mask, past)
             hidden = block(
                 hidden,
                 placings[key],
@@ -70,8 +72,8 @@ class Stack(nn.Module):
         result: Tensor = self.final_norm(hidden)
         return result
 
-    def _place(self, attention: spec.Attention, tokens: Tensor, mask: Tensor | None, past: int) -> Placing:
-        length, device = tokens.shape[1], tokens.device
+    def _place(self, attention: spec.Attention, hidden: Tensor, mask: Tensor | None, past: int) -> Placing:
+        length, device = hidden.shape[1], hidden.device
         rule = Mask(attention.causal, attention.window, past, keys=mask)
         # The kernel's own causal flag costs nothing; any other rule becomes one matrix for all blocks that share it.
         seen = rule if rule.only_causal else rule.matrix(length, past + length, device)
@@ -89,6 +91,13 @@ class Stack(nn.Module):
         return Placing(seen)
 
 
+def _tokens(stack: Stack) -> nn.Embedding:
+    """The token vectors of a stack; SpecError if it reads something else."""
+    if not isinstance(stack.embedding, TokenReader):
+        raise SpecError("answers=Vocabulary or shared_embedding was given; the stack must then read Tokens")
+    return stack.embedding.tokens
+
+
 class Transformer(SequenceModel):
     """The model a `spec.Transformer` describes."""
 
@@ -101,14 +110,14 @@ class Transformer(SequenceModel):
         )
         if choice.shared_embedding:
             assert self.encoder is not None and self.decoder is not None
-            self.decoder.embedding.tokens.weight = self.encoder.embedding.tokens.weight
+            _tokens(self.decoder).weight = _tokens(self.encoder).weight
         last = self.decoder or self.encoder
         assert last is not None
         d_model = last.choice.d_model
         self.answer: VocabularyAnswer | LabelsAnswer | ClassesAnswer | VectorAnswer | StatesAnswer
         match choice.answers:
             case spec.Vocabulary():
-                self.answer = VocabularyAnswer(choice.answers, d_model, last.embedding.tokens)
+                self.answer = VocabularyAnswer(choice.answers, d_model, _tokens(last))
             case spec.Labels():
                 self.answer = LabelsAnswer(choice.answers, d_model)
             case spec.Classes():
@@ -131,7 +140,7 @@ class Transformer(SequenceModel):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, TokenEmbedding):
+            elif isinstance(module, TokenReader):
                 answers = isinstance(self.answer, VocabularyAnswer) and self.answer.vectors is module.tokens.weight
                 alone = module.scale == 1.0 and not answers
                 for table in filter(None, (module.tokens, module.positions, module.segments)):
@@ -151,7 +160,7 @@ class Transformer(SequenceModel):
         if self.encoder is None or self.decoder is None:
             return None
         states = self.encoder(source, source_mask, tap=tap.at("encoder"))
-        return Memory(tap("memory", states), source_mask)
+        return Memory(tap("memory", states), self.encoder.embedding.mask(source_mask))
 
     def start(self, memory: Memory | None, rows: int) -> TransformerState:
         if self.decoder is None:
@@ -183,7 +192,7 @@ class Transformer(SequenceModel):
             assert self.encoder is not None and source is not None
             hidden = self.encoder(source, source_mask, tap=tap.at("encoder"))
             if isinstance(self.answer, ClassesAnswer | VectorAnswer):
-                return tap("logits", self.answer(hidden, source_mask))
+                return tap("logits", self.answer(hidden, self.encoder.embedding.mask(source_mask)))
             return tap("logits", self.answer(hidden))
         assert target is not None
         memory = None if source is None else self.encode(source, source_mask, tap)

@@ -97,22 +97,26 @@ def drain(family: Family, config: Config, model: SequenceModel) -> dict[str, Ten
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     shape = model.spec
     headed = not (isinstance(shape, spec.Transformer) and isinstance(shape.answers, spec.States))
-    table, written, left = family.table(config), dict[str, Tensor](), set(parameters)
+    kept = {
+        name: parameter
+        for name, parameter in parameters.items()
+        if not (family.zeros and name.endswith(family.zeros) and not parameter.any())
+    }
+    table, written, left = family.table(config), dict[str, Tensor](), set(kept)
     for key, target in table.items():
         operation = same(target) if isinstance(target, str) else target
         if not operation.targets or isinstance(operation, RowGain):
             continue
         pattern = _pattern(operation.targets[0])
-        for name in [name for name in parameters if pattern.fullmatch(name)]:
+        for name in [name for name in kept if pattern.fullmatch(name)]:
             match = pattern.fullmatch(name)
             assert match is not None
             number, rest = match.groupdict().get("n"), match["rest"] or ""
             targets = [_numbered(one, number) + rest for one in operation.targets]
-            if set(targets) <= set(parameters) and set(targets) & left:
-                tensor = operation.out([parameters[one] for one in targets])
+            if set(targets) <= set(kept) and set(targets) & left:
+                tensor = operation.out([kept[one] for one in targets])
                 written[_numbered(key, number) + rest] = tensor.contiguous()
                 left -= set(targets)
-    left = {name for name in left if not (name.endswith(family.zeros or ("\0",)) and not parameters[name].any())}
     if left:
         raise CheckpointError(
             f"{', '.join(sorted(left)[:5])} cannot be said in files of the {family.name} family; "

@@ -61,7 +61,7 @@ class Stacked(Operation):
 
     def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         rows = tensor.mT if self.transpose and tensor.ndim == 2 else tensor
-        return list(rows.split([shape[0] for shape in shapes]))
+        return list(torch.split(rows, [shape[0] for shape in shapes]))
 
     def out(self, tensors: Sequence[Tensor]) -> Tensor:
         rows = torch.cat(list(tensors))
@@ -80,11 +80,13 @@ class Grouped(Operation):
     kv_heads: int = 1
 
     def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        groups = tensor.unflatten(0, (self.kv_heads, -1))
-        return [part.flatten(0, 1) for part in groups.split([shape[0] // self.kv_heads for shape in shapes], dim=1)]
+        sizes = [shape[0] // self.kv_heads for shape in shapes]
+        groups = tensor.reshape(self.kv_heads, -1, *tensor.shape[1:])
+        return [part.flatten(0, 1) for part in torch.split(groups, sizes, dim=1)]
 
     def out(self, tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([part.unflatten(0, (self.kv_heads, -1)) for part in tensors], dim=1).flatten(0, 1)
+        groups = [part.reshape(self.kv_heads, -1, *part.shape[1:]) for part in tensors]
+        return torch.cat(groups, dim=1).flatten(0, 1)
 
 
 def grouped(*targets: str, kv_heads: int) -> Operation:
@@ -132,10 +134,11 @@ class Unpaired(Operation):
     heads: int = 1
 
     def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        return [tensor.unflatten(0, (self.heads, -1, 2)).transpose(1, 2).flatten(0, 2)]
+        return [tensor.reshape(self.heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).flatten(0, 2)]
 
     def out(self, tensors: Sequence[Tensor]) -> Tensor:
-        return tensors[0].unflatten(0, (self.heads, 2, -1)).transpose(1, 2).flatten(0, 2)
+        paired = tensors[0].reshape(self.heads, 2, -1, *tensors[0].shape[1:])
+        return paired.transpose(1, 2).flatten(0, 2)
 
 
 def unpaired(target: str, heads: int) -> Operation:

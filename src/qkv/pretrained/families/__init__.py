@@ -1,1 +1,20 @@
 """The families of published models, each as data: one file for those that resemble each other."""
+
+from __future__ import annotations
+
+from qkv.errors import CheckpointError
+from qkv.pretrained.families import llama
+from qkv.pretrained.family import Config, Family
+
+FAMILIES: tuple[Family, ...] = (*llama.FAMILIES,)
+"""Every family that can be read."""
+
+
+def family_of(config: Config) -> Family:
+    """The family of a configuration, by its `model_type`; CheckpointError if there is none."""
+    kind = config.get("model_type")
+    for family in FAMILIES:
+        if kind in family.types:
+            return family
+    known = ", ".join(name for family in FAMILIES for name in family.types)
+    raise CheckpointError(f"config.json says model_type={kind!r}; expected one of {known}")

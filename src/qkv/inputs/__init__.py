@@ -1,0 +1,14 @@
+"""What a model reads, turned into one vector for each position and told where it stands."""
+
+from __future__ import annotations
+
+from qkv import spec
+from qkv.inputs.reader import Reader
+from qkv.inputs.tokens import TokenReader
+
+__all__ = ["Reader", "TokenReader", "reader"]
+
+
+def reader(choice: spec.Stack) -> Reader:
+    """Build what reads the input of a stack."""
+    return TokenReader(choice, choice.reads)

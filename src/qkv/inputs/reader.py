@@ -1,0 +1,54 @@
+"""What all readers share: positions, a norm, and dropout on the way into the first block."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from qkv import spec
+from qkv.errors import DataError
+from qkv.layers import Dropout, norm
+from qkv.positions import sinusoids
+
+
+class Reader(nn.Module):
+    """Turns what a stack is given into (batch, length, d_model)."""
+
+    def __init__(self, choice: spec.Stack, width: int) -> None:
+        super().__init__()
+        self.choice = choice.positions
+        self.positions = (
+            nn.Embedding(choice.positions.length, width) if isinstance(choice.positions, spec.Learned) else None
+        )
+        self.norm = norm(choice.embed_norm, width) if choice.embed_norm else nn.Identity()
+        self.dropout = Dropout()
+
+    @abstractmethod
+    def forward(self, given: Tensor, past: int = 0) -> Tensor:
+        """What is given -> (batch, length, d_model); its first position is number `past`."""
+
+    def mask(self, given: Tensor | None) -> Tensor | None:
+        """Which positions are real, (batch, length) bool, from the same of what is given."""
+        return given
+
+    def placed(self, hidden: Tensor, past: int) -> Tensor:
+        """Add to hidden (batch, length, width) the vectors of its positions (Vaswani et al. 2017, section 3.5).
+
+        Raises DataError for more than there are learned positions.
+        """
+        end = past + hidden.shape[1]
+        if self.positions is not None and end > self.positions.num_embeddings:
+            raise DataError(
+                f"{end} tokens were given; this model has learned positions for {self.positions.num_embeddings}; "
+                "shorten the text or split it"
+            )
+        numbers = torch.arange(past, end, device=hidden.device)
+        if self.positions is not None:
+            learned: Tensor = hidden + self.positions(numbers)
+            return learned
+        if isinstance(self.choice, spec.Sinusoidal):
+            waves = sinusoids(numbers + self.choice.start, hidden.shape[-1], self.choice.layout)
+            return hidden + waves.to(hidden.dtype)
+        return hidden

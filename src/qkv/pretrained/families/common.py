@@ -1,0 +1,77 @@
+"""What the configurations of several families say in the same way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from qkv import spec
+from qkv.errors import CheckpointError
+from qkv.pretrained.family import Config
+
+_ACTIVATIONS: Mapping[str, spec.Activation] = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "gelu_sigmoid",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+
+def activation(name: str) -> spec.Activation:
+    """The activation a configuration names; CheckpointError for one that is not known."""
+    if name not in _ACTIVATIONS:
+        raise CheckpointError(
+            f"the configuration names the activation {name!r}; expected one of {', '.join(_ACTIVATIONS)}"
+        )
+    return _ACTIVATIONS[name]
+
+
+def rotary(config: Config, kind: str = "full_attention") -> spec.Rotary:
+    """The rotary positions of a configuration, in its older form (rope_theta, rope_scaling) or its newer one
+    (rope_parameters, perhaps one for each kind of layer). CheckpointError for a scaling that is not known."""
+    rope: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    rope = rope.get(kind, rope)
+    base = rope.get("rope_theta", config.get("rope_theta", 10000.0))
+    if kind == "sliding_attention" and "rope_theta" not in rope:
+        base, rope = config.get("rope_local_base_freq", base), {}
+    fraction = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", config.get("rotary_pct", 1.0)))
+    return spec.Rotary(float(base), fraction, _scaling(rope, config))
+
+
+def _scaling(rope: Mapping[str, Any], config: Config) -> spec.Scaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    longest = config.get("max_position_embeddings", 0)
+    learned = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or longest
+    match kind:
+        case "default":
+            return None
+        case "linear":
+            return spec.Interpolated(rope["factor"])
+        case "llama3":
+            return spec.ByWavelength(rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"], learned)
+        case "yarn":
+            factor = rope["factor"]
+            growth = rope.get("attention_factor")
+            return spec.Yarn(
+                factor,
+                learned,
+                rope.get("beta_fast") or 32.0,
+                rope.get("beta_slow") or 1.0,
+                0.1 * math.log(factor) + 1 if growth is None else growth,
+                rope.get("truncate", True),
+            )
+        case "longrope":
+            factor, growth = longest / learned, rope.get("attention_factor")
+            if growth is None:
+                growth = math.sqrt(1 + math.log(factor) / math.log(learned)) if factor > 1 else 1.0
+            return spec.Stretched(tuple(rope["short_factor"]), tuple(rope["long_factor"]), learned, growth)
+    raise CheckpointError(
+        f"the configuration scales rotary positions by {kind!r}; "
+        "expected one of default, linear, llama3, yarn, longrope"
+    )

@@ -1,0 +1,194 @@
+"""Decoders in the manner of Llama: rotary positions, RMS norms, a gated feed-forward."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from qkv import spec
+from qkv.pretrained.family import Config, Family, Table
+from qkv.pretrained.families.common import activation, rotary
+from qkv.pretrained.operations import ignored, plus1, stacked
+
+_BLOCK = "decoder.blocks.{n}."
+_ATTENTION = {
+    f"model.layers.{{n}}.self_attn.{theirs}": f"{_BLOCK}self_attention.{ours}"
+    for theirs, ours in (
+        ("q_proj", "query"),
+        ("k_proj", "key"),
+        ("v_proj", "value"),
+        ("o_proj", "output"),
+        ("q_norm", "query_norm"),
+        ("k_norm", "key_norm"),
+        ("sinks", "sinks"),
+    )
+}
+_TABLE: Table = {
+    "model.embed_tokens": "decoder.embedding.tokens",
+    "model.norm": "decoder.final_norm",
+    "lm_head.weight": "answer.vectors",
+    **_ATTENTION,
+    "model.layers.{n}.self_attn.rotary_emb.inv_freq": ignored(),
+    "model.layers.{n}.input_layernorm": f"{_BLOCK}self_attention_residual.before",
+    "model.layers.{n}.post_attention_layernorm": f"{_BLOCK}feed_forward_residual.before",
+    "model.layers.{n}.mlp.gate_proj": f"{_BLOCK}feed_forward.gate",
+    "model.layers.{n}.mlp.up_proj": f"{_BLOCK}feed_forward.widen",
+    "model.layers.{n}.mlp.down_proj": f"{_BLOCK}feed_forward.narrow",
+}
+_BOTH = {
+    "model.layers.{n}.post_attention_layernorm": f"{_BLOCK}self_attention_residual.after",
+    "model.layers.{n}.pre_feedforward_layernorm": f"{_BLOCK}feed_forward_residual.before",
+    "model.layers.{n}.post_feedforward_layernorm": f"{_BLOCK}feed_forward_residual.after",
+}
+"""Where the norms are of blocks that have them on both sides."""
+
+
+def _decoder(config: Config, blocks: tuple[spec.Block, ...], **stack: Any) -> spec.Transformer:
+    norm = blocks[0].norm
+    reads = spec.Tokens(config["vocab_size"], scale=stack.pop("scale", False))
+    answers = spec.Vocabulary(
+        tied=config.get("tie_word_embeddings", False), softcap=config.get("final_logit_softcapping")
+    )
+    return spec.Transformer(None, spec.Stack(config["hidden_size"], blocks, reads, final_norm=norm, **stack), answers)
+
+
+def _block(config: Config, **attention: Any) -> spec.Block:
+    heads = config["num_attention_heads"]
+    settings: dict[str, Any] = {
+        "heads": heads,
+        "d_key": config.get("head_dim") or config["hidden_size"] // heads,
+        "kv_heads": config.get("num_key_value_heads", heads),
+        "position": rotary(config),
+        "causal": True,
+        "bias": config.get("attention_bias", False),
+        **attention,
+    }
+    return spec.Block(
+        spec.Attention(**settings),
+        spec.FeedForward(
+            config["intermediate_size"],
+            activation(config.get("hidden_activation") or config["hidden_act"]),
+            gated=True,
+            bias=config.get("mlp_bias", False),
+        ),
+        norm=spec.Norm("rms", config["rms_norm_eps"]),
+    )
+
+
+def _windows(config: Config) -> list[int | None]:
+    """Each block's window: that of the configuration where its layer type, or its number, says so."""
+    count, window = config["num_hidden_layers"], config.get("sliding_window")
+    if not config.get("use_sliding_window", True):
+        return [None] * count
+    if kinds := config.get("layer_types"):
+        return [window if kind == "sliding_attention" else None for kind in kinds]
+    return [window if number >= config.get("max_window_layers", 0) else None for number in range(count)]
+
+
+def _llama(config: Config) -> spec.Transformer:
+    return _decoder(config, (_block(config),) * config["num_hidden_layers"])
+
+
+def _windowed(config: Config, **attention: Any) -> spec.Transformer:
+    return _decoder(config, tuple(_block(config, window=window, **attention) for window in _windows(config)))
+
+
+def _qwen2(config: Config) -> spec.Transformer:
+    return _windowed(config, bias=True)
+
+
+def _qwen3(config: Config) -> spec.Transformer:
+    return _windowed(config, qk_norm=spec.Norm("rms", config["rms_norm_eps"]))
+
+
+def _smollm3(config: Config) -> spec.Transformer:
+    """Every block whose number config.no_rope_layers marks 0 has no positions at all."""
+    turned = config.get("no_rope_layers") or [
+        int((number + 1) % config["no_rope_layer_interval"] != 0) for number in range(config["num_hidden_layers"])
+    ]
+    windows = _windows(config) if config.get("use_sliding_window") else [None] * len(turned)
+    return _decoder(
+        config,
+        tuple(
+            _block(config, window=window, **({} if turns else {"position": None}))
+            for turns, window in zip(turned, windows, strict=True)
+        ),
+    )
+
+
+def _olmo2(config: Config) -> spec.Transformer:
+    block = _block(config, qk_norm=spec.AcrossHeads(spec.Norm("rms", config["rms_norm_eps"])))
+    return _decoder(config, (replace(block, norm_at="result"),) * config["num_hidden_layers"])
+
+
+_OLMO2 = {
+    **{name: target for name, target in _TABLE.items() if not name.endswith("input_layernorm")},
+    "model.layers.{n}.post_attention_layernorm": f"{_BLOCK}self_attention_residual.after",
+    "model.layers.{n}.post_feedforward_layernorm": f"{_BLOCK}feed_forward_residual.after",
+}
+_PHI3 = {
+    **{
+        name: target
+        for name, target in _TABLE.items()
+        if not name.endswith(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"))
+    },
+    "model.layers.{n}.self_attn.qkv_proj": stacked(
+        *(f"{_BLOCK}self_attention.{one}" for one in ("query", "key", "value"))
+    ),
+    "model.layers.{n}.mlp.gate_up_proj": stacked(f"{_BLOCK}feed_forward.gate", f"{_BLOCK}feed_forward.widen"),
+}
+
+
+def _gemma(config: Config) -> spec.Transformer:
+    return _decoder(
+        {"tie_word_embeddings": True, **config}, (_block(config),) * config["num_hidden_layers"], scale=True
+    )
+
+
+def _gemma2(config: Config) -> spec.Transformer:
+    scale, softcap = config["query_pre_attn_scalar"] ** -0.5, config.get("attn_logit_softcapping")
+    blocks = (_block(config, scale=scale, softcap=softcap, window=window) for window in _windows(config))
+    return _decoder(
+        {"tie_word_embeddings": True, **config}, tuple(replace(one, norm_at="both") for one in blocks), scale=True
+    )
+
+
+def _gemma3(config: Config) -> spec.Transformer:
+    """As Gemma 2, with normalised queries and keys, and rotary angles of their own where a block has a window."""
+    norm = spec.Norm("rms", config["rms_norm_eps"])
+    blocks = (
+        _block(
+            config,
+            scale=config["query_pre_attn_scalar"] ** -0.5,
+            softcap=config.get("attn_logit_softcapping"),
+            window=window,
+            qk_norm=norm,
+            position=rotary(config, "full_attention" if window is None else "sliding_attention"),
+        )
+        for window in _windows(config)
+    )
+    return _decoder(
+        {"tie_word_embeddings": True, **config}, tuple(replace(one, norm_at="both") for one in blocks), scale=True
+    )
+
+
+def _from_1(table: Table) -> Table:
+    """The same table for files that keep each norm's gain as its distance from 1."""
+    return {
+        name: plus1(target) if isinstance(target, str) and name.endswith("norm") else target
+        for name, target in table.items()
+    }
+
+
+FAMILIES = (
+    Family("Llama", ("llama",), _llama, lambda config: _TABLE),
+    Family("Mistral", ("mistral",), _windowed, lambda config: _TABLE),
+    Family("Qwen2", ("qwen2",), _qwen2, lambda config: _TABLE, zeros=("self_attention.output.bias",)),
+    Family("Qwen3", ("qwen3",), _qwen3, lambda config: _TABLE),
+    Family("SmolLM3", ("smollm3",), _smollm3, lambda config: _TABLE),
+    Family("OLMo 2", ("olmo2",), _olmo2, lambda config: _OLMO2),
+    Family("Phi-3", ("phi3",), _windowed, lambda config: _PHI3),
+    Family("Gemma", ("gemma",), _gemma, lambda config: _from_1(_TABLE)),
+    Family("Gemma 2", ("gemma2",), _gemma2, lambda config: _from_1({**_TABLE, **_BOTH})),
+    Family("Gemma 3", ("gemma3_text",), _gemma3, lambda config: _from_1({**_TABLE, **_BOTH})),
+)

@@ -1,0 +1,68 @@
+"""Published checkpoints, opened as models of this package and written back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from qkv.errors import CheckpointError
+from qkv.models import SequenceModel
+from qkv.pretrained import weights
+from qkv.pretrained.families import family_of
+from qkv.pretrained.family import Config, Family, drain, fill
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published model: its family, its own configuration and the model in our modules."""
+
+    family: Family
+    config: Config
+    model: SequenceModel
+
+
+def read(path: str | Path, *, dtype: torch.dtype | None = torch.float32, legacy: bool = False) -> Published:
+    """Open a folder with config.json and weights; parameters in `dtype`, or as they are stored if None.
+
+    Raises CheckpointError for a folder that is incomplete, of an unknown family, or whose tensors do not fit it.
+    """
+    place = Path(path)
+    config = read_config(place)
+    family = family_of(config)
+    stored = weights.read(place, legacy=legacy)
+    try:
+        model = fill(family, config, stored, dtype)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{place / 'config.json'} does not say {error}, which the {family.name} family needs; "
+            "expected a whole configuration: download it again"
+        ) from error
+    return Published(family, config, model)
+
+
+def write(published: Published, folder: str | Path) -> None:
+    """Write config.json and model.safetensors as the model's family has them."""
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    tensors = drain(published.family, published.config, published.model)
+    save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
+    (place / "config.json").write_text(json.dumps(dict(published.config), indent=2), encoding="utf-8")
+
+
+def read_config(place: Path) -> dict[str, Any]:
+    """Read config.json of a folder; CheckpointError if it is missing, damaged or no object."""
+    path = place / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{place} has no config.json; expected a whole folder: download it again") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; download it again") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds no JSON object; download it again")
+    return config
