@@ -100,8 +100,13 @@ def _model(content: bytes) -> Model:
 
 def _piece(content: bytes) -> Piece:
     says = dict(_fields(content))
-    score = _bytes(says.get(2, bytes(4)))
-    return Piece(_bytes(says.get(1, b"")).decode(), struct.unpack("<f", score)[0], _int(says.get(3, NORMAL)))
+    score = struct.unpack("<f", _bytes(says.get(2, bytes(4))))[0]
+    return Piece(_bytes(says.get(1, b"")).decode(), repeatable(score), _int(says.get(3, NORMAL)))
+
+
+def repeatable(score: float) -> float:
+    """A float32 score with the nine digits that tell it from any other: more are not read back as they were written."""
+    return float(f"{score:.9g}")
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
@@ -173,7 +178,7 @@ def build(
         inner.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(re.escape(text) for text in own)), "isolated")
     joined = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if strips:
-        joined.append(decoders.Strip(" ", 1 << 20, 1 << 20))
+        joined.append(decoders.Replace(Regex("^ +| +$"), ""))
     elif model.dummy_prefix:
         joined.append(decoders.Strip(" ", 1, 0))
     inner.decoder = decoders.Sequence(joined)
