@@ -154,6 +154,8 @@ def test_a_store_gives_back_what_it_was_given(tmp_path: Path, largest: int, with
         assert [None if source is None else source.tolist() for source, _ in examples] == (
             sources if with_source else [None] * 3
         )
+        if isinstance(pairs, TokenPairs):
+            assert [pairs.holding(token) for token in (5, 8, 9, 3)] == [int(with_source), 1, int(largest == 9), 0]
         assert pairs.lengths.tolist() == ([[3, 2], [1, 3], [2, 1]] if with_source else [[2], [3], [1]])
     assert saved.tokens == (6 if with_source else 3)
     base = saved[0][1]

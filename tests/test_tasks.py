@@ -120,6 +120,64 @@ def test_the_tokens_lie_on_the_disk_while_the_run_lasts(pairs: Path) -> None:
     assert not (pairs / "run" / "tokens").exists()
 
 
+def logits(runner: tasks.Runner) -> torch.Tensor:
+    source, target = torch.tensor([[4, 5, 2]]), torch.tensor([[1, 4, 5]])
+    with torch.no_grad():
+        result: torch.Tensor = runner.model(source, target, torch.ones(1, 3, dtype=torch.bool))
+    return result
+
+
+@pytest.fixture
+def base(pairs: Path) -> Path:
+    """The folder of a model to go on from."""
+    tasks.train(recipe(pairs), folder=pairs / "base", show=Silent())
+    return pairs / "base"
+
+
+def further(pairs: Path, base: Path, *changes: str, **training: Any) -> tasks.Recipe:
+    """A recipe that goes on from a model."""
+    tree = config.write(recipe(pairs, **training))
+    return config.read(
+        tasks.Recipe, config.override(tree, [f"model={{kind: from, folder: {base}}}", "text={}", *changes])
+    )
+
+
+def test_going_on_from_a_model_begins_with_all_it_knows(pairs: Path, base: Path) -> None:
+    still = further(pairs, base, "training.optimizer.learning_rate=1e-30")
+    learned = tasks.train(still, folder=pairs / "still", show=Silent())
+    assert learned.result.step == 8
+    before, after = tasks.load(base), tasks.load(pairs / "still")
+    assert torch.equal(logits(before), logits(after))
+    assert (before.source, before.target) == (after.source, after.target)
+    moved = tasks.train(further(pairs, base), folder=pairs / "moved", show=Silent()).runner
+    assert not torch.equal(logits(before), logits(moved))
+    assert torch.equal(logits(tasks.load(base)), logits(before))
+
+
+def test_going_on_from_a_model_resumes_exactly(pairs: Path, base: Path) -> None:
+    tree = further(pairs, base, steps=9, dropout=0.3)
+    tasks.train(tree, folder=pairs / "whole", show=Silent())
+    tasks.train(tree, folder=pairs / "parts", show=Interrupting(4))
+    tasks.train(tree, folder=pairs / "parts", resume=True, show=Silent())
+    for name in ("model.safetensors", "source.tokenizer.json", "target.tokenizer.json", "spec.json"):
+        assert (pairs / "whole" / name).read_bytes() == (pairs / "parts" / name).read_bytes()
+
+
+def test_going_on_from_a_model_that_does_not_fit(pairs: Path, base: Path) -> None:
+    with pytest.raises(ConfigError, match="text: given beside .*take text out"):
+        further(pairs, base, "text.source.kind=byte")
+    with pytest.raises(CheckpointError, match="no model folder"):
+        tasks.train(further(pairs, pairs / "absent"), folder=pairs / "run", show=Silent())
+    with (pairs / "train.tsv").open("a") as file:
+        file.write("cot\tK OW T\n")
+    with pytest.raises(VocabularyError, match=r"1 of 31 examples .* such as 'cot' with 'o'; expected at most 1.0%"):
+        tasks.train(further(pairs, base), folder=pairs / "run", show=Silent())
+    allowed = further(pairs, base, "data.cleaning.allow_dropped=0.05")
+    assert tasks.train(allowed, folder=pairs / "run", show=Silent()).result.step == 8
+    with pytest.raises(TrainingError, match="already holds a run"):
+        tasks.train(further(pairs, base), folder=base, show=Silent())
+
+
 def test_a_folder_in_use_is_left_alone(pairs: Path) -> None:
     tasks.train(recipe(pairs), folder=pairs / "run", show=Silent())
     before = {path.name: path.read_bytes() for path in (pairs / "run").iterdir() if path.is_file()}

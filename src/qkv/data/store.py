@@ -23,6 +23,7 @@ Tokens = npt.NDArray[np.unsignedinteger]
 _IDS = "ids.npy"
 _BOUNDS = "bounds.npy"
 _NOTE = "note.json"
+_AT_ONCE = 100_000
 
 
 class TokenPairs:
@@ -53,6 +54,16 @@ class TokenPairs:
     def tokens(self) -> int:
         """How many tokens there are, without special ones."""
         return len(self._ids)
+
+    def holding(self, token: int) -> int:
+        """How many examples hold a token, on either side."""
+        count = 0
+        for start in range(0, len(self), _AT_ONCE):
+            bounds = self._bounds[start : start + _AT_ONCE]
+            first = bounds[0, 0]
+            places = first + np.flatnonzero(self._ids[first : bounds[-1, -1]] == token)
+            count += len(np.unique(np.searchsorted(bounds[:, -1], places, side="right")))
+        return count
 
     @classmethod
     def from_lists(cls, sources: Sequence[Sequence[int]] | None, targets: Sequence[Sequence[int]]) -> TokenPairs:

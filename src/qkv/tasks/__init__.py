@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from qkv.tasks.recipe import Data, Origin, Recipe, Recurrent, Text, Transformer, Words
+from qkv.tasks.recipe import Data, From, Origin, Recipe, Recurrent, Text, Transformer, Words
 from qkv.tasks.recipes import named_recipes, read_recipe
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = [
     "Answer",
     "Data",
     "Examples",
+    "From",
     "Learned",
     "Looked",
     "Origin",

@@ -17,13 +17,13 @@ from qkv.data import Batch, BatchSampler, Joined, Mixture, TokenPairs, collate
 from qkv.data.cleaning import prepare
 from qkv.data.reading import Pair
 from qkv.decoding import Decoding, Greedy
-from qkv.errors import ConfigError, DataError, StorageError, TrainingError
+from qkv.errors import ConfigError, DataError, StorageError, TrainingError, VocabularyError
 from qkv.models import SequenceModel, build
 from qkv.tasks.examples import Examples, gather, name_of
 from qkv.tasks.kinds import TASKS, Task
-from qkv.tasks.recipe import Recipe, Words
+from qkv.tasks.recipe import From, Recipe, Words
 from qkv.tasks.recipes import read_recipe
-from qkv.tasks.runner import LONGEST, Runner
+from qkv.tasks.runner import LONGEST, Runner, _unknown, load
 from qkv.text import Tokenizer
 from qkv.text import train as train_tokenizer
 from qkv.training import Result, Trainer, Validated, checkpoint, claim
@@ -53,15 +53,15 @@ def learn(
     place, task = Path(folder), TASKS[recipe.task]
     claim(place, resume)
     _same_run(recipe, place)
-    source, target = _tokenizers(recipe, examples, place, resume)
+    source, target, model = _beginning(recipe, examples, place, resume)
     show = show if show is not None else display()
     stores = []
     for pairs in examples.train:
         store, report = prepare(pairs, source, target, recipe.data.cleaning, place / _TOKENS)
         show.note(str(report))
         stores.append(store)
-    torch.manual_seed(recipe.training.seed)
-    model = build(recipe.model.spec(source.size, target.size, shared=source == target))
+    if isinstance(recipe.model, From):
+        _check_known(recipe, examples, stores, Runner(model, source, target, task))
     sampler = _sampler(recipe, stores)
     data = stores[0] if len(stores) == 1 else Joined(stores)
 
@@ -207,6 +207,37 @@ def _flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {f"{above}{name}": value}
     return flat
+
+
+def _beginning(
+    recipe: Recipe, examples: Examples, place: Path, resume: bool
+) -> tuple[Tokenizer, Tokenizer, SequenceModel]:
+    """The tokenizers, and the model before its first step: new ones, or those of the model to go on from."""
+    if isinstance(recipe.model, From):
+        trained = load(recipe.model.folder)
+        return trained.source, trained.target, trained.model
+    source, target = _tokenizers(recipe, examples, place, resume)
+    torch.manual_seed(recipe.training.seed)
+    return source, target, build(recipe.model.spec(source.size, target.size, shared=source == target))
+
+
+def _check_known(recipe: Recipe, examples: Examples, stores: Sequence[TokenPairs], runner: Runner) -> None:
+    """Raise VocabularyError if more examples than may be dropped hold what the model's tokenizers do not know."""
+    total, unknown = sum(map(len, stores)), sum(store.holding(runner.source.unk) for store in stores)
+    if unknown <= recipe.data.cleaning.allow_dropped * total:
+        return
+    tokenizers = (runner.source, runner.target)
+    found = (
+        f"{text[:60]!r} with {', '.join(map(repr, strange[:3]))}"
+        for pair in chain.from_iterable(examples.train)
+        for text, tokenizer in zip(pair, tokenizers, strict=True)
+        if (strange := _unknown(tokenizer, text))
+    )
+    raise VocabularyError(
+        f"{unknown:,} of {total:,} examples hold what the model to go on from has no token for, such as {next(found)}; "
+        f"expected at most {recipe.data.cleaning.allow_dropped:.1%}: give it text of the kind it knows, allow more "
+        "(data.cleaning.allow_dropped), or train a new model"
+    )
 
 
 def _tokenizers(recipe: Recipe, examples: Examples, place: Path, resume: bool) -> tuple[Tokenizer, Tokenizer]:

@@ -6,7 +6,7 @@ needs no torch.
     task      what is learned: translate, pronounce
     data      which examples, from where, and how many tokens make a batch
     text      how lines become tokens
-    model     the shape of the model; its vocabularies come from the text
+    model     the shape of the model; its vocabularies come from the text. Or a model to go on from (kind: from)
     training  how it is trained
     decoding  how it answers, unless asked otherwise
 """
@@ -14,6 +14,7 @@ needs no torch.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from qkv import presets, spec
@@ -140,7 +141,17 @@ class Recurrent:
         )
 
 
-Model: TypeAlias = Transformer | Recurrent
+@dataclass(frozen=True)
+class From:
+    """A trained model to go on from: its shape, its parameters and its tokenizers.
+
+    folder: a model folder, or the name of a model that comes with the package.
+    """
+
+    folder: Path
+
+
+Model: TypeAlias = Transformer | Recurrent | From
 
 
 @dataclass(frozen=True)
@@ -153,3 +164,12 @@ class Recipe:
     text: Text = Text()
     model: Model = field(default_factory=Transformer)
     decoding: Decoding = Decoding()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.model, From) and self.text != Text():
+            raise ConfigError(
+                [
+                    f"text: given beside model.folder={self.model.folder}, but that model's own tokenizers are used; "
+                    "expected none: take text out, or set text={}"
+                ]
+            )
