@@ -1,4 +1,4 @@
-"""qkv describe: a model's spec as a tree, its parameters part by part, and the memory they take."""
+"""qkv describe: a model's spec as a tree, its parameters and the memory they take; or how two models differ."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qkv import presets, spec
+from qkv import comparing, presets, spec
 from qkv.errors import SpecError
 
 if TYPE_CHECKING:
@@ -24,12 +24,16 @@ _WITH_ADAM = 4  # the parameter, its gradient and Adam's two averages
 
 @click.command()
 @click.argument("model", metavar="SPEC|MODEL|PRESET")
-def describe(model: str) -> None:
-    """Print a model's tree, parameters and memory.
+@click.argument("other", metavar="[OTHER]", required=False)
+def describe(model: str, other: str | None) -> None:
+    """Print a model's tree, parameters and memory; with OTHER, how that one differs from it.
 
-    Of a spec.json, of a model, or of a preset: transformer-base, transformer-big.
+    Of a spec.json, of a model (trained here or published), or of a preset: transformer-base, transformer-big.
     """
     choice = find(model)
+    if other is not None:
+        click.echo("\n".join(difference(choice, find(other), f"{model} -> {other}")))
+        return
     click.echo("\n".join(tree(choice)))
     import torch
 
@@ -51,11 +55,33 @@ def find(name: str) -> spec.Spec:
                 return spec.from_json(path.read_text(encoding="utf-8"))
             except (SpecError, UnicodeDecodeError) as error:
                 raise SpecError(f"{path}: {error}") from error
+    if (Path(name) / "config.json").is_file():
+        from qkv import pretrained
+
+        return pretrained.read_spec(name)
     near = difflib.get_close_matches(name, presets.PRESETS, n=1)
     raise SpecError(
         f"{name}: there is no such spec.json, model folder or preset; the presets are {', '.join(presets.PRESETS)}"
         + (f"; did you mean {near[0]}?" if near else "")
     )
+
+
+def difference(before: spec.Spec, after: spec.Spec, title: str) -> Iterator[str]:
+    """Yield how one spec becomes another: the changes one by one, then the sizes that differ."""
+    changed, resized = comparing.changes(before, after), comparing.resizings(before, after)
+    count = {0: "no change", 1: "1 change"}.get(len(changed), f"{len(changed)} changes")
+    yield f"{title}: {count}"
+    yield from _columns(changed)
+    if resized:
+        yield "sizes"
+        yield from _columns(resized)
+
+
+def _columns(changes: list[comparing.Change]) -> Iterator[str]:
+    what = max((len(change.what) for change in changes), default=0)
+    before = min(max((len(change.before) for change in changes), default=0), 48)
+    for change in changes:
+        yield f"  {change.what:{what}}  {change.before:{before}}  ->  {change.after}"
 
 
 def tree(node: Any, name: str = "", depth: int = 0) -> Iterator[str]:

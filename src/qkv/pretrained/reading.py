@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from qkv import spec
 from qkv.errors import CheckpointError
 from qkv.models import SequenceModel
 from qkv.pretrained import weights
@@ -43,6 +44,12 @@ def read(path: str | Path, *, dtype: torch.dtype | None = torch.float32, legacy:
             "expected a whole configuration: download it again"
         ) from error
     return Published(family, config, model)
+
+
+def read_spec(path: str | Path) -> spec.Spec:
+    """The spec of a published model, without its weights; CheckpointError as for `read`."""
+    config = read_config(Path(path))
+    return family_of(config).spec(config)
 
 
 def write(published: Published, folder: str | Path) -> None:

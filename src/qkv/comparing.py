@@ -1,0 +1,233 @@
+"""How two specs differ, in words: the ideas one by one, and the sizes apart from them. Needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from qkv import spec
+
+
+@dataclass(frozen=True)
+class Change:
+    """One thing that is otherwise in another spec."""
+
+    what: str
+    before: str
+    after: str
+
+
+def changes(before: spec.Spec, after: spec.Spec) -> list[Change]:
+    """The ideas in which two specs differ, e.g. positions: learned -> rotary."""
+    return _differing(ideas(before), ideas(after))
+
+
+def resizings(before: spec.Spec, after: spec.Spec) -> list[Change]:
+    """The sizes in which two specs differ, e.g. d_model: 768 -> 4096."""
+    return _differing(sizes(before), sizes(after))
+
+
+def ideas(choice: spec.Spec) -> dict[str, str]:
+    """Everything a spec chooses beside its sizes, by what it is about, in words."""
+    if isinstance(choice, spec.Recurrent):
+        read = _read("source", choice.source) | _read("target", choice.target)
+        return {"kind": "recurrent"} | _plain(choice) | read | _answer(choice.answers)
+    kinds = {(True, True): "encoder-decoder", (False, True): "decoder alone", (True, False): "encoder alone"}
+    said = {"kind": kinds[choice.encoder is not None, choice.decoder is not None]}
+    stacks = [stack for stack in (choice.encoder, choice.decoder) if stack is not None]
+    for name, stack in (("encoder", choice.encoder), ("decoder", choice.decoder)):
+        if stack is not None:
+            # a model with one stack needs no word for which
+            said |= {f"{name}: {what}" if len(stacks) == 2 else what: words for what, words in _stack(stack).items()}
+    if len(stacks) == 2:
+        said["source and target vectors"] = "shared" if choice.shared_embedding else "apart"
+    return said | _answer(choice.answers)
+
+
+def sizes(choice: spec.Spec) -> dict[str, str]:
+    """Every number of a spec that is a size."""
+    if isinstance(choice, spec.Recurrent):
+        return {
+            "d_model": str(choice.d_model),
+            "layers": str(choice.layers),
+            "source vocabulary": f"{choice.source.vocab:,}",
+            "target vocabulary": f"{choice.target.vocab:,}",
+        }
+    said: dict[str, str] = {}
+    for name, stack in (("encoder", choice.encoder), ("decoder", choice.decoder)):
+        if stack is not None:
+            alone = choice.encoder is None or choice.decoder is None
+            said |= {what if alone else f"{name}: {what}": number for what, number in _sizes(stack).items()}
+    for what in ("count", "width"):
+        if (number := getattr(choice.answers, what, None)) is not None:
+            said[f"answer: {what}"] = str(number)
+    return said
+
+
+def _differing(before: dict[str, str], after: dict[str, str]) -> list[Change]:
+    names = dict.fromkeys((*before, *after))
+    pairs = ((name, before.get(name, "none"), after.get(name, "none")) for name in names)
+    return [Change(name, one, other) for name, one, other in pairs if one != other]
+
+
+_SIZES = ("d_model", "vocab", "width", "length", "heads", "d_key", "d_value", "d_ff", "count", "channels", "size")
+
+
+def _sizes(stack: spec.Stack) -> dict[str, str]:
+    blocks = stack.blocks
+    attentions = [block.self_attention for block in blocks]
+    said = {
+        "d_model": str(stack.d_model),
+        "blocks": str(len(blocks)),
+        "heads": _over(attentions, lambda one: getattr(one, "heads", None)),
+        "kv_heads": _over(attentions, lambda one: getattr(one, "kv_heads", None) or getattr(one, "heads", None)),
+        "d_key": _over(attentions, lambda one: getattr(one, "d_key", None)),
+        "d_value": _over(attentions, lambda one: getattr(one, "d_value", None) or getattr(one, "d_key", None)),
+        "d_ff": _over([block.feed_forward for block in blocks], lambda one: getattr(one, "d_ff", None)),
+    }
+    crossing = [block.cross_attention for block in blocks if block.cross_attention is not None]
+    if crossing:
+        said["cross-attention: heads"] = _over(crossing, lambda one: f"{one.heads} of {one.d_key}")
+    for name, node in (("", stack.reads), ("positions: ", stack.positions), ("segments: ", _segments(stack.reads))):
+        for field in dataclasses.fields(node) if node is not None else ():
+            value = getattr(node, field.name)
+            if field.name in _SIZES and value is not None:
+                said[name + field.name] = f"{value:,}" if isinstance(value, int) else str(value)
+    return said
+
+
+def _stack(stack: spec.Stack) -> dict[str, str]:
+    blocks = stack.blocks
+    said = _read("reads", stack.reads)
+    said["positions added to what is read"] = _node(stack.positions)
+    said["norm of what is read"] = _node(stack.embed_norm)
+    alike = stack.final_norm == blocks[-1].norm
+    said["norm after the last block"] = "as in it" if alike else _node(stack.final_norm)
+    said["blocks gone through"] = "once" if stack.repeats == 1 else f"{stack.repeats} times, same parameters"
+    said["norm"] = _over(blocks, lambda block: _node(block.norm))
+    said["where the norms stand"] = _over(blocks, _standing)
+    said["attention and feed-forward"] = _over(blocks, lambda block: "side by side" if block.parallel else "in turn")
+    said["feed-forward"] = _over(blocks, lambda block: _node(block.feed_forward))
+    for what, words in _attention([block.self_attention for block in blocks]).items():
+        said[what] = words
+    crossing = [block.cross_attention for block in blocks if block.cross_attention is not None]
+    said["attention to the memory"] = _over(blocks, lambda block: "yes" if block.cross_attention else "no")
+    for what, words in _attention(crossing).items() if crossing else ():
+        said[f"cross-attention: {what}"] = words
+    return said
+
+
+_STANDING = {
+    "pre": "before each part",
+    "post": "after each sum",
+    "both": "before each part and on its result",
+    "result": "on each part's result",
+}
+
+
+def _standing(block: spec.Block) -> str:
+    return _STANDING[block.norm_at] + ("" if block.first_norm else ", none before the self-attention")
+
+
+def _attention(attentions: list[Any]) -> dict[str, str]:
+    questions: dict[str, Callable[[Any], str]] = {
+        "what a position sees": _sight,
+        "positions in attention": lambda one: _node(one.position),
+        "heads that share keys and values": lambda one: (
+            "none" if one.kv_heads in (None, one.heads) else f"groups of {one.heads // one.kv_heads}"
+        ),
+        "norm of queries and keys": lambda one: _node(one.qk_norm),
+        "scale of scores": lambda one: "1 / sqrt(d_key)" if one.scale is None else f"{one.scale:.6g}",
+        "softcap of scores": lambda one: _node(one.softcap),
+        "sinks": lambda one: "one for each head" if one.sinks else "none",
+        "biases of attention": lambda one: "yes" if one.bias else "no",
+    }
+    told = [one for one in attentions if isinstance(one, spec.Attention)]
+    said = {what: _over(told, words) for what, words in questions.items()} if told else {}
+    if len(told) < len(attentions):
+        said["self-attention"] = _over(attentions, lambda one: _node(one) if one not in told else "attention")
+    return said
+
+
+def _sight(attention: spec.Attention) -> str:
+    side = "itself and what is before it" if attention.causal else "both sides"
+    return side if attention.window is None else f"{side}, nearer than {attention.window:,}"
+
+
+def _read(name: str, reads: Any) -> dict[str, str]:
+    said = {name: f"{type(reads).__name__.lower()}{_choices(reads)}"}
+    if _segments(reads) is not None:
+        said[f"{name}: segments"] = _node(_segments(reads))
+    return said
+
+
+def _segments(reads: Any) -> spec.Segments | None:
+    return getattr(reads, "segments", None)
+
+
+def _answer(answers: spec.Answers) -> dict[str, str]:
+    return {"answer": f"{type(answers).__name__.lower()}{_choices(answers)}"}
+
+
+def _plain(node: Any) -> dict[str, str]:
+    """A node's own choices that are no nodes and no sizes."""
+    return {
+        field.name: _node(getattr(node, field.name))
+        for field in dataclasses.fields(node)
+        if field.name not in (*_SIZES, "layers") and not dataclasses.is_dataclass(getattr(node, field.name))
+    }
+
+
+def _node(value: Any) -> str:
+    """A choice in words: what it is and what it chose, sizes left out."""
+    match value:
+        case None:
+            return "none"
+        case spec.Norm(kind, eps):
+            return f"{'root mean square' if kind == 'rms' else 'layer'}, eps {eps:g}"
+        case spec.FeedForward():
+            gate = "gated " if value.gated else ""
+            return f"{gate}{value.activation}, {'with' if value.bias else 'without'} biases"
+        case spec.Rotary(base, fraction, scaling):
+            share = "" if fraction == 1 else f", {fraction:.0%} of the dimensions"
+            return f"rotary, base {base:,.0f}{share}{'' if scaling is None else ', ' + _node(scaling)}"
+    if dataclasses.is_dataclass(value):
+        return f"{type(value).__name__.lower()}{_choices(value)}"
+    return str(value)
+
+
+def _choices(node: Any) -> str:
+    """The choices of a node that are not sizes and not as usual, in brackets."""
+    said = []
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        usual = value is None or value is False or (value == field.default and not isinstance(value, bool))
+        if field.name in (*_SIZES, "segments") or usual:
+            continue
+        if value is True:
+            said.append(field.name)
+        elif dataclasses.is_dataclass(value):
+            said.append(f"{field.name}: {_node(value)}")
+        else:
+            said.append(f"{field.name} {value}")
+    return f" ({', '.join(said)})" if said else ""
+
+
+def _over(items: Iterable[Any], words: Callable[[Any], Any]) -> str:
+    """What is said of every item, or of which ones what: "4 (0-4, 6-10), none (5, 11)"."""
+    numbers: dict[str, list[int]] = {}
+    for number, item in enumerate(items):
+        numbers.setdefault(str(words(item)), []).append(number)
+    if len(numbers) == 1:
+        return next(iter(numbers))
+    return "; ".join(f"{said} (blocks {', '.join(_runs(own))})" for said, own in numbers.items())
+
+
+def _runs(numbers: list[int]) -> Iterator[str]:
+    """Runs of whole numbers: 0 1 2 5 -> "0-2", "5"."""
+    for _, run in itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
+        own = [number for _, number in run]
+        yield str(own[0]) if len(own) == 1 else f"{own[0]}-{own[-1]}"
