@@ -95,6 +95,24 @@ class Cursor:
         except UnicodeDecodeError as error:
             raise self.fault(f"{what} is not UTF-8 text", "UTF-8", at=start) from error
 
+    def texts(self, count: int, what: str) -> list[str]:
+        """Return the next `count` texts of a u64 length and UTF-8 bytes each: there may be 100,000 of them."""
+        length = struct.Struct("<Q").unpack_from
+        found, at, size = [], self.at, len(self._map)
+        try:
+            for _ in range(count):
+                start = at + 8
+                at = start + length(self._map, at)[0]
+                if at > size:
+                    break
+                found.append(str(self._map[start:at], "utf-8"))
+        except (struct.error, UnicodeDecodeError) as error:
+            raise self.fault(f"{what} number {len(found):,} is not whole UTF-8 text", "text", at=at) from error
+        if len(found) < count:
+            raise self.fault(f"{what} number {len(found):,} ends beyond the file", "a whole file", at=start)
+        self.at = at
+        return found
+
     def count(self, code: str, smallest: int, what: str) -> int:
         """Return a number of things of at least `smallest` bytes each, checked against what is left of the file."""
         start, count = self.at, int(self.number(code, f"the number of {what}"))

@@ -23,7 +23,6 @@ from qkv.pretrained.weights.mapping import Entry, Weights
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_SMALLEST = {_STRING: 8, _ARRAY: 12}  # bytes of an empty text, of an empty list
 _NESTING = 4  # lists in lists; the specification sets no limit, Python's recursion does
 _RANK = 4  # GGML_MAX_DIMS
 _PLAIN = {
@@ -84,8 +83,10 @@ def _value(cursor: Cursor, kind: int, key: str, nesting: int = 0) -> Any:
     if kind != _ARRAY or nesting == _NESTING:
         raise cursor.fault(f"{key!r} has the type {kind}, {nesting} lists deep", f"a type up to 12, {_NESTING} deep")
     kind = cursor.number("I", f"the type of the list {key!r}")
+    if kind == _STRING:
+        return cursor.texts(cursor.count("Q", 8, f"entries of {key!r}"), f"the list {key!r}'s text")
     if kind not in _NUMBERS:
-        count = cursor.count("Q", _SMALLEST.get(kind, 1), f"entries of {key!r}")
+        count = cursor.count("Q", 12, f"entries of {key!r}")
         return [_value(cursor, kind, key, nesting + 1) for _ in range(count)]
     dtype = np.dtype(_NUMBERS[kind]).newbyteorder("<")
     count = cursor.count("Q", dtype.itemsize, f"entries of {key!r}")

@@ -63,6 +63,10 @@ def read(path: Path) -> Weights:
 
 
 def _entry(cursor: Cursor, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Entry:
+    if info.header_offset + info.compress_size > len(cursor.bytes):  # zipfile allocates what it believes it can read
+        raise fault(
+            cursor.path, f"{info.filename!r} of {info.compress_size:,} bytes ends beyond the file", "a whole file"
+        )
     with archive.open(info) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # NumPy warns of headers that Python 2 wrote, and reads them
         version = np.lib.format.read_magic(file)

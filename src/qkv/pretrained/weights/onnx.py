@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -55,6 +56,8 @@ def read(path: Path) -> Weights:
         model = library.ModelProto.FromString(skeleton)
     except message.DecodeError as error:
         raise fault(path, f"not a whole ONNX file ({error})", "a protobuf message of onnx.proto") from error
+    if any(isinstance(text, bytes) for text in _texts(model)):  # protobuf gives what is no UTF-8 as bytes
+        raise fault(path, "a name or a text that is not UTF-8", "UTF-8")
     if model.graph.sparse_initializer:
         raise fault(path, "sparse initialisers", "dense ones", "Export the model again without sparsity.")
     entries: dict[str, Entry] = {}
@@ -79,6 +82,17 @@ def _library() -> tuple[Any, Any]:
         raise MissingExtraError(
             "reading ONNX needs onnx, which is not installed; install it with: pip install 'qkv[onnx]'"
         ) from error
+
+
+def _texts(model: Any) -> Iterator[str | bytes]:
+    """Yield every text of the message that is used here."""
+    yield model.producer_name
+    yield from (item.domain for item in model.opset_import)
+    for pair in itertools.chain(model.metadata_props, *(proto.external_data for proto in model.graph.initializer)):
+        yield from (pair.key, pair.value)
+    yield from (proto.name for proto in model.graph.initializer)
+    for node in model.graph.node:
+        yield from (node.op_type, *node.input, *node.output, *(attribute.name for attribute in node.attribute))
 
 
 def _varint(cursor: Cursor, what: str) -> int:

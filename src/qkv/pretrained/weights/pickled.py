@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qkv.errors import CheckpointError
+from qkv.pretrained.weights.cursor import mapped
 from qkv.pretrained.weights.mapping import Entry, Weights, fault
 
 
@@ -22,7 +23,10 @@ def read(path: Path) -> Weights:
     metadata. Raises CheckpointError for anything else, and if torch refuses the file.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        zipped = zipfile.is_zipfile(path)
+        # The older format cannot be mapped tensor by tensor; mapped as a whole, it has no more to give than its size.
+        file: Any = path if zipped else mapped(path)
+        content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # torch raises whatever the damaged bytes run into
         raise fault(
             path,

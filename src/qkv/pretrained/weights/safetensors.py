@@ -21,7 +21,7 @@ def read(path: Path) -> Weights:
         file: Any = safe_open(path, framework="pt")
         entries = {
             name: Entry(tuple(file.get_slice(name).get_shape()), functools.partial(_load, path, file, name))
-            for name in file.keys()  # noqa: SIM118  the file is no mapping
+            for name in file.keys()
         }
         return Weights(path, entries, dict(file.metadata() or {}))
     except (SafetensorError, OSError, ValueError) as error:
