@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from qkv.training.loss import IGNORE, cross_entropy
+from qkv.training.loss import IGNORE, cross_entropy, with_plain
 
 
 @given(st.sampled_from([0.0, 0.1, 0.5]), st.integers(1, 6), st.integers(2, 9), st.integers(0, 2**31))
@@ -26,3 +26,7 @@ def test_loss_and_gradient_are_those_of_torch(smoothing: float, rows: int, vocab
         (value := loss(logits)).mul(0.7).backward()
         found.append((value.detach(), logits.grad))
     torch.testing.assert_close(found[0], found[1])
+    logits = torch.randn(2, rows, vocab, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+    loss, plain = with_plain(logits, labels, smoothing)
+    assert torch.equal(loss, found[0][0]) and not plain.requires_grad
+    torch.testing.assert_close(plain, cross_entropy(logits, labels).detach())

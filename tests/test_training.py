@@ -169,6 +169,16 @@ def test_a_run_learns_logs_keeps_and_shows(tmp_path: Path) -> None:
     assert sorted(weights(tmp_path)) == [f"step-{step:08}.safetensors" for step in (40, 57, 60)]
 
 
+def test_the_cross_entropy_is_told_beside_the_smoothed_loss(tmp_path: Path) -> None:
+    options = replace(OPTIONS, steps=1, dropout=0.0, accumulate=2, saving=Saving(log_every=1))
+    told = {}
+    for smoothing in (0.0, 0.3):
+        trainer(tmp_path / str(smoothing), replace(options, label_smoothing=smoothing)).run()
+        [told[smoothing]] = lines(tmp_path / str(smoothing))
+    assert told[0.0]["loss"] == told[0.0]["cross_entropy"] == pytest.approx(told[0.3]["cross_entropy"])
+    assert abs(told[0.3]["loss"] - told[0.3]["cross_entropy"]) > 1e-3
+
+
 @pytest.mark.parametrize("kind", [Lines, LiveDisplay])
 def test_what_is_shown(tmp_path: Path, kind: Any) -> None:
     stream = io.StringIO()

@@ -17,6 +17,7 @@ from qkv.models import build
 from qkv.presets import encoder_decoder
 from qkv.training import Optimizer, Saving, Trainer, Training
 from qkv.training.progress import Silent
+from training_runs import lines
 
 
 class Special:
@@ -47,6 +48,8 @@ def trained(folder: Path, *, show: Silent | None = None, resume: bool = False, *
 def test_helpers_make_the_same_steps(tmp_path: Path, processes: int) -> None:
     alone = trained(tmp_path / "alone", dropout=0.0)
     together = trained(tmp_path / "together", dropout=0.0, processes=processes)
+    for one, other in zip(lines(tmp_path / "alone"), lines(tmp_path / "together"), strict=True):
+        assert [other[name] for name in ("loss", "cross_entropy")] == pytest.approx([one["loss"], one["cross_entropy"]])
     for name, parameter in alone.items():
         torch.testing.assert_close(together[name], parameter, rtol=1e-4, atol=1e-5)
 

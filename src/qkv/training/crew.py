@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from qkv.errors import TrainingError
 
-Loss = Callable[[Any], Tensor]
-"""From a batch to its summed loss, with a graph behind it."""
+Loss = Callable[[Any], tuple[Tensor, Tensor]]
+"""From a batch to its summed loss, with a graph behind it, and to its summed cross entropy without smoothing."""
 
 
 class Crew:
@@ -71,12 +71,12 @@ class Crew:
                 raise _ended() from error
         return numbers[:: self.size]
 
-    def gather(self) -> float:
-        """Add the helpers' gradients to those of the parameters, after the own backward; return their loss."""
-        total = 0.0
+    def gather(self) -> Tensor:
+        """Add the helpers' gradients to those of the parameters, after the own backward; return their two losses."""
+        total = torch.zeros(2)
         for helper in self._helpers:
             try:
-                total += helper.pipe.recv()
+                total += torch.tensor(helper.pipe.recv())
             except (EOFError, ConnectionError) as error:
                 raise _ended() from error
             for parameter, gradient in zip(self._parameters, helper.gradients, strict=True):
@@ -117,11 +117,12 @@ class Crew:
                 return
             torch.manual_seed(seed)
             flat.zero_()
-            loss = torch.zeros(())
+            losses = 0.0, 0.0
             if numbers:
-                loss = self._loss(self._collate(numbers)) / tokens
+                loss, plain = (one / tokens for one in self._loss(self._collate(numbers)))
                 loss.backward()
-            pipe.send(float(loss.detach()))
+                losses = float(loss.detach()), float(plain)
+            pipe.send(losses)
 
 
 class _Helper:

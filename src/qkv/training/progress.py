@@ -22,8 +22,9 @@ _BAR = 20  # characters
 
 @dataclass(frozen=True)
 class Record:
-    """A stretch of training: where it ended and its means. Times in seconds, the loss in nats per target token.
+    """A stretch of training: where it ended and its means. Times in seconds, losses in nats per target token.
 
+    `loss` is what is optimised, label smoothing included; `cross_entropy` is without, as validation has it.
     `padding` is the fraction of places in the batches that held no token; `left` the seconds until the end.
     """
 
@@ -31,6 +32,7 @@ class Record:
     epoch: float
     progress: float
     loss: float
+    cross_entropy: float
     learning_rate: float
     gradient_norm: float
     tokens_per_second: float
@@ -48,12 +50,22 @@ class Window:
     places: int = 0
     filled: int = 0
     loss: float = 0.0
+    cross_entropy: float = 0.0
     norm: float = 0.0
     rate: float = 0.0
     seconds: float = 0.0
 
-    def add(self, batches: Sequence[Any], tokens: int, loss: float, norm: float, rate: float, seconds: float) -> None:
-        """Take in a step: its batches, their target tokens, mean loss, gradient norm, learning rate and seconds."""
+    def add(
+        self,
+        batches: Sequence[Any],
+        tokens: int,
+        loss: float,
+        cross_entropy: float,
+        norm: float,
+        rate: float,
+        seconds: float,
+    ) -> None:
+        """Take in a step: its batches, their target tokens, mean losses, gradient norm, learning rate and seconds."""
         self.steps += 1
         self.tokens += tokens
         self.filled += tokens
@@ -63,6 +75,7 @@ class Window:
                 self.places += batch.source_mask.numel()
                 self.filled += int(batch.source_mask.count_nonzero())
         self.loss += loss * tokens
+        self.cross_entropy += cross_entropy * tokens
         self.norm = max(self.norm, norm)
         self.rate = rate
         self.seconds += seconds
@@ -76,6 +89,7 @@ class Window:
             epoch=standing.examples / examples,
             progress=progress,
             loss=self.loss / max(self.tokens, 1),
+            cross_entropy=self.cross_entropy / max(self.tokens, 1),
             learning_rate=self.rate,
             gradient_norm=self.norm,
             tokens_per_second=self.tokens / max(self.seconds, 1e-9),
@@ -184,7 +198,10 @@ class LiveDisplay(Lines):
     def record(self, record: Record) -> None:
         """Keep the numbers for the next redrawing, the most wanted first: a narrow terminal cuts off the rest."""
         numbers = dict(_words(record))
-        wanted = ("loss", "target tokens/s", "padding", "left", "epoch", "time", "learning rate", "gradient")
+        wanted = (
+            *("loss", "target tokens/s", "padding", "left", "epoch"),
+            *("cross entropy", "time", "learning rate", "gradient"),
+        )
         self._numbers = "".join(f" · {name} {numbers[name]}" for name in wanted)
 
     def _draw(self, line: str) -> None:
@@ -222,6 +239,7 @@ def _words(record: Record) -> list[tuple[str, str]]:
         ("step", f"{record.step:,}"),
         ("epoch", f"{record.epoch:.2f}"),
         ("loss", f"{record.loss:.4f}"),
+        ("cross entropy", f"{record.cross_entropy:.4f}"),
         ("target tokens/s", f"{record.tokens_per_second:,.0f}"),
         ("padding", f"{record.padding:.1%}"),
         ("learning rate", f"{record.learning_rate:.2e}"),

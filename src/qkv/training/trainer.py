@@ -19,7 +19,7 @@ from qkv.errors import CheckpointError, TrainingError
 from qkv.layers import set_dropout
 from qkv.training import checkpoint, optimizer
 from qkv.training.crew import Crew
-from qkv.training.loss import cross_entropy, step_tokens
+from qkv.training.loss import step_tokens, with_plain
 from qkv.training.nonfinite import explain
 from qkv.training.options import Training
 from qkv.training.progress import Display, Metrics, Window, display
@@ -166,18 +166,19 @@ class Trainer:
         tokens = sum(batch.target_tokens for batch in batches)
         share = step_tokens(tokens, self.device)
         random = torch.get_rng_state()
-        total = torch.zeros((), device=self.device)
+        total = torch.zeros(2, device=self.device)  # the loss, and the cross entropy without smoothing
         for numbers, batch in zip(chosen, batches, strict=True):
             own = self._crew.share(numbers, share)
-            loss = self._forward(batch if len(own) == len(numbers) else self.collate(own)) / share
+            losses = self._forward(batch if len(own) == len(numbers) else self.collate(own))
+            loss, plain = (one / share for one in losses)
             loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach() + self._crew.gather()
+            total += torch.stack((loss.detach(), plain)) + self._crew.gather().to(self.device)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None], foreach=True)
         # one transfer a step: the only place where the processor waits for an accelerator
-        loss_value, norm_value = torch.stack((total, norm)).tolist()
+        loss_value, plain_value, norm_value = torch.stack((*total, norm)).tolist()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             torch.set_rng_state(random)  # the same dropout, so that the same numbers arise
-            raise explain(self.model, self._forward, batches, standing.step + 1, self._remedy())
+            raise explain(self.model, lambda batch: self._forward(batch)[0], batches, standing.step + 1, self._remedy())
         largest = options.optimizer.clip
         if largest is not None and norm_value > largest:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, largest, norm, foreach=True)
@@ -192,17 +193,18 @@ class Trainer:
             self.average.update(standing.step)
         standing.examples += sum(len(batch.index) for batch in batches)
         standing.target_tokens += tokens
-        self._window.add(batches, tokens, loss_value, norm_value, rate, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        self._window.add(batches, tokens, loss_value, plain_value, norm_value, rate, seconds)
 
-    def _forward(self, batch: Batch) -> Tensor:
-        """Return the loss summed over the batch's target tokens."""
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the loss summed over the batch's target tokens, and the cross entropy without smoothing likewise."""
         move = self.device
         source = batch.source.to(move, non_blocking=True) if batch.source is not None else None
         mask = batch.source_mask.to(move, non_blocking=True) if batch.source_mask is not None else None
         target, labels = batch.target.to(move, non_blocking=True), batch.labels.to(move, non_blocking=True)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             logits = self.model(source=source, target=target, source_mask=mask)
-        return cross_entropy(logits, labels, self.options.label_smoothing)
+        return with_plain(logits, labels, self.options.label_smoothing)
 
     def _remedy(self) -> str:
         way = "Look at these examples; lower optimizer.learning_rate, set optimizer.clip or use precision: float32."
