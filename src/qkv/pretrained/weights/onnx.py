@@ -125,8 +125,9 @@ def _fields(cursor: Cursor, end: int) -> Iterator[tuple[int, int, int, int]]:
                 raise cursor.fault(f"a field of kind {kind}", "0, 1, 2 or 5 (protobuf)", at=start)
         if cursor.at > end:
             raise cursor.fault("a field beyond its message's end", f"at most byte {end:,}", at=start)
-        yield (tag >> 3 if tag & 7 == 2 else 0), start, content, cursor.at
-        cursor.at = max(cursor.at, content)
+        stop = cursor.at
+        yield (tag >> 3 if tag & 7 == 2 else 0), start, content, stop
+        cursor.at = stop  # whoever asked may have read inside the field
 
 
 def _skeleton(cursor: Cursor) -> tuple[bytes, list[tuple[int, int] | None]]:
@@ -166,7 +167,6 @@ def _without(cursor: Cursor, start: int, end: int, number: int, change: Callable
             parts.append(cursor.bytes[begin:stop].tobytes())
             continue
         changed = change(content, stop)
-        cursor.at = stop
         if changed or number != _INITIALISER_RAW:
             parts.append(_encoded(number << 3 | 2) + _encoded(len(changed)) + changed)
     return b"".join(parts)
