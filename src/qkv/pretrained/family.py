@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from qkv import spec
 from qkv.errors import CheckpointError
 from qkv.models import SequenceModel, build
-from qkv.pretrained.operations import Operation, RowGain, same
+from qkv.pretrained.operations import Older, Operation, RowGain, same
 
 Config: TypeAlias = Mapping[str, Any]
 """A model's config.json, or what another format says in its place."""
@@ -30,6 +31,7 @@ class Family:
     spec, table: what a configuration says.
     zeros: endings of our parameters' names that its files do not hold, because they are 0 (biases, mostly).
     prefix: what files with an answering head put before the names of the rest, and bare ones leave out.
+    beside: what other files of the folder add to a configuration, each given the folder and what is said so far.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Family:
     table: Callable[[Config], Table]
     zeros: tuple[str, ...] = ()
     prefix: str = ""
+    beside: tuple[Callable[[Path, Config], Config], ...] = ()
 
 
 def fill(family: Family, config: Config, stored: Mapping[str, Tensor], dtype: torch.dtype | None) -> SequenceModel:
@@ -53,10 +56,8 @@ def fill(family: Family, config: Config, stored: Mapping[str, Tensor], dtype: to
     gains: list[tuple[str, Tensor]] = []
     problems: list[str] = []
     table = family.table(config)
-    prefixed = any(name.startswith(family.prefix) for name in stored)
     for name in stored:
-        bare = name.removeprefix(family.prefix) if prefixed else name
-        found = _entry(table, bare)
+        found = _entry(table, name) or _entry(table, name.removeprefix(family.prefix))
         if found is None:
             problems.append(f"{name} has no place in this family")
             continue
@@ -96,7 +97,8 @@ def drain(family: Family, config: Config, model: SequenceModel) -> dict[str, Ten
     """
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     shape = model.spec
-    headed = not (isinstance(shape, spec.Transformer) and isinstance(shape.answers, spec.States))
+    answers = shape.answers if isinstance(shape, spec.Transformer) else None
+    headed = not (isinstance(answers, spec.States) or (isinstance(answers, spec.Vector) and answers.width is None))
     kept = {
         name: parameter
         for name, parameter in parameters.items()
@@ -105,7 +107,7 @@ def drain(family: Family, config: Config, model: SequenceModel) -> dict[str, Ten
     table, written, left = family.table(config), dict[str, Tensor](), set(kept)
     for key, target in table.items():
         operation = same(target) if isinstance(target, str) else target
-        if not operation.targets or isinstance(operation, RowGain):
+        if not operation.targets or isinstance(operation, RowGain | Older):
             continue
         pattern = _pattern(operation.targets[0])
         for name in [name for name in kept if pattern.fullmatch(name)]:
@@ -122,7 +124,10 @@ def drain(family: Family, config: Config, model: SequenceModel) -> dict[str, Ten
             f"{', '.join(sorted(left)[:5])} cannot be said in files of the {family.name} family; "
             "expected a model as it was read, or trained from there: save it as a folder of this package instead"
         )
-    return {(family.prefix if headed and not _headless(name, table) else "") + name: t for name, t in written.items()}
+    return {
+        name if not headed or name.startswith(family.prefix) or _headless(name, table) else family.prefix + name: tensor
+        for name, tensor in written.items()
+    }
 
 
 def _headless(name: str, table: Table) -> bool:

@@ -111,20 +111,23 @@ def plus1(target: str) -> Operation:
 
 @dataclass(frozen=True)
 class From(Operation):
-    """A table whose first `first` rows are never used; written back as zeros."""
+    """A table whose first `first` and last `last` rows are never used; written back as zeros."""
 
     first: int = 0
+    last: int = 0
 
     def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        return [tensor[self.first :]]
+        return [tensor[self.first : len(tensor) - self.last]]
 
     def out(self, tensors: Sequence[Tensor]) -> Tensor:
-        return torch.cat([tensors[0].new_zeros(self.first, *tensors[0].shape[1:]), tensors[0]])
+        used = tensors[0]
+        before, after = (used.new_zeros(unused, *used.shape[1:]) for unused in (self.first, self.last))
+        return torch.cat([before, used, after])
 
 
-def rows_from(first: int, target: str) -> Operation:
-    """A table whose first rows are never used, such as positions that count from 2."""
-    return From((target,), first)
+def rows_from(first: int, target: str, last: int = 0) -> Operation:
+    """A table whose first (and `last`) rows are never used, such as positions that count from 2."""
+    return From((target,), first, last)
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,15 @@ class RowGain(Operation):
 def row_gain(*targets: str) -> Operation:
     """A gain for each row of the targets (weight and bias), multiplied in."""
     return RowGain(targets)
+
+
+class Older(Operation):
+    """A name that only older files have for a tensor; files are written with the newer one."""
+
+
+def older(target: str) -> Operation:
+    """A tensor under a name that is read and never written."""
+    return Older((target,))
 
 
 class Ignored(Operation):

@@ -33,8 +33,7 @@ def read(path: str | Path, *, dtype: torch.dtype | None = torch.float32, legacy:
     Raises CheckpointError for a folder that is incomplete, of an unknown family, or whose tensors do not fit it.
     """
     place = Path(path)
-    config = read_config(place)
-    family = family_of(config)
+    family, config = _described(place)
     stored = weights.read(place, legacy=legacy)
     try:
         model = fill(family, config, stored, dtype)
@@ -48,8 +47,17 @@ def read(path: str | Path, *, dtype: torch.dtype | None = torch.float32, legacy:
 
 def read_spec(path: str | Path) -> spec.Spec:
     """The spec of a published model, without its weights; CheckpointError as for `read`."""
-    config = read_config(Path(path))
-    return family_of(config).spec(config)
+    family, config = _described(Path(path))
+    return family.spec(config)
+
+
+def _described(place: Path) -> tuple[Family, Config]:
+    """The family of a folder's model, and its configuration with what the family finds in the files beside it."""
+    config = read_config(place)
+    family = family_of(config)
+    for more in family.beside:
+        config |= more(place, config)
+    return family, config
 
 
 def write(published: Published, folder: str | Path) -> None:
