@@ -35,6 +35,8 @@ def ideas(choice: spec.Spec) -> dict[str, str]:
     if isinstance(choice, spec.Recurrent):
         read = _read("source", choice.source) | _read("target", choice.target)
         return {"kind": "recurrent"} | _plain(choice) | read | _answer(choice.answers)
+    if isinstance(choice, spec.Towers):
+        return {"kind": "two encoders, compared"} | _of_towers(choice, ideas)
     kinds = {(True, True): "encoder-decoder", (False, True): "decoder alone", (True, False): "encoder alone"}
     said = {"kind": kinds[choice.encoder is not None, choice.decoder is not None]}
     stacks = [stack for stack in (choice.encoder, choice.decoder) if stack is not None]
@@ -56,6 +58,8 @@ def sizes(choice: spec.Spec) -> dict[str, str]:
             "source vocabulary": f"{choice.source.vocab:,}",
             "target vocabulary": f"{choice.target.vocab:,}",
         }
+    if isinstance(choice, spec.Towers):
+        return _of_towers(choice, sizes)
     said: dict[str, str] = {}
     for name, stack in (("encoder", choice.encoder), ("decoder", choice.decoder)):
         if stack is not None:
@@ -65,6 +69,11 @@ def sizes(choice: spec.Spec) -> dict[str, str]:
         if (number := getattr(choice.answers, what, None)) is not None:
             said[f"answer: {what}"] = str(number)
     return said
+
+
+def _of_towers(choice: spec.Towers, told: Callable[[spec.Spec], dict[str, str]]) -> dict[str, str]:
+    towers = (("source", choice.source), ("target", choice.target))
+    return {f"{name}: {what}": words for name, tower in towers for what, words in told(tower).items()}
 
 
 def _differing(before: dict[str, str], after: dict[str, str]) -> list[Change]:

@@ -63,30 +63,37 @@ class LabelsAnswer(nn.Module):
 class ClassesAnswer(nn.Module):
     """Score the classes of the whole input."""
 
-    def __init__(self, choice: spec.Classes, d_model: int) -> None:
+    def __init__(self, choice: spec.Classes, d_model: int, apart: int = 0) -> None:
         super().__init__()
         self.pool: spec.Pool = choice.pool
+        self.apart = apart
         self.dense = Dense(choice.dense, d_model, d_model) if choice.dense else nn.Identity()
         self.linear = nn.Linear(d_model, choice.count)
+        self.second_pool: spec.Pool | None = choice.also
+        self.second = nn.Linear(d_model, choice.count) if choice.also else None
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """hidden (batch, length, d_model), mask (batch, length) bool -> logits (batch, count)."""
-        logits: Tensor = self.linear(self.dense(pooled(hidden, mask, self.pool)))
-        return logits
+        logits: Tensor = self.linear(self.dense(pooled(hidden, mask, self.pool, self.apart)))
+        if self.second is None or self.second_pool is None:
+            return logits
+        second: Tensor = self.second(pooled(hidden, mask, self.second_pool, self.apart))
+        return logits + second
 
 
 class VectorAnswer(nn.Module):
     """One vector for the whole input."""
 
-    def __init__(self, choice: spec.Vector, d_model: int) -> None:
+    def __init__(self, choice: spec.Vector, d_model: int, apart: int = 0) -> None:
         super().__init__()
         self.pool: spec.Pool = choice.pool
+        self.apart = apart
         self.unit = choice.unit
         self.linear = nn.Linear(d_model, choice.width, bias=False) if choice.width else nn.Identity()
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """hidden (batch, length, d_model), mask (batch, length) bool -> (batch, width)."""
-        vector: Tensor = self.linear(pooled(hidden, mask, self.pool))
+        vector: Tensor = self.linear(pooled(hidden, mask, self.pool, self.apart))
         return functional.normalize(vector, dim=-1) if self.unit else vector
 
 
@@ -101,11 +108,13 @@ class StatesAnswer(nn.Module):
         return hidden
 
 
-def pooled(hidden: Tensor, mask: Tensor | None, pool: spec.Pool) -> Tensor:
+def pooled(hidden: Tensor, mask: Tensor | None, pool: spec.Pool, apart: int = 0) -> Tensor:
     """One vector for each row of hidden (batch, length, d_model), of the positions that mask (batch, length) calls
-    real -> (batch, d_model)."""
-    if pool == "first":
-        return hidden[:, 0]
+    real -> (batch, d_model). The first `apart` positions were not read but learned; the mean leaves them out."""
+    if pool in ("first", "second"):
+        return hidden[:, 0 if pool == "first" else 1]
+    if pool == "mean":
+        hidden, mask = hidden[:, apart:], None if mask is None else mask[:, apart:]
     if mask is None:
         return hidden[:, -1] if pool == "last" else hidden.mean(dim=1)
     if pool == "last":

@@ -6,19 +6,23 @@ JSON beside the weights and rebuilds the model with no look-up of a name. This f
     Transformer                       Recurrent
       encoder: Stack | None             source, target: Tokens
       decoder: Stack | None             attention: None | "additive" | "dot" | "general"
-        reads: Tokens                   answers: Vocabulary
+        reads: Tokens | Patches         answers: Vocabulary
         positions: Learned | Sinusoidal | None
         blocks: (Block, ...)
           self_attention, cross_attention: Attention (position: Rotary | RelativeBias | Alibi | None)
           feed_forward: FeedForward
           norm: Norm, norm_at: "pre" | "post" | "both" | "result"
       answers: Vocabulary | Labels | Classes | Vector | States
+
+    Towers
+      source, target: Transformer       two encoders, whose vectors are compared
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -310,8 +314,34 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Patches:
+    """Reads an image in squares of size x size pixels, each turned into a vector (Dosovitskiy et al. 2021).
+
+    leading: learned vectors before them, such as a class token. registers: more of these, that have no position
+    (Darcet et al. 2024). smooth: learned positions are interpolated with antialiasing, for an image of another size.
+    """
+
+    size: int
+    channels: int = 3
+    leading: int = 1
+    registers: int = 0
+    smooth: bool = False
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "size", "channels")
+        for name in ("leading", "registers"):
+            _require(getattr(self, name) >= 0, self, f"{name}={getattr(self, name)} was given; it must be at least 0")
+
+
+Reads: TypeAlias = Tokens | Patches
+
+
+@dataclass(frozen=True)
 class Learned:
-    """A learned vector for each position up to `length`, added to what is read."""
+    """A learned vector for each position up to `length`, added to what is read.
+
+    Of an image, the leading vectors and a square of patches; another image's are interpolated between these.
+    """
 
     length: int
 
@@ -345,7 +375,7 @@ class Stack:
 
     d_model: int
     blocks: tuple[Block, ...]
-    reads: Tokens
+    reads: Reads
     positions: Learned | Sinusoidal | None = None
     embed_norm: Norm | None = None
     final_norm: Norm | None = None
@@ -356,6 +386,14 @@ class Stack:
         _require(len(self.blocks) > 0, self, "blocks=() was given; a stack has at least one block")
         if isinstance(self.positions, Sinusoidal):
             _require(self.d_model % 2 == 0, self, f"d_model={self.d_model} is odd; sinusoidal positions come in pairs")
+        if isinstance(self.reads, Patches) and isinstance(self.positions, Learned):
+            patches = self.positions.length - self.reads.leading
+            _require(
+                patches > 0 and math.isqrt(patches) ** 2 == patches,
+                self,
+                f"positions: length={self.positions.length} less the reads' leading={self.reads.leading} "
+                f"is {patches}, which is no square of patches",
+            )
         by_position = {b.self_attention.position: b.self_attention.heads for b in self.blocks}
         for block in self.blocks:
             attention = block.self_attention
@@ -407,17 +445,18 @@ class Labels:
         _require_positive(self, "count")
 
 
-Pool: TypeAlias = Literal["first", "mean", "last"]
-"""One vector for a whole input: its first position's, the mean of all, or its last one's."""
+Pool: TypeAlias = Literal["first", "second", "mean", "last"]
+"""One vector for a whole input: that of one position, or the mean of what was read (leading vectors left out)."""
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Answers with one of `count` classes for the whole input."""
+    """Answers with one of `count` classes for the whole input; also: from a second vector beside the first."""
 
     count: int
     pool: Pool = "mean"
     dense: Dense | None = None
+    also: Pool | None = None
 
     def __post_init__(self) -> None:
         _require_choices(self)
@@ -489,13 +528,41 @@ class Transformer:
         if self.shared_embedding:
             _require(encoder is not None and decoder is not None, self, "shared_embedding needs encoder and decoder")
             assert encoder is not None and decoder is not None
+            source, target = encoder.reads, decoder.reads
+            _require(
+                isinstance(source, Tokens) and isinstance(target, Tokens),
+                self,
+                "shared_embedding, but encoder and decoder do not both read Tokens",
+            )
+            assert isinstance(source, Tokens) and isinstance(target, Tokens)
             for name, left, right in (
                 ("d_model", encoder.d_model, decoder.d_model),
-                ("vocab", encoder.reads.vocab, decoder.reads.vocab),
+                ("vocab", source.vocab, target.vocab),
             ):
                 _require(
                     left == right, self, f"shared_embedding, but {name} is {left} in encoder and {right} in decoder"
                 )
+
+
+@dataclass(frozen=True)
+class Towers:
+    """Two encoders that answer with vectors of one width, compared: every source with every target, by the cosine of
+    their angle times a learned factor (Radford et al. 2021)."""
+
+    source: Transformer
+    target: Transformer
+
+    def __post_init__(self) -> None:
+        widths = []
+        for name, tower in (("source", self.source), ("target", self.target)):
+            _require(
+                isinstance(tower.answers, Vector) and tower.answers.unit,
+                self,
+                f"{name} answers with {tower.answers}; it must be a Vector with unit=True",
+            )
+            assert isinstance(tower.answers, Vector) and tower.encoder is not None
+            widths.append(tower.answers.width or tower.encoder.d_model)
+        _require(widths[0] == widths[1], self, f"source's vectors have {widths[0]} numbers and target's {widths[1]}")
 
 
 @dataclass(frozen=True)
@@ -522,14 +589,14 @@ class Recurrent:
         )
 
 
-Spec: TypeAlias = Transformer | Recurrent
+Spec: TypeAlias = Transformer | Towers | Recurrent
 
 _NODES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
         Norm, AcrossHeads, Interpolated, ByWavelength, Yarn, Stretched, Rotary, RelativeBias, Alibi, Attention,
-        FeedForward, Block, Segments, Tokens, Learned, Sinusoidal, Stack, Dense, Vocabulary, Labels, Classes, Vector,
-        States, Transformer, Recurrent,
+        FeedForward, Block, Segments, Tokens, Patches, Learned, Sinusoidal, Stack, Dense, Vocabulary, Labels, Classes,
+        Vector, States, Transformer, Towers, Recurrent,
     )
 }  # fmt: skip
 
@@ -576,8 +643,8 @@ def from_json(text: str) -> Spec:
         spec = decode(json.loads(text), "spec")
     except json.JSONDecodeError as error:
         raise SpecError(f"the spec is not JSON: {error}") from None
-    if not isinstance(spec, Transformer | Recurrent):
-        raise SpecError(f"the spec is a {type(spec).__name__}; it must be a Transformer or a Recurrent")
+    if not isinstance(spec, Spec):
+        raise SpecError(f"the spec is a {type(spec).__name__}; it must be a Transformer or a Recurrent, or Towers")
     return spec
 
 

@@ -14,7 +14,12 @@ from qkv.positions import sinusoids
 
 
 class Reader(nn.Module):
-    """Turns what a stack is given into (batch, length, d_model)."""
+    """Turns what a stack is given into (batch, length, d_model).
+
+    apart: how many of the first positions are learned vectors of the model, and no part of what is given.
+    """
+
+    apart = 0
 
     def __init__(self, choice: spec.Stack, width: int) -> None:
         super().__init__()

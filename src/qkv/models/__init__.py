@@ -13,6 +13,10 @@ def build(choice: spec.Spec) -> SequenceModel:
     """Build the model a spec describes, its parameters drawn fresh from torch's generator."""
     if isinstance(choice, spec.Transformer):
         return Transformer(choice)
+    if isinstance(choice, spec.Towers):
+        from qkv.models.towers import Towers
+
+        return Towers(choice)
     from qkv.models.recurrent import Recurrent
 
     return Recurrent(choice)

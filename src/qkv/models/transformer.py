@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from qkv import spec
 from qkv.cache import BlockCache, Memory, TransformerState
 from qkv.errors import SpecError
-from qkv.inputs import TokenReader, reader
+from qkv.inputs import PatchReader, TokenReader, reader
 from qkv.layers import Block, Placing, norm
 from qkv.mask import Mask
 from qkv.models.protocol import SequenceModel
@@ -121,9 +121,9 @@ class Transformer(SequenceModel):
             case spec.Labels():
                 self.answer = LabelsAnswer(choice.answers, d_model)
             case spec.Classes():
-                self.answer = ClassesAnswer(choice.answers, d_model)
+                self.answer = ClassesAnswer(choice.answers, d_model, last.embedding.apart)
             case spec.Vector():
-                self.answer = VectorAnswer(choice.answers, d_model)
+                self.answer = VectorAnswer(choice.answers, d_model, last.embedding.apart)
             case spec.States():
                 self.answer = StatesAnswer(choice.answers, d_model)
         self.initialise()
@@ -133,7 +133,8 @@ class Transformer(SequenceModel):
 
         Linear layers: Xavier-uniform with zero bias, as in the 2017 code; those that write into the residual of a
         pre-norm block are scaled by 1 / sqrt(2 * blocks) (Radford et al. 2019). Embeddings: normal with deviation
-        1 / sqrt(d_model) where they are scaled or answer as well, else 1; vectors that only answer, half of the former.
+        1 / sqrt(d_model) where they are scaled or answer as well, else 1; vectors that only answer, half of the former;
+        what is learned beside the patches of an image, 0.02 (Dosovitskiy et al. 2021, in its authors' code).
         """
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -145,6 +146,11 @@ class Transformer(SequenceModel):
                 alone = module.scale == 1.0 and not answers
                 for table in filter(None, (module.tokens, module.positions, module.segments)):
                     nn.init.normal_(table.weight, std=1.0 if alone else table.embedding_dim**-0.5)
+            elif isinstance(module, PatchReader):
+                places = module.positions.weight if module.positions is not None else None
+                for vectors in (*module.leading, module.registers, places):
+                    if vectors is not None:
+                        nn.init.normal_(vectors, std=0.02)
             elif isinstance(module, RelativeBias):
                 nn.init.normal_(module.bias, std=0.02)
         if isinstance(self.answer, VocabularyAnswer) and not self.answer.tied:

@@ -241,7 +241,10 @@ def vocabularies(choice: spec.Spec) -> tuple[int, int]:
     """The sizes of the vocabularies a model reads and answers in; the same one twice if there is one."""
     if isinstance(choice, spec.Recurrent):
         return choice.source.vocab, choice.target.vocab
-    sizes = [stack.reads.vocab for stack in (choice.encoder, choice.decoder) if stack is not None]
+    stacks = () if isinstance(choice, spec.Towers) else (choice.encoder, choice.decoder)
+    sizes = [stack.reads.vocab for stack in stacks if stack is not None and isinstance(stack.reads, spec.Tokens)]
+    if not sizes:
+        raise SpecError("a model that reads no tokens was given; expected one that does, for this task")
     return sizes[0], sizes[-1]
 
 

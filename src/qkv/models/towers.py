@@ -1,0 +1,58 @@
+"""Two encoders whose vectors are compared, as in CLIP (Radford et al. 2021)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from qkv import spec
+from qkv.cache import Memory
+from qkv.errors import DataError, SpecError
+from qkv.models.protocol import SequenceModel, State
+from qkv.models.transformer import Transformer
+from qkv.tap import NO_TAP, Tap
+
+
+class Towers(SequenceModel):
+    """The model a `spec.Towers` describes: `source` and `target` give one vector for each input, of length 1."""
+
+    def __init__(self, choice: spec.Towers) -> None:
+        super().__init__()
+        self.spec = choice
+        self.source = Transformer(choice.source)
+        self.target = Transformer(choice.target)
+        self.log_factor = nn.Parameter(torch.empty(()))
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Draw fresh parameters from torch's generator; the factor begins at 1 / 0.07 (section 2.5)."""
+        self.source.initialise()
+        self.target.initialise()
+        nn.init.constant_(self.log_factor, -math.log(0.07))
+
+    def encode(self, source: Tensor, source_mask: Tensor | None = None, tap: Tap = NO_TAP) -> Memory | None:
+        raise SpecError("these are two encoders and predict no sequence; call the model, or its source or target")
+
+    def start(self, memory: Memory | None, rows: int) -> State:
+        raise SpecError("these are two encoders and predict no sequence; call the model, or its source or target")
+
+    def step(self, tokens: Tensor, state: State, tap: Tap = NO_TAP) -> tuple[Tensor, State]:
+        raise SpecError("these are two encoders and predict no sequence; call the model, or its source or target")
+
+    def forward(
+        self,
+        source: Tensor | None = None,
+        target: Tensor | None = None,
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+        tap: Tap = NO_TAP,
+    ) -> Tensor:
+        """What the towers read, such as images and texts -> logits (sources, targets): each with each."""
+        if source is None or target is None:
+            given = "no source" if source is None else "no target"
+            raise DataError(f"{given} was given; both are compared: pass source= and target=")
+        left = self.source(source, source_mask=source_mask, tap=tap.at("source"))
+        right = self.target(target, source_mask=target_mask, tap=tap.at("target"))
+        return tap("logits", self.log_factor.exp() * left @ right.T)
