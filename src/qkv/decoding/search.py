@@ -57,7 +57,7 @@ class _Search:
         while True:
             values, parents, choices = self._candidates(log_probs)
             self._collect(values, parents, choices)
-            values, order = values.masked_fill(choices == self.constraints.eos, DEAD).topk(self.options.size)
+            values, order = values.masked_fill(self.constraints.ended(choices), DEAD).topk(self.options.size)
             parents, choices = parents.gather(1, order), choices.gather(1, order)
             going = self._going(values)
             if not going:
@@ -90,17 +90,18 @@ class _Search:
         return self._length(sentence) >= self.constraints.longest[sentence]
 
     def _candidates(self, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best 2K continuations: log-probability, hypothesis and token, each (sentences, 2K)."""
+        """The best 2K continuations (more for several end tokens): log-probability, hypothesis, token, (sentences, 2K)."""
         fed, vocab = self.tokens.shape[2], log_probs.shape[-1]
         owns = [self.given[sentence] for sentence in self.sentences]
         forced = [own[fed] if fed < len(own) else None for own in owns]
-        self.constraints.restrict(log_probs, forced, [self._length(one) for one in self.sentences], self.counted)
+        lengths = [self._length(one) for one in self.sentences]
+        self.constraints.restrict(log_probs, self.sentences, forced, lengths, self.counted)
         if self.rules.at_length == "forced":
             last = [group for group, sentence in enumerate(self.sentences) if self._last(sentence)]
-            others = torch.arange(vocab, device=log_probs.device) != self.constraints.eos
+            others = ~self.constraints.ended(torch.arange(vocab, device=log_probs.device))
             log_probs[last] = log_probs[last].masked_fill(others, DEAD)
         totals = log_probs.add_(self.living[..., None]).flatten(1)
-        wanted = 2 * self.options.size
+        wanted = max(2, 1 + len(self.constraints.ends)) * self.options.size  # of a hypothesis, every end may be best
         values, index = totals.topk(min(wanted, totals.shape[1]))
         missing = wanted - values.shape[1]  # a small vocabulary, at the first steps
         values = torch.nn.functional.pad(values, (0, missing), value=DEAD)
@@ -109,7 +110,7 @@ class _Search:
 
     def _collect(self, values: Tensor, parents: Tensor, choices: Tensor) -> None:
         """Put the candidates that ended, and at the greatest length those the rules keep, among the collected."""
-        eligible = choices == self.constraints.eos
+        eligible = self.constraints.ended(choices)
         if self.rules.at_length == "kept":
             eligible[[group for group, sentence in enumerate(self.sentences) if self._last(sentence)]] = True
         if self.rules.counts == "best-k":
@@ -131,7 +132,7 @@ class _Search:
         if self.penalties:
             score += self.penalties[group * self.tokens.shape[1] + parent]
         tokens = (*self.tokens[group, parent].tolist()[self.constraints.hidden :], *more)
-        found.append(Hypothesis(tokens, score, log_probability, tokens[-1:] == (self.constraints.eos,)))
+        found.append(Hypothesis(tokens, score, log_probability, tokens[-1] in self.constraints.ends))
         found.sort(key=lambda hypothesis: -hypothesis.score)
         del found[size:]
 

@@ -28,9 +28,11 @@ def decode(
     source_mask: Tensor | None = None,
     *,
     bos: int | None,
-    eos: int,
+    eos: int | Sequence[int],
     decoding: Decoding | None = None,
     never: Sequence[int] = (),
+    first: Sequence[int] = (),
+    last: int | None = None,
     prefixes: Prefixes | None = None,
     generator: torch.Generator | None = None,
     tap: Tap = NO_TAP,
@@ -38,14 +40,16 @@ def decode(
     """Find the answers to a batch; for every sentence its hypotheses, best first, at least one.
 
     source (batch, sources), source_mask the same, True = a real token; None for a model without an encoder, whose
-    prompts are the prefixes. bos, eos: begin and end token; never: tokens not to be generated. generator: for
-    sampling. tap: sees and changes every step. Dropout is off meanwhile. Raises DataError, ConfigError.
+    prompts are the prefixes. bos, eos: begin and end token; never: tokens not to be generated; first, last: what an
+    answer has to begin with, and to have at the greatest length (see `Constraints`). generator: for sampling.
+    tap: sees and changes every step. Dropout is off meanwhile. Raises DataError, ConfigError.
     """
     decoding = decoding or Decoding()
     method = decoding.method
     with _evaluating(model):
         stepper, state, longest, mask = _begin(model, source, source_mask, decoding, prefixes, tap)
-        constraints = Constraints(longest, bos, eos, never, decoding.length.least, prefixes, _device(model))
+        least = decoding.length.least
+        constraints = Constraints(longest, bos, eos, never, least, prefixes, _device(model), first, last)
         if isinstance(method, Greedy):
             return [[hypothesis] for hypothesis in greedy(stepper, state, constraints)]
         if isinstance(method, Sample):
@@ -64,9 +68,11 @@ def decode_all(
     sources: Sequence[Sequence[int]],
     *,
     bos: int | None,
-    eos: int,
+    eos: int | Sequence[int],
     decoding: Decoding | None = None,
     never: Sequence[int] = (),
+    first: Sequence[int] = (),
+    last: int | None = None,
     prefixes: Prefixes | None = None,
     generator: torch.Generator | None = None,
     budget: int = 4096,
@@ -87,8 +93,9 @@ def decode_all(
         source, mask = _padded([sources[number] for number in numbers], device)
         own = [prefixes[number] for number in numbers] if prefixes is not None else None
         results = decode(
-            model, source, mask, bos=bos, eos=eos, decoding=decoding, never=never, prefixes=own, generator=generator
-        )
+            model, source, mask, bos=bos, eos=eos, decoding=decoding, never=never, first=first, last=last, prefixes=own,
+            generator=generator,
+        )  # fmt: skip
         found.update(zip(numbers, results, strict=True))
     return [found[number] for number in range(len(sources))]
 
@@ -99,9 +106,11 @@ def stream(
     source: Tensor | None = None,
     *,
     bos: int | None,
-    eos: int,
+    eos: int | Sequence[int],
     decoding: Decoding | None = None,
     never: Sequence[int] = (),
+    first: Sequence[int] = (),
+    last: int | None = None,
     prefix: Sequence[int] = (),
     generator: torch.Generator | None = None,
     tap: Tap = NO_TAP,
@@ -120,7 +129,8 @@ def stream(
     choose = drawn(method, generator) if isinstance(method, Sample) else most_probable
     with _evaluating(model):
         stepper, state, longest, _ = _begin(model, source, None, decoding, [prefix], tap)
-        constraints = Constraints(longest, bos, eos, never, decoding.length.least, [prefix], _device(model))
+        least = decoding.length.least
+        constraints = Constraints(longest, bos, eos, never, least, [prefix], _device(model), first, last)
         for step in walk(stepper, state, constraints, choose):
             for taken in step:
                 yield taken.token

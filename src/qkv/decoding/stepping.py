@@ -42,17 +42,23 @@ class Constraints:
     """What a search keeps to, whatever its method.
 
     longest: the greatest number of tokens to generate for each sentence, the end included; as many as sentences.
-    bos: the begin token, None if the first token of a prefix begins. eos: the end token. never: not to be generated.
-    least: the fewest tokens to generate, the end included. prefixes: the tokens each sentence is forced to begin with.
+    bos: the begin token, None if the first token of a prefix begins. eos: the end token, or several of which any ends.
+    never: not to be generated. least: the fewest tokens to generate, the end included. prefixes: the tokens each
+    sentence is forced to begin with.
+    first: what every answer has to begin with, such as the token of a language; it counts in an answer's length and
+    not in its log-probability, but stands before a prefix if there is one, as a part of that. last: the token that
+    has to stand at the greatest length; it counts likewise.
     """
 
     longest: Sequence[int]
     bos: int | None
-    eos: int
+    eos: int | Sequence[int]
     never: Sequence[int] = ()
     least: int = 1
     prefixes: Sequence[Sequence[int]] | None = None
     device: torch.device | str = "cpu"
+    first: Sequence[int] = ()
+    last: int | None = None
 
     def __post_init__(self) -> None:
         if self.prefixes is not None and len(self.prefixes) != len(self.longest):
@@ -60,21 +66,40 @@ class Constraints:
                 f"{len(self.prefixes)} prefixes for {len(self.longest)} sentences; give one each, empty for none"
             )
         for number, prefix in enumerate(self.prefixes or ()):
-            if self.eos in prefix:
+            for end in set(self.ends) & set(prefix):
                 raise DataError(
-                    f"prefix {number} holds the end token {self.eos}, after which nothing can follow; "
+                    f"prefix {number} holds the end token {end}, after which nothing can follow; "
                     "leave it out, or use score() for sequences that are whole"
                 )
         if self.bos is None and not all(self.prefixes or [()]):
             raise DataError("without a begin token every sentence needs a prefix of at least one token; give either")
-        if self.eos in self.never:
-            raise DataError(f"the end token {self.eos} is among the tokens never to be generated; take it out")
+        if self.bos is None and self.first:
+            raise DataError(f"first={list(self.first)} was given without a begin token to stand after; give bos")
+        for end in set(self.ends) & set(self.never):
+            raise DataError(f"the end token {end} is among the tokens never to be generated; take it out")
 
     @property
     def given(self) -> list[list[int]]:
         """What each sentence is fed before it is free, the begin token included."""
         begin = [] if self.bos is None else [self.bos]
-        return [begin + list(prefix) for prefix in self.prefixes or [()] * len(self.longest)]
+        return [
+            begin + [*(self.first if prefix else ()), *prefix] for prefix in self.prefixes or [()] * len(self.longest)
+        ]
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The end tokens."""
+        return (self.eos,) if isinstance(self.eos, int) else tuple(self.eos)
+
+    def ended(self, tokens: Tensor) -> Tensor:
+        """Which of the tokens end an answer, bool."""
+        return torch.isin(tokens, torch.tensor(self.ends, dtype=tokens.dtype, device=tokens.device))
+
+    def made(self, sentence: int, length: int) -> int | None:
+        """The token that has to make a sentence's answer `length` tokens long, if it may not choose."""
+        if length <= len(self.first) and not (self.prefixes and self.prefixes[sentence]):
+            return self.first[length - 1]
+        return self.last if length == self.longest[sentence] else None
 
     @property
     def hidden(self) -> int:
@@ -82,22 +107,33 @@ class Constraints:
         return 0 if self.bos is None else 1
 
     def restrict(
-        self, log_probs: Tensor, forced: Sequence[int | None], lengths: Sequence[int], counted: bool = False
+        self,
+        log_probs: Tensor,
+        sentences: Sequence[int],
+        forced: Sequence[int | None],
+        lengths: Sequence[int],
+        counted: bool = False,
     ) -> None:
         """Forbid, in place in `log_probs` (sentences, ..., vocab), what may not come next in each sentence.
 
         forced: the prefix' token for this place, where there is one. lengths: what the next token makes the length.
         counted: whether a forced token keeps its own log-probability; it adds 0 if not.
         """
+        made = [
+            self.made(sentence, length) if token is None else token
+            for sentence, token, length in zip(sentences, forced, lengths, strict=True)
+        ]
         own = {}
-        for place, token in enumerate(forced):
+        for place, token in enumerate(made):
             if token is not None:
-                own[place] = log_probs[place, ..., token].clone() if counted else 0.0
+                keeps = counted and forced[place] is not None
+                own[place] = log_probs[place, ..., token].clone() if keeps else 0.0
         if self.never:
             log_probs[..., list(self.never)] = -torch.inf
         short = [place for place, length in enumerate(lengths) if length < self.least]
         if short:
-            log_probs[short, ..., self.eos] = -torch.inf
+            for end in self.ends:
+                log_probs[short, ..., end] = -torch.inf
         for place, value in own.items():
             log_probs[place] = -torch.inf
-            log_probs[place, ..., forced[place]] = value
+            log_probs[place, ..., made[place]] = value

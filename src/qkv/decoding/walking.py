@@ -99,7 +99,7 @@ def walk(
         log_probs = torch.log_softmax(logits[:, -1].float(), -1)
         owns = [given[row // copies] for row in rows]
         forced = [own[fed] if fed < len(own) else None for own in owns]
-        constraints.restrict(log_probs, forced, [fed + 1 - len(own) for own in owns])
+        constraints.restrict(log_probs, [row // copies for row in rows], forced, [fed + 1 - len(own) for own in owns])
         chosen = choose(log_probs)
         values = log_probs.gather(1, chosen[:, None])[:, 0].tolist()
         taken = [Taken(row, token, value) for row, token, value in zip(rows, chosen.tolist(), values, strict=True)]
@@ -108,7 +108,7 @@ def walk(
         staying = []
         for place, one in enumerate(taken):
             sentence = one.row // copies
-            if one.token != constraints.eos and fed - len(given[sentence]) < constraints.longest[sentence]:
+            if one.token not in constraints.ends and fed - len(given[sentence]) < constraints.longest[sentence]:
                 staying.append(place)
         if not staying:
             return
@@ -128,6 +128,6 @@ def _gather(steps: Iterator[list[Taken]], constraints: Constraints, copies: int)
             tokens[one.row].append(one.token)
             sums[one.row] += one.log_probability
     return [
-        Hypothesis(tuple(own), total, total, own[-1:] == [constraints.eos])
+        Hypothesis(tuple(own), total, total, bool(own) and own[-1] in constraints.ends)
         for own, total in zip(tokens, sums, strict=True)
     ]
