@@ -90,7 +90,7 @@ class _Search:
         return self._length(sentence) >= self.constraints.longest[sentence]
 
     def _candidates(self, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best 2K continuations (more for several end tokens): log-probability, hypothesis, token, (sentences, 2K)."""
+        """The best 2K continuations, more with several ends: log-probability, hypothesis, token, (sentences, 2K)."""
         fed, vocab = self.tokens.shape[2], log_probs.shape[-1]
         owns = [self.given[sentence] for sentence in self.sentences]
         forced = [own[fed] if fed < len(own) else None for own in owns]
