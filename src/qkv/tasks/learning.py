@@ -17,7 +17,7 @@ from qkv.data import Batch, BatchSampler, Joined, Mixture, TokenPairs, collate
 from qkv.data.cleaning import prepare
 from qkv.data.reading import Pair
 from qkv.decoding import Decoding, Greedy
-from qkv.errors import ConfigError, DataError, StorageError, TrainingError, VocabularyError
+from qkv.errors import ConfigError, DataError, QkvError, StorageError, TrainingError, VocabularyError
 from qkv.models import SequenceModel, build
 from qkv.tasks.examples import Examples, gather, name_of
 from qkv.tasks.kinds import TASKS, Task
@@ -75,7 +75,11 @@ def learn(
     with checkpoint.replacing(place / _RECIPE) as part:
         part.write_text(config.dump_yaml(config.write(recipe)), encoding="utf-8")
     trainer = Trainer(model, recipe.training, sampler, batch, place, validate=judge, show=show)
-    result = trainer.run(resume=resume)
+    try:
+        result = trainer.run(resume=resume)
+    except QkvError:
+        shutil.rmtree(place / _TOKENS, ignore_errors=True)
+        raise
     card = {
         "scores": {f"valid {name}": value for name, value in result.metrics.items()},
         "training": {
