@@ -26,6 +26,14 @@ _ROBERTA: Final = {**_PLAIN, "sep": "</s>", "cls": "<s>", "pad": "<pad>", "mask"
 _GPT2: Final = dict.fromkeys(("bos", "eos", "unk"), "<|endoftext|>")
 _GEMMA: Final = {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>"}
 _ALBERT: Final = {"bos": "[CLS]", "eos": "[SEP]", "unk": "<unk>", "sep": "[SEP]", "pad": "<pad>", "cls": "[CLS]"}
+_M2M100_LANGUAGES: Final = tuple(
+    f"__{code}__"
+    for code in (
+        "af am ar ast az ba be bg bn br bs ca ceb cs cy da de el en es et fa ff fi fr fy ga gd gl gu ha he hi hr ht hu "
+        "hy id ig ilo is it ja jv ka kk km kn ko lb lg ln lo lt lv mg mk ml mn mr ms my ne nl no ns oc or pa pl ps pt "
+        "ro ru sd si sk sl so sq sr ss su sv sw ta th tl tn tr uk ur uz vi wo xh yi yo zh zu"
+    ).split()
+)
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,8 @@ class Form:
     them a bos before and an eos after, where `adds_bos` or the files ask for them.
     tokens: role -> spelling. sentinels: how many <extra_id_N> follow the pieces. fairseq: whether <s>, <pad>, </s>
     and <unk> come before the pieces. plain_quotes: whether a text is simplified as for ALBERT.
-    language: how a token for a language is spelt; source: the one that stands in `single` unless the files differ.
+    language: how a token for a language is spelt; source: the one that stands in `single` unless the files differ;
+    languages: those after the pieces where the files list none.
     """
 
     single: str | None = None
@@ -48,6 +57,7 @@ class Form:
     plain_quotes: bool = False
     language: re.Pattern[str] = _NO_LANGUAGE
     source: str | None = None
+    languages: tuple[str, ...] = ()
 
     @staticmethod
     def named(name: str) -> Form:
@@ -69,7 +79,9 @@ _FORMS: Final[Mapping[str, Form]] = {
     "mbart": Form("$A eos lang", "$A $B eos lang", _ROBERTA, fairseq=True, source="en_XX"),
     "mbart50": Form("lang $A eos", "lang $A $B eos", _ROBERTA, fairseq=True, source="en_XX"),
     "nllb": Form("lang $A eos", "lang $A $B eos", _ROBERTA, fairseq=True, source="eng_Latn"),
-    "m2m100": Form("lang $A eos", "lang $A $B eos", {**_PLAIN, "pad": "<pad>"}, source="__en__"),
+    "m2m100": Form(
+        "lang $A eos", "lang $A $B eos", {**_PLAIN, "pad": "<pad>"}, source="__en__", languages=_M2M100_LANGUAGES
+    ),
 }
 
 
@@ -149,8 +161,7 @@ def finish(inner: tokenizers.Tokenizer, says: Says, form: Form | None, size: int
         for role in ROLES
     }
     _add_tokens(inner, says, spelt, strict=form is not None)
-    sizes = max(inner.get_vocab(with_added_tokens=True).values(), default=0) + 1
-    size = sizes if size is None else size
+    size = _size(inner) if size is None else size
     numbers: dict[str, int | None] = {}
     for role in ROLES:
         text = spelt[role]
@@ -163,6 +174,14 @@ def finish(inner: tokenizers.Tokenizer, says: Says, form: Form | None, size: int
         _clean(inner)
     kept = {role: numbers[role] for role in ("pad", "bos", "eos", "unk", "mask")}
     return Tokenizer(inner, says.name, specials=Specials(size, **kept))
+
+
+def _size(inner: tokenizers.Tokenizer) -> int:
+    """One more than the highest number: more than the count, where numbers are left out."""
+    count = max(inner.get_vocab_size(), *inner.get_added_tokens_decoder(), 0)
+    if inner.id_to_token(count - 1) is not None and inner.id_to_token(count) is None:
+        return count
+    return max(inner.get_vocab(with_added_tokens=True).values(), default=0) + 1  # slow where there are many
 
 
 _USUAL: Final = {

@@ -10,7 +10,7 @@ import itertools
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
@@ -82,10 +82,14 @@ def from_gguf(metadata: Mapping[str, Any], name: str = "the GGUF file") -> Token
         merges = _merges(_strings(says.get("merges"), f"{name}: tokenizer.ggml.merges"), name, 1)
         cut = str(says.get("pre", "gpt-2"))
         inner = byte_level.build(dict(zip(tokens, itertools.count(), strict=False)), merges, name, cut=cut)
-        for text, own in zip(tokens, kinds, strict=True):
-            if own in (sentencepiece.CONTROL, sentencepiece.USER_DEFINED):
-                control = own == sentencepiece.CONTROL
-                inner.add_tokens([AddedToken(text, normalized=False, special=control)])
+        added = (sentencepiece.USER_DEFINED, sentencepiece.CONTROL)
+        inner.add_tokens(
+            [
+                AddedToken(text, normalized=False, special=own == sentencepiece.CONTROL)
+                for text, own in zip(tokens, kinds, strict=True)
+                if own in added
+            ]
+        )
     else:
         raise VocabularyError(f"{name} has a tokenizer of the kind {kind!r}, expected gpt2 or llama")
     roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
@@ -200,7 +204,9 @@ def _with_sentinels(model: Model, count: int) -> Model:
 def _renumbered(path: Path, table: Path, says: Says) -> Tokenizer:
     """The pieces of a SentencePiece model under the numbers that `vocab.json` gives them (Marian, M2M100).
 
-    A piece that has no number there is read as unknown; a token that is no piece is written, and hardly ever read.
+    A piece that has no number there is read as unknown. A token that is no piece is written, and read only where the
+    text has characters that no piece has; such characters can come out as other tokens than in the library, which
+    looks up what is unknown as one run.
     """
     form = says.form or Form.named("marian")
     model = sentencepiece.parse(_content(path), str(path))
@@ -221,7 +227,7 @@ def _renumbered(path: Path, table: Path, says: Says) -> Tokenizer:
             return Piece(token, 0.0, sentencepiece.CONTROL)
         return known.get(token, Piece(token, 0.0, sentencepiece.UNUSED))
 
-    after = [token for token in says.extra_tokens if token not in vocab]
+    after = [token for token in says.extra_tokens or form.languages if token not in vocab]
     named = [*map(piece, order), *(Piece(token, 0.0, sentencepiece.CONTROL) for token in after)]
     lost = [one for one in model.pieces if one.text not in vocab and one.kind == sentencepiece.NORMAL]
     inner = sentencepiece.build(_with(model, (*named, *lost)), str(path), strips=True)
@@ -271,16 +277,16 @@ def _vocabulary(path: Path) -> dict[str, int]:
 
 
 def _merges(lines: Iterable[str], name: str, first: int) -> list[tuple[str, str]]:
-    pairs = []
-    for number, line in enumerate(lines, first):
-        left, _, right = line.partition(" ")
-        if not left or not right or " " in right:
-            raise VocabularyError(f"{name}, entry {number}: {line[:40]!r} is no merge, expected two tokens and a space")
-        pairs.append((left, right))
-    return pairs
+    pairs = [tuple(line.split(" ")) for line in lines]
+    for number, pair in enumerate(pairs, first):
+        if len(pair) != 2 or "" in pair:
+            raise VocabularyError(
+                f"{name}, entry {number}: {' '.join(pair)[:40]!r} is no merge, expected two tokens and a space between"
+            )
+    return cast("list[tuple[str, str]]", pairs)
 
 
 def _strings(value: Any, name: str) -> list[str]:
-    if not isinstance(value, (list, tuple)) or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, (list, tuple)) or set(map(type, value)) - {str}:
         raise VocabularyError(f"{name} is {type(value).__name__}, expected a list of texts; copy the file again")
     return list(value)

@@ -128,6 +128,29 @@ class Tokenizer:
             raise VocabularyError(f"{token!r} is no token of this tokenizer, which has {self.size}; check its spelling")
         return number
 
+    def for_language(self, token: str) -> Tokenizer:
+        """Give the tokenizer for texts of another language, whose token stands around them, e.g. "fra_Latn".
+
+        Raises VocabularyError if it is no token, or if no language's token stands around a text.
+        """
+        number = self.id(token)
+        frame = self._inner.post_processor
+        says = json.loads(frame.__getstate__()) if frame is not None else {}
+        plain = {self._inner.id_to_token(n) for n in (self.specials.bos, self.specials.eos) if n is not None}
+        found = [name for name in says.get("special_tokens", ()) if name not in plain]
+        if self._own or len(found) != 1:
+            raise VocabularyError(
+                f"{found or 'nothing'} stands around a text besides its beginning and end, expected the token of one "
+                f"language: take the tokenizer as it is"
+            )
+        there, here = json.dumps(found[0]), json.dumps(token)
+        says["special_tokens"].pop(found[0])
+        pieces = json.loads(json.dumps([says["single"], says["pair"]]).replace(f'"id": {there}', f'"id": {here}'))
+        says["single"], says["pair"] = pieces
+        says["special_tokens"][token] = {"id": token, "ids": [number], "tokens": [token]}
+        whole = json.loads(self._inner.to_str()) | {"post_processor": says}
+        return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(whole)), specials=self.specials)
+
     @functools.cached_property
     def digest(self) -> str:
         """The sha256 of everything that decides how text is cut: equal digests, equal tokens."""
@@ -266,11 +289,8 @@ def _bytes_shown(name: str) -> str:
     table = _byte_of()
     if any(character not in table for character in name):  # an added token is spelt as it is
         return _visible(name)
-    raw = bytes(table[character] for character in name)
-    try:
-        return _visible(raw.decode())
-    except UnicodeDecodeError:
-        return "".join(f"<0x{byte:02X}>" for byte in raw)
+    shown = bytes(table[character] for character in name).decode(errors="surrogateescape")
+    return "".join(f"<0x{ord(c) & 0xFF:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF else _visible(c) for c in shown)
 
 
 def _visible(text: str) -> str:
