@@ -24,17 +24,18 @@ SMALL = {
 
 @dataclass(frozen=True)
 class Case:
-    """A family's tiny model: its configuration and class in transformers."""
+    """A family's tiny model: its configuration and class in transformers, and how that computes attention."""
 
     name: str
     config: str
     model: str
     settings: dict[str, Any] = field(default_factory=dict)
+    kernel: str = "eager"
 
     def build(self) -> Any:
         torch.manual_seed(1)
         config = getattr(transformers, self.config)(**{**SMALL, **self.settings})
-        config._attn_implementation = "eager"
+        config._attn_implementation = self.kernel
         model = getattr(transformers, self.model)(config).eval()
         for parameter in model.parameters():  # norms and biases too, so that none can be mistaken for another
             parameter.data.add_(torch.randn_like(parameter) * 0.1)
@@ -75,7 +76,9 @@ def mask_of(lengths: list[int], length: int) -> Tensor:
 
 def loaded(model: Any, folder: Path) -> Any:
     """The model of transformers that a folder holds, of the same class; nothing may be missing or left over."""
-    again, report = type(model).from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
+    again, report = type(model).from_pretrained(
+        folder, output_loading_info=True, attn_implementation=model.config._attn_implementation
+    )
     assert not report["missing_keys"] and not report["unexpected_keys"]
     return again.eval()
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qkv.errors import CheckpointError
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -25,11 +27,16 @@ class Operation:
     targets: tuple[str, ...]
 
     def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        """The targets' tensors from the file's."""
-        return [tensor for _ in self.targets]
+        """The targets' tensors from the file's; each has its own memory, so that training changes one."""
+        return [tensor.clone() if number else tensor for number in range(len(self.targets))]
 
     def out(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The file's tensor from the targets'."""
+        """The file's tensor from the targets'. Raises CheckpointError for targets that have one place and differ."""
+        if any(not torch.equal(one, tensors[0]) for one in tensors[1:]):
+            raise CheckpointError(
+                f"{' and '.join(self.targets)} differ, and files of this family hold one tensor for them; "
+                "save the model as a folder of this package instead"
+            )
         return tensors[0]
 
 
@@ -165,6 +172,39 @@ class Shaped(Operation):
 def shaped(target: str, stored: tuple[int, ...]) -> Operation:
     """A tensor that the file keeps in the shape `stored` (-1: whatever is left)."""
     return Shaped((target,), stored)
+
+
+class Columns(Operation):
+    """Matrices side by side in one."""
+
+    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        return list(torch.split(tensor, [shape[1] for shape in shapes], dim=1))
+
+    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.cat(list(tensors), dim=1)
+
+
+def columns(*targets: str) -> Operation:
+    """Matrices side by side, each for one of several vectors that are read together."""
+    return Columns(targets)
+
+
+@dataclass(frozen=True)
+class Scaled(Operation):
+    """A tensor that is `by` times as large here."""
+
+    by: float = 1.0
+
+    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        return [tensor * self.by]
+
+    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0] / self.by
+
+
+def scaled(target: str, by: float) -> Operation:
+    """A tensor times a number, such as each part of a mean."""
+    return Scaled((target,), by)
 
 
 class RowGain(Operation):

@@ -32,6 +32,19 @@ def activation(name: str) -> spec.Activation:
     return _ACTIVATIONS[name]
 
 
+def said(config: Config, *names: str) -> Any:
+    """What a configuration says under the first of several names that it has; KeyError, with the first, for none."""
+    return config[next((name for name in names if config.get(name) is not None), names[0])]
+
+
+def only(config: Config, field: str, value: object) -> None:
+    """Refuse a configuration whose `field` is not `value`, which it is where nothing is said: CheckpointError."""
+    if config.get(field, value) != value:
+        raise CheckpointError(
+            f"the configuration says {field}={config[field]!r}; expected {value!r}, the only one known"
+        )
+
+
 def rotary(config: Config, kind: str = "full_attention") -> spec.Rotary:
     """The rotary positions of a configuration, in its older form (rope_theta, rope_scaling) or its newer one
     (rope_parameters, perhaps one for each kind of layer). CheckpointError for a scaling that is not known."""

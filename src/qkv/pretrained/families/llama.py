@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from qkv import spec
-from qkv.pretrained.family import Config, Family, Table
 from qkv.pretrained.families.common import activation, rotary
+from qkv.pretrained.family import Config, Family, Table
 from qkv.pretrained.operations import ignored, plus1, stacked
 
 _BLOCK = "decoder.blocks.{n}."

@@ -1,0 +1,219 @@
+"""Decoders in the manner of GPT-2: layer norms, a plain feed-forward, query, key and value often in one matrix."""
+
+from __future__ import annotations
+
+import math
+
+from qkv import spec
+from qkv.errors import CheckpointError
+from qkv.pretrained.families.common import activation, only, rotary, said
+from qkv.pretrained.family import Config, Family, Table
+from qkv.pretrained.operations import grouped, ignored, rows_from, same, stacked, transposed
+
+_BLOCK = "decoder.blocks.{n}."
+_ATTENTION, _FEED_FORWARD = f"{_BLOCK}self_attention", f"{_BLOCK}feed_forward"
+_QUERY_KEY_VALUE = (f"{_ATTENTION}.query", f"{_ATTENTION}.key", f"{_ATTENTION}.value")
+_FIRST, _SECOND = f"{_BLOCK}self_attention_residual", f"{_BLOCK}feed_forward_residual"
+
+
+def _decoder(
+    config: Config, width: int, blocks: tuple[spec.Block, ...], tied: bool = True, **stack: object
+) -> spec.Transformer:
+    reads = spec.Tokens(config["vocab_size"])
+    tied = config.get("tie_word_embeddings", tied)
+    whole = {"final_norm": blocks[0].norm, **stack}
+    return spec.Transformer(None, spec.Stack(width, blocks, reads, **whole), spec.Vocabulary(tied))  # type: ignore[arg-type]
+
+
+# GPT-2 (Radford et al. 2019)
+
+
+def _gpt2(config: Config) -> spec.Transformer:
+    only(config, "add_cross_attention", False)
+    width, heads = said(config, "n_embd", "hidden_size"), said(config, "n_head", "num_attention_heads")
+    d_key = width // heads
+    whole = d_key**-0.5 if config.get("scale_attn_weights", True) else 1.0
+    by_depth = config.get("scale_attn_by_inverse_layer_idx", False)
+    blocks = tuple(
+        spec.Block(
+            spec.Attention(heads, d_key, causal=True, scale=whole / (number + 1) if by_depth else whole),
+            spec.FeedForward(
+                config.get("n_inner") or 4 * width, activation(config.get("activation_function", "gelu_new"))
+            ),
+            norm=spec.Norm(eps=config.get("layer_norm_epsilon", 1e-5)),
+        )
+        for number in range(said(config, "n_layer", "num_hidden_layers"))
+    )
+    return _decoder(
+        config, width, blocks, positions=spec.Learned(said(config, "n_positions", "max_position_embeddings"))
+    )
+
+
+_GPT2: Table = {
+    "wte": "decoder.embedding.tokens",
+    "wpe": "decoder.embedding.positions",
+    "h.{n}.ln_1": f"{_FIRST}.before",
+    "h.{n}.attn.c_attn": stacked(*_QUERY_KEY_VALUE, transpose=True),
+    "h.{n}.attn.c_proj": transposed(f"{_ATTENTION}.output"),
+    "h.{n}.attn.bias": ignored(),  # the causal mask
+    "h.{n}.attn.masked_bias": ignored(),
+    "h.{n}.ln_2": f"{_SECOND}.before",
+    "h.{n}.mlp.c_fc": transposed(f"{_FEED_FORWARD}.widen"),
+    "h.{n}.mlp.c_proj": transposed(f"{_FEED_FORWARD}.narrow"),
+    "ln_f": "decoder.final_norm",
+    "lm_head.weight": "answer.vectors",
+}
+
+
+# GPT-NeoX and Pythia (Black et al. 2022, Biderman et al. 2023)
+
+
+def _gpt_neox(config: Config) -> spec.Transformer:
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    turned = rotary({"rotary_pct": 0.25, "rope_theta": config.get("rotary_emb_base", 10000.0), **config})
+    block = spec.Block(
+        spec.Attention(heads, width // heads, position=turned, causal=True, bias=config.get("attention_bias", True)),
+        spec.FeedForward(config["intermediate_size"], activation(config["hidden_act"])),
+        norm=spec.Norm(eps=config["layer_norm_eps"]),
+        parallel=config.get("use_parallel_residual", True),
+    )
+    return _decoder(config, width, (block,) * config["num_hidden_layers"], tied=False)
+
+
+def _gpt_neox_table(config: Config) -> Table:
+    return {
+        "embed_in": "decoder.embedding.tokens",
+        "layers.{n}.input_layernorm": f"{_FIRST}.before",
+        "layers.{n}.post_attention_layernorm": f"{_SECOND}.before",
+        "layers.{n}.attention.query_key_value": grouped(*_QUERY_KEY_VALUE, kv_heads=config["num_attention_heads"]),
+        "layers.{n}.attention.dense": f"{_ATTENTION}.output",
+        "layers.{n}.attention.bias": ignored(),  # the causal mask
+        "layers.{n}.attention.masked_bias": ignored(),
+        "layers.{n}.attention.rotary_emb.inv_freq": ignored(),
+        "layers.{n}.mlp.dense_h_to_4h": f"{_FEED_FORWARD}.widen",
+        "layers.{n}.mlp.dense_4h_to_h": f"{_FEED_FORWARD}.narrow",
+        "final_layer_norm": "decoder.final_norm",
+        "embed_out.weight": "answer.vectors",
+    }
+
+
+# OPT (Zhang et al. 2022)
+
+
+def _opt(config: Config) -> spec.Transformer:
+    only(config, "layer_norm_elementwise_affine", True)
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    if (config.get("word_embed_proj_dim") or width) != width:
+        raise CheckpointError(
+            f"config.json says word_embed_proj_dim={config['word_embed_proj_dim']} and hidden_size={width}; "
+            "expected the same: token vectors that are widened before their positions are not supported"
+        )
+    bias, before = config.get("enable_bias", True), config.get("do_layer_norm_before", True)
+    block = spec.Block(
+        spec.Attention(heads, width // heads, causal=True, bias=bias),
+        spec.FeedForward(config["ffn_dim"], activation(config.get("activation_function", "relu")), bias=bias),
+        norm_at="pre" if before else "post",
+    )
+    ends = before and not config.get("_remove_final_layer_norm", False)
+    return _decoder(
+        config,
+        width,
+        (block,) * config["num_hidden_layers"],
+        positions=spec.Learned(config["max_position_embeddings"]),
+        final_norm=block.norm if ends else None,
+    )
+
+
+def _opt_table(config: Config) -> Table:
+    norm = "before" if config.get("do_layer_norm_before", True) else "last"
+    layer = "decoder.layers.{n}."
+    return {
+        "decoder.embed_tokens": "decoder.embedding.tokens",
+        "decoder.embed_positions": rows_from(2, "decoder.embedding.positions"),
+        f"{layer}self_attn.q_proj": f"{_ATTENTION}.query",
+        f"{layer}self_attn.k_proj": f"{_ATTENTION}.key",
+        f"{layer}self_attn.v_proj": f"{_ATTENTION}.value",
+        f"{layer}self_attn.out_proj": f"{_ATTENTION}.output",
+        f"{layer}self_attn_layer_norm": f"{_FIRST}.{norm}",
+        f"{layer}fc1": f"{_FEED_FORWARD}.widen",
+        f"{layer}fc2": f"{_FEED_FORWARD}.narrow",
+        f"{layer}final_layer_norm": f"{_SECOND}.{norm}",
+        "decoder.final_layer_norm": "decoder.final_norm",
+        "lm_head.weight": "answer.vectors",
+    }
+
+
+# BLOOM (Scao et al. 2022) and Falcon (Almazrouei et al. 2023)
+
+
+def _bloom(config: Config) -> spec.Transformer:
+    only(config, "apply_residual_connection_post_layernorm", False)
+    width, heads = said(config, "n_embed", "hidden_size"), said(config, "n_head", "num_attention_heads")
+    norm = spec.Norm(eps=config.get("layer_norm_epsilon", 1e-5))
+    block = spec.Block(
+        spec.Attention(heads, width // heads, position=spec.Alibi(), causal=True),
+        spec.FeedForward(4 * width, "gelu_tanh"),
+        norm=norm,
+    )
+    blocks = (block,) * said(config, "n_layer", "num_hidden_layers")
+    return _decoder(config, width, blocks, embed_norm=norm)
+
+
+def _bloom_table(config: Config, kv_heads: int | None = None) -> Table:
+    return {
+        "word_embeddings": "decoder.embedding.tokens",
+        "word_embeddings_layernorm": "decoder.embedding.norm",
+        "h.{n}.input_layernorm": f"{_FIRST}.before",
+        "h.{n}.post_attention_layernorm": f"{_SECOND}.before",
+        "h.{n}.self_attention.query_key_value": grouped(
+            *_QUERY_KEY_VALUE, kv_heads=kv_heads or said(config, "n_head", "num_attention_heads")
+        ),
+        "h.{n}.self_attention.dense": f"{_ATTENTION}.output",
+        "h.{n}.mlp.dense_h_to_4h": f"{_FEED_FORWARD}.widen",
+        "h.{n}.mlp.dense_4h_to_h": f"{_FEED_FORWARD}.narrow",
+        "ln_f": "decoder.final_norm",
+        "lm_head.weight": "answer.vectors",
+    }
+
+
+def _falcon(config: Config) -> spec.Transformer:
+    """ALiBi is added before the scores are scaled, so that it shrinks with them."""
+    width, heads = config["hidden_size"], config["num_attention_heads"]
+    d_key, bias = width // heads, config.get("bias", False)
+    position = spec.Alibi(1 / math.sqrt(d_key)) if config.get("alibi", False) else rotary(config)
+    block = spec.Block(
+        spec.Attention(heads, d_key, kv_heads=_falcon_heads(config), position=position, causal=True, bias=bias),
+        spec.FeedForward(
+            config.get("ffn_hidden_size") or 4 * width, activation(config.get("activation", "gelu")), bias=bias
+        ),
+        norm=spec.Norm(eps=config.get("layer_norm_epsilon", 1e-5)),
+        parallel=config.get("new_decoder_architecture", False) or config.get("parallel_attn", True),
+    )
+    return _decoder(config, width, (block,) * config["num_hidden_layers"])
+
+
+def _falcon_heads(config: Config) -> int:
+    if config.get("new_decoder_architecture", False):
+        return config.get("num_kv_heads") or int(config["num_attention_heads"])
+    return 1 if config.get("multi_query", True) else int(config["num_attention_heads"])
+
+
+def _falcon_table(config: Config) -> Table:
+    """A parallel block has one norm for both of its parts, or two."""
+    table = _bloom_table(config, _falcon_heads(config))
+    grown = config.get("new_decoder_architecture", False)
+    if not grown and not config.get("parallel_attn", True):
+        return table
+    rest = {name: target for name, target in table.items() if not name.endswith("layernorm")}
+    if grown and (config.get("num_ln_in_parallel_attn") or 2) == 2:
+        return {**rest, "h.{n}.ln_attn": f"{_FIRST}.before", "h.{n}.ln_mlp": f"{_SECOND}.before"}
+    return {**rest, "h.{n}.input_layernorm": same(f"{_FIRST}.before", f"{_SECOND}.before")}
+
+
+FAMILIES = (
+    Family("GPT-2", ("gpt2",), _gpt2, lambda config: _GPT2, prefix="transformer."),
+    Family("GPT-NeoX", ("gpt_neox",), _gpt_neox, _gpt_neox_table, prefix="gpt_neox."),
+    Family("OPT", ("opt",), _opt, _opt_table, prefix="model."),
+    Family("BLOOM", ("bloom",), _bloom, _bloom_table, prefix="transformer."),
+    Family("Falcon", ("falcon",), _falcon, _falcon_table, prefix="transformer."),
+)
