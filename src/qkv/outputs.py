@@ -1,4 +1,4 @@
-"""What a model answers: a score for each token of a vocabulary or each label, one class, one vector, or its states."""
+"""What a model answers: a score for each token or each label, one class, one vector, actions, or its states."""
 
 from __future__ import annotations
 
@@ -95,6 +95,25 @@ class VectorAnswer(nn.Module):
         """hidden (batch, length, d_model), mask (batch, length) bool -> (batch, width)."""
         vector: Tensor = self.linear(pooled(hidden, mask, self.pool, self.apart))
         return functional.normalize(vector, dim=-1) if self.unit else vector
+
+
+class ActionsAnswer(nn.Module):
+    """Choose the actions of an agent, and foretell what it meets."""
+
+    def __init__(self, choice: spec.Actions, d_model: int, reads: spec.Trajectory) -> None:
+        super().__init__()
+        self.bounded = choice.bounded
+        self.returns = nn.Linear(d_model, 1)
+        self.state = nn.Linear(d_model, reads.state)
+        self.action = nn.Linear(d_model, reads.action)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(batch, 3 * steps, d_model) -> (batch, steps, 1 + state + action): the return and the state after each
+        step, and the action in it, in the order in which they are read."""
+        _, state, action = hidden.reshape(len(hidden), -1, 3, hidden.shape[-1]).unbind(dim=2)
+        chosen = self.action(state)
+        chosen = torch.tanh(chosen) if self.bounded else chosen
+        return torch.cat((self.returns(action), self.state(action), chosen), dim=-1)
 
 
 class StatesAnswer(nn.Module):

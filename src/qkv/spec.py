@@ -6,13 +6,13 @@ JSON beside the weights and rebuilds the model with no look-up of a name. This f
     Transformer                       Recurrent
       encoder: Stack | None             source, target: Tokens
       decoder: Stack | None             attention: None | "additive" | "dot" | "general"
-        reads: Tokens | Patches         answers: Vocabulary
-        positions: Learned | Sinusoidal | None
+        reads: Tokens | Patches | ...   answers: Vocabulary
+        positions: Learned | Sinusoidal | Convolved | None
         blocks: (Block, ...)
           self_attention, cross_attention: Attention (position: Rotary | RelativeBias | Alibi | None)
           feed_forward: FeedForward
           norm: Norm, norm_at: "pre" | "post" | "both" | "result"
-      answers: Vocabulary | Labels | Classes | Vector | States
+      answers: Vocabulary | Labels | Classes | Vector | Actions | States
 
     Towers
       source, target: Transformer       two encoders, whose vectors are compared
@@ -333,7 +333,64 @@ class Patches:
             _require(getattr(self, name) >= 0, self, f"{name}={getattr(self, name)} was given; it must be at least 0")
 
 
-Reads: TypeAlias = Tokens | Patches
+@dataclass(frozen=True)
+class Frames:
+    """Reads sound as frames of `mels` bands of pitch: two convolutions of width 3, each before a GELU, of which the
+    second makes one position of two frames (Radford et al. 2022, section 2.2)."""
+
+    mels: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "mels")
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A window of `width` neighbours that moves on by `stride` and makes `channels` numbers at each stop."""
+
+    channels: int
+    width: int
+    stride: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "channels", "width", "stride")
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """Reads the samples of a sound through convolutions, each before a GELU, and projects what they make, normalised
+    (Baevski et al. 2020, section 2).
+
+    norm_at: "first", each channel of the first convolution is normalised over time (Wu and He 2018); "each", what
+    every convolution makes is, over its channels.
+    """
+
+    convolutions: tuple[Convolution, ...]
+    norm_at: Literal["first", "each"] = "first"
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        _require_choices(self)
+        _require(len(self.convolutions) > 0, self, "convolutions=() was given; at least one makes samples positions")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Reads what an agent went through, each step as three positions: the return it is to reach, the state it sees
+    and the action it takes, of `state` and `action` numbers (Chen et al. 2021).
+
+    longest: how many steps an episode may have; a learned vector for the time of a step is added to its three.
+    """
+
+    state: int
+    action: int
+    longest: int
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "state", "action", "longest")
+
+
+Reads: TypeAlias = Tokens | Patches | Frames | Waveform | Trajectory
 
 
 @dataclass(frozen=True)
@@ -367,6 +424,18 @@ class Sinusoidal:
 
 
 @dataclass(frozen=True)
+class Convolved:
+    """What stands around a position, seen through a convolution of `groups` groups over `width` neighbours and a
+    GELU, added to what is read (Baevski et al. 2020, section 2)."""
+
+    width: int
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "width", "groups")
+
+
+@dataclass(frozen=True)
 class Stack:
     """What is read, where it stands, and the blocks it goes through.
 
@@ -376,7 +445,7 @@ class Stack:
     d_model: int
     blocks: tuple[Block, ...]
     reads: Reads
-    positions: Learned | Sinusoidal | None = None
+    positions: Learned | Sinusoidal | Convolved | None = None
     embed_norm: Norm | None = None
     final_norm: Norm | None = None
     repeats: int = 1
@@ -386,6 +455,14 @@ class Stack:
         _require(len(self.blocks) > 0, self, "blocks=() was given; a stack has at least one block")
         if isinstance(self.positions, Sinusoidal):
             _require(self.d_model % 2 == 0, self, f"d_model={self.d_model} is odd; sinusoidal positions come in pairs")
+        if isinstance(self.positions, Convolved):
+            groups = self.positions.groups
+            _require(self.d_model % groups == 0, self, f"d_model={self.d_model} is not a multiple of groups={groups}")
+            _require(
+                not any(block.self_attention.causal for block in self.blocks),
+                self,
+                "positions=Convolved was given with a causal block, to which it would show the future",
+            )
         if isinstance(self.reads, Patches) and isinstance(self.positions, Learned):
             patches = self.positions.length - self.reads.leading
             _require(
@@ -477,11 +554,19 @@ class Vector:
 
 
 @dataclass(frozen=True)
+class Actions:
+    """Answers each step of a trajectory with the action to take there, as its state shows it, and with the return and
+    the state that follow, as its action shows them (Chen et al. 2021). bounded: actions lie between -1 and 1."""
+
+    bounded: bool = True
+
+
+@dataclass(frozen=True)
 class States:
     """Answers with the last block's own vector for each position."""
 
 
-Answers: TypeAlias = Vocabulary | Labels | Classes | Vector | States
+Answers: TypeAlias = Vocabulary | Labels | Classes | Vector | Actions | States
 
 
 @dataclass(frozen=True)
@@ -525,6 +610,14 @@ class Transformer:
                 self,
                 "encoder blocks have cross_attention",
             )
+            if isinstance(self.answers, Actions):
+                _require(
+                    isinstance(encoder.reads, Trajectory)
+                    and all(block.self_attention.causal for block in encoder.blocks),
+                    self,
+                    "answers=Actions was given; the encoder must then read a Trajectory, with causal blocks that do "
+                    "not see the action they are to choose",
+                )
         if self.shared_embedding:
             _require(encoder is not None and decoder is not None, self, "shared_embedding needs encoder and decoder")
             assert encoder is not None and decoder is not None
@@ -595,8 +688,8 @@ _NODES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
         Norm, AcrossHeads, Interpolated, ByWavelength, Yarn, Stretched, Rotary, RelativeBias, Alibi, Attention,
-        FeedForward, Block, Segments, Tokens, Patches, Learned, Sinusoidal, Stack, Dense, Vocabulary, Labels, Classes,
-        Vector, States, Transformer, Towers, Recurrent,
+        FeedForward, Block, Segments, Tokens, Patches, Frames, Convolution, Waveform, Trajectory, Learned, Sinusoidal,
+        Convolved, Stack, Dense, Vocabulary, Labels, Classes, Vector, Actions, States, Transformer, Towers, Recurrent,
     )
 }  # fmt: skip
 

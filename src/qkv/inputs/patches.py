@@ -27,7 +27,7 @@ class PatchReader(Reader):
         self.leading = nn.ParameterList(torch.zeros(choice.d_model) for _ in range(reads.leading))
         self.registers = nn.Parameter(torch.zeros(reads.registers, choice.d_model)) if reads.registers else None
 
-    def forward(self, given: Tensor, past: int = 0) -> Tensor:
+    def forward(self, given: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
         """images (batch, channels, height, width) float -> (batch, apart + rows * columns, d_model).
 
         Raises DataError for images of other channels or whose sides are no multiples of a patch's.

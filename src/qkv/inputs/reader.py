@@ -6,6 +6,7 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from qkv import spec
 from qkv.errors import DataError
@@ -27,20 +28,25 @@ class Reader(nn.Module):
         self.positions = (
             nn.Embedding(choice.positions.length, width) if isinstance(choice.positions, spec.Learned) else None
         )
+        self.around: nn.Conv1d | None = None
+        if isinstance(choice.positions, spec.Convolved):
+            window, groups = choice.positions.width, choice.positions.groups
+            self.around = nn.Conv1d(width, width, window, padding=window // 2, groups=groups)
         self.norm = norm(choice.embed_norm, width) if choice.embed_norm else nn.Identity()
         self.dropout = Dropout()
 
     @abstractmethod
-    def forward(self, given: Tensor, past: int = 0) -> Tensor:
-        """What is given -> (batch, length, d_model); its first position is number `past`."""
+    def forward(self, given: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
+        """What is given -> (batch, length, d_model); its first position is number `past`. mask: which of it is real."""
 
     def mask(self, given: Tensor | None) -> Tensor | None:
         """Which positions are real, (batch, length) bool, from the same of what is given."""
         return given
 
-    def placed(self, hidden: Tensor, past: int) -> Tensor:
+    def placed(self, hidden: Tensor, past: int, mask: Tensor | None = None) -> Tensor:
         """Add to hidden (batch, length, width) the vectors of its positions (Vaswani et al. 2017, section 3.5).
 
+        mask (batch, length) bool: which positions are real; no other is seen from around one.
         Raises DataError for more than there are learned positions.
         """
         end = past + hidden.shape[1]
@@ -49,6 +55,10 @@ class Reader(nn.Module):
                 f"{end} tokens were given; this model has learned positions for {self.positions.num_embeddings}; "
                 "shorten the text or split it"
             )
+        if self.around is not None:
+            hidden = hidden if mask is None else hidden.masked_fill(~mask[..., None], 0)
+            seen = self.around(hidden.mT)[..., : hidden.shape[1]]  # an even width makes one too many
+            return hidden + functional.gelu(seen).mT
         numbers = torch.arange(past, end, device=hidden.device)
         if self.positions is not None:
             learned: Tensor = hidden + self.positions(numbers)

@@ -22,12 +22,12 @@ class TokenReader(Reader):
         self.segments = nn.Embedding(reads.segments.count, width) if reads.segments else None
         self.projection = nn.Linear(width, choice.d_model) if reads.width is not None else nn.Identity()
 
-    def forward(self, given: Tensor, past: int = 0) -> Tensor:
+    def forward(self, given: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
         """tokens (batch, length) int64, the first of which stands at position `past` -> (batch, length, d_model)."""
         hidden = self.tokens(given) * self.scale
         if self.segments is not None:
             ends = given.eq(self.separator or 0)
             segment = (ends.cumsum(dim=1) - ends.long()).clamp(max=self.segments.num_embeddings - 1)
             hidden = hidden + self.segments(segment)
-        result: Tensor = self.dropout(self.projection(self.norm(self.placed(hidden, past))))
+        result: Tensor = self.dropout(self.projection(self.norm(self.placed(hidden, past, mask))))
         return result

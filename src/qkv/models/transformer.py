@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from qkv import spec
 from qkv.cache import BlockCache, Memory, TransformerState
 from qkv.errors import SpecError
-from qkv.inputs import PatchReader, TokenReader, reader
+from qkv.inputs import PatchReader, Reader, TokenReader, reader
 from qkv.layers import Block, Placing, norm
 from qkv.mask import Mask
 from qkv.models.protocol import SequenceModel
-from qkv.outputs import ClassesAnswer, LabelsAnswer, StatesAnswer, VectorAnswer, VocabularyAnswer
+from qkv.outputs import ActionsAnswer, ClassesAnswer, LabelsAnswer, StatesAnswer, VectorAnswer, VocabularyAnswer
 from qkv.positions import RelativeBias, alibi, distances, rotations
 from qkv.tap import NO_TAP, Tap
 
@@ -50,7 +50,7 @@ class Stack(nn.Module):
     ) -> Tensor:
         """What its reader takes, such as tokens (batch, length), and which of it is real, (batch, length) bool ->
         (batch, length, d_model); `past` positions are cached."""
-        hidden = tap("embedding", self.embedding(given, past))
+        hidden = tap("embedding", self.embedding(given, past, mask))
         mask = self.embedding.mask(mask)
         placings: dict[tuple[object, ...], Placing] = {}
         seen = None if memory is None or memory.mask is None else memory.mask[:, None, None, :]
@@ -114,7 +114,7 @@ class Transformer(SequenceModel):
         last = self.decoder or self.encoder
         assert last is not None
         d_model = last.choice.d_model
-        self.answer: VocabularyAnswer | LabelsAnswer | ClassesAnswer | VectorAnswer | StatesAnswer
+        self.answer: VocabularyAnswer | LabelsAnswer | ClassesAnswer | VectorAnswer | ActionsAnswer | StatesAnswer
         match choice.answers:
             case spec.Vocabulary():
                 self.answer = VocabularyAnswer(choice.answers, d_model, _tokens(last))
@@ -124,6 +124,9 @@ class Transformer(SequenceModel):
                 self.answer = ClassesAnswer(choice.answers, d_model, last.embedding.apart)
             case spec.Vector():
                 self.answer = VectorAnswer(choice.answers, d_model, last.embedding.apart)
+            case spec.Actions():
+                assert isinstance(last.choice.reads, spec.Trajectory)
+                self.answer = ActionsAnswer(choice.answers, d_model, last.choice.reads)
             case spec.States():
                 self.answer = StatesAnswer(choice.answers, d_model)
         self.initialise()
@@ -134,10 +137,10 @@ class Transformer(SequenceModel):
         Linear layers: Xavier-uniform with zero bias, as in the 2017 code; those that write into the residual of a
         pre-norm block are scaled by 1 / sqrt(2 * blocks) (Radford et al. 2019). Embeddings: normal with deviation
         1 / sqrt(d_model) where they are scaled or answer as well, else 1; vectors that only answer, half of the former;
-        what is learned beside the patches of an image, 0.02 (Dosovitskiy et al. 2021, in its authors' code).
+        what is learned beside what is read that is no token, 0.02 (Dosovitskiy et al. 2021, in its authors' code).
         """
         for module in self.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear | nn.Conv1d):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -146,9 +149,10 @@ class Transformer(SequenceModel):
                 alone = module.scale == 1.0 and not answers
                 for table in filter(None, (module.tokens, module.positions, module.segments)):
                     nn.init.normal_(table.weight, std=1.0 if alone else table.embedding_dim**-0.5)
-            elif isinstance(module, PatchReader):
-                places = module.positions.weight if module.positions is not None else None
-                for vectors in (*module.leading, module.registers, places):
+            elif isinstance(module, Reader):
+                beside = [*module.leading, module.registers] if isinstance(module, PatchReader) else []
+                beside += [table.weight for table in module.children() if isinstance(table, nn.Embedding)]
+                for vectors in beside:
                     if vectors is not None:
                         nn.init.normal_(vectors, std=0.02)
             elif isinstance(module, RelativeBias):
