@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from qkv import spec
 from qkv.errors import CheckpointError
 from qkv.models import SequenceModel
-from qkv.pretrained import weights
+from qkv.pretrained import beside, weights
 from qkv.pretrained.families import family_of
 from qkv.pretrained.family import Config, Family, drain, fill
 
@@ -66,7 +66,8 @@ def write(published: Published, folder: str | Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     tensors = drain(published.family, published.config, published.model)
     save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
-    (place / "config.json").write_text(json.dumps(dict(published.config), indent=2), encoding="utf-8")
+    config = beside.write(place, published.config)
+    (place / "config.json").write_text(json.dumps(dict(config), indent=2), encoding="utf-8")
 
 
 def read_config(place: Path) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.families import gpt2, llama
+from qkv.pretrained.families import bert, gpt2, llama
 from qkv.pretrained.family import Config, Family
 
-FAMILIES: tuple[Family, ...] = (*llama.FAMILIES, *gpt2.FAMILIES)
+FAMILIES: tuple[Family, ...] = (*llama.FAMILIES, *gpt2.FAMILIES, *bert.FAMILIES)
 """Every family that can be read."""
 
 
