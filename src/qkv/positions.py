@@ -35,15 +35,15 @@ def rotations(
     rates = 1.0 / choice.base ** (torch.arange(0, turned, 2, device=positions.device).float() / turned)
     growth = 1.0
     if choice.scaling is not None:
-        rates, growth = scaled(rates, choice.base, choice.scaling, int(positions[-1]) + 1)
+        rates, growth = scaled(rates, choice.base, choice.scaling, positions[-1])
     angles = positions[:, None].float() * rates
     return angles.cos() * growth, angles.sin() * growth
 
 
 def scaled(
-    rates: Float[Tensor, " half"], base: float, scaling: spec.Scaling, length: int
+    rates: Float[Tensor, " half"], base: float, scaling: spec.Scaling, end: Int[Tensor, ""]
 ) -> tuple[Float[Tensor, " half"], float]:
-    """The angles for each position, changed for a text of `length` tokens, and by what queries and keys then grow."""
+    """The angles for each position, changed for a text whose last position is `end`, and what queries and keys grow by."""
     match scaling:
         case spec.Interpolated(factor):
             return rates / factor, 1.0
@@ -66,8 +66,9 @@ def scaled(
             kept = 1 - ((places - first) / max(last - first, 0.001)).clamp(0, 1)
             return rates * (kept + (1 - kept) / factor), attention
         case spec.Stretched(short, long, learned, attention):
-            factors = torch.tensor(short if length <= learned else long, device=rates.device)
-            return rates / factors, attention
+            # chosen by a tensor, so that an exported graph chooses as well
+            both = (torch.tensor(factors, device=rates.device) for factors in (short, long))
+            return rates / torch.where(end < learned, *both), attention
 
 
 def rotate(

@@ -128,6 +128,10 @@ class Tokenizer:
             raise VocabularyError(f"{token!r} is no token of this tokenizer, which has {self.size}; check its spelling")
         return number
 
+    def pieces(self) -> list[str]:
+        """Give every token as the vocabulary spells it, in the order of their numbers."""
+        return [self._inner.id_to_token(number) or f"<{number}?>" for number in range(self.size)]
+
     def for_language(self, token: str) -> Tokenizer:
         """Give the tokenizer for texts of another language, whose token stands around them, e.g. "fra_Latn".
 
@@ -219,8 +223,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _display(self) -> list[str]:
-        names = [self._inner.id_to_token(number) or f"<{number}?>" for number in range(self.size)]
-        shown = [_bytes_shown(name) for name in names] if self._by_byte else [_visible(name) for name in names]
+        shown = [_bytes_shown(name) if self._by_byte else _visible(name) for name in self.pieces()]
         return [*SPECIALS, *shown[len(SPECIALS) :]] if self._own else shown
 
     def _text(self, pretty: bool) -> str:
