@@ -78,6 +78,7 @@ def fill(family: Family, config: Config, stored: Mapping[str, Tensor], dtype: to
         if target in placed:
             rows = gain.to(placed[target].dtype)
             placed[target] = placed[target] * (rows[:, None] if placed[target].ndim == 2 else rows)
+    problems += _untied(places, placed)
     problems += _missing(family, model, places, placed, dtype)
     if problems:
         raise CheckpointError(
@@ -183,6 +184,15 @@ def _place(
         if target in placed and not torch.equal(placed[target], part):
             problems.append(f"{name} differs from another tensor for {target}, to which it should be tied")
         placed.setdefault(target, part)
+
+
+def _untied(places: Mapping[str, Tensor], placed: Mapping[str, Tensor]) -> Iterator[str]:
+    """Name the tensors that differ where the model has one parameter under two names."""
+    first: dict[int, str] = {}
+    for name, tensor in placed.items():
+        other = first.setdefault(id(places[name]), name)
+        if other != name and not torch.equal(placed[other], tensor):
+            yield f"the tensors for {other} and {name} differ, and config.json says that they are tied"
 
 
 def _missing(

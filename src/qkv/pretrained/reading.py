@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,29 @@ from qkv.models import SequenceModel
 from qkv.pretrained import beside, weights
 from qkv.pretrained.families import family_of
 from qkv.pretrained.family import Config, Family, drain, fill
+from qkv.pretrained.generation import Generation
+
+_GENERATION = "generation_config.json"
 
 
 @dataclass(frozen=True)
 class Published:
-    """A published model: its family, its own configuration and the model in our modules."""
+    """A published model: its family, its own configuration and the model in our modules.
+
+    generation: what its answers have to begin and end with. generating: its generation_config.json, if it has one.
+    """
 
     family: Family
     config: Config
     model: SequenceModel
+    generating: Config = field(default_factory=dict)
+
+    @property
+    def generation(self) -> Generation:
+        """The rules of its answers. Raises CheckpointError for rules that are none."""
+        shape = self.model.spec
+        reads_source = not isinstance(shape, spec.Transformer) or shape.encoder is not None
+        return Generation.of(self.generating or self.config, reads_source=reads_source)
 
 
 def read(path: str | Path, *, dtype: torch.dtype | None = torch.float32, legacy: bool = False) -> Published:
@@ -42,7 +56,8 @@ def read(path: str | Path, *, dtype: torch.dtype | None = torch.float32, legacy:
             f"{place / 'config.json'} does not say {error}, which the {family.name} family needs; "
             "expected a whole configuration: download it again"
         ) from error
-    return Published(family, config, model)
+    generating = _read_json(place / _GENERATION) if (place / _GENERATION).is_file() else {}
+    return Published(family, config, model, generating)
 
 
 def read_spec(path: str | Path) -> spec.Spec:
@@ -68,17 +83,24 @@ def write(published: Published, folder: str | Path) -> None:
     save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
     config = beside.write(place, published.config)
     (place / "config.json").write_text(json.dumps(dict(config), indent=2), encoding="utf-8")
+    if published.generating:
+        (place / _GENERATION).write_text(json.dumps(dict(published.generating), indent=2), encoding="utf-8")
 
 
 def read_config(place: Path) -> dict[str, Any]:
     """Read config.json of a folder; CheckpointError if it is missing, damaged or no object."""
-    path = place / "config.json"
+    return _read_json(place / "config.json")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{place} has no config.json; expected a whole folder: download it again") from error
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}; expected a whole folder: download it again"
+        ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; download it again") from error
-    if not isinstance(config, dict):
+    if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds no JSON object; download it again")
-    return config
+    return content

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.families import bert, gpt2, llama
+from qkv.pretrained.families import bart, bert, gpt2, llama, marian, t5
 from qkv.pretrained.family import Config, Family
 
-FAMILIES: tuple[Family, ...] = (*llama.FAMILIES, *gpt2.FAMILIES, *bert.FAMILIES)
+FAMILIES: tuple[Family, ...] = (
+    *llama.FAMILIES,
+    *gpt2.FAMILIES,
+    *bert.FAMILIES,
+    *bart.FAMILIES,
+    *t5.FAMILIES,
+    *marian.FAMILIES,
+)
 """Every family that can be read."""
 
 

@@ -1,0 +1,68 @@
+"""What a published model's answers have to begin and end with, and may not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qkv.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Generation:
+    """The rules of a model's answers, under the names that `qkv.decoding.decode` takes them by.
+
+    bos: what the decoder is fed before the first token; None where a prompt does that. eos: any of these ends an
+    answer. never: tokens that no answer holds. first: what every answer has to begin with, such as the token of a
+    language. last: what has to stand at the greatest length.
+    """
+
+    bos: int | None
+    eos: tuple[int, ...]
+    never: tuple[int, ...] = ()
+    first: tuple[int, ...] = ()
+    last: int | None = None
+
+    @classmethod
+    def of(cls, says: Mapping[str, Any], *, reads_source: bool) -> Generation:
+        """The rules that generation_config.json, or config.json in its place, says in transformers' words.
+
+        reads_source: whether an encoder does, so that the decoder needs a token to begin with. Raises CheckpointError
+        for a rule that is no token's number, or forbids a sequence of tokens.
+        """
+        begin = None
+        if reads_source:
+            begin = says.get("decoder_start_token_id")
+            begin = says.get("bos_token_id") if begin is None else begin
+        forbidden = says.get("bad_words_ids") or ()
+        if any(len(word) != 1 for word in forbidden):
+            raise CheckpointError(
+                f"bad_words_ids={forbidden!r} forbids a word of several tokens; expected words of one token each"
+            )
+        never = (*(word[0] for word in forbidden), *(says.get("suppress_tokens") or ()))
+        last = tuple(_tokens(says, "forced_eos_token_id"))
+        return cls(
+            None if begin is None else next(iter(_numbers("decoder_start_token_id", [begin]))),
+            tuple(_tokens(says, "eos_token_id")),
+            tuple(sorted(set(_numbers("bad_words_ids", never)))),
+            tuple(_tokens(says, "forced_bos_token_id")),
+            last[0] if last else None,
+        )
+
+    def rules(self) -> dict[str, Any]:
+        """All of it as keywords of `decode`."""
+        return {"bos": self.bos, "eos": self.eos, "never": self.never, "first": self.first, "last": self.last}
+
+
+def _tokens(says: Mapping[str, Any], name: str) -> Iterator[int]:
+    """The token, or the tokens, that a rule names."""
+    given = says.get(name)
+    return _numbers(name, given if isinstance(given, list) else [] if given is None else [given])
+
+
+def _numbers(name: str, given: Any) -> Iterator[int]:
+    for token in given:
+        if type(token) is not int or token < 0:
+            raise CheckpointError(f"{name}={token!r} was given; expected the number of a token: download it again")
+        yield token
