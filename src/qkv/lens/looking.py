@@ -24,7 +24,8 @@ def look(
 ) -> Trace:
     """Run the model on its fast path, teacher forcing `target`, and keep what every attention saw.
 
-    source, target: (batch, length) int64, or the numbers of one sequence; masks as in `SequenceModel.forward`.
+    source, target: (batch, length) int64, or the numbers of one sequence; or a batch of what else the model reads,
+    such as images (batch, channels, height, width). Masks as in `SequenceModel.forward`.
     tap: one that intervenes; the trace then shows what the model went on with.
     The logits are the same to the bit as without looking. Dropout, in a model in training mode, is not part of what
     is recomputed: call model.eval() first.
@@ -54,15 +55,16 @@ def trace_of(
     return Trace(recorder.calls, attentions, logits, source, target)
 
 
-def _batch(tokens: Tensor | Sequence[int] | None, name: str, device: torch.device) -> Tensor | None:
-    if tokens is None:
+def _batch(given: Tensor | Sequence[int] | None, name: str, device: torch.device) -> Tensor | None:
+    if given is None:
         return None
-    batch = torch.as_tensor(tokens, dtype=torch.int64, device=device)
+    measured = isinstance(given, Tensor) and given.is_floating_point()  # an image or a sound, and no tokens
+    batch = torch.as_tensor(given, dtype=None if measured else torch.int64, device=device)
     batch = batch[None] if batch.dim() == 1 else batch
-    if batch.dim() != 2 or batch.numel() == 0:
+    if (batch.dim() < 3 if measured else batch.dim() != 2) or batch.numel() == 0:
         raise QkvError(
             f"{name} of shape {tuple(batch.shape)} was given; (batch, length) with at least one token was expected: "
-            "give the numbers of its tokens, e.g. tokenizer.encode(text)"
+            "give the numbers of its tokens, e.g. tokenizer.encode(text). Of images or sounds, give a batch"
         )
     return batch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,10 +14,14 @@ from torch import Tensor, nn
 from qkv import spec
 from qkv.errors import CheckpointError
 from qkv.models import SequenceModel, build
-from qkv.pretrained.operations import Older, Operation, RowGain, same
+from qkv.pretrained.operations import Adjusting, Older, Operation, same
+from qkv.pretrained.weights import Weights
 
 Config: TypeAlias = Mapping[str, Any]
 """A model's config.json, or what another format says in its place."""
+
+WholeFile: TypeAlias = Callable[[Weights], tuple[Config, Mapping[str, Tensor]] | None]
+"""What one file says of its model, and its tensors under a family's names; None for a file of another kind."""
 
 Table: TypeAlias = Mapping[str, str | Operation]
 """Names in the family's files -> where they go (see `qkv.pretrained.operations`)."""
@@ -53,7 +57,7 @@ def fill(family: Family, config: Config, stored: Mapping[str, Tensor], dtype: to
         model = build(family.spec(config))
     places = dict(model.named_parameters(remove_duplicate=False))
     placed: dict[str, Tensor] = {}
-    gains: list[tuple[str, Tensor]] = []
+    adjustments: list[tuple[str, Adjusting, Tensor]] = []
     problems: list[str] = []
     table = family.table(config)
     for name in stored:
@@ -62,10 +66,10 @@ def fill(family: Family, config: Config, stored: Mapping[str, Tensor], dtype: to
             problems.append(f"{name} has no place in this family")
             continue
         operation, targets = found
-        if isinstance(operation, RowGain):
-            gains += [
-                (target, stored[name]) for end in (".weight", ".bias") for target in _ending(targets, end, places)
-            ]
+        if isinstance(operation, Adjusting):
+            ends = ("", ".weight", ".bias")
+            adjusted = [target for end in ends for target in _ending(targets, end, places)]
+            adjustments += [(target, operation, stored[name]) for target in adjusted]
             continue
         unknown = [target for target in targets if target not in places]
         if unknown:
@@ -74,12 +78,14 @@ def fill(family: Family, config: Config, stored: Mapping[str, Tensor], dtype: to
             )
             continue
         _place(name, operation, targets, stored[name], places, placed, dtype, problems)
-    for target, gain in gains:
+    for target, adjusting, tensor in adjustments:
         if target in placed:
-            rows = gain.to(placed[target].dtype)
-            placed[target] = placed[target] * (rows[:, None] if placed[target].ndim == 2 else rows)
+            placed[target] = adjusting.adjust(placed[target], tensor.to(placed[target].dtype))
     problems += _untied(places, placed)
     problems += _missing(family, model, places, placed, dtype)
+    done = {target for target, _, _ in adjustments}
+    for entry in table.values():
+        problems += [f"nothing that adjusts {name}" for name in _adjusted(entry, places) if name not in done]
     if problems:
         raise CheckpointError(
             f"the tensors do not fit the {family.name} model that config.json describes: "
@@ -108,7 +114,7 @@ def drain(family: Family, config: Config, model: SequenceModel) -> dict[str, Ten
     table, written, left = family.table(config), dict[str, Tensor](), set(kept)
     for key, target in table.items():
         operation = same(target) if isinstance(target, str) else target
-        if not operation.targets or isinstance(operation, RowGain | Older):
+        if not operation.targets or isinstance(operation, Older):
             continue
         pattern = _pattern(operation.targets[0])
         for name in [name for name in kept if pattern.fullmatch(name)]:
@@ -116,7 +122,10 @@ def drain(family: Family, config: Config, model: SequenceModel) -> dict[str, Ten
             assert match is not None
             number, rest = match.groupdict().get("n"), match["rest"] or ""
             targets = [_numbered(one, number) + rest for one in operation.targets]
-            if set(targets) <= set(kept) and set(targets) & left:
+            if isinstance(operation, Adjusting):
+                if name in _adjusted(operation, [name]):
+                    written[_numbered(key, number)] = operation.out([kept[name]]).contiguous()
+            elif set(targets) <= set(kept) and set(targets) & left:
                 tensor = operation.out([kept[one] for one in targets])
                 written[_numbered(key, number) + rest] = tensor.contiguous()
                 left -= set(targets)
@@ -131,6 +140,16 @@ def drain(family: Family, config: Config, model: SequenceModel) -> dict[str, Ten
     }
 
 
+def _adjusted(operation: str | Operation, places: Iterable[str]) -> Iterator[str]:
+    """The parameters, but for biases beside them, that an operation changes once they are placed."""
+    for target in operation.targets if isinstance(operation, Adjusting) else ():
+        pattern = _pattern(target)
+        for name in places:
+            match = pattern.fullmatch(name)
+            if match is not None and match["rest"] in ("", ".weight"):
+                yield name
+
+
 def _headless(name: str, table: Table) -> bool:
     """Whether a name stands beside the body of the model, as its answering head does, and takes no prefix."""
     found = _entry(table, name)
@@ -143,6 +162,7 @@ def _entry(table: Table, name: str) -> tuple[Operation, list[str]] | None:
         match = _pattern(key).fullmatch(name)
         if match is not None:
             operation = same(target) if isinstance(target, str) else target
+            operation = operation.like if isinstance(operation, Older) else operation
             number, rest = match.groupdict().get("n"), match["rest"] or ""
             return operation, [_numbered(one, number) + rest for one in operation.targets]
     return None
