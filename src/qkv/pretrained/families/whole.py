@@ -1,0 +1,210 @@
+"""Models in one file whose header says what a config.json would: GGUF, and the .bin of llama2.c.
+
+Their configuration and their tensors are given in the words of transformers' Llama and its kin, of which they are
+converted copies, so that they are written back as a folder of that family.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from qkv.errors import CheckpointError
+from qkv.pretrained.family import Config, WholeFile
+from qkv.pretrained.operations import unpaired
+from qkv.pretrained.weights import Weights
+
+_ARCHITECTURES = {"llama": True, "qwen2": False, "qwen3": False}
+"""What is known of GGUF, and whether rotary pairs stand side by side in it, as Meta has them."""
+
+_SETTINGS = {
+    "block_count": "num_hidden_layers",
+    "embedding_length": "hidden_size",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+    "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+    "context_length": "max_position_embeddings",
+    "attention.head_count_kv": "num_key_value_heads",
+    "attention.key_length": "head_dim",
+    "rope.freq_base": "rope_theta",
+    "vocab_size": "vocab_size",
+}
+_NEEDED = list(_SETTINGS)[:6]
+_TOKENS = {"bos": "bos", "eos": "eos", "padding": "pad"}
+
+_GGUF = {
+    "token_embd": "model.embed_tokens",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_LLAMA2C = {
+    "tok_embeddings": "model.embed_tokens",
+    "attention_norm": "input_layernorm",
+    "attention.wq": "self_attn.q_proj",
+    "attention.wk": "self_attn.k_proj",
+    "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "feed_forward.w1": "mlp.gate_proj",
+    "feed_forward.w3": "mlp.up_proj",
+    "feed_forward.w2": "mlp.down_proj",
+    "norm": "model.norm",
+    "output": "lm_head",
+}
+
+
+class Renamed(Mapping[str, Tensor]):
+    """A file's tensors under other names, each read when it is asked for; names that are not known stay.
+
+    parts: the names without number and ending. heads: the parts whose rotary pairs stand side by side, and in how
+    many heads. without: names that say nothing of the model.
+    """
+
+    def __init__(
+        self, stored: Weights, parts: Mapping[str, str], heads: Mapping[str, int], without: tuple[str, ...] = ()
+    ) -> None:
+        self._stored, self._heads = stored, heads
+        self._names = {_renamed(name, parts): name for name in stored if name not in without}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Read a tensor. Raises CheckpointError if it cannot be cut into heads."""
+        tensor = self._stored[self._names[name]]
+        heads = next((count for part, count in self._heads.items() if part in name), None)
+        if heads is None:
+            return tensor
+        if tensor.shape[0] % (2 * heads):
+            raise CheckpointError(
+                f"{self._stored.path}: {self._names[name]} has {tensor.shape[0]} rows; expected pairs of rows in "
+                f"{heads} heads, which its header says: convert the model again"
+            )
+        return unpaired("", heads).into(tensor, ())[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _renamed(name: str, parts: Mapping[str, str]) -> str:
+    match = re.fullmatch(r"(?:(?:blk|layers)\.(\d+)\.)?(.+)\.(weight|bias)", name)
+    if match is None or match[2] not in parts:
+        return name
+    within = f"model.layers.{match[1]}." if match[1] else ""
+    return f"{within}{parts[match[2]]}.{match[3]}"
+
+
+def _gguf(stored: Weights) -> tuple[Config, Mapping[str, Tensor]] | None:
+    """The model in a GGUF file. Raises CheckpointError for an architecture, or a setting of it, that is not known."""
+    kind = stored.metadata.get("general.architecture")
+    if kind is None:
+        return None
+    if kind not in _ARCHITECTURES:
+        raise CheckpointError(
+            f"{stored.path} is of the architecture {kind!r}; expected one of {', '.join(_ARCHITECTURES)}"
+        )
+    says = {
+        name.removeprefix(f"{kind}."): value for name, value in stored.metadata.items() if name.startswith(f"{kind}.")
+    }
+    config: dict[str, Any] = {
+        "model_type": kind,
+        "hidden_act": "silu",
+        "tie_word_embeddings": "output.weight" not in stored,
+    }
+    for name, value in says.items():
+        if name in _SETTINGS:
+            config[_SETTINGS[name]] = _number(stored, f"{kind}.{name}", value)
+    if missing := [f"{kind}.{name}" for name in _NEEDED if name not in says]:
+        raise CheckpointError(
+            f"{stored.path} does not say {', '.join(missing)}; expected a whole header: convert again"
+        )
+    if "token_embd.weight" in stored:
+        config["vocab_size"] = stored.shape("token_embd.weight")[0]
+    d_key = config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    config["rope_parameters"] = {"rope_theta": config.pop("rope_theta", 10000.0), **_scaling(stored, says, config)}
+    known = {*_SETTINGS, "rope.scaling.type", "rope.scaling.factor"}
+    for name, value in says.items():
+        fits = name in known or (name in ("rope.dimension_count", "attention.value_length") and value == d_key)
+        if not fits:
+            raise CheckpointError(
+                f"{stored.path} says {kind}.{name}={value}, which is not known; use another conversion"
+            )
+    for theirs, ours in _TOKENS.items():
+        if f"tokenizer.ggml.{theirs}_token_id" in stored.metadata:
+            config[f"{ours}_token_id"] = int(stored.metadata[f"tokenizer.ggml.{theirs}_token_id"])
+    heads = config["num_attention_heads"]
+    paired = {"q_proj": heads, "k_proj": config.get("num_key_value_heads", heads)} if _ARCHITECTURES[kind] else {}
+    return config, Renamed(stored, _GGUF, paired, without=("rope_freqs.weight",))
+
+
+def _number(stored: Weights, name: str, value: Any) -> int | float:
+    """A setting as it was before it became a float32: 1e-05, not 9.999999747378752e-06."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise CheckpointError(f"{stored.path} says {name}={value}; expected one number for all blocks")
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def _scaling(stored: Weights, says: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """How rotary positions are scaled: by one number, or by one for each pair (how GGUF keeps Llama 3.1's scaling)."""
+    kind = says.get("rope.scaling.type", "none")
+    if "rope_freqs.weight" in stored:
+        factors = stored["rope_freqs.weight"].tolist()
+        length = config["max_position_embeddings"]
+        return {
+            "rope_type": "longrope",
+            "short_factor": factors,
+            "long_factor": factors,
+            "attention_factor": 1.0,
+            "original_max_position_embeddings": length,
+        }
+    if kind == "linear":
+        return {
+            "rope_type": "linear",
+            "factor": _number(stored, "rope.scaling.factor", says.get("rope.scaling.factor")),
+        }
+    if kind != "none":
+        raise CheckpointError(f"{stored.path} scales rotary positions by {kind!r}; expected 'none' or 'linear'")
+    return {"rope_type": "default"}
+
+
+def _llama2c(stored: Weights) -> tuple[Config, Mapping[str, Tensor]] | None:
+    """The model in a .bin of llama2.c; what its header leaves open is as that program has it."""
+    says = stored.metadata
+    if "shared_classifier" not in says:
+        return None
+    config = {
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": says["dim"],
+        "intermediate_size": says["hidden_dim"],
+        "num_hidden_layers": says["n_layers"],
+        "num_attention_heads": says["n_heads"],
+        "num_key_value_heads": says["n_kv_heads"],
+        "max_position_embeddings": says["seq_len"],
+        "vocab_size": says["vocab_size"],
+        "tie_word_embeddings": says["shared_classifier"],
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    heads = {"q_proj": says["n_heads"], "k_proj": says["n_kv_heads"]}
+    return config, Renamed(stored, _LLAMA2C, heads, without=("freqs_cos", "freqs_sin"))
+
+
+FILES: tuple[WholeFile, ...] = (_gguf, _llama2c)
