@@ -15,9 +15,18 @@ import click
 from qkv.errors import DataError
 
 if TYPE_CHECKING:
-    from qkv.tasks import Answer, Runner
+    from qkv.tasks import Answer, Numbers, Predictor, Runner
 
 _beam = click.option("--beam", type=click.IntRange(min=1), help="Hypotheses to follow at a time; 1 is greedy.")
+
+
+_numbers = click.option(
+    "--numbers",
+    type=click.Choice(["float32", "bfloat16", "int8", "stored"]),
+    default="float32",
+    help="How the parameters of a published checkpoint are kept.",
+)
+_legacy = click.option("--legacy", is_flag=True, help="Open files of torch.save, which are pickles, of a publisher.")
 
 
 @click.command()
@@ -26,14 +35,24 @@ _beam = click.option("--beam", type=click.IntRange(min=1), help="Hypotheses to f
 @_beam
 @click.option("--n-best", type=click.IntRange(min=1), help="Answers to each line, best first, with tabs between them.")
 @click.option("--json", "as_json", is_flag=True, help="Write each line's answers as JSON, with their scores.")
-def run(model: str, text: tuple[str, ...], beam: int | None, n_best: int | None, as_json: bool) -> None:
+@_numbers
+@_legacy
+def run(
+    model: str,
+    text: tuple[str, ...],
+    beam: int | None,
+    n_best: int | None,
+    as_json: bool,
+    numbers: Numbers,
+    legacy: bool,
+) -> None:
     """Answer each TEXT or line of standard input.
 
     One line in, one line out, in order, whatever the options.
     """
     from qkv import tasks
 
-    runner = tasks.load(model)
+    runner = tasks.load(model, numbers=numbers, legacy=legacy)
     decoding = tasks.with_method(runner.decoding, beam=beam, n_best=n_best)
     strange: dict[str, None] = {}
     wrong: list[DataError] = []
@@ -69,6 +88,8 @@ def run(model: str, text: tuple[str, ...], beam: int | None, n_best: int | None,
 @_beam
 @click.option("--multi-bleu", metavar="LANGUAGE", help="Also score as multi-bleu.perl on lower-cased Moses tokens.")
 @click.option("--answers", type=click.Path(path_type=Path), help="Write the answers to this file, one a line.")
+@_numbers
+@_legacy
 def evaluate(
     model: str,
     paths: tuple[Path, ...],
@@ -77,6 +98,8 @@ def evaluate(
     beam: int | None,
     multi_bleu: str | None,
     answers: Path | None,
+    numbers: Numbers,
+    legacy: bool,
 ) -> None:
     """Score MODEL on held-out examples.
 
@@ -86,7 +109,7 @@ def evaluate(
     from qkv.training.checkpoint import replacing
 
     origin = tasks.origin_of(paths, corpus, options)
-    runner = tasks.load(model)
+    runner = tasks.load(model, numbers=numbers, legacy=legacy)
     pairs = tasks.pairs_of([origin], runner.task)
     report = tasks.evaluate(runner, pairs, tasks.with_method(runner.decoding, beam=beam))
     click.echo(report)
@@ -103,18 +126,20 @@ def evaluate(
 @click.argument("text")
 @click.option("--answer", help="Look at how the model reads this answer, in place of its own.")
 @click.option("--html", "page", required=True, type=click.Path(path_type=Path), help="The page to write.")
-def look(model: str, text: str, answer: str | None, page: Path) -> None:
+@_numbers
+@_legacy
+def look(model: str, text: str, answer: str | None, page: Path, numbers: Numbers, legacy: bool) -> None:
     """Write a page that shows what led to an answer.
 
     It shows the query, key, value, scores, weights and context of every attention, and opens without a network.
     """
     from qkv import tasks
 
-    said = write_page(tasks.load(model), model, text, page, answer)
+    said = write_page(tasks.load(model, numbers=numbers, legacy=legacy), model, text, page, answer)
     click.echo(f"{said}\nLook inside: {page}")
 
 
-def write_page(runner: Runner, model: str, text: str, page: Path, answer: str | None = None) -> str:
+def write_page(runner: Runner | Predictor, model: str, text: str, page: Path, answer: str | None = None) -> str:
     """Write the page about one answer of a model, and return the answer."""
     from qkv import view
 
@@ -124,7 +149,7 @@ def write_page(runner: Runner, model: str, text: str, page: Path, answer: str | 
         page,
         source_tokens=looked.source_tokens,
         target_tokens=looked.target_tokens,
-        names=runner.target.tokens,
+        names=runner.names,
         title=text,
         note=f"{text} -> {looked.answer.text}, by {model}",
     )

@@ -65,7 +65,7 @@ def decode(
 
 def decode_all(
     model: SequenceModel,
-    sources: Sequence[Sequence[int]],
+    sources: Sequence[Sequence[int]] | None,
     *,
     bos: int | None,
     eos: int | Sequence[int],
@@ -79,25 +79,26 @@ def decode_all(
 ) -> list[list[Hypothesis]]:
     """Find the answers to any number of sources, given as token ids; one in, one out, in the order given.
 
-    Sources of like length are decoded together, as many as have `budget` tokens, padding and beams included.
+    A model without an encoder is given None and prefixes instead, which it goes on from. Sources of like length are decoded together, as many as have `budget` tokens, padding and beams included.
     """
     method = (decoding or Decoding()).method
     width = method.size if isinstance(method, Beam) else method.n_best if isinstance(method, Sample) else 1
-    order = sorted(range(len(sources)), key=lambda number: -len(sources[number]))
+    given = sources if sources is not None else prefixes or ()
+    order = sorted(range(len(given)), key=lambda number: -len(given[number]))
     found: dict[int, list[Hypothesis]] = {}
     device = _device(model)
     while order:
-        longest = max(1, len(sources[order[0]]))
+        longest = max(1, len(given[order[0]]))
         rows = max(1, budget // (longest * width))
         numbers, order = order[:rows], order[rows:]
-        source, mask = _padded([sources[number] for number in numbers], device)
+        source, mask = (None, None) if sources is None else _padded([sources[one] for one in numbers], device)
         own = [prefixes[number] for number in numbers] if prefixes is not None else None
         results = decode(
             model, source, mask, bos=bos, eos=eos, decoding=decoding, never=never, first=first, last=last, prefixes=own,
             generator=generator,
         )  # fmt: skip
         found.update(zip(numbers, results, strict=True))
-    return [found[number] for number in range(len(sources))]
+    return [found[number] for number in range(len(given))]
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from qkv.errors import VocabularyError
-from qkv.pretrained import byte_level, sentencepiece
+from qkv.pretrained import byte_level, sentencepiece, weights
 from qkv.pretrained.sentencepiece import Model, Piece
 from qkv.pretrained.tokenizer_forms import Form, Says, as_text, finish, read_json, read_lines
 from qkv.text import Tokenizer
@@ -100,6 +100,8 @@ def from_gguf(metadata: Mapping[str, Any], name: str = "the GGUF file") -> Token
 
 
 def _of_file(path: Path, says: Says) -> Tokenizer:
+    if path.suffix == ".gguf":
+        return from_gguf(weights.read(path).metadata, str(path))
     readers: Mapping[str, Callable[[Path, Says], Tokenizer]] = {
         "tokenizer.json": _of_json,
         "vocab.json": _byte_level,

@@ -18,14 +18,18 @@ if TYPE_CHECKING:
     from qkv.tasks.judging import Report, evaluate
     from qkv.tasks.kinds import TASKS, Task
     from qkv.tasks.learning import Learned, learn, train
-    from qkv.tasks.runner import SHIPPED, Answer, Looked, Runner, load, with_method
+    from qkv.tasks.loading import SHIPPED, Numbers, load
+    from qkv.tasks.published import Predictor
+    from qkv.tasks.runner import Answer, Looked, Runner, load_folder, with_method
 
 _WHERE = {
     "examples": ("Examples", "gather", "origin_of", "pairs_of"),
     "judging": ("Report", "evaluate"),
     "kinds": ("TASKS", "Task"),
     "learning": ("Learned", "learn", "train"),
-    "runner": ("SHIPPED", "Answer", "Looked", "Runner", "load", "with_method"),
+    "loading": ("SHIPPED", "Numbers", "load"),
+    "published": ("Predictor",),
+    "runner": ("Answer", "Looked", "Runner", "load_folder", "with_method"),
 }
 _HOME = {name: home for home, names in _WHERE.items() for name in names}
 
@@ -38,6 +42,8 @@ __all__ = [
     "From",
     "Learned",
     "Looked",
+    "Numbers",
+    "Predictor",
     "Origin",
     "Recipe",
     "Recurrent",
@@ -51,6 +57,7 @@ __all__ = [
     "gather",
     "learn",
     "load",
+    "load_folder",
     "named_recipes",
     "origin_of",
     "pairs_of",

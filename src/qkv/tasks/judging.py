@@ -10,6 +10,7 @@ from qkv.data.reading import Pair
 from qkv.decoding import Decoding
 from qkv.errors import DataError
 from qkv.evaluation import Bucket, Score, by_length
+from qkv.tasks.published import Predictor
 from qkv.tasks.runner import Runner
 
 
@@ -30,7 +31,7 @@ class Report:
         return "\n".join(lines)
 
 
-def evaluate(runner: Runner, pairs: Sequence[Pair], decoding: Decoding | None = None) -> Report:
+def evaluate(runner: Runner | Predictor, pairs: Sequence[Pair], decoding: Decoding | None = None) -> Report:
     """Answer every source and score the answers as the task does. Raises DataError if there is nothing to score."""
     if not pairs:
         raise DataError("there are no examples to evaluate on; give at least one")

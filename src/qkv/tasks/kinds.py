@@ -2,17 +2,26 @@
 
 translate   a sentence to a sentence; BLEU and chrF against one reference each
 pronounce   a spelling to phonemes; a word is right if it equals any of its listed pronunciations
+
+and of published models:
+
+continue    a text to what comes after it; how many continuations equal the reference
+transcribe  a sound file to what is said; word error rate, lower-cased, without punctuation
+fill        a text with masked words to the text without; classify, a text or an image file to its class; label, one
+            label for each token or frame: how many equal the reference
+embed       a text or an image file to a vector, which is not scored
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NoReturn
 
 from qkv.data.cleaning import references
 from qkv.data.reading import Pair
-from qkv.evaluation import Score, bleu, chrf, word_errors
+from qkv.errors import DataError
+from qkv.evaluation import Score, bleu, chrf, transcript_errors, word_errors
 
 Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, Score]]
 
@@ -48,6 +57,10 @@ def _as_it_is(line: str) -> str:
     return line.strip()
 
 
+def _untouched(line: str) -> str:
+    return line
+
+
 def _spelling(line: str) -> str:
     return line.strip().lower()
 
@@ -79,6 +92,28 @@ def _pronunciation(hypotheses: Sequence[str], references: Sequence[Sequence[str]
     }
 
 
+def _exact(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
+    right = sum(one.strip() in {own.strip() for own in some} for one, some in zip(hypotheses, references, strict=True))
+    signature = "percent|right:equals-any-reference|case:mixed"
+    return {"accuracy": Score("accuracy", 100 * right / len(hypotheses), signature)}
+
+
+def _transcript(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
+    score = transcript_errors([_spoken(one) for one in hypotheses], [_spoken(own[0]) for own in references])
+    signature = score.signature.replace("case:mixed", "case:lc|punctuation:removed")
+    return {"wer": replace(score, signature=signature)}
+
+
+def _spoken(line: str) -> str:
+    """A transcript as its words alone, so that spelling conventions do not count."""
+    kept = "".join(letter if letter.isalnum() or letter == "'" else " " for letter in line.lower())
+    return " ".join(kept.split())
+
+
+def _unscored(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> NoReturn:
+    raise DataError("this model answers with vectors, which have no right or wrong; compare them with one another")
+
+
 def unstressed(phonemes: str) -> str:
     """The same phonemes without their stress digits: "K ER1 N AH0 L" -> "K ER N AH L"."""
     return " ".join(symbol.rstrip("012") for symbol in phonemes.split())
@@ -89,5 +124,11 @@ TASKS = {
     for task in (
         Task("translate", _as_it_is, False, _translation, "bleu", "higher", _words, (6, 11, 16, 21, 26, 31)),
         Task("pronounce", _spelling, True, _pronunciation, "wer", "lower", len, (4, 6, 8, 10, 12)),
+        Task("continue", _untouched, False, _exact, "accuracy", "higher", _words, (11, 101, 1001)),
+        Task("transcribe", _as_it_is, False, _transcript, "wer", "lower", len, ()),
+        Task("fill", _untouched, False, _exact, "accuracy", "higher", _words, (11, 101)),
+        Task("classify", _untouched, False, _exact, "accuracy", "higher", _words, (11, 101)),
+        Task("label", _untouched, False, _exact, "accuracy", "higher", _words, (11, 101)),
+        Task("embed", _untouched, False, _unscored, "accuracy", "higher", _words, (11, 101)),
     )
 }

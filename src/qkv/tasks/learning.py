@@ -21,9 +21,10 @@ from qkv.errors import ConfigError, DataError, QkvError, StorageError, TrainingE
 from qkv.models import SequenceModel, build
 from qkv.tasks.examples import Examples, gather, name_of
 from qkv.tasks.kinds import TASKS, Task
+from qkv.tasks.loading import load
 from qkv.tasks.recipe import From, Recipe, Words
 from qkv.tasks.recipes import read_recipe
-from qkv.tasks.runner import LONGEST, Runner, _unknown, load
+from qkv.tasks.runner import LONGEST, Runner, strange_to
 from qkv.text import Tokenizer
 from qkv.text import train as train_tokenizer
 from qkv.training import Result, Trainer, Validated, checkpoint, claim
@@ -219,6 +220,10 @@ def _beginning(
     """The tokenizers, and the model before its first step: new ones, or those of the model to go on from."""
     if isinstance(recipe.model, From):
         trained = load(recipe.model.folder)
+        if not isinstance(trained, Runner) or trained.generation is not None:
+            raise ConfigError(
+                [f"model.folder={recipe.model.folder}: a published checkpoint; expected a model that was trained here"]
+            )
         return trained.source, trained.target, trained.model
     source, target = _tokenizers(recipe, examples, place, resume)
     torch.manual_seed(recipe.training.seed)
@@ -235,7 +240,7 @@ def _check_known(recipe: Recipe, examples: Examples, stores: Sequence[TokenPairs
         f"{text[:60]!r} with {', '.join(map(repr, strange[:3]))}"
         for pair in chain.from_iterable(examples.train)
         for text, tokenizer in zip(pair, tokenizers, strict=True)
-        if (strange := _unknown(tokenizer, text))
+        if (strange := strange_to(tokenizer, text))
     )
     raise VocabularyError(
         f"{unknown:,} of {total:,} examples hold what the model to go on from has no token for, such as {next(found)}; "

@@ -11,12 +11,10 @@ metrics.jsonl            how its training went (likewise)
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from importlib import resources
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,16 +23,16 @@ import torch
 from torch import Tensor
 
 from qkv import config, lens, spec
-from qkv.decoding import Beam, Decoding, Greedy, Sample, decode_all
+from qkv.data import audio
+from qkv.data.audio import LogMel
+from qkv.decoding import Beam, Decoding, Greedy, Hypothesis, Sample, decode, decode_all
 from qkv.errors import CheckpointError, ConfigError, DataError, SpecError, VocabularyError
 from qkv.lens import Trace
 from qkv.models import SequenceModel, build
+from qkv.pretrained import Generation
 from qkv.tasks.kinds import TASKS, Task
 from qkv.text import Tokenizer
 from qkv.training import checkpoint
-
-SHIPPED = ("pronounce",)
-"""The models that come with the package, by name."""
 
 LONGEST = 4096
 """The most tokens a line may have: time and memory grow with its square, and no sentence comes near."""
@@ -65,7 +63,11 @@ class Looked:
 
 @dataclass(frozen=True)
 class Runner:
-    """A model, its tokenizers, its task and how it decodes."""
+    """A model that answers in words, its tokenizers, its task and how it decodes.
+
+    generation: what answers begin and end with; that of a model trained here unless given. hearing: what makes the
+    input of a model that hears, whose lines name sound files.
+    """
 
     model: SequenceModel
     source: Tokenizer
@@ -73,12 +75,15 @@ class Runner:
     task: Task
     decoding: Decoding = Decoding()
     card: dict[str, Any] | None = None
+    generation: Generation | None = None
+    hearing: LogMel | None = None
 
     def __post_init__(self) -> None:
         for name, tokenizer, size in zip(
             ("source", "target"), (self.source, self.target), vocabularies(self.model.spec), strict=True
         ):
-            if tokenizer.size != size:
+            # a published model may have room for more tokens than its tokenizer knows
+            if tokenizer.size > size or (self.generation is None and tokenizer.size != size):
                 raise VocabularyError(
                     f"the {name} tokenizer has {tokenizer.size} tokens and the model {size}; "
                     "take the tokenizer from the model's own folder"
@@ -92,32 +97,61 @@ class Runner:
         decoding = decoding or self.decoding
         generator = torch.Generator().manual_seed(seed)
         rest, before = iter(lines), 0
-        while chunk := list(islice(rest, _LINES_AT_ONCE)):
+        while chunk := list(islice(rest, 1 if self.hearing else _LINES_AT_ONCE)):
+            if self.hearing is not None:
+                yield from self._heard(chunk, self.hearing, decoding, generator)
+                continue
             ids = self.read(chunk, before)
             before += len(chunk)
             full = [number for number, one in enumerate(ids) if one]
+            given = [ids[number] for number in full]
             found = decode_all(
                 self.model,
-                [[*ids[number], self.source.eos] for number in full],
-                bos=self.target.bos,
-                eos=self.target.eos,
-                never=(self.target.pad, self.target.bos, self.target.unk),
+                given if self._reads else None,
+                prefixes=None if self._reads else given,
                 decoding=decoding,
                 generator=generator,
+                **self.rules(),
             )
             answers = dict(zip(full, found, strict=True))
             for number in range(len(chunk)):
-                yield [
-                    Answer(self.target.decode(one.tokens), one.score, one.log_probability, one.tokens)
-                    for one in answers.get(number, ())
-                ] or [Answer("", 0.0, 0.0, ())]
+                prompt = 0 if self._reads else len(ids[number])
+                yield [self._answer(one, prompt) for one in answers.get(number, ())] or [Answer("", 0.0, 0.0, ())]
+
+    def rules(self) -> dict[str, Any]:
+        """What answers begin and end with and may not hold, as keywords of `qkv.decoding.decode`."""
+        if self.generation is not None:
+            return self.generation.rules()
+        target = self.target
+        return {"bos": target.bos, "eos": target.eos, "never": (target.pad, target.bos, target.unk)}
+
+    @property
+    def _reads(self) -> bool:
+        """Whether an encoder reads the line; if not, it is a prompt that the answer goes on from."""
+        shape = self.model.spec
+        return not isinstance(shape, spec.Transformer) or shape.encoder is not None
+
+    def _heard(
+        self, paths: Sequence[str], hearing: LogMel, decoding: Decoding, generator: torch.Generator
+    ) -> Iterator[list[Answer]]:
+        for path in paths:
+            source = hearing(audio.read(path.strip(), hearing.rate))[None]
+            found = decode(self.model, source, decoding=decoding, generator=generator, **self.rules())[0]
+            yield [self._answer(one, 0) for one in found]
+
+    def _answer(self, found: Hypothesis, prompt: int) -> Answer:
+        return Answer(self.target.decode(found.tokens[prompt:]), found.score, found.log_probability, found.tokens)
 
     def read(self, lines: Sequence[str], before: int = 0) -> list[list[int]]:
-        """The tokens of some lines as the model is given them (without eos), `before` lines coming before them.
+        """The tokens of some lines as the model is given them, `before` lines coming before them; none for no text.
 
         Raises DataError, with its number, for a line of more than LONGEST tokens.
         """
-        ids = self.source.encode_all(self.task.prepare(line) for line in lines)
+        if self.hearing is not None:
+            return []
+        prepared = [self.task.prepare(line) for line in lines]
+        framed = self.source.framed_all(prepared)
+        ids = [one.ids if line else [] for line, one in zip(prepared, framed, strict=True)]
         for number, (line, own) in enumerate(zip(lines, ids, strict=True), before + 1):
             if len(own) > LONGEST:
                 raise DataError(
@@ -126,33 +160,45 @@ class Runner:
                 )
         return ids
 
+    def names(self, numbers: Sequence[int]) -> list[str]:
+        """What to call the tokens it answers with."""
+        return self.target.tokens(numbers)
+
     def unknown(self, line: str) -> list[str]:
         """The characters of a line (symbols, where tokens are words) that the model does not know, each once."""
-        return _unknown(self.source, self.task.prepare(line))
+        return [] if self.hearing else strange_to(self.source, self.task.prepare(line))
 
     def look(self, line: str, answer: str | None = None) -> Looked:
         """Answer a line (or take the given answer) and look at every attention that led to it.
 
         Raises DataError for a line without text, VocabularyError for an answer that the model cannot give.
         """
-        [read] = self.read([line])
-        if not read:
-            raise DataError(f"{line!r} was given to look at; expected some text: give a word or a sentence")
-        source = [*read, self.source.eos]
+        if self.hearing is not None:
+            source: Any = self.hearing(audio.read(line.strip(), self.hearing.rate))[None]
+            named, prompt = [], []
+        else:
+            [read] = self.read([line])
+            if not read:
+                raise DataError(f"{line!r} was given to look at; expected some text: give a word or a sentence")
+            source, named = (read, self.source.tokens(read)) if self._reads else (None, [])
+            prompt = [] if self._reads else read
+        rules = self.rules()
+        ends = (rules["eos"],) if isinstance(rules["eos"], int) else tuple(rules["eos"])
         if answer is None:
             given = next(self.run([line]))[0]
             tokens = given.tokens
         else:
-            if strange := _unknown(self.target, answer):
+            if strange := strange_to(self.target, answer):
                 raise VocabularyError(
                     f"the answer {answer!r} holds {', '.join(strange[:5])}, which this model never gives; expected "
                     f"what its answers are made of, as in {next(self.run([line]))[0].text!r}"
                 )
-            tokens = (*self.target.encode(answer), self.target.eos)
+            tokens = (*prompt, *rules.get("first", ()), *self.target.encode(answer), *ends[:1])
             given = Answer(answer, float("nan"), float("nan"), tokens)
-        begin = (self.target.bos, *tokens[:-1]) if tokens[-1:] == (self.target.eos,) else (self.target.bos, *tokens)
+        begin = (*([] if rules["bos"] is None else [rules["bos"]]), *tokens)
+        begin = begin[:-1] if begin[-1] in ends and len(begin) > 1 else begin  # after an end nothing was asked
         trace = lens.look(self.model.eval(), source, begin)
-        return Looked(line, given, self.source.tokens(source), self.target.tokens(begin), trace)
+        return Looked(line, given, named, self.target.tokens(begin), trace)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model folder; parameters in `dtype` if given (float16 halves the file).
@@ -165,6 +211,7 @@ class Runner:
             **(self.card or {}),
             "task": self.task.name,
             "decoding": config.write(self.decoding),
+            **({} if self.generation is None else {"generation": asdict(self.generation)}),
             "tokenizers": {"source": self.source.digest, "target": self.target.digest},
         }
         shape, apart = spec.to_json(self.model.spec), self.target != self.source
@@ -183,21 +230,11 @@ class Runner:
             (place / "target.tokenizer.json").unlink(missing_ok=True)
 
 
-def load(name: str | Path) -> Runner:
-    """Open a model folder, or a model that comes with the package by its name (`pronounce`).
+def load_folder(place: Path) -> Runner:
+    """Open the folder of a finished run.
 
-    Raises CheckpointError, SpecError or VocabularyError for a folder that is missing, incomplete or altered.
+    Raises CheckpointError, SpecError or VocabularyError for a folder that is incomplete or altered.
     """
-    place = Path(name)
-    if not place.exists() and str(name) in SHIPPED:
-        place = Path(str(resources.files("qkv") / "shipped" / str(name)))
-    if not place.is_dir():
-        near = difflib.get_close_matches(str(name), SHIPPED, n=1)
-        raise CheckpointError(
-            f"there is no model folder {str(name)!r}; expected the folder of a finished run, "
-            f"or a model that comes with the package: {', '.join(SHIPPED)}"
-            + (f"; did you mean {near[0]}?" if near else "")
-        )
     missing = [
         part
         for part in ("spec.json", "model.safetensors", "card.json", "source.tokenizer.json")
@@ -209,7 +246,7 @@ def load(name: str | Path) -> Runner:
             f"{place} is no whole model folder, {', '.join(missing)} is missing; "
             + ("its training has not ended: let it, or resume it" if running else "copy the folder again")
         )
-    card = _read_json(place / "card.json")
+    card = read_json(place / "card.json")
     task = TASKS.get(str(card.get("task")))
     if task is None:
         raise CheckpointError(f"{place}/card.json: task={card.get('task')!r}; expected one of {', '.join(TASKS)}")
@@ -234,7 +271,9 @@ def load(name: str | Path) -> Runner:
             "take the tokenizers from the model's own folder"
         )
     decoding = config.read(Decoding, card.get("decoding", {}), str(place / "card.json"))
-    return Runner(model.eval(), source, target, task, decoding, card)
+    said = card.pop("generation", None)
+    rules = None if said is None else Generation(**{name: _frozen(value) for name, value in said.items()})
+    return Runner(model.eval(), source, target, task, decoding, card, rules)
 
 
 def vocabularies(choice: spec.Spec) -> tuple[int, int]:
@@ -294,6 +333,10 @@ def _fill(model: SequenceModel, tensors: dict[str, Tensor], path: Path) -> None:
         place.copy_(tensors[name])
 
 
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
@@ -301,7 +344,7 @@ def _read_text(path: Path) -> str:
         raise CheckpointError(f"{path} cannot be read: {error}; copy the model folder again") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read_text(path))
     except json.JSONDecodeError as error:
@@ -311,9 +354,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _unknown(tokenizer: Tokenizer, text: str) -> list[str]:
+def strange_to(tokenizer: Tokenizer, text: str) -> list[str]:
     """The characters of a text, or the symbols where tokens are words, that are read as unknown, each once."""
-    if tokenizer.unk not in tokenizer.encode(text):
+    if tokenizer.specials.unk is None or tokenizer.unk not in tokenizer.encode(text):
         return []
     pieces = text.split() if len(tokenizer.encode(text)) == len(text.split()) else text
     return [piece for piece in dict.fromkeys(pieces) if tokenizer.unk in tokenizer.encode(piece)]

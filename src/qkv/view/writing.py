@@ -174,6 +174,8 @@ def _answers(trace: Trace, row: int, names: Names | None) -> list[dict[str, Any]
 
 
 def _check(tokens: Sequence[str], numbers: Tensor | None, what: str) -> None:
+    if numbers is not None and numbers.is_floating_point():  # an image or a sound: what it became is not known here
+        return
     expected = 0 if numbers is None else numbers.shape[1]
     if tokens and len(tokens) != expected:
         raise QkvError(
@@ -183,7 +185,9 @@ def _check(tokens: Sequence[str], numbers: Tensor | None, what: str) -> None:
 
 
 def _numbers(numbers: Tensor | None, row: int) -> list[str]:
-    return [] if numbers is None else [str(number) for number in numbers[row].tolist()]
+    if numbers is None or numbers.is_floating_point():
+        return []
+    return [str(number) for number in numbers[row].tolist()]
 
 
 def _safe_json(document: object) -> str:

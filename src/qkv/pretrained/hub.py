@@ -1,0 +1,35 @@
+"""Models by the name they have on the Hugging Face Hub: fetched once, through the hub's own library and cache."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from qkv.errors import DownloadError
+
+_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+_FILES = ("*.json", "*.safetensors", "*.model", "*.spm", "*.txt", "*/config.json")
+"""What a model is read from. Weights in files of torch.save, which are pickles, are not fetched."""
+
+
+def is_name(name: str) -> bool:
+    """Whether this could be a name on the hub, such as "openai-community/gpt2"."""
+    return _NAME.fullmatch(name) is not None
+
+
+def fetch(name: str) -> Path:
+    """The folder of a model on the hub, downloaded unless it is in the cache.
+
+    HF_HOME says where the cache is; with HF_HUB_OFFLINE=1 nothing but the cache is looked at. Raises DownloadError.
+    """
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DownloadError(
+            f"there is no folder {name!r}, and no model of this name could be had from the hub: {said}. Expected a "
+            "folder, or a name such as openai-community/gpt2; check its spelling and the network"
+        ) from error

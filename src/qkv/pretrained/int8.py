@@ -1,0 +1,45 @@
+"""Matrices in a quarter of the memory: one byte a number, and one scale for each row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Int8Linear(nn.Module):
+    """A linear layer whose matrix is kept in whole numbers from -127 to 127, times a scale for each output.
+
+    Dettmers et al. 2022, section 2.1 (absolute maximum, row by row), without their treatment of outliers. It answers
+    and shows the matrix in float32, and is not to be trained.
+    """
+
+    whole: Tensor
+    scale: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        matrix = linear.weight.detach().float()
+        scale = matrix.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
+        self.register_buffer("whole", (matrix / scale[:, None]).round().to(torch.int8))
+        self.register_buffer("scale", scale)
+        self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix (out, in) that the whole numbers stand for."""
+        return self.whole.to(self.scale.dtype) * self.scale[:, None]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        product = functional.linear(hidden, self.whole.to(hidden.dtype)) * self.scale.to(hidden.dtype)
+        return product if self.bias is None else product + self.bias
+
+
+def quantise(model: nn.Module) -> None:
+    """Replace every linear layer of a model by its `Int8Linear`, one after the other; embeddings and norms stay."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear):
+                setattr(module, name, Int8Linear(child))

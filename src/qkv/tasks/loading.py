@@ -1,0 +1,57 @@
+"""One way to open a model, whoever made it."""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from qkv.errors import CheckpointError
+from qkv.pretrained import hub, int8
+from qkv.tasks.published import Predictor, open_published
+from qkv.tasks.runner import Runner, load_folder
+
+SHIPPED = ("pronounce",)
+"""The models that come with the package, by name."""
+
+Numbers = Literal["float32", "bfloat16", "int8", "stored"]
+"""How parameters are kept: as they are stored, in one of two floating types, or matrices in one byte a number."""
+
+
+def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False) -> Runner | Predictor:
+    """Open a model: the folder of a run, one that comes with the package (`pronounce`), a published checkpoint (a
+    folder with config.json, or one file such as .gguf), or one on the Hugging Face Hub by its name.
+
+    numbers: of published checkpoints, how parameters are kept. legacy: whether files of torch.save, which are pickles,
+    may be opened. The network is used for names on the hub alone.
+    Raises CheckpointError, SpecError or VocabularyError for files that are missing, incomplete, altered or of an
+    unknown kind; DownloadError for a name that cannot be fetched.
+    """
+    place = Path(name)
+    if not place.exists() and str(name) in SHIPPED:
+        place = Path(str(resources.files("qkv") / "shipped" / str(name)))
+    if not place.exists():
+        if not hub.is_name(str(name)) or place.is_absolute():
+            near = difflib.get_close_matches(str(name), SHIPPED, n=1)
+            raise CheckpointError(
+                f"there is no model folder {str(name)!r}; expected the folder of a finished run, a published "
+                f"checkpoint, a name on the hub, or a model that comes with the package: {', '.join(SHIPPED)}"
+                + (f"; did you mean {near[0]}?" if near else "")
+            )
+        place = hub.fetch(str(name))
+    if place.is_file() or ((place / "config.json").is_file() and not (place / "spec.json").is_file()):
+        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(numbers)
+        opened = open_published(place, dtype, legacy=legacy)
+        if numbers == "int8":
+            int8.quantise(opened.model)
+            opened.model.float()  # what is no matrix
+        return opened
+    if numbers != "float32" or legacy:
+        raise CheckpointError(
+            f"numbers={numbers!r}, legacy={legacy} was given for {place}; expected a published checkpoint for these: "
+            "leave them out"
+        )
+    return load_folder(place)

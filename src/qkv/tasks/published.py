@@ -1,0 +1,227 @@
+"""Published models, opened with everything they need to answer: text, images or sounds in, their own answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkv import lens, pretrained, spec
+from qkv.data import audio, images
+from qkv.decoding import Decoding, Greedy, Length, Sample
+from qkv.decoding.options import Beam
+from qkv.errors import CheckpointError, DataError
+from qkv.models import SequenceModel
+from qkv.pretrained import Published, tokenizers
+from qkv.tasks.kinds import TASKS, Task
+from qkv.tasks.runner import Answer, Looked, Runner, read_json, strange_to
+from qkv.text import Tokenizer
+
+_LONGEST = 64
+"""How many tokens a language model goes on for, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """One line as the model is given it: source (1, ...), and what to call its positions."""
+
+    source: Tensor
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A model that answers at once: with a class, labels, filled-in words or a vector.
+
+    give: how a line becomes what the model reads. labels: the names of its classes.
+    """
+
+    model: SequenceModel
+    give: Callable[[str], Given]
+    task: Task
+    tokenizer: Tokenizer | None = None
+    labels: tuple[str, ...] = ()
+    decoding: Decoding = Decoding(Greedy())  # its n_best counts
+
+    @property
+    def _answer(self) -> spec.Answers:
+        shape = self.model.spec
+        assert isinstance(shape, spec.Transformer)  # see open_published
+        return shape.answers
+
+    def run(self, lines: Iterable[str], decoding: Decoding | None = None) -> Iterator[list[Answer]]:
+        """Answer each line, best answer first, as many answers as n_best says; an empty line answers itself."""
+        method = (decoding or self.decoding).method
+        count = method.n_best if isinstance(method, Beam | Sample) else 1
+        for line in lines:
+            yield self._answers(line, count) if line.strip() else [Answer("", 0.0, 0.0, ())]
+
+    @torch.no_grad()
+    def _answers(self, line: str, count: int) -> list[Answer]:
+        given = self.give(line)
+        logits = self.model(given.source)[0]
+        match self._answer:
+            case spec.Vocabulary():
+                return self._filled(given.source[0], logits, count)
+            case spec.Classes():
+                values, order = torch.log_softmax(logits, -1).topk(min(count, len(logits)))
+                ranked = zip(values.tolist(), order.tolist(), strict=True)
+                return [Answer(self._label(number), value, value, (number,)) for value, number in ranked]
+            case spec.Labels():
+                best = logits.argmax(-1).tolist()
+                named = (f"{name}/{self._label(number)}" for name, number in zip(given.names, best, strict=True))
+                return [Answer(" ".join(named), 0.0, 0.0, tuple(best))]
+        vector = logits if logits.dim() == 1 else logits.mean(0)
+        return [Answer(" ".join(f"{number:.6g}" for number in vector.tolist()), 0.0, 0.0, ())]
+
+    def _filled(self, source: Tensor, logits: Tensor, count: int) -> list[Answer]:
+        """The text with its masked places filled: the n-th answer takes the n-th best token at each."""
+        assert self.tokenizer is not None
+        mask = self.tokenizer.specials.mask
+        places = [place for place, token in enumerate(source.tolist()) if token == mask]
+        if not places:
+            name = "its mask token" if mask is None else repr(self.tokenizer.tokens([mask])[0])
+            raise DataError(f"the text has no place to fill in; expected {name} where a word is missing: put it there")
+        values, order = torch.log_softmax(logits[places], -1).topk(count)
+        answers = []
+        for value, tokens in zip(values.T.tolist(), order.T.tolist(), strict=True):
+            whole = source.tolist()
+            for place, token in zip(places, tokens, strict=True):
+                whole[place] = token
+            answers.append(Answer(self.tokenizer.decode(whole), sum(value), sum(value), tuple(tokens)))
+        return answers
+
+    def _label(self, number: int) -> str:
+        return self.labels[number] if number < len(self.labels) else str(number)
+
+    def read(self, lines: Sequence[str], before: int = 0) -> list[list[int]]:
+        """Nothing: each line is read when it is answered (see `Runner.read`)."""
+        return []
+
+    def names(self, numbers: Sequence[int]) -> list[str]:
+        """What to call what it answers with: its tokens, or its classes."""
+        if isinstance(self._answer, spec.Vocabulary) and self.tokenizer is not None:
+            return self.tokenizer.tokens(numbers)
+        return [self._label(number) for number in numbers]
+
+    def unknown(self, line: str) -> list[str]:
+        """The characters of a line that the model does not know, each once."""
+        return [] if self.tokenizer is None else strange_to(self.tokenizer, line)
+
+    def look(self, line: str, answer: str | None = None) -> Looked:
+        """Look at every attention that led to its own answer. Raises DataError for a line without text."""
+        if answer is not None:
+            raise DataError(f"answer={answer!r} was given; this model reads no answers: leave it out")
+        if not line.strip():
+            raise DataError(f"{line!r} was given to look at; expected some text or a file")
+        given = self.give(line)
+        trace = lens.look(self.model.eval(), given.source)
+        return Looked(line, self._answers(line, 1)[0], given.names, [], trace)
+
+
+def open_published(
+    path: Path, dtype: torch.dtype | None = torch.float32, *, legacy: bool = False
+) -> Runner | Predictor:
+    """Open a published model with its tokenizer, or with what prepares its images or sounds.
+
+    Raises CheckpointError or VocabularyError for files that are missing, damaged or of an unknown kind.
+    """
+    published = pretrained.read(path, dtype=dtype, legacy=legacy)
+    shape = published.model.spec
+    if not isinstance(shape, spec.Transformer | spec.Recurrent):
+        raise CheckpointError(
+            f"{path} compares two kinds of input, and answers no line by itself; use it from Python: "
+            "qkv.pretrained.read(path).model"
+        )
+    if isinstance(shape, spec.Recurrent):
+        return _writer(published, path, "translate")
+    if shape.decoder is not None:
+        reads = (shape.encoder or shape.decoder).reads
+        if isinstance(reads, spec.Tokens):
+            return _writer(published, path, "translate" if shape.encoder else "continue")
+        return _hearing(published, path)
+    assert shape.encoder is not None
+    labels = published.config.get("id2label") or {}
+    named = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    if isinstance(shape.encoder.reads, spec.Tokens):
+        tokenizer = tokenizers.read(path, published.config)
+        return Predictor(published.model, _texts(tokenizer), _task(shape.answers), tokenizer, named)
+    if isinstance(shape.encoder.reads, spec.Patches):
+        preparation = images.from_config(_preprocessor(path))
+        return Predictor(
+            published.model, _pictures(preparation, shape.encoder.reads), _task(shape.answers), None, named
+        )
+    return _listening(published, path, named)
+
+
+def _task(answers: spec.Answers) -> Task:
+    names = {spec.Vocabulary: "fill", spec.Classes: "classify", spec.Labels: "label"}
+    return TASKS[names.get(type(answers), "embed")]
+
+
+def _writer(published: Published, path: Path, task: str) -> Runner:
+    source, target = tokenizers.read_pair(_tokenizer_of(path), published.config)
+    decoding = Decoding() if task == "translate" else Decoding(Greedy(), Length(0.0, _LONGEST))
+    return Runner(published.model, source, target, TASKS[task], decoding, {}, published.generation)
+
+
+def _tokenizer_of(path: Path) -> Path:
+    """Where the tokenizer of a model is: in its folder; of one file, in that itself or in a file beside it."""
+    if path.is_dir() or path.suffix == ".gguf":
+        return path
+    beside = [found for found in (*path.parent.glob("tokenizer.json"), *path.parent.glob("tok*.bin")) if found != path]
+    if len(beside) != 1:
+        raise CheckpointError(
+            f"{path} holds no tokenizer, and beside it are {len(beside)} files tokenizer.json or tok*.bin; expected one"
+        )
+    return beside[0]
+
+
+def _hearing(published: Published, path: Path) -> Runner:
+    """A model that hears and writes: its features, and answers as long as its decoder can count."""
+    hearing = audio.from_config(_preprocessor(path))
+    if not isinstance(hearing, audio.LogMel):
+        raise CheckpointError(f"{path}/preprocessor_config.json makes no spectrogram, which this model reads")
+    tokenizer = tokenizers.read(path, published.config)
+    decoding = Decoding(Greedy(), Length(0.0, 200))
+    return Runner(
+        published.model, tokenizer, tokenizer, TASKS["transcribe"], decoding, {}, published.generation, hearing
+    )
+
+
+def _listening(published: Published, path: Path, labels: tuple[str, ...]) -> Predictor:
+    features = audio.from_config(_preprocessor(path))
+
+    def give(line: str) -> Given:
+        source = features(audio.read(line.strip(), features.rate))[None]
+        return Given(source, [])
+
+    return Predictor(published.model, give, TASKS["label"], None, labels)
+
+
+def _texts(tokenizer: Tokenizer) -> Callable[[str], Given]:
+    def give(line: str) -> Given:
+        first, _, second = line.partition("\t")  # two texts that belong together stand side by side
+        ids = tokenizer.framed(first, second or None).ids
+        return Given(torch.tensor([ids]), tokenizer.tokens(ids))
+
+    return give
+
+
+def _pictures(preparation: images.ImagePreparation, reads: spec.Patches) -> Callable[[str], Given]:
+    def give(line: str) -> Given:
+        image = preparation.prepare(images.read(line.strip()))
+        rows, columns = (side // reads.size for side in image.shape[1:])
+        leading = [f"<{number + 1}>" for number in range(reads.leading + reads.registers)]
+        places = [f"{row + 1},{column + 1}" for row in range(rows) for column in range(columns)]
+        return Given(image[None], leading + places)
+
+    return give
+
+
+def _preprocessor(path: Path) -> dict[str, Any]:
+    return read_json(path / "preprocessor_config.json")
