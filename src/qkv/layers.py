@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from qkv import spec
 from qkv.attend import attend, drop
-from qkv.cache import BlockCache, KeyValues
+from qkv.cache import BlockCache, Carried, KeyValues
 from qkv.mask import Mask
 from qkv.positions import rotate
 from qkv.tap import NO_TAP, Tap
@@ -51,7 +51,10 @@ def norm(choice: spec.Norm, width: int) -> nn.Module:
 
 @dataclass(frozen=True)
 class Placing:
-    """What a stack has worked out for an attention: who may be seen, and where everything stands."""
+    """What a stack has worked out for an attention: who may be seen, and where everything stands.
+
+    For a recurrence the mask says which positions (batch, length) are real.
+    """
 
     mask: Mask | Tensor | None = None
     bias: Tensor | None = None
@@ -95,7 +98,7 @@ class Attention(nn.Module):
         query = self._normalised(self.query(hidden), self.choice.heads, self.query_norm)
         if placing.rotations is not None:
             query = rotate(query, *placing.rotations)
-        key, value = self._keys_and_values(hidden, memory, placing, cache)
+        key, value = self.keys_and_values(hidden, memory, placing, cache)
         context = attend(
             query,
             key,
@@ -111,9 +114,11 @@ class Attention(nn.Module):
         output: Tensor = self.output(context.transpose(1, 2).flatten(2))
         return tap("output", output)
 
-    def _keys_and_values(
+    def keys_and_values(
         self, hidden: Tensor, memory: Tensor | None, placing: Placing, cache: KeyValues | None
     ) -> tuple[Tensor, Tensor]:
+        """What is attended to: of `memory` (batch, keys, d_memory) if given, else of `hidden` with its past ->
+        (batch, kv_heads, keys, d_key) and (batch, kv_heads, keys, d_value)."""
         if memory is not None and cache is not None and (kept := cache.kept()) is not None:
             return kept
         source = hidden if memory is None else memory
@@ -133,6 +138,39 @@ def _split(projected: Tensor, heads: int) -> Tensor:
     """(batch, length, heads * d) -> (batch, heads, length, d)."""
     batch, length, width = projected.shape
     return projected.view(batch, length, heads, width // heads).transpose(1, 2)
+
+
+class Recurrence(nn.Module):
+    """Take the past along in one state for each row, simple to step through (Kim et al. 2019, section 3.1)."""
+
+    def __init__(self, d_model: int) -> None:
+        super().__init__()
+        self.value = nn.Linear(d_model, d_model, bias=False)
+        self.forget = nn.Linear(d_model, d_model)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        placing: Placing,
+        memory: None = None,
+        cache: Carried | None = None,
+        tap: Tap = NO_TAP,
+    ) -> Tensor:
+        """(batch, length, d_model) -> the same; with a cache, from the state it holds. Padding is passed by."""
+        forget, value = torch.sigmoid(self.forget(hidden)), self.value(hidden)
+        if isinstance(placing.mask, Tensor):
+            forget = forget.masked_fill(~placing.mask[..., None], 1.0)
+        entering = (1 - forget) * value
+        state = hidden.new_zeros(hidden.shape[0], hidden.shape[2])
+        if cache is not None and cache.state is not None:
+            state = cache.state
+        states = []
+        for kept, more in zip(forget.unbind(dim=1), entering.unbind(dim=1), strict=True):
+            state = kept * state + more
+            states.append(state)
+        if cache is not None:
+            cache.state = state
+        return tap("output", functional.relu(torch.stack(states, dim=1)))
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -187,7 +225,8 @@ class Block(nn.Module):
     def __init__(self, choice: spec.Block, d_model: int, d_memory: int | None) -> None:
         super().__init__()
         self.choice = choice
-        self.self_attention = Attention(choice.self_attention, d_model)
+        past = choice.self_attention
+        self.self_attention = Recurrence(d_model) if isinstance(past, spec.Recurrence) else Attention(past, d_model)
         self.self_attention_residual = Residual(choice.norm, choice.norm_at, d_model)
         if not choice.first_norm:
             self.self_attention_residual.before = nn.Identity()

@@ -43,7 +43,7 @@ def rotations(
 def scaled(
     rates: Float[Tensor, " half"], base: float, scaling: spec.Scaling, end: Int[Tensor, ""]
 ) -> tuple[Float[Tensor, " half"], float]:
-    """The angles for each position, changed for a text whose last position is `end`, and what queries and keys grow by."""
+    """The angles for each position, changed for a text whose last position is `end`; what queries and keys grow by."""
     match scaling:
         case spec.Interpolated(factor):
             return rates / factor, 1.0
