@@ -67,11 +67,23 @@ def _picked(buffer: Tensor, index: Tensor, length: int) -> Tensor:
     return picked
 
 
+class Carried:
+    """The state (batch, d_model) of one recurrence, which holds all of the past; None before the first token."""
+
+    def __init__(self) -> None:
+        self.state: Tensor | None = None
+
+    def reorder(self, index: Tensor) -> None:
+        """Pick or repeat rows of the batch."""
+        if self.state is not None:
+            self.state = self.state[index]
+
+
 @dataclass
 class BlockCache:
     """One decoder block's keys and values: of the tokens so far, and of the memory (computed once)."""
 
-    self_attention: KeyValues = field(default_factory=KeyValues)
+    self_attention: KeyValues | Carried = field(default_factory=KeyValues)
     cross_attention: KeyValues = field(default_factory=KeyValues)
 
 

@@ -10,6 +10,7 @@ JSON beside the weights and rebuilds the model with no look-up of a name. This f
         positions: Learned | Sinusoidal | Convolved | None
         blocks: (Block, ...)
           self_attention, cross_attention: Attention (position: Rotary | RelativeBias | Alibi | None)
+          self_attention may be a Recurrence
           feed_forward: FeedForward
           norm: Norm, norm_at: "pre" | "post" | "both" | "result"
       answers: Vocabulary | Labels | Classes | Vector | Actions | States
@@ -252,6 +253,24 @@ class FeedForward:
 
 
 @dataclass(frozen=True)
+class Recurrence:
+    """In the place of attention to the past: a state that takes it along (SSRU, Kim et al. 2019, section 3.1).
+
+    forget = sigmoid(W_f x + b); state = forget * state before + (1 - forget) * W x; what leaves is relu(state).
+    """
+
+    @property
+    def causal(self) -> bool:
+        """The future has no way in."""
+        return True
+
+    @property
+    def position(self) -> None:
+        """It knows the order by itself."""
+        return None
+
+
+@dataclass(frozen=True)
 class Block:
     """One layer: attention to itself, attention to the memory (if any), feed-forward, each around a residual.
 
@@ -260,7 +279,7 @@ class Block:
     (Wang and Komatsuzaki 2021). first_norm: False leaves out the norm before the self-attention of a "pre" block.
     """
 
-    self_attention: Attention
+    self_attention: Attention | Recurrence
     feed_forward: FeedForward
     cross_attention: Attention | None = None
     norm: Norm = Norm()
@@ -471,9 +490,9 @@ class Stack:
                 f"positions: length={self.positions.length} less the reads' leading={self.reads.leading} "
                 f"is {patches}, which is no square of patches",
             )
-        by_position = {b.self_attention.position: b.self_attention.heads for b in self.blocks}
-        for block in self.blocks:
-            attention = block.self_attention
+        attentions = [one.self_attention for one in self.blocks if isinstance(one.self_attention, Attention)]
+        by_position = {attention.position: attention.heads for attention in attentions}
+        for attention in attentions:
             if isinstance(attention.position, RelativeBias):
                 _require(
                     by_position[attention.position] == attention.heads,
@@ -688,8 +707,9 @@ _NODES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
         Norm, AcrossHeads, Interpolated, ByWavelength, Yarn, Stretched, Rotary, RelativeBias, Alibi, Attention,
-        FeedForward, Block, Segments, Tokens, Patches, Frames, Convolution, Waveform, Trajectory, Learned, Sinusoidal,
-        Convolved, Stack, Dense, Vocabulary, Labels, Classes, Vector, Actions, States, Transformer, Towers, Recurrent,
+        Recurrence, FeedForward, Block, Segments, Tokens, Patches, Frames, Convolution, Waveform, Trajectory, Learned,
+        Sinusoidal, Convolved, Stack, Dense, Vocabulary, Labels, Classes, Vector, Actions, States, Transformer, Towers,
+        Recurrent,
     )
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qkv import spec
-from qkv.cache import BlockCache, Memory, TransformerState
+from qkv.cache import BlockCache, Carried, KeyValues, Memory, TransformerState
 from qkv.errors import SpecError
 from qkv.inputs import PatchReader, Reader, TokenReader, reader
 from qkv.layers import Block, Placing, norm
@@ -30,7 +30,8 @@ class Stack(nn.Module):
         shared = {
             block.self_attention.position: block.self_attention
             for block in choice.blocks
-            if isinstance(block.self_attention.position, spec.RelativeBias)
+            if isinstance(block.self_attention, spec.Attention)
+            and isinstance(block.self_attention.position, spec.RelativeBias)
         }
         self._biased = list(shared)
         self.position_biases = nn.ModuleList(
@@ -58,12 +59,16 @@ class Stack(nn.Module):
         for number in range(self.depth):
             block = self.blocks[number % len(self.blocks)]
             attention = self.choice.blocks[number % len(self.blocks)].self_attention
-            key = (attention.position, attention.causal, attention.window, attention.heads, attention.d_key)
-            if key not in placings:
-                placings[key] = self._place(attention, hidden, mask, past)
+            if isinstance(attention, spec.Recurrence):
+                placing = Placing(mask)
+            else:
+                key = (attention.position, attention.causal, attention.window, attention.heads, attention.d_key)
+                if key not in placings:
+                    placings[key] = self._place(attention, hidden, mask, past)
+                placing = placings[key]
             hidden = block(
                 hidden,
-                placings[key],
+                placing,
                 None if memory is None else memory.states,
                 memory_placing,
                 caches[number] if caches else None,
@@ -71,6 +76,14 @@ class Stack(nn.Module):
             )
         result: Tensor = self.final_norm(hidden)
         return result
+
+    def caches(self) -> list[BlockCache]:
+        """What its blocks keep between steps, before the first: one a block, and one for each time it is repeated."""
+        blocks = self.choice.blocks * self.choice.repeats
+        return [
+            BlockCache(Carried() if isinstance(block.self_attention, spec.Recurrence) else KeyValues())
+            for block in blocks
+        ]
 
     def _place(self, attention: spec.Attention, hidden: Tensor, mask: Tensor | None, past: int) -> Placing:
         length, device = hidden.shape[1], hidden.device
@@ -177,9 +190,7 @@ class Transformer(SequenceModel):
             raise SpecError("this model has an encoder alone and predicts no sequence; call it with source= instead")
         device = next(self.parameters()).device
         rows = rows if memory is None else memory.states.shape[0]
-        return TransformerState(
-            torch.arange(rows, device=device), memory, [BlockCache() for _ in range(self.decoder.depth)]
-        )
+        return TransformerState(torch.arange(rows, device=device), memory, self.decoder.caches())
 
     @torch.no_grad()
     def step(  # type: ignore[override]  # a model takes its own kind of state
