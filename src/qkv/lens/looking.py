@@ -61,7 +61,7 @@ def _batch(given: Tensor | Sequence[int] | None, name: str, device: torch.device
     measured = isinstance(given, Tensor) and given.is_floating_point()  # an image or a sound, and no tokens
     batch = torch.as_tensor(given, dtype=None if measured else torch.int64, device=device)
     batch = batch[None] if batch.dim() == 1 else batch
-    if (batch.dim() < 3 if measured else batch.dim() != 2) or batch.numel() == 0:
+    if (batch.dim() < 2 if measured else batch.dim() != 2) or batch.numel() == 0:
         raise QkvError(
             f"{name} of shape {tuple(batch.shape)} was given; (batch, length) with at least one token was expected: "
             "give the numbers of its tokens, e.g. tokenizer.encode(text). Of images or sounds, give a batch"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qkv import spec
 from qkv.errors import CheckpointError
 from qkv.models import SequenceModel, build
-from qkv.pretrained.operations import Adjusting, Older, Operation, same
+from qkv.pretrained.operations import Adjusting, Older, Operation, Unused, same
 from qkv.pretrained.weights import Weights
 
 Config: TypeAlias = Mapping[str, Any]
@@ -83,8 +83,8 @@ def fill(family: Family, config: Config, stored: Mapping[str, Tensor], dtype: to
             placed[target] = adjusting.adjust(placed[target], tensor.to(placed[target].dtype))
     problems += _untied(places, placed)
     problems += _missing(family, model, places, placed, dtype)
-    done = {target for target, _, _ in adjustments}
-    for entry in table.values():
+    done = {target for target, adjusting, _ in adjustments if not isinstance(adjusting, Unused)}
+    for entry in (one for one in table.values() if not isinstance(one, Unused)):
         problems += [f"nothing that adjusts {name}" for name in _adjusted(entry, places) if name not in done]
     if problems:
         raise CheckpointError(

@@ -138,6 +138,26 @@ def rows_from(first: int, target: str, last: int = 0) -> Operation:
 
 
 @dataclass(frozen=True)
+class Longer(Operation):
+    """A table with `more` rows here than in the file, in any shape; they hold `fill` and are not written back."""
+
+    more: int = 1
+    fill: float = 0.0
+
+    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        rows = tensor.reshape(-1, *shapes[0][1:])
+        return [torch.cat([rows, rows.new_full((self.more, *rows.shape[1:]), self.fill)])]
+
+    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0][: -self.more]
+
+
+def longer(target: str, more: int, fill: float = 0.0) -> Operation:
+    """A table that has rows here which the file does without, such as a token to begin with."""
+    return Longer((target,), more, fill)
+
+
+@dataclass(frozen=True)
 class Unpaired(Operation):
     """Rows whose rotary pairs stand side by side in each of `heads` heads; here they stand half a head apart."""
 
@@ -207,11 +227,22 @@ def scaled(target: str, by: float) -> Operation:
     return Scaled((target,), by)
 
 
-class RowGain(Operation):
+class Adjusting(Operation):
+    """Changes its targets once they are placed, and has no place of its own."""
+
+    def adjust(self, placed: Tensor, tensor: Tensor) -> Tensor:
+        """A target as it was placed -> as the file's tensor makes it."""
+        raise NotImplementedError
+
+
+class RowGain(Adjusting):
     """A number for each row that multiplies the targets once they are placed; written back as ones.
 
     So a layer scale (Touvron et al. 2021) becomes part of the matrix before it.
     """
+
+    def adjust(self, placed: Tensor, tensor: Tensor) -> Tensor:
+        return placed * (tensor[:, None] if placed.ndim == 2 else tensor)
 
     def out(self, tensors: Sequence[Tensor]) -> Tensor:
         return torch.ones_like(tensors[0][..., 0] if tensors[0].ndim > 1 else tensors[0])
@@ -222,13 +253,105 @@ def row_gain(*targets: str) -> Operation:
     return RowGain(targets)
 
 
+class UnitSlices(Operation):
+    """Directions, whose lengths stand beside them: along the last axis, each slice is made to have length 1."""
+
+    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        return [tensor / _lengths(tensor)]
+
+
+def unit_slices(target: str) -> Operation:
+    """The directions of a normalised weight (Salimans and Kingma 2016), a slice for each place of the last axis."""
+    return UnitSlices((target,))
+
+
+class SliceGain(Adjusting):
+    """The length of each slice along the last axis."""
+
+    def adjust(self, placed: Tensor, tensor: Tensor) -> Tensor:
+        return placed * tensor
+
+    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+        return _lengths(tensors[0])
+
+
+def slice_gain(target: str) -> Operation:
+    """The lengths that go with `unit_slices`."""
+    return SliceGain((target,))
+
+
+def _lengths(tensor: Tensor) -> Tensor:
+    lengths: Tensor = torch.linalg.vector_norm(tensor, dim=tuple(range(tensor.ndim - 1)), keepdim=True)
+    return lengths
+
+
+@dataclass(frozen=True)
+class FirstRow(Adjusting):
+    """A table of `rows` rows of which the first is added everywhere; written back as zeros."""
+
+    rows: int = 1
+
+    def adjust(self, placed: Tensor, tensor: Tensor) -> Tensor:
+        return placed + tensor[0]
+
+    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0].new_zeros(self.rows, *tensors[0].shape)
+
+
+def first_row(target: str, rows: int) -> Operation:
+    """A table whose first row alone is used, and always, so that it becomes part of a bias."""
+    return FirstRow((target,), rows)
+
+
+class Unused(FirstRow):
+    """A tensor that says nothing this model needs, but that its files have to hold; written back as zeros."""
+
+    def adjust(self, placed: Tensor, tensor: Tensor) -> Tensor:
+        return placed
+
+    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+        return super().out(tensors) if self.rows else torch.zeros_like(tensors[0])
+
+
+def unused(like: str, rows: int = 0) -> Operation:
+    """A tensor without meaning, of the shape of another, or a table of such rows."""
+    return Unused((like,), rows)
+
+
+@dataclass(frozen=True)
 class Older(Operation):
-    """A name that only older files have for a tensor; files are written with the newer one."""
+    """A name that only other files have for a tensor, older ones mostly; it is read `like` another operation."""
+
+    like: Operation = Operation(())
 
 
-def older(target: str) -> Operation:
+def older(target: str | Operation) -> Operation:
     """A tensor under a name that is read and never written."""
-    return Older((target,))
+    like = same(target) if isinstance(target, str) else target
+    return Older(like.targets, like)
+
+
+@dataclass(frozen=True)
+class Experts(Operation):
+    """Several experts' tensors in one, matrices as (in, out), the columns of `turns` matrices taken in turns."""
+
+    turns: int = 1
+
+    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        if len(tensor) * self.turns != len(shapes):
+            raise ValueError("another number of experts")
+        parts = [one[..., turn :: self.turns].contiguous() for one in tensor for turn in range(self.turns)]
+        return [part.mT if part.ndim == 2 else part for part in parts]
+
+    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+        parts = [part.mT if part.ndim == 2 else part for part in tensors]
+        firsts = range(0, len(parts), self.turns)
+        return torch.stack([torch.stack(parts[at : at + self.turns], dim=-1).flatten(-2) for at in firsts])
+
+
+def experts(count: int, *targets: str) -> Operation:
+    """The same parameters of each of `count` experts, `{e}` in the targets being its number."""
+    return Experts(tuple(one.replace("{e}", str(number)) for number in range(count) for one in targets), len(targets))
 
 
 class Ignored(Operation):

@@ -1,0 +1,265 @@
+"""Models that hear: Whisper writes what it hears down, wav2vec 2.0 labels it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qkv import spec
+from qkv.errors import CheckpointError
+from qkv.pretrained.families.bart import side, stack
+from qkv.pretrained.families.common import activation, only
+from qkv.pretrained.family import Config, Family, Table
+from qkv.pretrained.operations import ignored, older, slice_gain, unit_slices, unused
+from qkv.pretrained.weights import Weights
+
+# Whisper (Radford et al. 2022)
+
+_WHISPER: Config = {
+    "vocab_size": 51865, "num_mel_bins": 80, "d_model": 384, "max_source_positions": 1500, "max_target_positions": 448,
+    **{f"{one}_{name}": value for one in ("encoder", "decoder")
+       for name, value in (("layers", 4), ("attention_heads", 6), ("ffn_dim", 1536))},
+}  # fmt: skip
+"""What transformers takes a configuration to mean that does not say it."""
+
+
+def _whisper(config: Config) -> spec.Transformer:
+    config = {**_WHISPER, **config, "scale_embedding": False}  # nothing is scaled, whatever a file says
+    sides = {
+        name: replace(
+            stack(config, name, "pre", config["vocab_size"], final_norm=spec.Norm()),
+            positions=spec.Learned(config[f"max_{length}_positions"]),
+        )
+        for name, length in (("encoder", "source"), ("decoder", "target"))
+    }
+    encoder = replace(sides["encoder"], reads=spec.Frames(config["num_mel_bins"]))
+    return spec.Transformer(encoder, sides["decoder"], spec.Vocabulary())
+
+
+_WHISPER_TABLE: Table = {
+    "encoder.conv1": "encoder.embedding.first",
+    "encoder.conv2": "encoder.embedding.second",
+    "decoder.embed_tokens": "decoder.embedding.tokens",
+    **{f"{one}.embed_positions": f"{one}.embedding.positions" for one in ("encoder", "decoder")},
+    **{f"{one}.layer_norm": f"{one}.final_norm" for one in ("encoder", "decoder")},
+    **side("encoder", "before"),
+    **side("decoder", "before"),
+    "proj_out.weight": older("answer.vectors"),
+}
+
+
+# Whisper in CTranslate2's form
+
+_PARTS = {
+    "self_attention/linear_0": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "self_attention/linear_1": ("self_attn.out_proj",),
+    "self_attention/layer_norm": ("self_attn_layer_norm",),
+    "attention/linear_0": ("encoder_attn.q_proj",),
+    "attention/linear_1": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
+    "attention/linear_2": ("encoder_attn.out_proj",),
+    "attention/layer_norm": ("encoder_attn_layer_norm",),
+    "ffn/linear_0": ("fc1",),
+    "ffn/linear_1": ("fc2",),
+    "ffn/layer_norm": ("final_layer_norm",),
+    "position_encodings": ("embed_positions",),
+    "embeddings": ("embed_tokens",),
+    **{name: (name,) for name in ("conv1", "conv2", "layer_norm")},
+}
+"""CTranslate2's names -> those of transformers, of which some are there one below the other."""
+_ENDS = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "encodings": "weight"}
+_CONSTANTS = {
+    "decoder/activation": 3,  # GELU
+    "decoder/alibi": 0,
+    "decoder/pre_norm": 1,
+    "decoder/scale_embeddings": 0,
+    "decoder/start_from_zero_embedding": 0,
+}
+_SAID = {
+    *_CONSTANTS, "encoder/num_heads", "decoder/num_heads", "decoder/alignment_heads", "decoder/alignment_layer",
+    "decoder/projection/weight",
+}  # fmt: skip
+"""Names that are settings, or a second name."""
+
+
+class _Converted(Mapping[str, Tensor]):
+    """The tensors of a Whisper model of CTranslate2 under transformers' names, each read when it is asked for."""
+
+    def __init__(self, stored: Weights) -> None:
+        self._stored = stored
+        self._names: dict[str, tuple[str, int, int]] = {}
+        for name in stored:
+            match = re.fullmatch(r"(encoder|decoder)/(?:layer_(\d+)/)?(.+)/([a-z]+)", name)
+            if name in _SAID:
+                continue
+            if match is None or match[3] not in _PARTS or match[4] not in _ENDS:
+                self._names[name] = name, 0, 1  # has no place in the family, which says so
+                continue
+            within = f"model.{match[1]}." + (f"layers.{match[2]}." if match[2] else "")
+            parts = _PARTS[match[3]]
+            for number, part in enumerate(parts):
+                self._names[f"{within}{part}.{_ENDS[match[4]]}"] = name, number, len(parts)
+
+    def __getitem__(self, name: str) -> Tensor:
+        stored, number, count = self._names[name]
+        return self._stored[stored].chunk(count)[number]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def ctranslate2_whisper(stored: Weights) -> tuple[Config, Mapping[str, Tensor]] | None:
+    """The Whisper model in a model.bin of CTranslate2, with what config.json and the vocabulary beside it say.
+
+    Its configuration is given in the words of transformers. Raises CheckpointError for what is no Whisper.
+    """
+    if stored.metadata.get("specification") != "WhisperSpec":
+        return None
+    for name, value in _CONSTANTS.items():
+        if name in stored and stored[name].item() != value:
+            raise CheckpointError(
+                f"{stored.path} says {name}={stored[name].item()}; expected {value}, the only one known of Whisper"
+            )
+    mels, vocab = stored.shape("encoder/conv1/weight")[1], stored.shape("decoder/embeddings/weight")
+    config: dict[str, Any] = {
+        "model_type": "whisper",
+        "architectures": ["WhisperForConditionalGeneration"],
+        "vocab_size": vocab[0],
+        "d_model": vocab[1],
+        "num_mel_bins": mels,
+        "max_source_positions": stored.shape("encoder/position_encodings/encodings")[0],
+        "max_target_positions": stored.shape("decoder/position_encodings/encodings")[0],
+    }
+    for one in ("encoder", "decoder"):
+        blocks = {
+            name.split("/")[1] for name in stored if name.startswith(f"{one}/layer_") and "layer_norm" not in name
+        }
+        config[f"{one}_layers"] = len({name for name in blocks if name != "layer_norm"})
+        config[f"{one}_attention_heads"] = int(stored[f"{one}/num_heads"].item())
+        config[f"{one}_ffn_dim"] = stored.shape(f"{one}/layer_0/ffn/linear_0/weight")[0]
+    return {**config, **_spoken(stored.path.parent)}, _Converted(stored)
+
+
+def _spoken(folder: Path) -> Config:
+    """What is generated, by config.json and the vocabulary of a CTranslate2 folder, as far as they are there."""
+    says: dict[str, Any] = {}
+    names = {
+        "suppress_ids": "suppress_tokens",
+        "suppress_ids_begin": "begin_suppress_tokens",
+        "alignment_heads": "alignment_heads",
+    }
+    if (folder / "config.json").is_file():
+        given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        says |= {ours: given[theirs] for theirs, ours in names.items() if theirs in given}
+    vocabulary: list[str] = []
+    if (folder / "vocabulary.json").is_file():
+        vocabulary = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+    elif (folder / "vocabulary.txt").is_file():
+        vocabulary = (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")
+    roles = {"decoder_start_token_id": "<|startoftranscript|>", "eos_token_id": "<|endoftext|>"}
+    says |= {role: vocabulary.index(token) for role, token in roles.items() if token in vocabulary}
+    if "<|notimestamps|>" in vocabulary and "<|transcribe|>" in vocabulary and _speaks_english_alone(vocabulary):
+        says["forced_decoder_ids"] = [[1, vocabulary.index("<|notimestamps|>")]]
+    return says
+
+
+def _speaks_english_alone(vocabulary: list[str]) -> bool:
+    """By Whisper's own rule: the models of one language have one token less."""
+    return vocabulary.index("<|startoftranscript|>") == 50257
+
+
+# wav2vec 2.0 (Baevski et al. 2020)
+
+_WAV2VEC2: Config = {
+    "vocab_size": 32, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "intermediate_size": 3072, "conv_dim": (512,) * 7, "conv_stride": (5, 2, 2, 2, 2, 2, 2),
+    "conv_kernel": (10, 3, 3, 3, 3, 2, 2), "num_conv_pos_embeddings": 128, "num_conv_pos_embedding_groups": 16,
+}  # fmt: skip
+_HEARD: Mapping[str, Callable[[Config], spec.Answers]] = {
+    "Wav2Vec2Model": lambda config: spec.States(),
+    "Wav2Vec2ForPreTraining": lambda config: spec.States(),
+    "Wav2Vec2ForCTC": lambda config: spec.Labels(config["vocab_size"]),
+}
+"""What each class answers; the labels' blank is the token config.json calls pad."""
+
+
+def _wav2vec2(config: Config) -> spec.Transformer:
+    for name, value in (("feat_extract_activation", "gelu"), ("layer_norm_eps", 1e-5), ("add_adapter", False)):
+        only(config, name, value)
+    only(config, "adapter_attn_dim", None)
+    config = {**_WAV2VEC2, **config}
+    width, heads, norm = config["hidden_size"], config["num_attention_heads"], spec.Norm()
+    stable = config.get("do_stable_layer_norm", False)
+    if (kind := config.get("feat_extract_norm", "group")) not in ("group", "layer"):
+        raise CheckpointError(f"the configuration says feat_extract_norm={kind!r}; expected 'group' or 'layer'")
+    sizes = zip(config["conv_dim"], config["conv_kernel"], config["conv_stride"], strict=True)
+    reads = spec.Waveform(
+        tuple(spec.Convolution(*one) for one in sizes),
+        "each" if kind == "layer" else "first",
+        config.get("conv_bias", False),
+    )
+    block = spec.Block(
+        spec.Attention(heads, width // heads),
+        spec.FeedForward(config["intermediate_size"], activation(config.get("hidden_act", "gelu"))),
+        norm_at="pre" if stable else "post",
+    )
+    positions = spec.Convolved(config["num_conv_pos_embeddings"], config["num_conv_pos_embedding_groups"])
+    stack = spec.Stack(
+        width,
+        (block,) * config["num_hidden_layers"],
+        reads,
+        positions,
+        None if stable else norm,
+        norm if stable else None,
+    )
+    if (name := (config.get("architectures") or ["Wav2Vec2Model"])[0]) not in _HEARD:
+        raise CheckpointError(f"the configuration says architectures={name}; expected one of {', '.join(_HEARD)}")
+    return spec.Transformer(stack, None, _HEARD[name](config))
+
+
+def _wav2vec2_table(config: Config) -> Table:
+    stable = config.get("do_stable_layer_norm", False)
+    layer, block = "encoder.layers.{n}.", "encoder.blocks.{n}."
+    hides = config.get("mask_time_prob", 0.05) > 0 or config.get("mask_feature_prob", 0.0) > 0  # sound, in training
+    around, norm = "encoder.embedding.around", "before" if stable else "last"
+    lengths, directions = slice_gain(f"{around}.weight"), unit_slices(f"{around}.weight")
+    return {
+        "feature_extractor.conv_layers.{n}.conv": "encoder.embedding.layers.{n}.convolution",
+        "feature_extractor.conv_layers.{n}.layer_norm": "encoder.embedding.layers.{n}.norm",
+        "feature_projection.layer_norm": "encoder.embedding.projection_norm",
+        "feature_projection.projection": "encoder.embedding.projection",
+        "encoder.pos_conv_embed.conv.weight_g": lengths,
+        "encoder.pos_conv_embed.conv.weight_v": directions,
+        "encoder.pos_conv_embed.conv.parametrizations.weight.original0": older(lengths),
+        "encoder.pos_conv_embed.conv.parametrizations.weight.original1": older(directions),
+        "encoder.pos_conv_embed.conv.bias": f"{around}.bias",
+        "encoder.layer_norm": "encoder.final_norm" if stable else "encoder.embedding.norm",
+        **{
+            f"{layer}attention.{theirs}": f"{block}self_attention.{ours}"
+            for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "output"))
+        },
+        f"{layer}layer_norm": f"{block}self_attention_residual.{norm}",
+        f"{layer}feed_forward.intermediate_dense": f"{block}feed_forward.widen",
+        f"{layer}feed_forward.output_dense": f"{block}feed_forward.narrow",
+        f"{layer}final_layer_norm": f"{block}feed_forward_residual.{norm}",
+        "lm_head": "answer.linear",
+        "masked_spec_embed": unused(f"{around}.bias") if hides else ignored(),
+        **{name: ignored() for name in ("quantizer", "project_q", "project_hid")},
+    }
+
+
+FAMILIES = (
+    Family(
+        "Whisper", ("whisper",), _whisper, lambda config: _WHISPER_TABLE, zeros=("attention.key.bias",), prefix="model."
+    ),
+    Family("wav2vec 2.0", ("wav2vec2",), _wav2vec2, _wav2vec2_table, prefix="wav2vec2."),
+)
+FILES = (ctranslate2_whisper,)

@@ -1,0 +1,241 @@
+"""Published models that hear: a tiny random model of transformers, read by us, predicts the same and is written back.
+
+What is checked of Whisper: every tensor placed; logits, what the encoder makes, the weights of each attention, with a
+cache token by token; greedy and beam-4 generations, token for token, with a forced beginning; written back. Its masks,
+which transformers does not know, are held to the law that padding changes nothing.
+Of wav2vec 2.0, with group and layer norms, norms before and after: every tensor placed, under the names of published
+files and of transformers' own; logits of labels and bare states, padded (layer norms) and not; the weights of each
+attention; greedy decoding; written back. It has no cache and generates nothing.
+The real Whisper tiny.en (CTranslate2) is read as it is, and against transformers as it is written back.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from published import Case, Written, close, loaded, mask_of, tokens, writer
+from qkv import lens, pretrained, spec
+from qkv.decoding import Beam, Decoding, Greedy, Length, LengthPenalty, decode
+from qkv.errors import CheckpointError, DataError, SpecError
+from qkv.models import build
+
+WHISPER = Case(
+    "Whisper", "WhisperConfig", "WhisperForConditionalGeneration",
+    {
+        "d_model": 32, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 4,
+        "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 40, "num_mel_bins": 10,
+        "max_source_positions": 16, "max_target_positions": 32, "decoder_start_token_id": 1, "suppress_tokens": [7],
+        "begin_suppress_tokens": None,
+    },
+)  # fmt: skip
+CONVOLUTIONS = {
+    "conv_dim": (16, 16, 24), "conv_kernel": (10, 3, 2), "conv_stride": (5, 2, 2), "num_conv_pos_embeddings": 6,
+    "num_conv_pos_embedding_groups": 4,
+}  # fmt: skip
+LAYER_NORMS = {**CONVOLUTIONS, "feat_extract_norm": "layer", "conv_bias": True, "num_conv_pos_embeddings": 5}
+LISTENERS = [
+    Case("wav2vec2", "Wav2Vec2Config", "Wav2Vec2ForCTC", CONVOLUTIONS),
+    Case("wav2vec2-bare", "Wav2Vec2Config", "Wav2Vec2Model", {**LAYER_NORMS, "mask_time_prob": 0.0}),
+    Case("wav2vec2-stable", "Wav2Vec2Config", "Wav2Vec2ForCTC", {**LAYER_NORMS, "do_stable_layer_norm": True}),
+]
+each_listener = pytest.mark.parametrize("case", LISTENERS, ids=lambda case: case.name)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    return writer(tmp_path_factory)
+
+
+def frames(rows: int = 2, length: int = 32) -> Tensor:
+    return torch.randn(rows, 10, length, generator=torch.Generator().manual_seed(3))
+
+
+def samples(rows: int = 2, length: int = 400) -> Tensor:
+    return torch.randn(rows, length, generator=torch.Generator().manual_seed(4))
+
+
+# Whisper
+
+
+@torch.no_grad()
+def test_whisper_predicts_the_same(written: Written) -> None:
+    theirs, folder = written(WHISPER)
+    ours = pretrained.read(folder).model
+    sound, text = frames(), tokens()
+    expected = theirs(input_features=sound, decoder_input_ids=text, output_attentions=True)
+    close(ours(source=sound, target=text), expected.logits)
+    memory = ours.encode(sound)
+    assert memory is not None
+    close(memory.states, expected.encoder_last_hidden_state)
+    trace = lens.look(ours, sound, text)
+    for place, attentions in (
+        ("encoder.{}.self_attention", expected.encoder_attentions),
+        ("decoder.{}.self_attention", expected.decoder_attentions),
+        ("decoder.{}.cross_attention", expected.cross_attentions),
+    ):
+        assert len(attentions) == (3 if place.startswith("encoder") else 2)
+        for number, weights in enumerate(attentions):
+            close(trace[place.format(number)].weights(), weights)
+
+
+@torch.no_grad()
+def test_whisper_steps_and_generates_the_same(written: Written) -> None:
+    theirs, folder = written(WHISPER)
+    ours = pretrained.read(folder).model
+    sound, text = frames(), tokens()
+    state, steps = ours.start(ours.encode(sound), rows=2), []
+    for part in text.split([9, 1, 2], dim=1):
+        logits, state = ours.step(part, state)
+        steps.append(logits)
+    close(torch.cat(steps, dim=1), ours(source=sound, target=text))
+    begin = [1, 11, 12]  # as Whisper begins: a language, a task
+    for method, beams in ((Greedy(), 1), (Beam(4, LengthPenalty("power", 1.0), rules="hugging-face"), 4)):
+        expected = generated_from(theirs, sound, begin, beams)
+        found = decode(
+            ours, sound, bos=begin[0], eos=2, never=[7], decoding=Decoding(method, Length(0, 12)),
+            prefixes=[begin[1:]] * 2,
+        )  # fmt: skip
+        for answer, row in zip(found, expected, strict=True):
+            own = [begin[0], *answer[0].tokens]
+            assert len(own) > 6
+            assert own == row[: len(own)] and set(row[len(own) :]) <= {0}
+
+
+def generated_from(model: Any, sound: Tensor, begin: list[int], beams: int) -> list[list[int]]:
+    """What transformers' plain generation, without Whisper's own rules for long sounds, goes on with."""
+    from transformers import GenerationMixin
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rows: list[list[int]] = GenerationMixin.generate(
+            model, sound, decoder_input_ids=torch.tensor([begin] * len(sound)), max_new_tokens=12, num_beams=beams,
+            do_sample=False, suppress_tokens=[7],
+        ).tolist()  # fmt: skip
+    return rows
+
+
+@torch.no_grad()
+def test_whisper_is_written_back(written: Written, tmp_path: Path) -> None:
+    theirs, folder = written(WHISPER)
+    pretrained.write(pretrained.read(folder), tmp_path)
+    sound, text = frames(), tokens()
+    again = loaded(theirs, tmp_path)(input_features=sound, decoder_input_ids=text).logits
+    torch.testing.assert_close(again, theirs(input_features=sound, decoder_input_ids=text).logits, rtol=0, atol=2e-6)
+
+
+@torch.no_grad()
+def test_silence_that_is_masked_changes_nothing(written: Written) -> None:
+    ours = pretrained.read(written(WHISPER)[1]).model
+    sound, text = frames(), tokens()
+    for length in (13, 14):
+        mask = mask_of([length, 32], 32)
+        padded = ours(source=sound, target=text, source_mask=mask)
+        close(padded[:1], ours(source=sound[:1, :, :length], target=text[:1]))
+        close(padded[1:], ours(source=sound[1:], target=text[1:]))
+
+
+def test_frames_that_do_not_fit_are_refused(written: Written) -> None:
+    ours = pretrained.read(written(WHISPER)[1]).model
+    with pytest.raises(DataError, match=r"expected \(batch, 10, frames\)"):
+        ours(source=frames().mT, target=tokens())
+    with pytest.raises(DataError, match="positions for 16"):
+        ours(source=frames(length=34), target=tokens())
+
+
+# wav2vec 2.0
+
+
+def answer(model: Any, given: Tensor, **options: Any) -> Tensor:
+    found = model(given, **options)
+    result: Tensor = found.logits if "logits" in found else found.last_hidden_state
+    return result
+
+
+@each_listener
+@torch.no_grad()
+def test_a_listener_hears_the_same(case: Case, written: Written) -> None:
+    theirs, folder = written(case)
+    ours = pretrained.read(folder).model
+    sound = samples()
+    close(ours(source=sound), answer(theirs, sound))
+    trace = lens.look(ours, sound)
+    expected = theirs(sound, output_attentions=True).attentions
+    assert len(expected) == len(trace) == 3
+    for number, weights in enumerate(expected):
+        close(trace[f"encoder.{number}.self_attention"].weights(), weights)
+
+
+@each_listener
+@torch.no_grad()
+def test_a_listener_hears_the_same_padded(case: Case, written: Written) -> None:
+    theirs, folder = written(case)
+    ours = pretrained.read(folder).model
+    for length in (233, 240, 241):
+        mask = mask_of([length, 400], 400)
+        sound = samples() * mask
+        padded = answer(theirs, sound, attention_mask=mask.long())
+        found = ours(source=sound, source_mask=mask)
+        real = ours.encoder.embedding.mask(mask)
+        close(found[real], padded[real])
+        if "layer" in case.settings.values():
+            close(found[:1][real[:1]], ours(source=sound[:1, :length])[0])
+
+
+@each_listener
+@torch.no_grad()
+def test_a_listener_is_written_back(case: Case, written: Written, tmp_path: Path) -> None:
+    theirs, folder = written(case)
+    pretrained.write(pretrained.read(folder), tmp_path)
+    names = load_file(tmp_path / "model.safetensors")
+    assert any(name.endswith("pos_conv_embed.conv.weight_g") for name in names)  # as published files have it
+    sound = samples()
+    close(answer(loaded(theirs, tmp_path), sound), answer(theirs, sound))
+    close(pretrained.read(tmp_path).model(source=sound), answer(theirs, sound))
+
+
+def test_what_a_listener_cannot_be_is_refused(written: Written, tmp_path: Path) -> None:
+    folder = written(LISTENERS[0])[1]
+    says = json.loads((folder / "config.json").read_text())
+    for change in (
+        {"architectures": ["Wav2Vec2ForXVector"]},
+        {"add_adapter": True},
+        {"feat_extract_activation": "relu"},
+        {"feat_extract_norm": "batch"},
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**says, **change}))
+        with pytest.raises(CheckpointError, match=next(iter(change))):
+            pretrained.read_spec(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(says))
+    whole = load_file(folder / "model.safetensors")
+    length = "wav2vec2.encoder.pos_conv_embed.conv.parametrizations.weight.original0"
+    save_file({name: one for name, one in whole.items() if name != length}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="adjusts encoder.embedding.around.weight"):
+        pretrained.read(tmp_path)
+
+
+def test_samples_that_do_not_fit_are_refused(written: Written) -> None:
+    ours = pretrained.read(written(LISTENERS[0])[1]).model
+    assert ours(source=samples(length=30)).shape[1] == 1
+    with pytest.raises(DataError, match="at least 30 samples"):
+        ours(source=samples(length=29))
+
+
+def test_models_that_hear_are_built_fresh_and_their_specs_checked(written: Written) -> None:
+    for case, given in ((WHISPER, {"source": frames(), "target": tokens()}), (LISTENERS[2], {"source": samples()})):
+        shape = pretrained.read_spec(written(case)[1])
+        assert spec.from_json(spec.to_json(shape)) == shape
+        assert build(shape)(**given).isfinite().all()
+    block = spec.Block(spec.Attention(4, 8), spec.FeedForward(8))
+    with pytest.raises(SpecError, match="multiple of groups=5"):
+        spec.Stack(32, (block,), spec.Frames(10), spec.Convolved(6, 5))
+    causal = spec.Block(spec.Attention(4, 8, causal=True), spec.FeedForward(8))
+    with pytest.raises(SpecError, match="the future"):
+        spec.Stack(32, (causal,), spec.Tokens(10), spec.Convolved(6, 4))
