@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.families import bart, bert, gpt2, llama, marian, t5
+from qkv.pretrained.families import bart, bert, gpt2, llama, marian, modernbert, t5
 from qkv.pretrained.family import Config, Family
 
 FAMILIES: tuple[Family, ...] = (
     *llama.FAMILIES,
     *gpt2.FAMILIES,
     *bert.FAMILIES,
+    *modernbert.FAMILIES,
     *bart.FAMILIES,
     *t5.FAMILIES,
     *marian.FAMILIES,
