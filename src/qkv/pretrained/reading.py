@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from qkv import spec
 from qkv.errors import CheckpointError
 from qkv.models import SequenceModel
 from qkv.pretrained import beside, weights
-from qkv.pretrained.families import family_of
+from qkv.pretrained.families import FILES, family_of
 from qkv.pretrained.family import Config, Family, drain, fill
 from qkv.pretrained.generation import Generation
 
@@ -42,13 +44,17 @@ class Published:
 
 
 def read(path: str | Path, *, dtype: torch.dtype | None = torch.float32, legacy: bool = False) -> Published:
-    """Open a folder with config.json and weights; parameters in `dtype`, or as they are stored if None.
+    """Open a folder with config.json and weights, or one file that says itself what it is; parameters in `dtype`, or
+    as they are stored if None.
 
     Raises CheckpointError for a folder that is incomplete, of an unknown family, or whose tensors do not fit it.
     """
     place = Path(path)
-    family, config = _described(place)
-    stored = weights.read(place, legacy=legacy)
+    if _says_itself(place):
+        family, config, stored = _whole_file(place, legacy)
+    else:
+        family, config = _described(place)
+        stored = weights.read(place, legacy=legacy)
     try:
         model = fill(family, config, stored, dtype)
     except KeyError as error:
@@ -62,7 +68,8 @@ def read(path: str | Path, *, dtype: torch.dtype | None = torch.float32, legacy:
 
 def read_spec(path: str | Path) -> spec.Spec:
     """The spec of a published model, without its weights; CheckpointError as for `read`."""
-    family, config = _described(Path(path))
+    place = Path(path)
+    family, config = _whole_file(place)[:2] if _says_itself(place) else _described(place)
     return family.spec(config)
 
 
@@ -73,6 +80,24 @@ def _described(place: Path) -> tuple[Family, Config]:
     for more in family.beside:
         config |= more(place, config)
     return family, config
+
+
+def _says_itself(place: Path) -> bool:
+    """Whether a file says what model it holds: one by itself, or beside a config.json that leaves it to the file."""
+    return place.is_file() or (place / "model.bin").is_file() and "model_type" not in read_config(place)
+
+
+def _whole_file(place: Path, legacy: bool = False) -> tuple[Family, Config, Mapping[str, Tensor]]:
+    """The family of the model in a file, its configuration, and its tensors under the family's names."""
+    stored = weights.read(place, legacy=legacy)
+    for kind in FILES:
+        if (found := kind(stored)) is not None:
+            config, tensors = found
+            return family_of(config), config, tensors
+    raise CheckpointError(
+        f"{place} does not say what model its {len(stored)} tensors are of; expected a folder with config.json beside "
+        "the weights: give the folder, or download what is missing"
+    )
 
 
 def write(published: Published, folder: str | Path) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.families import bart, bert, gpt2, llama, marian, modernbert, t5
-from qkv.pretrained.family import Config, Family
+from qkv.pretrained.families import bart, bert, control, gpt2, llama, marian, modernbert, speech, t5, vision, whole
+from qkv.pretrained.family import Config, Family, WholeFile
 
 FAMILIES: tuple[Family, ...] = (
     *llama.FAMILIES,
@@ -14,8 +14,14 @@ FAMILIES: tuple[Family, ...] = (
     *bart.FAMILIES,
     *t5.FAMILIES,
     *marian.FAMILIES,
+    *vision.FAMILIES,
+    *speech.FAMILIES,
+    *control.FAMILIES,
 )
 """Every family that can be read."""
+
+FILES: tuple[WholeFile, ...] = (*vision.FILES, *speech.FILES, *whole.FILES)
+"""Every kind of file that needs no config.json beside it."""
 
 
 def family_of(config: Config) -> Family:
