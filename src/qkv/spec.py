@@ -11,7 +11,7 @@ JSON beside the weights and rebuilds the model with no look-up of a name. This f
         blocks: (Block, ...)
           self_attention, cross_attention: Attention (position: Rotary | RelativeBias | Alibi | None)
           self_attention may be a Recurrence
-          feed_forward: FeedForward
+          feed_forward: FeedForward | Experts
           norm: Norm, norm_at: "pre" | "post" | "both" | "result"
       answers: Vocabulary | Labels | Classes | Vector | Actions | States
 
@@ -240,16 +240,38 @@ Activation: TypeAlias = Literal["relu", "gelu", "gelu_tanh", "gelu_sigmoid", "si
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Two linear layers around an activation; gated, a third multiplies the activated one (Shazeer 2020)."""
+    """Two linear layers around an activation; gated, a third multiplies the activated one (Shazeer 2020).
+
+    limit: the gate is at most that, and what it multiplies is kept within plus and minus that, and 1 added to it
+    (OpenAI 2025, gpt-oss).
+    """
 
     d_ff: int
     activation: Activation = "relu"
     gated: bool = False
     bias: bool = True
+    limit: float | None = None
 
     def __post_init__(self) -> None:
         _require_choices(self)
-        _require_positive(self, "d_ff")
+        _require_positive(self, "d_ff", "limit")
+        _require(self.limit is None or self.gated, self, f"limit={self.limit} was given with gated=False")
+
+
+@dataclass(frozen=True)
+class Experts:
+    """`count` feed-forward networks, `chosen` of which read each token: those that a linear layer scores highest.
+
+    Their results are blended by the softmax of these scores (Shazeer et al. 2017).
+    """
+
+    count: int
+    chosen: int
+    each: FeedForward
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "count", "chosen")
+        _require(self.chosen <= self.count, self, f"chosen={self.chosen} was given of count={self.count}")
 
 
 @dataclass(frozen=True)
@@ -280,7 +302,7 @@ class Block:
     """
 
     self_attention: Attention | Recurrence
-    feed_forward: FeedForward
+    feed_forward: FeedForward | Experts
     cross_attention: Attention | None = None
     norm: Norm = Norm()
     norm_at: Literal["pre", "post", "both", "result"] = "pre"
@@ -707,9 +729,9 @@ _NODES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
         Norm, AcrossHeads, Interpolated, ByWavelength, Yarn, Stretched, Rotary, RelativeBias, Alibi, Attention,
-        Recurrence, FeedForward, Block, Segments, Tokens, Patches, Frames, Convolution, Waveform, Trajectory, Learned,
-        Sinusoidal, Convolved, Stack, Dense, Vocabulary, Labels, Classes, Vector, Actions, States, Transformer, Towers,
-        Recurrent,
+        Recurrence, FeedForward, Experts, Block, Segments, Tokens, Patches, Frames, Convolution, Waveform,
+        Trajectory, Learned, Sinusoidal, Convolved, Stack, Dense, Vocabulary, Labels, Classes, Vector, Actions,
+        States, Transformer, Towers, Recurrent,
     )
 }  # fmt: skip
 

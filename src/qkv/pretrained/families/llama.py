@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from qkv import spec
-from qkv.pretrained.families.common import activation, rotary
+from qkv.pretrained.families.common import activation, only, rotary
 from qkv.pretrained.family import Config, Family, Table
-from qkv.pretrained.operations import ignored, plus1, stacked
+from qkv.pretrained.operations import experts, ignored, plus1, stacked
 
 _BLOCK = "decoder.blocks.{n}."
 _ATTENTION = {
@@ -172,6 +172,31 @@ def _gemma3(config: Config) -> spec.Transformer:
     )
 
 
+def _gpt_oss(config: Config) -> spec.Transformer:
+    """Experts, and in each head a learned score that takes weight and gives nothing."""
+    only(config, "swiglu_alpha", 1.702)
+    made = _windowed({"attention_bias": True, **config}, sinks=True)
+    assert made.decoder is not None
+    each = spec.FeedForward(
+        config["intermediate_size"], "gelu_sigmoid", gated=True, limit=config.get("swiglu_limit", 7.0)
+    )
+    routed = spec.Experts(config["num_local_experts"], config["num_experts_per_tok"], each)
+    blocks = tuple(replace(block, feed_forward=routed) for block in made.decoder.blocks)
+    return replace(made, decoder=replace(made.decoder, blocks=blocks))
+
+
+def _gpt_oss_table(config: Config) -> Table:
+    mlp, ours, count = "model.layers.{n}.mlp.", f"{_BLOCK}feed_forward.experts.{{e}}.", config["num_local_experts"]
+    return {
+        **{name: target for name, target in _TABLE.items() if ".mlp." not in name},
+        f"{mlp}router": f"{_BLOCK}feed_forward.router",
+        f"{mlp}experts.gate_up_proj": experts(count, f"{ours}gate.weight", f"{ours}widen.weight"),
+        f"{mlp}experts.gate_up_proj_bias": experts(count, f"{ours}gate.bias", f"{ours}widen.bias"),
+        f"{mlp}experts.down_proj": experts(count, f"{ours}narrow.weight"),
+        f"{mlp}experts.down_proj_bias": experts(count, f"{ours}narrow.bias"),
+    }
+
+
 def _from_1(table: Table) -> Table:
     """The same table for files that keep each norm's gain as its distance from 1."""
     return {
@@ -190,5 +215,6 @@ FAMILIES = (
     Family("Phi-3", ("phi3",), _windowed, lambda config: _PHI3),
     Family("Gemma", ("gemma",), _gemma, lambda config: _from_1(_TABLE)),
     Family("Gemma 2", ("gemma2",), _gemma2, lambda config: _from_1({**_TABLE, **_BOTH})),
+    Family("GPT-OSS", ("gpt_oss",), _gpt_oss, _gpt_oss_table),
     Family("Gemma 3", ("gemma3_text",), _gemma3, lambda config: _from_1({**_TABLE, **_BOTH})),
 )
