@@ -15,10 +15,13 @@ from qkv.comparing import changes, resizings
 BLOCK = spec.Block(
     spec.Attention(4, 8, kv_heads=2, position=spec.Rotary(scaling=spec.Interpolated(2.0)), causal=True,
                    qk_norm=spec.Norm("rms"), softcap=3.0),
-    spec.FeedForward(16), spec.Attention(4, 8),
+    spec.Experts(6, 2, spec.FeedForward(16, "silu", gated=True, limit=7.0)), spec.Attention(4, 8),
 )  # fmt: skip
 ENCODING = dataclasses.replace(
-    BLOCK, self_attention=dataclasses.replace(BLOCK.self_attention, causal=False), cross_attention=None
+    BLOCK,
+    self_attention=dataclasses.replace(BLOCK.self_attention, causal=False),
+    feed_forward=spec.FeedForward(16),
+    cross_attention=None,
 )
 MODEL = spec.Transformer(
     spec.Stack(32, (ENCODING,) * 2, spec.Tokens(9, segments=spec.Segments(2, 3)), spec.Sinusoidal(), spec.Norm()),

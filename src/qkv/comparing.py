@@ -95,8 +95,10 @@ def _sizes(stack: spec.Stack) -> dict[str, str]:
         "kv_heads": _over(attentions, lambda one: getattr(one, "kv_heads", None) or getattr(one, "heads", None)),
         "d_key": _over(attentions, lambda one: getattr(one, "d_key", None)),
         "d_value": _over(attentions, lambda one: getattr(one, "d_value", None) or getattr(one, "d_key", None)),
-        "d_ff": _over([block.feed_forward for block in blocks], lambda one: getattr(one, "d_ff", None)),
+        "d_ff": _over(blocks, lambda block: _within(block).d_ff),
     }
+    if any(isinstance(block.feed_forward, spec.Experts) for block in blocks):
+        said["experts"] = _over(blocks, lambda block: getattr(block.feed_forward, "count", "none"))
     crossing = [block.cross_attention for block in blocks if block.cross_attention is not None]
     if crossing:
         said["cross-attention: heads"] = _over(crossing, lambda one: f"{one.heads} of {one.d_key}")
@@ -135,6 +137,11 @@ _STANDING = {
     "both": "before each part and on its result",
     "result": "on each part's result",
 }
+
+
+def _within(block: spec.Block) -> spec.FeedForward:
+    """The feed-forward of a block, or of each of its experts."""
+    return block.feed_forward.each if isinstance(block.feed_forward, spec.Experts) else block.feed_forward
 
 
 def _standing(block: spec.Block) -> str:
@@ -199,7 +206,8 @@ def _node(value: Any) -> str:
             return f"{'root mean square' if kind == 'rms' else 'layer'}, eps {eps:g}"
         case spec.FeedForward():
             gate = "gated " if value.gated else ""
-            return f"{gate}{value.activation}, {'with' if value.bias else 'without'} biases"
+            limit = "" if value.limit is None else f", limited to {value.limit:g}"
+            return f"{gate}{value.activation}, {'with' if value.bias else 'without'} biases{limit}"
         case spec.Rotary(base, fraction, scaling):
             share = "" if fraction == 1 else f", {fraction:.0%} of the dimensions"
             return f"rotary, base {base:,.0f}{share}{'' if scaling is None else ', ' + _node(scaling)}"
