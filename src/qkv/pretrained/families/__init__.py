@@ -20,7 +20,7 @@ FAMILIES: tuple[Family, ...] = (
 )
 """Every family that can be read."""
 
-FILES: tuple[WholeFile, ...] = (*vision.FILES, *speech.FILES, *whole.FILES)
+FILES: tuple[WholeFile, ...] = (*vision.FILES, *speech.FILES, *whole.FILES, *marian.FILES)
 """Every kind of file that needs no config.json beside it."""
 
 
