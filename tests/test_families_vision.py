@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from published import Case, Written, close, mask_of, writer
-from qkv import lens, models, pretrained, spec
+from qkv import comparing, lens, models, pretrained, spec
 from qkv.errors import CheckpointError, DataError, QkvError, SpecError
 from qkv.inputs import reader
 from qkv.presets import vision_transformer
@@ -219,6 +219,16 @@ def test_a_tensor_with_another_name_is_noticed(case: Case, written: Written, tmp
             pretrained.read(tmp_path)
 
 
+def test_a_layer_scale_that_is_missing_is_noticed(written: Written, tmp_path: Path) -> None:
+    _, folder = written(CASES[5])
+    (tmp_path / "config.json").symlink_to(folder / "config.json")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["encoder.layer.1.layer_scale2.lambda1"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"encoder\.blocks\.1\.feed_forward\.narrow\.weight"):
+        pretrained.read(tmp_path)
+
+
 # One file that holds a DINOv2 among other things, and says so by its shapes alone
 
 
@@ -325,6 +335,9 @@ def test_looking_at_an_image_changes_nothing() -> None:
     assert max(float(one.max()) for one in trace.certify().values()) < 1e-5
     with pytest.raises(DataError, match=r"images of shape \(8, 8\) were given"):
         lens.look(model, torch.randn(8, 8))
+    texts_alone = models.build(dataclasses.replace(tiny(), encoder=dataclasses.replace(stack(), reads=spec.Tokens(9))))
+    with pytest.raises(DataError, match="float32 of shape .* given; this model reads tokens"):
+        lens.look(texts_alone, given)
     with pytest.raises(QkvError, match="Of images or sounds, give a batch"):
         lens.look(model, torch.empty(0, 1, 8, 8))
 
@@ -401,6 +414,11 @@ def test_towers_compare_each_with_each() -> None:
             )
     assert float(logits.abs().max()) <= 1 / 0.07 + 1e-4
     assert spec.from_json(spec.to_json(towers())) == towers()
+    deeper = dataclasses.replace(towers(), target=dataclasses.replace(tiny(layers=3), answers=spec.Vector("mean", 4)))
+    assert {change.what for change in comparing.changes(towers(), deeper)} == {"target: answer"}
+    assert {change.what for change in comparing.resizings(towers(), deeper)} == {
+        "target: blocks", "target: size", "target: positions: length",
+    }  # fmt: skip
     for call in (lambda: model.encode(left), lambda: model.start(None, 1), lambda: model.step(left, None)):  # type: ignore[arg-type]
         with pytest.raises(SpecError, match="predict no sequence"):
             call()

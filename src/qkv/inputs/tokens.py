@@ -7,6 +7,7 @@ import math
 from torch import Tensor, nn
 
 from qkv import spec
+from qkv.errors import DataError
 from qkv.inputs.reader import Reader
 
 
@@ -23,7 +24,15 @@ class TokenReader(Reader):
         self.projection = nn.Linear(width, choice.d_model) if reads.width is not None else nn.Identity()
 
     def forward(self, given: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
-        """tokens (batch, length) int64, the first of which stands at position `past` -> (batch, length, d_model)."""
+        """tokens (batch, length) int64, the first of which stands at position `past` -> (batch, length, d_model).
+
+        Raises DataError for an image or a sound.
+        """
+        if given.is_floating_point():
+            raise DataError(
+                f"{given.dtype} of shape {tuple(given.shape)} was given; this model reads tokens, (batch, length) "
+                "int64: give their numbers, e.g. tokenizer.encode(text)"
+            )
         hidden = self.tokens(given) * self.scale
         if self.segments is not None:
             ends = given.eq(self.separator or 0)
