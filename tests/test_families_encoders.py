@@ -220,13 +220,12 @@ def test_a_folder_of_sentence_transformers_answers_with_a_vector(
         rewritten(written, BERT, tmp_path / "from"), pooling, "Transformer", "Pooling", *(["Normalize"] if unit else [])
     )
     given, lengths = tokens(), [12, 7]
+    given[given == 9] = 10
     mask = mask_of(lengths, 12)
     states = written(BERT)[0](given, attention_mask=mask.long()).last_hidden_state
     rows = [states[row, :length] for row, length in enumerate(lengths)]
-    by_hand = {"mean": lambda row: row.mean(0), "first": lambda row: row[0], "last": lambda row: row[-1]}[expected]
-    vectors = torch.stack([by_hand(row) for row in rows])
+    vectors = torch.stack([{"mean": row.mean(0), "first": row[0], "last": row[-1]}[expected] for row in rows])
     published = pretrained.read(folder)
-    given[given == 9] = 10
     found = published.model(source=given, source_mask=mask)
     close(found, vectors / vectors.norm(dim=1, keepdim=True) if unit else vectors)
     pretrained.write(published, tmp_path / "to")
