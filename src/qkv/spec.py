@@ -701,8 +701,10 @@ class Towers:
 
 @dataclass(frozen=True)
 class Recurrent:
-    """The encoder-decoder that attention replaced; its encoder reads in both directions.
+    """The encoder-decoder that attention replaced.
 
+    bidirectional: the encoder reads in both directions, with half of d_model each. bridged: a linear layer makes the
+    decoder's first state from the encoder's last (Bahdanau et al. 2015, appendix A.2.2); else they are the same.
     attention: None, the decoder starts from the encoder's last state and sees nothing else (Sutskever 2014, Cho 2014);
     "additive", it looks back before each step (Bahdanau et al. 2015); "dot" or "general", after (Luong et al. 2015).
     """
@@ -714,12 +716,22 @@ class Recurrent:
     target: Tokens
     attention: Literal["additive", "dot", "general"] | None = None
     answers: Vocabulary = Vocabulary(tied=False, bias=True)
+    bidirectional: bool = True
+    bridged: bool = True
 
     def __post_init__(self) -> None:
         _require_choices(self)
         _require_positive(self, "d_model", "layers")
         _require(
-            self.d_model % 2 == 0, self, f"d_model={self.d_model} is odd; each direction of the encoder takes half"
+            self.d_model % 2 == 0 or not self.bidirectional,
+            self,
+            f"d_model={self.d_model} is odd; each direction of the encoder takes half",
+        )
+        _require(
+            self.bridged or (self.cell == "gru" and self.layers == 1 and not self.bidirectional),
+            self,
+            f"bridged=False was given with cell={self.cell!r}, layers={self.layers}, bidirectional="
+            f"{self.bidirectional}; only one layer of a GRU that reads forwards ends with what a decoder begins with",
         )
 
 

@@ -77,14 +77,18 @@ class Embedding(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Reads the source forwards and backwards; each direction has half of d_model (Bahdanau et al. 2015, 3.2)."""
+    """Reads the source forwards, and backwards too if asked; each direction then has half of d_model.
+
+    Bahdanau et al. 2015, section 3.2.
+    """
 
     def __init__(self, choice: spec.Recurrent) -> None:
         super().__init__()
         d_model = choice.d_model
         self.embedding = Embedding(choice.source, d_model)
+        both = choice.bidirectional
         self.layers = nn.ModuleList(
-            _LAYERS[choice.cell](d_model, d_model // 2, batch_first=True, bidirectional=True)
+            _LAYERS[choice.cell](d_model, d_model // (1 + both), batch_first=True, bidirectional=both)
             for _ in range(choice.layers)
         )
         self.dropouts = nn.ModuleList(Dropout() for _ in range(choice.layers))
@@ -159,7 +163,8 @@ class Decoder(nn.Module):
         d_model = choice.d_model
         self.embedding = Embedding(choice.target, d_model)
         self.parts = 2 if choice.cell == "lstm" else 1
-        self.bridge = nn.Linear(d_model, choice.layers * self.parts * d_model)
+        self.bidirectional = choice.bidirectional
+        self.bridge = nn.Linear(d_model, choice.layers * self.parts * d_model) if choice.bridged else None
         self.cross_attention = CrossAttention(choice.attention, d_model) if choice.attention else None
         additive = choice.attention == "additive"
         # The cell's input is the embedding and, beside it, the context.
@@ -176,14 +181,18 @@ class Decoder(nn.Module):
         """What the layers remember before the first token, from where each direction of the encoder ended.
 
         state = tanh(W end + b), as in Bahdanau et al. 2015, appendix A.2.2; an LSTM's cell starts without the tanh.
+        Without a bridge, state = end.
         """
-        forwards, backwards = memory.states.chunk(2, dim=-1)
+        forwards, backwards = memory.states.chunk(2, dim=-1) if self.bidirectional else (memory.states, None)
         if memory.mask is None:
             last = forwards[:, -1]
         else:
             rows = torch.arange(forwards.shape[0], device=forwards.device)
             last = forwards[rows, memory.mask.sum(dim=1) - 1]
-        bridged: Tensor = self.bridge(torch.cat([last, backwards[:, 0]], dim=-1))
+        end = last if backwards is None else torch.cat([last, backwards[:, 0]], dim=-1)
+        if self.bridge is None:
+            return ((end,),)
+        bridged: Tensor = self.bridge(end)
         vectors = bridged.chunk(len(self.dropouts) * self.parts, dim=-1)
         if self.parts == 1:
             return tuple((state.tanh(),) for state in vectors)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.families import bart, bert, control, gpt2, llama, marian, modernbert, speech, t5, vision, whole
+from qkv.pretrained.families import bart, bert, control, gpt2, gru, llama, marian, modernbert, speech, t5, vision, whole
 from qkv.pretrained.family import Config, Family, WholeFile
 
 FAMILIES: tuple[Family, ...] = (
@@ -14,13 +14,14 @@ FAMILIES: tuple[Family, ...] = (
     *bart.FAMILIES,
     *t5.FAMILIES,
     *marian.FAMILIES,
+    *gru.FAMILIES,
     *vision.FAMILIES,
     *speech.FAMILIES,
     *control.FAMILIES,
 )
 """Every family that can be read."""
 
-FILES: tuple[WholeFile, ...] = (*vision.FILES, *speech.FILES, *whole.FILES, *marian.FILES)
+FILES: tuple[WholeFile, ...] = (*vision.FILES, *speech.FILES, *whole.FILES, *marian.FILES, *gru.FILES)
 """Every kind of file that needs no config.json beside it."""
 
 
