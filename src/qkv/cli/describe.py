@@ -35,13 +35,9 @@ def describe(model: str, other: str | None) -> None:
         click.echo("\n".join(difference(choice, find(other), f"{model} -> {other}")))
         return
     click.echo("\n".join(tree(choice)))
-    import torch
+    from qkv.models import outline
 
-    from qkv.models import build
-
-    with torch.device("meta"):  # shapes without numbers
-        built = build(choice)
-    click.echo("\n" + "\n".join(parameters(built)))
+    click.echo("\n" + "\n".join(parameters(outline(choice))))
 
 
 def find(name: str) -> spec.Spec:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
 from qkv import spec
 from qkv.models.protocol import SequenceModel, State
 from qkv.models.transformer import Transformer
 
-__all__ = ["SequenceModel", "State", "build"]
+__all__ = ["SequenceModel", "State", "build", "outline"]
 
 
 def build(choice: spec.Spec) -> SequenceModel:
@@ -20,3 +25,21 @@ def build(choice: spec.Spec) -> SequenceModel:
     from qkv.models.recurrent import Recurrent
 
     return Recurrent(choice)
+
+
+def outline(choice: spec.Spec) -> SequenceModel:
+    """Build the model a spec describes without memory: its parameters have shapes, and no numbers (device meta)."""
+    with torch.device("meta"), _Undrawn():
+        return build(choice)
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws nothing: on the device meta torch would load its compiler for that, which takes seconds."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in _DRAWING:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+_DRAWING = ("normal_", "uniform_", "kaiming_uniform_")  # of tensors, and of torch.nn.init

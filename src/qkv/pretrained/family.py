@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qkv import spec
 from qkv.errors import CheckpointError
-from qkv.models import SequenceModel, build
+from qkv.models import SequenceModel, outline
 from qkv.pretrained.operations import Adjusting, Older, Operation, Unused, same
 from qkv.pretrained.weights import Weights
 
@@ -53,8 +53,7 @@ def fill(family: Family, config: Config, stored: Mapping[str, Tensor], dtype: to
     Tensors that need no change stay where they are, memory-mapped if they were. Raises CheckpointError, with every
     problem in it, for a tensor that has no place, a parameter that has no tensor, or a shape that differs.
     """
-    with torch.device("meta"):
-        model = build(family.spec(config))
+    model = outline(family.spec(config))
     places = dict(model.named_parameters(remove_duplicate=False))
     placed: dict[str, Tensor] = {}
     adjustments: list[tuple[str, Adjusting, Tensor]] = []

@@ -25,6 +25,7 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 _NESTING = 4  # lists in lists; the specification sets no limit, Python's recursion does
 _RANK = 4  # GGML_MAX_DIMS
+_ROW = 4096  # numbers; the package takes 16 rows at a time, which is slow for short ones
 _PLAIN = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -148,6 +149,8 @@ def _loader(library: Any, data: NDArray[np.uint8], kind: Any, shape: tuple[int, 
 def _dequantised(library: Any, data: NDArray[np.uint8], kind: Any, shape: tuple[int, ...]) -> Tensor:
     if not data.size:
         return torch.empty(shape)
-    rows = data.reshape(elements(shape[:-1]), -1)
+    rows = elements(shape[:-1])
+    while rows % 2 == 0 and elements(shape) // rows < _ROW:
+        rows //= 2
     with np.errstate(all="ignore"):  # a damaged scale may be infinite; the numbers are the file's, not ours to mend
-        return torch.from_numpy(library.quants.dequantize(rows, kind)).view(shape)
+        return torch.from_numpy(library.quants.dequantize(data.reshape(rows, -1), kind)).view(shape)
