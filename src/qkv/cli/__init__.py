@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from qkv import __version__
+from qkv.cli.convert import convert
 from qkv.cli.data import data
 from qkv.cli.demo import demo
 from qkv.cli.describe import describe
@@ -72,5 +73,5 @@ def _message(error: Exception) -> str:
     return str(error)
 
 
-for _command in (demo, train, run, evaluate, look, data, describe):
+for _command in (demo, train, run, evaluate, look, convert, data, describe):
     main.add_command(_command)

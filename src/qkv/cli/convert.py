@@ -1,0 +1,100 @@
+"""qkv convert: a model written as something else reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from qkv.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from qkv.tasks import Predictor, Runner
+
+_FORMS = ("hugging-face", "onnx", "ctranslate2", "qkv")
+
+
+@click.command()
+@click.argument("model")
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--to", "form", type=click.Choice(_FORMS), required=True, help="Who is to read it.")
+def convert(model: str, folder: Path, form: str) -> None:
+    """Write MODEL to a new FOLDER in another form.
+
+    hugging-face: as transformers reads it. onnx: graphs, of decoders with a cache. ctranslate2: for a fast engine of
+    translation and text. qkv: as a model trained here is kept.
+    """
+    if form == "hugging-face":
+        _to_hugging_face(Path(model), folder)
+    else:
+        from qkv import tasks
+
+        opened = tasks.load(model)
+        {"onnx": _to_onnx, "ctranslate2": _to_ctranslate2, "qkv": _to_qkv}[form](opened, Path(model), folder)
+    click.echo(f"{folder}: " + ", ".join(sorted(file.name for file in folder.iterdir())))
+
+
+def _to_hugging_face(place: Path, folder: Path) -> None:
+    from qkv import pretrained
+    from qkv.pretrained import exporting
+
+    if (place / "spec.json").is_file() or not (place / "config.json").is_file():
+        raise CheckpointError(
+            f"{place} is no published model; expected a folder with config.json: a model trained here has a spec that "
+            "no family of transformers says, so convert it to onnx instead"
+        )
+    exporting.to_hugging_face(pretrained.read(place, dtype=None), place, folder)
+
+
+def _to_onnx(opened: Runner | Predictor, place: Path, folder: Path) -> None:
+    from qkv import tasks
+    from qkv.pretrained import exporting
+
+    with exporting.whole_folder(folder) as part:
+        exporting.to_onnx(opened.model, part)
+        if (place / "config.json").is_file():
+            exporting.copied(place, part)
+        elif isinstance(opened, tasks.Runner):
+            opened.source.save(part / "source.tokenizer.json")
+            opened.target.save(part / "target.tokenizer.json")
+
+
+def _to_ctranslate2(opened: Runner | Predictor, place: Path, folder: Path) -> None:
+    from qkv import tasks
+    from qkv.pretrained import exporting
+
+    if not isinstance(opened, tasks.Runner):
+        raise CheckpointError(f"{place} gives no text; CTranslate2 takes decoders, and encoders with a decoder")
+    rules = opened.generation
+    ends = (opened.target.eos,) if rules is None else rules.eos
+    if not ends:
+        raise CheckpointError(f"{place} says no token that ends an answer; add eos_token_id to its config.json")
+    with exporting.whole_folder(folder) as part:
+        exporting.to_ctranslate2(
+            opened.model,
+            part,
+            opened.source,
+            opened.target,
+            bos=opened.target.bos if rules is None else rules.bos,
+            eos=ends[0],
+            never=(opened.target.pad, opened.target.bos, opened.target.unk) if rules is None else rules.never,
+            ends_source=rules is None,
+        )
+    names = opened.target.pieces()
+    if len(ends) > 1:
+        shown = ", ".join(names[number] for number in ends)
+        click.echo(f"Note: answers end at any of {shown}: give these to the engine as end_token.", err=True)
+    if rules is not None and rules.first:
+        shown = " ".join(names[number] for number in rules.first)
+        click.echo(f"Note: answers begin with {shown}: give this to the engine as target_prefix.", err=True)
+
+
+def _to_qkv(opened: Runner | Predictor, place: Path, folder: Path) -> None:
+    from qkv import tasks
+    from qkv.pretrained import exporting
+
+    if not isinstance(opened, tasks.Runner) or opened.hearing is not None:
+        raise CheckpointError(f"{place} does not answer text with text; a folder of this package holds models that do")
+    with exporting.whole_folder(folder) as part:
+        opened.save(part)
