@@ -33,7 +33,7 @@ WHISPER = Case(
         "d_model": 32, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 4,
         "decoder_attention_heads": 2, "encoder_ffn_dim": 48, "decoder_ffn_dim": 40, "num_mel_bins": 10,
         "max_source_positions": 16, "max_target_positions": 32, "decoder_start_token_id": 1, "suppress_tokens": [7],
-        "begin_suppress_tokens": None,
+        "begin_suppress_tokens": [2, 13],
     },
 )  # fmt: skip
 CONVOLUTIONS = {
@@ -97,28 +97,30 @@ def test_whisper_steps_and_generates_the_same(written: Written) -> None:
         steps.append(logits)
     close(torch.cat(steps, dim=1), ours(source=sound, target=text))
     begin = [1, 11, 12]  # as Whisper begins: a language, a task
+    opening = ours(source=sound, target=torch.tensor([begin] * 2))[:, -1].argmax(-1).tolist()  # what would come first
     for method, beams in ((Greedy(), 1), (Beam(4, LengthPenalty("power", 1.0), rules="hugging-face"), 4)):
-        expected = generated_from(theirs, sound, begin, beams)
+        expected = generated_from(theirs, sound, begin, beams, opening)
         found = decode(
-            ours, sound, bos=begin[0], eos=2, never=[7], decoding=Decoding(method, Length(0, 12)),
-            prefixes=[begin[1:]] * 2,
+            ours, sound, bos=begin[0], eos=2, never=[7], never_first=opening, prefixes=[begin[1:]] * 2,
+            decoding=Decoding(method, Length(0, 12)),
         )  # fmt: skip
         for answer, row in zip(found, expected, strict=True):
             own = [begin[0], *answer[0].tokens]
-            assert len(own) > 6
+            assert len(own) > 6 and own[3] not in opening
             assert own == row[: len(own)] and set(row[len(own) :]) <= {0}
 
 
-def generated_from(model: Any, sound: Tensor, begin: list[int], beams: int) -> list[list[int]]:
+def generated_from(model: Any, sound: Tensor, begin: list[int], beams: int, opening: list[int]) -> list[list[int]]:
     """What transformers' plain generation, without Whisper's own rules for long sounds, goes on with."""
     from transformers import GenerationMixin
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rows: list[list[int]] = GenerationMixin.generate(
+        found: Any = GenerationMixin.generate(
             model, sound, decoder_input_ids=torch.tensor([begin] * len(sound)), max_new_tokens=12, num_beams=beams,
-            do_sample=False, suppress_tokens=[7],
-        ).tolist()  # fmt: skip
+            do_sample=False, suppress_tokens=[7], begin_suppress_tokens=opening,
+        )  # fmt: skip
+    rows: list[list[int]] = found.tolist()
     return rows
 
 
@@ -177,7 +179,7 @@ def test_a_listener_hears_the_same(case: Case, written: Written) -> None:
 @torch.no_grad()
 def test_a_listener_hears_the_same_padded(case: Case, written: Written) -> None:
     theirs, folder = written(case)
-    ours = pretrained.read(folder).model
+    ours: Any = pretrained.read(folder).model
     for length in (233, 240, 241):
         mask = mask_of([length, 400], 400)
         sound = samples() * mask

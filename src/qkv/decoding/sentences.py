@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qkv.cache import Memory
 from qkv.decoding.coverage import Coverage, CrossWeights
 from qkv.decoding.options import Beam, Decoding, Greedy, Sample
 from qkv.decoding.search import beam
@@ -33,6 +34,7 @@ def decode(
     never: Sequence[int] = (),
     first: Sequence[int] = (),
     last: int | None = None,
+    never_first: Sequence[int] = (),
     prefixes: Prefixes | None = None,
     generator: torch.Generator | None = None,
     tap: Tap = NO_TAP,
@@ -41,15 +43,16 @@ def decode(
 
     source (batch, sources), source_mask the same, True = a real token; None for a model without an encoder, whose
     prompts are the prefixes. bos, eos: begin and end token; never: tokens not to be generated; first, last: what an
-    answer has to begin with, and to have at the greatest length (see `Constraints`). generator: for sampling.
-    tap: sees and changes every step. Dropout is off meanwhile. Raises DataError, ConfigError.
+    answer has to begin with, and to have at the greatest length; never_first: what may not come right after `first`
+    (see `Constraints`). generator: for sampling. tap: sees and changes every step. Dropout is off meanwhile. Raises
+    DataError, ConfigError.
     """
     decoding = decoding or Decoding()
     method = decoding.method
     with _evaluating(model):
         stepper, state, longest, mask = _begin(model, source, source_mask, decoding, prefixes, tap)
         least = decoding.length.least
-        constraints = Constraints(longest, bos, eos, never, least, prefixes, _device(model), first, last)
+        constraints = Constraints(longest, bos, eos, never, least, prefixes, _device(model), first, last, never_first)
         if isinstance(method, Greedy):
             return [[hypothesis] for hypothesis in greedy(stepper, state, constraints)]
         if isinstance(method, Sample):
@@ -73,13 +76,15 @@ def decode_all(
     never: Sequence[int] = (),
     first: Sequence[int] = (),
     last: int | None = None,
+    never_first: Sequence[int] = (),
     prefixes: Prefixes | None = None,
     generator: torch.Generator | None = None,
     budget: int = 4096,
 ) -> list[list[Hypothesis]]:
     """Find the answers to any number of sources, given as token ids; one in, one out, in the order given.
 
-    A model without an encoder is given None and prefixes instead, which it goes on from. Sources of like length are decoded together, as many as have `budget` tokens, padding and beams included.
+    A model without an encoder is given None and prefixes instead, which it goes on from. Sources of like length are
+    decoded together, as many as have `budget` tokens, padding and beams included.
     """
     method = (decoding or Decoding()).method
     width = method.size if isinstance(method, Beam) else method.n_best if isinstance(method, Sample) else 1
@@ -94,8 +99,8 @@ def decode_all(
         source, mask = (None, None) if sources is None else _padded([sources[one] for one in numbers], device)
         own = [prefixes[number] for number in numbers] if prefixes is not None else None
         results = decode(
-            model, source, mask, bos=bos, eos=eos, decoding=decoding, never=never, first=first, last=last, prefixes=own,
-            generator=generator,
+            model, source, mask, bos=bos, eos=eos, decoding=decoding, never=never, first=first, last=last,
+            never_first=never_first, prefixes=own, generator=generator,
         )  # fmt: skip
         found.update(zip(numbers, results, strict=True))
     return [found[number] for number in range(len(given))]
@@ -112,6 +117,7 @@ def stream(
     never: Sequence[int] = (),
     first: Sequence[int] = (),
     last: int | None = None,
+    never_first: Sequence[int] = (),
     prefix: Sequence[int] = (),
     generator: torch.Generator | None = None,
     tap: Tap = NO_TAP,
@@ -131,7 +137,7 @@ def stream(
     with _evaluating(model):
         stepper, state, longest, _ = _begin(model, source, None, decoding, [prefix], tap)
         least = decoding.length.least
-        constraints = Constraints(longest, bos, eos, never, least, [prefix], _device(model), first, last)
+        constraints = Constraints(longest, bos, eos, never, least, [prefix], _device(model), first, last, never_first)
         for step in walk(stepper, state, constraints, choose):
             for taken in step:
                 yield taken.token
@@ -191,8 +197,12 @@ def _begin(
         if prefixes is None:
             raise DataError("neither source nor prefixes were given; without a source, give each row a prefix")
         return _Tapped(model, tap), model.start(None, len(prefixes)), [decoding.length.limit(0)] * len(prefixes), None
-    mask = torch.ones(source.shape[:2], dtype=torch.bool, device=source.device) if source_mask is None else source_mask
-    state = model.start(model.encode(source, source_mask, tap), source.shape[0])
+    memory = model.encode(source, source_mask, tap)
+    length, mask = source.shape[1], source_mask
+    if isinstance(memory, Memory):  # of a sound, which is longer than what is remembered of it
+        length, mask = memory.states.shape[1], memory.mask
+    mask = torch.ones(len(source), length, dtype=torch.bool, device=source.device) if mask is None else mask
+    state = model.start(memory, source.shape[0])
     return _Tapped(model, tap), state, [decoding.length.limit(int(n)) for n in mask.sum(1).tolist()], mask
 
 

@@ -47,7 +47,8 @@ class Constraints:
     sentence is forced to begin with.
     first: what every answer has to begin with, such as the token of a language; it counts in an answer's length and
     not in its log-probability, but stands before a prefix if there is one, as a part of that. last: the token that
-    has to stand at the greatest length; it counts likewise.
+    has to stand at the greatest length; it counts likewise. never_first: not to be generated as the first token that
+    is free, after all that an answer begins with.
     """
 
     longest: Sequence[int]
@@ -59,6 +60,7 @@ class Constraints:
     device: torch.device | str = "cpu"
     first: Sequence[int] = ()
     last: int | None = None
+    never_first: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.prefixes is not None and len(self.prefixes) != len(self.longest):
@@ -101,6 +103,12 @@ class Constraints:
             return self.first[length - 1]
         return self.last if length == self.longest[sentence] else None
 
+    def opens(self, sentence: int, length: int, counted: bool) -> bool:
+        """Whether the token that makes a sentence's answer `length` tokens long is the first that is free."""
+        if not (self.prefixes and self.prefixes[sentence]):
+            return length == len(self.first) + 1
+        return length == (len(self.given[sentence]) - self.hidden + 1 if counted else 1)
+
     @property
     def hidden(self) -> int:
         """How many of the tokens fed are no part of a hypothesis: the begin token."""
@@ -130,6 +138,14 @@ class Constraints:
                 own[place] = log_probs[place, ..., token].clone() if keeps else 0.0
         if self.never:
             log_probs[..., list(self.never)] = -torch.inf
+        if self.never_first:
+            opening = [
+                place
+                for place, (sentence, length) in enumerate(zip(sentences, lengths, strict=True))
+                if self.opens(sentence, length, counted)
+            ]
+            for token in self.never_first:
+                log_probs[opening, ..., token] = -torch.inf
         short = [place for place, length in enumerate(lengths) if length < self.least]
         if short:
             for end in self.ends:

@@ -15,7 +15,7 @@ class Generation:
 
     bos: what the decoder is fed before the first token; None where a prompt does that. eos: any of these ends an
     answer. never: tokens that no answer holds. first: what every answer has to begin with, such as the token of a
-    language. last: what has to stand at the greatest length.
+    language. last: what has to stand at the greatest length. never_first: what may not come right after `first`.
     """
 
     bos: int | None
@@ -23,6 +23,7 @@ class Generation:
     never: tuple[int, ...] = ()
     first: tuple[int, ...] = ()
     last: int | None = None
+    never_first: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, says: Mapping[str, Any], *, reads_source: bool) -> Generation:
@@ -46,19 +47,35 @@ class Generation:
             None if begin is None else next(iter(_numbers("decoder_start_token_id", [begin]))),
             tuple(_tokens(says, "eos_token_id")),
             tuple(sorted(set(_numbers("bad_words_ids", never)))),
-            tuple(_tokens(says, "forced_bos_token_id")),
+            (*_tokens(says, "forced_bos_token_id"), *_forced(says)),
             last[0] if last else None,
+            tuple(_numbers("begin_suppress_tokens", says.get("begin_suppress_tokens") or ())),
         )
 
     def rules(self) -> dict[str, Any]:
         """All of it as keywords of `decode`."""
-        return {"bos": self.bos, "eos": self.eos, "never": self.never, "first": self.first, "last": self.last}
+        return {
+            "bos": self.bos,
+            "eos": self.eos,
+            "never": self.never,
+            "first": self.first,
+            "last": self.last,
+            "never_first": self.never_first,
+        }
 
 
 def _tokens(says: Mapping[str, Any], name: str) -> Iterator[int]:
     """The token, or the tokens, that a rule names."""
     given = says.get(name)
     return _numbers(name, given if isinstance(given, list) else [] if given is None else [given])
+
+
+def _forced(says: Mapping[str, Any]) -> Iterator[int]:
+    """The tokens, given with their places, that an answer begins with, up to one that is left open (a language)."""
+    for place, (number, token) in enumerate(says.get("forced_decoder_ids") or (), start=1):
+        if number != place or token is None:
+            return
+        yield from _numbers("forced_decoder_ids", [token])
 
 
 def _numbers(name: str, given: Any) -> Iterator[int]:
