@@ -6,7 +6,7 @@ which transformers does not know, are held to the law that padding changes nothi
 Of wav2vec 2.0, with group and layer norms, norms before and after: every tensor placed, under the names of published
 files and of transformers' own; logits of labels and bare states, padded (layer norms) and not; the weights of each
 attention; greedy decoding; written back. It has no cache and generates nothing.
-The real Whisper tiny.en (CTranslate2) is read as it is, and against transformers as it is written back.
+As CTranslate2 keeps it, Whisper is read from the same tensors in that form; the real tiny.en is in test_speech.py.
 """
 
 from __future__ import annotations
@@ -26,6 +26,12 @@ from qkv import lens, pretrained, spec
 from qkv.decoding import Beam, Decoding, Greedy, Length, LengthPenalty, decode
 from qkv.errors import CheckpointError, DataError, SpecError
 from qkv.models import build
+from qkv.pretrained.families import family_of
+from qkv.pretrained.families.speech import ctranslate2_whisper
+from qkv.pretrained.family import fill
+from qkv.pretrained.generation import Generation
+from qkv.pretrained.weights import Weights
+from qkv.pretrained.weights.mapping import Entry
 
 WHISPER = Case(
     "Whisper", "WhisperConfig", "WhisperForConditionalGeneration",
@@ -150,6 +156,88 @@ def test_frames_that_do_not_fit_are_refused(written: Written) -> None:
         ours(source=frames().mT, target=tokens())
     with pytest.raises(DataError, match="positions for 16"):
         ours(source=frames(length=34), target=tokens())
+
+
+def in_ctranslate2(folder: Path) -> dict[str, Tensor]:
+    """A Whisper model's tensors as CTranslate2 keeps them: query, key and value in one, and no names of modules."""
+    theirs = load_file(folder / "model.safetensors")
+    kept: dict[str, Tensor] = {}
+
+    def linear(to: str, *names: str) -> None:
+        weights = [theirs[f"{name}.weight"] for name in names]
+        biases = [
+            theirs.get(f"{name}.bias", torch.zeros(len(weight))) for name, weight in zip(names, weights, strict=True)
+        ]
+        kept[f"{to}/weight"], kept[f"{to}/bias"] = torch.cat(weights), torch.cat(biases)
+
+    def norm(to: str, name: str) -> None:
+        kept[f"{to}/gamma"], kept[f"{to}/beta"] = theirs[f"{name}.weight"], theirs[f"{name}.bias"]
+
+    for one, blocks in (("encoder", 3), ("decoder", 2)):
+        kept[f"{one}/num_heads"] = torch.tensor(4 if one == "encoder" else 2, dtype=torch.int16)
+        kept[f"{one}/position_encodings/encodings"] = theirs[f"model.{one}.embed_positions.weight"]
+        norm(f"{one}/layer_norm", f"model.{one}.layer_norm")
+        for number in range(blocks):
+            to, name = f"{one}/layer_{number}", f"model.{one}.layers.{number}"
+            linear(f"{to}/self_attention/linear_0", *(f"{name}.self_attn.{part}_proj" for part in "qkv"))
+            linear(f"{to}/self_attention/linear_1", f"{name}.self_attn.out_proj")
+            norm(f"{to}/self_attention/layer_norm", f"{name}.self_attn_layer_norm")
+            if one == "decoder":
+                linear(f"{to}/attention/linear_0", f"{name}.encoder_attn.q_proj")
+                linear(f"{to}/attention/linear_1", *(f"{name}.encoder_attn.{part}_proj" for part in "kv"))
+                linear(f"{to}/attention/linear_2", f"{name}.encoder_attn.out_proj")
+                norm(f"{to}/attention/layer_norm", f"{name}.encoder_attn_layer_norm")
+            linear(f"{to}/ffn/linear_0", f"{name}.fc1")
+            linear(f"{to}/ffn/linear_1", f"{name}.fc2")
+            norm(f"{to}/ffn/layer_norm", f"{name}.final_layer_norm")
+    linear("encoder/conv1", "model.encoder.conv1")
+    linear("encoder/conv2", "model.encoder.conv2")
+    kept["decoder/embeddings/weight"] = theirs["model.decoder.embed_tokens.weight"]
+    return {**kept, "decoder/activation": torch.tensor(3), "decoder/pre_norm": torch.tensor(1)}
+
+
+def filled(path: Path, tensors: dict[str, Tensor]) -> Any:
+    """The model of these tensors, said to lie in a model.bin at `path`."""
+    entries = {name: Entry(tuple(one.shape), lambda one=one: one) for name, one in tensors.items()}  # type: ignore[misc]
+    found = ctranslate2_whisper(Weights(path, entries, {"specification": "WhisperSpec", "aliases": {}}))
+    assert found is not None
+    config, stored = found
+    return fill(family_of(config), config, stored, None), config
+
+
+@torch.no_grad()
+def test_whisper_is_read_as_ctranslate2_keeps_it(written: Written, tmp_path: Path) -> None:
+    theirs, folder = written(WHISPER)
+    vocabulary = ["<unk>"] * 50257 + ["<|startoftranscript|>", "<|notimestamps|>"]
+    vocabulary[2] = "<|endoftext|>"
+    (tmp_path / "vocabulary.txt").write_text("\n".join(vocabulary))
+    (tmp_path / "config.json").write_text(
+        '{"suppress_ids": [7], "suppress_ids_begin": [9], "alignment_heads": [[1, 0]]}'
+    )
+    ours, config = filled(tmp_path / "model.bin", in_ctranslate2(folder))
+    sound, text = frames(), tokens()
+    close(ours(source=sound, target=text), theirs(input_features=sound, decoder_input_ids=text).logits)
+    generation = Generation.of(config, reads_source=True)
+    assert generation == Generation(50257, (2,), (7,), (50258,), None, (9,))
+    assert config["alignment_heads"] == [[1, 0]]
+
+
+def test_what_is_no_whisper_of_ctranslate2_is_refused(written: Written, tmp_path: Path) -> None:
+    whole, weight = in_ctranslate2(written(WHISPER)[1]), "encoder/layer_0/self_attention/linear_0/weight"
+    for change, named in (
+        ({"decoder/pre_norm": torch.tensor(0)}, "decoder/pre_norm=0"),
+        ({"decoder/embeddings/weight": None}, "decoder/embeddings/weight"),
+        ({"encoder/num_heads": torch.tensor(0)}, "encoder/num_heads"),
+        ({weight: whole[weight][1:]}, "self_attn.v_proj.weight"),
+        ({weight: torch.tensor(1.0)}, "self_attn.q_proj.weight"),
+        ({weight: None}, "no tensor for encoder.blocks.0.self_attention.query.weight"),
+        ({"decoder/layernorm_embedding/gamma": torch.ones(32)}, "decoder/layernorm_embedding/gamma has no place"),
+    ):
+        with pytest.raises(CheckpointError, match=named):
+            filled(tmp_path / "model.bin", {name: one for name, one in {**whole, **change}.items() if one is not None})
+    (tmp_path / "vocabulary.json").write_text("[")
+    with pytest.raises(CheckpointError, match="vocabulary.json cannot be read"):
+        filled(tmp_path / "model.bin", whole)
 
 
 # wav2vec 2.0

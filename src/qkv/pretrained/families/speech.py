@@ -80,11 +80,12 @@ _CONSTANTS = {
     "decoder/scale_embeddings": 0,
     "decoder/start_from_zero_embedding": 0,
 }
+_ENGLISH_ALONE = 50257
+"""The number of the token that begins, where no tokens of languages follow: the others have one token more."""
 _SAID = {
     *_CONSTANTS, "encoder/num_heads", "decoder/num_heads", "decoder/alignment_heads", "decoder/alignment_layer",
-    "decoder/projection/weight",
 }  # fmt: skip
-"""Names that are settings, or a second name."""
+"""Names that are settings."""
 
 
 class _Converted(Mapping[str, Tensor]):
@@ -95,7 +96,7 @@ class _Converted(Mapping[str, Tensor]):
         self._names: dict[str, tuple[str, int, int]] = {}
         for name in stored:
             match = re.fullmatch(r"(encoder|decoder)/(?:layer_(\d+)/)?(.+)/([a-z]+)", name)
-            if name in _SAID:
+            if name in _SAID or name in stored.metadata["aliases"]:
                 continue
             if match is None or match[3] not in _PARTS or match[4] not in _ENDS:
                 self._names[name] = name, 0, 1  # has no place in the family, which says so
@@ -107,7 +108,8 @@ class _Converted(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         stored, number, count = self._names[name]
-        return self._stored[stored].chunk(count)[number]
+        tensor = self._stored[stored]
+        return tensor if count == 1 or not tensor.ndim else tensor.chunk(count)[number]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -124,28 +126,36 @@ def ctranslate2_whisper(stored: Weights) -> tuple[Config, Mapping[str, Tensor]] 
     if stored.metadata.get("specification") != "WhisperSpec":
         return None
     for name, value in _CONSTANTS.items():
-        if name in stored and stored[name].item() != value:
+        if name in stored and stored[name].tolist() != value:
             raise CheckpointError(
-                f"{stored.path} says {name}={stored[name].item()}; expected {value}, the only one known of Whisper"
+                f"{stored.path} says {name}={stored[name].tolist()}; expected {value}, the only one known of Whisper"
             )
-    mels, vocab = stored.shape("encoder/conv1/weight")[1], stored.shape("decoder/embeddings/weight")
     config: dict[str, Any] = {
         "model_type": "whisper",
         "architectures": ["WhisperForConditionalGeneration"],
-        "vocab_size": vocab[0],
-        "d_model": vocab[1],
-        "num_mel_bins": mels,
-        "max_source_positions": stored.shape("encoder/position_encodings/encodings")[0],
-        "max_target_positions": stored.shape("decoder/position_encodings/encodings")[0],
+        "vocab_size": _size(stored, "decoder/embeddings/weight", 0),
+        "d_model": _size(stored, "decoder/embeddings/weight", 1),
+        "num_mel_bins": _size(stored, "encoder/conv1/weight", 1),
+        "max_source_positions": _size(stored, "encoder/position_encodings/encodings", 0),
+        "max_target_positions": _size(stored, "decoder/position_encodings/encodings", 0),
     }
     for one in ("encoder", "decoder"):
-        blocks = {
-            name.split("/")[1] for name in stored if name.startswith(f"{one}/layer_") and "layer_norm" not in name
-        }
-        config[f"{one}_layers"] = len({name for name in blocks if name != "layer_norm"})
-        config[f"{one}_attention_heads"] = int(stored[f"{one}/num_heads"].item())
-        config[f"{one}_ffn_dim"] = stored.shape(f"{one}/layer_0/ffn/linear_0/weight")[0]
+        blocks = {found[1] for name in stored if (found := re.match(rf"{one}/layer_(\d+)/", name))}
+        heads = stored[f"{one}/num_heads"] if f"{one}/num_heads" in stored else None
+        if heads is None or heads.numel() != 1 or heads.item() < 1:
+            raise CheckpointError(f"{stored.path} does not say {one}/num_heads; expected a number of heads")
+        config[f"{one}_layers"] = len(blocks)
+        config[f"{one}_attention_heads"] = int(heads.item())
+        config[f"{one}_ffn_dim"] = _size(stored, f"{one}/layer_0/ffn/linear_0/weight", 0)
     return {**config, **_spoken(stored.path.parent)}, _Converted(stored)
+
+
+def _size(stored: Weights, name: str, axis: int) -> int:
+    """The length of a tensor that a model's sizes are known by; CheckpointError if it is missing or too flat."""
+    shape = stored.shape(name) if name in stored else ()
+    if len(shape) <= axis:
+        raise CheckpointError(f"{stored.path} has no {name}, or one of shape {shape}; expected a whole Whisper model")
+    return shape[axis]
 
 
 def _spoken(folder: Path) -> Config:
@@ -156,24 +166,28 @@ def _spoken(folder: Path) -> Config:
         "suppress_ids_begin": "begin_suppress_tokens",
         "alignment_heads": "alignment_heads",
     }
-    if (folder / "config.json").is_file():
-        given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    given = _json(folder / "config.json")
+    if isinstance(given, Mapping):
         says |= {ours: given[theirs] for theirs, ours in names.items() if theirs in given}
-    vocabulary: list[str] = []
-    if (folder / "vocabulary.json").is_file():
-        vocabulary = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
-    elif (folder / "vocabulary.txt").is_file():
-        vocabulary = (folder / "vocabulary.txt").read_text(encoding="utf-8").split("\n")
+    vocabulary = _json(folder / "vocabulary.json")
+    if not isinstance(vocabulary, list):
+        lines = folder / "vocabulary.txt"
+        vocabulary = lines.read_text(encoding="utf-8", errors="replace").split("\n") if lines.is_file() else []
     roles = {"decoder_start_token_id": "<|startoftranscript|>", "eos_token_id": "<|endoftext|>"}
     says |= {role: vocabulary.index(token) for role, token in roles.items() if token in vocabulary}
-    if "<|notimestamps|>" in vocabulary and "<|transcribe|>" in vocabulary and _speaks_english_alone(vocabulary):
+    if "<|notimestamps|>" in vocabulary and says.get("decoder_start_token_id") == _ENGLISH_ALONE:
         says["forced_decoder_ids"] = [[1, vocabulary.index("<|notimestamps|>")]]
     return says
 
 
-def _speaks_english_alone(vocabulary: list[str]) -> bool:
-    """By Whisper's own rule: the models of one language have one token less."""
-    return vocabulary.index("<|startoftranscript|>") == 50257
+def _json(file: Path) -> Any:
+    """What a file says, or None if there is none; CheckpointError if it is damaged."""
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} cannot be read: {error}; download it again") from error
 
 
 # wav2vec 2.0 (Baevski et al. 2020)
