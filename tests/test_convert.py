@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy
 import pytest
 import tokenizers as library
@@ -298,6 +300,14 @@ def test_a_model_trained_here_translates_the_same(tmp_path: Path) -> None:
 # ONNX
 
 
+@pytest.fixture
+def traceable() -> Iterator[None]:
+    """Without the checks of shapes, which take sizes of any value for no numbers."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
 def session(path: Path) -> Any:
     runtime = pytest.importorskip("onnxruntime", reason="needs the package onnxruntime")
     return runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
@@ -332,6 +342,7 @@ def generated(graph: Any, begin: Tensor, longest: int = 10, **given: Any) -> lis
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("traceable")
 @torch.no_grad()
 def test_an_onnx_decoder_steps_as_ours_does(tmp_path: Path) -> None:
     published(MISTRAL, tmp_path / "there")
@@ -347,6 +358,7 @@ def test_an_onnx_decoder_steps_as_ours_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("traceable")
 @torch.no_grad()
 def test_onnx_graphs_translate_as_ours_do(tmp_path: Path) -> None:
     runner = trained(tmp_path / "run")
@@ -365,6 +377,7 @@ def test_onnx_graphs_translate_as_ours_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("traceable")
 @pytest.mark.parametrize("length", [None, 4], ids=["all", "window"])
 @torch.no_grad()
 def test_an_onnx_encoder_answers_as_ours_does(length: int | None, tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ class ActionsAnswer(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """(batch, 3 * steps, d_model) -> (batch, steps, 1 + state + action): the return and the state after each
         step, and the action in it, in the order in which they are read."""
-        _, state, action = hidden.reshape(len(hidden), -1, 3, hidden.shape[-1]).unbind(dim=2)
+        _, state, action = hidden.reshape(hidden.shape[0], -1, 3, hidden.shape[-1]).unbind(dim=2)
         chosen = self.action(state)
         chosen = torch.tanh(chosen) if self.bounded else chosen
         return torch.cat((self.returns(action), self.state(action), chosen), dim=-1)
@@ -139,6 +139,6 @@ def pooled(hidden: Tensor, mask: Tensor | None, pool: spec.Pool, apart: int = 0)
     if pool == "last":
         places = torch.arange(hidden.shape[1], device=hidden.device)
         last = (mask * places).argmax(dim=1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), last]
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), last]
     real = mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)

@@ -32,7 +32,7 @@ class PatchReader(Reader):
 
         Raises DataError for images of other channels or whose sides are no multiples of a patch's.
         """
-        batch, (rows, columns) = len(given), self.grid(given)
+        batch, (rows, columns) = given.shape[0], self.grid(given)
         size = self.reads.size
         squares = given.reshape(batch, -1, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
         hidden = self.patches(squares.reshape(batch, rows * columns, -1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,7 +134,7 @@ class _Decoder(nn.Module):
         self.model = model
 
     def forward(
-        self, tokens: Tensor, past: list[Tensor], memories: list[Tensor], source_mask: Tensor | None = None
+        self, tokens: Tensor, past: list[Tensor], memories: Sequence[Tensor] = (), source_mask: Tensor | None = None
     ) -> list[Tensor]:
         decoder = self.model.decoder
         assert decoder is not None
