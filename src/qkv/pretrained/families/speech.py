@@ -126,7 +126,7 @@ def ctranslate2_whisper(stored: Weights) -> tuple[Config, Mapping[str, Tensor]] 
     if stored.metadata.get("specification") != "WhisperSpec":
         return None
     for name, value in _CONSTANTS.items():
-        if name in stored and stored[name].tolist() != value:
+        if name in stored and (stored[name].numel() != 1 or stored[name].item() != value):
             raise CheckpointError(
                 f"{stored.path} says {name}={stored[name].tolist()}; expected {value}, the only one known of Whisper"
             )
