@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qkv import config
 from qkv.errors import ConfigError
-from qkv.tasks.recipe import Recipe
+from qkv.tasks.recipe import RECIPES, AnyRecipe, Recipe
 
 
 def named_recipes() -> dict[str, Path]:
@@ -18,17 +18,26 @@ def named_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> AnyRecipe:
     """Read a recipe by its path or name, with assignments such as `training.minutes=3` applied.
 
     Raises ConfigError with every problem of the file and of the assignments, each with the nearest valid name.
     """
     named = named_recipes()
     path = Path(name)
-    if not path.exists():
+    if not path.exists() or (path.is_dir() and str(name) in named):  # a folder may be called like a recipe
         if str(name) not in named:
             near = difflib.get_close_matches(str(name), named, n=1)
             advice = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError([f"{name}: no such file, and the recipes that come along are {', '.join(named)}{advice}"])
         path = named[str(name)]
-    return config.read(Recipe, config.override(config.load_yaml(path), overrides), str(path))
+    tree = config.override(config.load_yaml(path), overrides)
+    task = str(tree.get("task"))
+    near = difflib.get_close_matches(task, RECIPES, n=1)
+    kind = RECIPES.get(near[0], Recipe) if near else Recipe
+    try:
+        return config.read(kind, tree, str(path))
+    except ConfigError as error:
+        if task in RECIPES:
+            raise
+        raise ConfigError([*error.problems, f"{path}: the tasks are {', '.join(RECIPES)}"]) from error

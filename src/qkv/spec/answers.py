@@ -1,0 +1,95 @@
+"""The nodes of what a model answers: tokens, labels, a class, a vector, an action or its states."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from qkv.spec.blocks import Activation, Norm
+from qkv.spec.rules import require_choices, require_positive
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A linear layer, an activation and perhaps a norm between the last block and the answer (Devlin et al. 2019)."""
+
+    activation: Activation
+    norm: Norm | None = None
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Answers with a score for each token of the vocabulary that the last stack reads (tied: by its own vectors).
+
+    scale: what the scores are multiplied by. dense: what goes before the comparison.
+    """
+
+    tied: bool = True
+    bias: bool = False
+    softcap: float | None = None
+    scale: float | None = None
+    dense: Dense | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(self, "softcap", "scale")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Answers each position with a score for each of `count` labels."""
+
+    count: int
+    dense: Dense | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(self, "count")
+
+
+Pool: TypeAlias = Literal["first", "second", "mean", "last"]
+"""One vector for a whole input: that of one position, or the mean of what was read (leading vectors left out)."""
+
+
+@dataclass(frozen=True)
+class Classes:
+    """Answers with one of `count` classes for the whole input; also: from a second vector beside the first."""
+
+    count: int
+    pool: Pool = "mean"
+    dense: Dense | None = None
+    also: Pool | None = None
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_positive(self, "count")
+
+
+@dataclass(frozen=True)
+class Vector:
+    """Answers with one vector for the whole input, projected to `width` if given, of length 1 if `unit`."""
+
+    pool: Pool = "mean"
+    width: int | None = None
+    unit: bool = True
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_positive(self, "width")
+
+
+@dataclass(frozen=True)
+class Actions:
+    """Answers each step of a trajectory with the action to take there, as its state shows it, and with the return and
+    the state that follow, as its action shows them (Chen et al. 2021). bounded: actions lie between -1 and 1."""
+
+    bounded: bool = True
+
+
+@dataclass(frozen=True)
+class States:
+    """Answers with the last block's own vector for each position."""
+
+
+Answers: TypeAlias = Vocabulary | Labels | Classes | Vector | Actions | States

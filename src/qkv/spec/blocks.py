@@ -1,0 +1,270 @@
+"""The nodes of a block: attention with its positions, feed-forward, norms, and how they stand around residuals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from qkv.spec.rules import require, require_choices, require_positive
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Layer normalisation (Ba et al. 2016) or its root-mean-square form without centring (Zhang & Sennrich 2019)."""
+
+    kind: Literal["layer", "rms"] = "layer"
+    eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_positive(self, "eps")
+
+
+@dataclass(frozen=True)
+class AcrossHeads:
+    """A norm over the queries (or keys) of all heads together, rather than over each head's own (OLMo 2)."""
+
+    norm: Norm
+
+
+@dataclass(frozen=True)
+class Interpolated:
+    """Rotary angles divided by `factor`, so that a longer text fits the angles once learned (Chen et al. 2023)."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        require_positive(self, "factor")
+
+
+@dataclass(frozen=True)
+class ByWavelength:
+    """Rotary angles divided by `factor` where a wave is longer than `length` / `low`, kept where it is shorter than
+    `length` / `high`, blended between (Llama 3.1). length: positions learned before the scaling."""
+
+    factor: float
+    low: float
+    high: float
+    length: int
+
+    def __post_init__(self) -> None:
+        require_positive(self, "factor", "low", "length")
+        require(self.high > self.low, self, f"high={self.high} was given; it must be greater than low={self.low}")
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """Rotary angles divided by `factor` in dimensions that turn less than `slow` times over `length` positions, kept
+    in those that turn more than `fast` times, blended between; queries and keys grow by `attention` (Peng et al. 2023).
+    whole: the blend begins and ends at whole dimensions."""
+
+    factor: float
+    length: int
+    fast: float = 32.0
+    slow: float = 1.0
+    attention: float = 1.0
+    whole: bool = True
+
+    def __post_init__(self) -> None:
+        require_positive(self, "factor", "length", "fast", "slow", "attention")
+
+
+@dataclass(frozen=True)
+class Stretched:
+    """Rotary angles divided dimension by dimension: by `short` up to `length` positions, by `long` in longer texts;
+    queries and keys grow by `attention` (LongRoPE, Ding et al. 2024)."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    length: int
+    attention: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "length", "attention")
+        require(
+            len(self.short) == len(self.long), self, f"short has {len(self.short)} numbers and long {len(self.long)}"
+        )
+
+
+Scaling: TypeAlias = Interpolated | ByWavelength | Yarn | Stretched
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions (Su et al. 2021): queries and keys are turned by angles that grow with the position.
+
+    fraction: the share of each head's dimensions that is turned (the first ones). scaling: how the angles of a model
+    that learned on short texts are changed for longer ones.
+    """
+
+    base: float = 10000.0
+    fraction: float = 1.0
+    scaling: Scaling | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(self, "base", "fraction")
+        require(self.fraction <= 1, self, f"fraction={self.fraction} was given; it must be at most 1")
+
+
+@dataclass(frozen=True)
+class RelativeBias:
+    """A learned number for each head and bucket of distances, added to the scores (Raffel et al. 2020, T5).
+
+    All attentions of a stack that carry an equal RelativeBias share its numbers.
+    """
+
+    buckets: int = 32
+    max_distance: int = 128
+
+    def __post_init__(self) -> None:
+        require_positive(self, "buckets", "max_distance")
+        require(
+            self.max_distance > self.buckets // 2,
+            self,
+            f"max_distance={self.max_distance} is not beyond half of buckets={self.buckets}, "
+            "the distances that have a bucket of their own",
+        )
+
+
+@dataclass(frozen=True)
+class Alibi:
+    """A fixed penalty, linear in the distance, with a slope for each head, times `factor` (Press et al. 2022)."""
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive(self, "factor")
+
+
+Position: TypeAlias = Rotary | RelativeBias | Alibi
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Multi-head attention (Vaswani et al. 2017, section 3.2); with fewer kv_heads than heads, grouped (Ainslie 2023).
+
+    d_value defaults to d_key and kv_heads to heads; scale to 1 / sqrt(d_key). softcap bends the scores to within
+    plus and minus its value. qk_norm normalises queries and keys, each head's own or across heads. sinks adds a
+    learned score for each head that takes weight and gives no value.
+    """
+
+    heads: int
+    d_key: int
+    d_value: int | None = None
+    kv_heads: int | None = None
+    position: Position | None = None
+    causal: bool = False
+    window: int | None = None
+    qk_norm: Norm | AcrossHeads | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        require_positive(self, "heads", "d_key", "d_value", "kv_heads", "window", "scale", "softcap")
+        if self.kv_heads is not None:
+            require(
+                self.heads % self.kv_heads == 0,
+                self,
+                f"heads={self.heads} is not a multiple of kv_heads={self.kv_heads}",
+            )
+        if isinstance(self.position, Rotary):
+            turned = self.d_key * self.position.fraction
+            require(
+                turned == int(turned) and int(turned) % 2 == 0,
+                self,
+                f"d_key={self.d_key} x rotary fraction={self.position.fraction} is not an even number",
+            )
+
+
+Activation: TypeAlias = Literal["relu", "gelu", "gelu_tanh", "gelu_sigmoid", "silu", "tanh"]
+"""gelu_tanh and gelu_sigmoid are the two approximations of Hendrycks and Gimpel 2016."""
+
+
+@dataclass(frozen=True)
+class FeedForward:
+    """Two linear layers around an activation; gated, a third multiplies the activated one (Shazeer 2020).
+
+    limit: the gate is at most that, and what it multiplies is kept within plus and minus that, and 1 added to it
+    (OpenAI 2025, gpt-oss).
+    """
+
+    d_ff: int
+    activation: Activation = "relu"
+    gated: bool = False
+    bias: bool = True
+    limit: float | None = None
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_positive(self, "d_ff", "limit")
+        require(self.limit is None or self.gated, self, f"limit={self.limit} was given with gated=False")
+
+
+@dataclass(frozen=True)
+class Experts:
+    """`count` feed-forward networks, `chosen` of which read each token: those that a linear layer scores highest.
+
+    Their results are blended by the softmax of these scores (Shazeer et al. 2017).
+    """
+
+    count: int
+    chosen: int
+    each: FeedForward
+
+    def __post_init__(self) -> None:
+        require_positive(self, "count", "chosen")
+        require(self.chosen <= self.count, self, f"chosen={self.chosen} was given of count={self.count}")
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """In the place of attention to the past: a state that takes it along (SSRU, Kim et al. 2019, section 3.1).
+
+    forget = sigmoid(W_f x + b); state = forget * state before + (1 - forget) * W x; what leaves is relu(state).
+    """
+
+    @property
+    def causal(self) -> bool:
+        """The future has no way in."""
+        return True
+
+    @property
+    def position(self) -> None:
+        """It knows the order by itself."""
+        return None
+
+
+@dataclass(frozen=True)
+class Block:
+    """One layer: attention to itself, attention to the memory (if any), feed-forward, each around a residual.
+
+    norm_at: "post" x = norm(x + f(x)) as in 2017; "pre" x = x + f(norm(x)); "both" x = x + norm(f(norm(x)));
+    "result" x = x + norm(f(x)). parallel: attention and feed-forward read the same x, and both results are added
+    (Wang and Komatsuzaki 2021). first_norm: False leaves out the norm before the self-attention of a "pre" block.
+    """
+
+    self_attention: Attention | Recurrence
+    feed_forward: FeedForward | Experts
+    cross_attention: Attention | None = None
+    norm: Norm = Norm()
+    norm_at: Literal["pre", "post", "both", "result"] = "pre"
+    parallel: bool = False
+    first_norm: bool = True
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        if self.parallel:
+            require(self.norm_at == "pre", self, f"parallel with norm_at={self.norm_at!r}; it must be 'pre'")
+            require(self.cross_attention is None, self, "parallel was given with cross_attention, which has no place")
+        require(self.first_norm or self.norm_at == "pre", self, f"first_norm=False with norm_at={self.norm_at!r}")
+        if self.cross_attention is not None:
+            require(
+                not self.cross_attention.causal, self, "cross_attention.causal=True was given; a memory has no future"
+            )
+            require(
+                not isinstance(self.cross_attention.position, Rotary),
+                self,
+                "cross_attention.position=Rotary was given; queries and keys of two sequences share no positions",
+            )

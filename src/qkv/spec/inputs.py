@@ -1,0 +1,158 @@
+"""The nodes of what a stack reads: tokens, patches of an image, frames or samples of a sound, steps of an agent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from qkv.spec.rules import require, require_choices, require_positive
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Up to `count` texts in one input, each ended by the token `separator`; a learned vector for each (BERT)."""
+
+    count: int
+    separator: int
+
+    def __post_init__(self) -> None:
+        require_positive(self, "count")
+        require(self.separator >= 0, self, f"separator={self.separator} was given; it must be a token's number")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Reads a vocabulary's numbers: one learned vector each, times sqrt(d_model) if scaled (2017, section 3.4).
+
+    width: the vectors' own, projected to d_model afterwards (Lan et al. 2020); d_model itself unless given.
+    """
+
+    vocab: int
+    scale: bool = False
+    width: int | None = None
+    segments: Segments | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(self, "vocab", "width")
+
+
+@dataclass(frozen=True)
+class Patches:
+    """Reads an image in squares of size x size pixels, each turned into a vector (Dosovitskiy et al. 2021).
+
+    leading: learned vectors before them, such as a class token. registers: more of these, that have no position
+    (Darcet et al. 2024). smooth: learned positions are interpolated with antialiasing, for an image of another size.
+    """
+
+    size: int
+    channels: int = 3
+    leading: int = 1
+    registers: int = 0
+    smooth: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive(self, "size", "channels")
+        for name in ("leading", "registers"):
+            require(getattr(self, name) >= 0, self, f"{name}={getattr(self, name)} was given; it must be at least 0")
+
+
+@dataclass(frozen=True)
+class Frames:
+    """Reads sound as frames of `mels` bands of pitch: two convolutions of width 3, each before a GELU, of which the
+    second makes one position of two frames (Radford et al. 2022, section 2.2)."""
+
+    mels: int
+
+    def __post_init__(self) -> None:
+        require_positive(self, "mels")
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """A window of `width` neighbours that moves on by `stride` and makes `channels` numbers at each stop."""
+
+    channels: int
+    width: int
+    stride: int
+
+    def __post_init__(self) -> None:
+        require_positive(self, "channels", "width", "stride")
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """Reads the samples of a sound through convolutions, each before a GELU, and projects what they make, normalised
+    (Baevski et al. 2020, section 2).
+
+    norm_at: "first", each channel of the first convolution is normalised over time (Wu and He 2018); "each", what
+    every convolution makes is, over its channels.
+    """
+
+    convolutions: tuple[Convolution, ...]
+    norm_at: Literal["first", "each"] = "first"
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require(len(self.convolutions) > 0, self, "convolutions=() was given; at least one makes samples positions")
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Reads what an agent went through, each step as three positions: the return it is to reach, the state it sees
+    and the action it takes, of `state` and `action` numbers (Chen et al. 2021).
+
+    longest: how many steps an episode may have; a learned vector for the time of a step is added to its three.
+    """
+
+    state: int
+    action: int
+    longest: int
+
+    def __post_init__(self) -> None:
+        require_positive(self, "state", "action", "longest")
+
+
+Reads: TypeAlias = Tokens | Patches | Frames | Waveform | Trajectory
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A learned vector for each position up to `length`, added to what is read.
+
+    Of an image, the leading vectors and a square of patches; another image's are interpolated between these.
+    """
+
+    length: int
+
+    def __post_init__(self) -> None:
+        require_positive(self, "length")
+
+
+@dataclass(frozen=True)
+class Sinusoidal:
+    """Fixed waves of geometrically growing length, added to what is read (Vaswani et al. 2017, section 3.5).
+
+    layout: "paired", sine and cosine of a wave side by side as in the paper; "halves", all sines before all cosines;
+    "tensor2tensor", halves whose longest wave is 10000 * 2 pi exactly, as in its authors' code. start: the number of
+    the first position.
+    """
+
+    layout: Literal["paired", "halves", "tensor2tensor"] = "paired"
+    start: int = 0
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require(self.start >= 0, self, f"start={self.start} was given; it must be at least 0")
+
+
+@dataclass(frozen=True)
+class Convolved:
+    """What stands around a position, seen through a convolution of `groups` groups over `width` neighbours and a
+    GELU, added to what is read (Baevski et al. 2020, section 2)."""
+
+    width: int
+    groups: int = 1
+
+    def __post_init__(self) -> None:
+        require_positive(self, "width", "groups")

@@ -1,0 +1,188 @@
+"""The nodes of whole models: a stack of blocks, the Transformer, two encoders side by side, the recurrent model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from qkv.spec.answers import Actions, Answers, Vector, Vocabulary
+from qkv.spec.blocks import Attention, Block, Norm, RelativeBias
+from qkv.spec.inputs import Convolved, Learned, Patches, Reads, Sinusoidal, Tokens, Trajectory
+from qkv.spec.rules import require, require_choices, require_positive
+
+
+@dataclass(frozen=True)
+class Stack:
+    """What is read, where it stands, and the blocks it goes through.
+
+    repeats: how often it goes through all of them, with the same parameters each time (Dehghani et al. 2019).
+    """
+
+    d_model: int
+    blocks: tuple[Block, ...]
+    reads: Reads
+    positions: Learned | Sinusoidal | Convolved | None = None
+    embed_norm: Norm | None = None
+    final_norm: Norm | None = None
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        require_positive(self, "d_model", "repeats")
+        require(len(self.blocks) > 0, self, "blocks=() was given; a stack has at least one block")
+        if isinstance(self.positions, Sinusoidal):
+            require(self.d_model % 2 == 0, self, f"d_model={self.d_model} is odd; sinusoidal positions come in pairs")
+        if isinstance(self.positions, Convolved):
+            groups = self.positions.groups
+            require(self.d_model % groups == 0, self, f"d_model={self.d_model} is not a multiple of groups={groups}")
+            require(
+                not any(block.self_attention.causal for block in self.blocks),
+                self,
+                "positions=Convolved was given with a causal block, to which it would show the future",
+            )
+        if isinstance(self.reads, Patches) and isinstance(self.positions, Learned):
+            patches = self.positions.length - self.reads.leading
+            require(
+                patches > 0 and math.isqrt(patches) ** 2 == patches,
+                self,
+                f"positions: length={self.positions.length} less the reads' leading={self.reads.leading} "
+                f"is {patches}, which is no square of patches",
+            )
+        attentions = [one.self_attention for one in self.blocks if isinstance(one.self_attention, Attention)]
+        by_position = {attention.position: attention.heads for attention in attentions}
+        for attention in attentions:
+            if isinstance(attention.position, RelativeBias):
+                require(
+                    by_position[attention.position] == attention.heads,
+                    self,
+                    f"blocks share one RelativeBias but differ in heads ({by_position[attention.position]} and "
+                    f"{attention.heads}); give the RelativeBias of one of them another size",
+                )
+
+
+@dataclass(frozen=True)
+class Transformer:
+    """An encoder and a decoder (translation), a decoder alone (language model) or an encoder alone (classifier).
+
+    shared_embedding: source and target use one embedding (Vaswani et al. 2017, section 3.4).
+    """
+
+    encoder: Stack | None
+    decoder: Stack | None
+    answers: Answers
+    shared_embedding: bool = False
+
+    def __post_init__(self) -> None:
+        encoder, decoder = self.encoder, self.decoder
+        require(encoder is not None or decoder is not None, self, "neither encoder nor decoder was given")
+        if decoder is not None:
+            crossing = [block.cross_attention is not None for block in decoder.blocks]
+            require(
+                encoder is not None or not any(crossing),
+                self,
+                "decoder blocks have cross_attention but encoder is None",
+            )
+            require(
+                encoder is None or any(crossing), self, "encoder was given but no decoder block has cross_attention"
+            )
+            require(
+                all(block.self_attention.causal for block in decoder.blocks),
+                self,
+                "a decoder block has self_attention.causal=False; a decoder would see the tokens it is to predict",
+            )
+            require(
+                isinstance(self.answers, Vocabulary),
+                self,
+                f"answers={type(self.answers).__name__} needs encoder alone; decoder was given",
+            )
+        if encoder is not None:
+            require(
+                all(block.cross_attention is None for block in encoder.blocks),
+                self,
+                "encoder blocks have cross_attention",
+            )
+            if isinstance(self.answers, Actions):
+                require(
+                    isinstance(encoder.reads, Trajectory)
+                    and all(block.self_attention.causal for block in encoder.blocks),
+                    self,
+                    "answers=Actions was given; the encoder must then read a Trajectory, with causal blocks that do "
+                    "not see the action they are to choose",
+                )
+        if self.shared_embedding:
+            require(encoder is not None and decoder is not None, self, "shared_embedding needs encoder and decoder")
+            assert encoder is not None and decoder is not None
+            source, target = encoder.reads, decoder.reads
+            require(
+                isinstance(source, Tokens) and isinstance(target, Tokens),
+                self,
+                "shared_embedding, but encoder and decoder do not both read Tokens",
+            )
+            assert isinstance(source, Tokens) and isinstance(target, Tokens)
+            for name, left, right in (
+                ("d_model", encoder.d_model, decoder.d_model),
+                ("vocab", source.vocab, target.vocab),
+            ):
+                require(
+                    left == right, self, f"shared_embedding, but {name} is {left} in encoder and {right} in decoder"
+                )
+
+
+@dataclass(frozen=True)
+class Towers:
+    """Two encoders that answer with vectors of one width, compared: every source with every target, by the cosine of
+    their angle times a learned factor (Radford et al. 2021)."""
+
+    source: Transformer
+    target: Transformer
+
+    def __post_init__(self) -> None:
+        widths = []
+        for name, tower in (("source", self.source), ("target", self.target)):
+            require(
+                isinstance(tower.answers, Vector) and tower.answers.unit,
+                self,
+                f"{name} answers with {tower.answers}; it must be a Vector with unit=True",
+            )
+            assert isinstance(tower.answers, Vector) and tower.encoder is not None
+            widths.append(tower.answers.width or tower.encoder.d_model)
+        require(widths[0] == widths[1], self, f"source's vectors have {widths[0]} numbers and target's {widths[1]}")
+
+
+@dataclass(frozen=True)
+class Recurrent:
+    """The encoder-decoder that attention replaced.
+
+    bidirectional: the encoder reads in both directions, with half of d_model each. bridged: a linear layer makes the
+    decoder's first state from the encoder's last (Bahdanau et al. 2015, appendix A.2.2); else they are the same.
+    attention: None, the decoder starts from the encoder's last state and sees nothing else (Sutskever 2014, Cho 2014);
+    "additive", it looks back before each step (Bahdanau et al. 2015); "dot" or "general", after (Luong et al. 2015).
+    """
+
+    cell: Literal["gru", "lstm"]
+    d_model: int
+    layers: int
+    source: Tokens
+    target: Tokens
+    attention: Literal["additive", "dot", "general"] | None = None
+    answers: Vocabulary = Vocabulary(tied=False, bias=True)
+    bidirectional: bool = True
+    bridged: bool = True
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        require_positive(self, "d_model", "layers")
+        require(
+            self.d_model % 2 == 0 or not self.bidirectional,
+            self,
+            f"d_model={self.d_model} is odd; each direction of the encoder takes half",
+        )
+        require(
+            self.bridged or (self.cell == "gru" and self.layers == 1 and not self.bidirectional),
+            self,
+            f"bridged=False was given with cell={self.cell!r}, layers={self.layers}, bidirectional="
+            f"{self.bidirectional}; only one layer of a GRU that reads forwards ends with what a decoder begins with",
+        )
+
+
+Spec: TypeAlias = Transformer | Towers | Recurrent
