@@ -67,8 +67,8 @@ def scaled(
             return rates * (kept + (1 - kept) / factor), attention
         case spec.Stretched(short, long, learned, attention):
             # chosen by a tensor, so that an exported graph chooses as well
-            both = (torch.tensor(factors, device=rates.device) for factors in (short, long))
-            return rates / torch.where(end < learned, *both), attention
+            near, far = torch.tensor(short, device=rates.device), torch.tensor(long, device=rates.device)
+            return rates / torch.where(end < learned, near, far), attention
 
 
 def rotate(
