@@ -52,7 +52,10 @@ def attend(
     score: replaces the scaled dot product, e.g. the additive score of Bahdanau et al. 2015.
     dropout: the probability with which a weight is left out (and the others scaled up).
     """
-    query, key, value = tap("query", query), tap("key", key), tap("value", value)
+    key, value, query = tap("key", key), tap("value", value), tap("query", query)
+    # the query comes last: by then a tap knows how many keys stand before it
+    if (more := tap.adds(query, key)) is not None:
+        bias = more if bias is None else bias + more
     tap.terms(mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, score=score)
     explicit = score is not None or softcap is not None or sinks is not None
     if explicit or tap.wants("scores") or tap.wants("weights"):
@@ -95,7 +98,8 @@ def scores(
 ) -> tuple[Float[Tensor, "batch heads queries keys"], Tensor | None]:
     """How well each key answers each query, everything added; and which keys are visible at all (None: every one)."""
     if score is None:
-        found = query @ key.mT * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+        factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        found = query @ key.mT if factor == 1.0 else query @ key.mT * factor
     else:
         found = score(query, key)
     if softcap is not None:

@@ -57,6 +57,13 @@ class Tap:
         """Receive the tensor at `site`; return what the model shall go on with."""
         return tensor
 
+    def adds(self, query: Tensor, key: Tensor) -> Tensor | None:
+        """Return what is added to the scores of query and key as a bias, -inf to hide; None for nothing.
+
+        It broadcasts to (batch, heads, queries, keys). Unlike a replacement of "scores", it stays on the fused kernel.
+        """
+        return None
+
     def terms(self, **terms: Any) -> None:
         """Receive how this attention forms its scores: mask, bias, scale, softcap, sinks, score (see `attend`)."""
 

@@ -39,6 +39,9 @@ class CrossWeights(Tap):
             self.kept[model] = self.path, received
         return tensor
 
+    def adds(self, query: Tensor, key: Tensor) -> Tensor | None:
+        return self.inner.adds(query, key)
+
     def terms(self, **terms: object) -> None:
         self.inner.terms(**terms)
 

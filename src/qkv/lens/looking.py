@@ -69,18 +69,23 @@ def _batch(given: Tensor | Sequence[int] | None, name: str, device: torch.device
     return batch
 
 
+def part_at(model: nn.Module, place: str) -> object:
+    """The part of a model that calls a place by its name ("decoder.3.self_attention"); None if there is none."""
+    part: object = model
+    for name in place.split("."):
+        if name.isdigit():  # a stack that repeats its blocks counts on
+            blocks: Sequence[object] = getattr(part, "blocks", ())
+            part = blocks[int(name) % len(blocks)] if len(blocks) else None
+        else:
+            part = getattr(part, name, None)
+        if part is None:
+            return None
+    return part
+
+
 def _output_parameter(model: nn.Module, place: str, heads: int) -> Tensor | None:
     """W_O of the attention at a place, by head: (heads, d_value, d_model), or None if it has none."""
-    module: object = model
-    for part in place.split("."):
-        if part.isdigit():  # a stack that repeats its blocks counts on
-            blocks: Sequence[object] = getattr(module, "blocks", ())
-            module = blocks[int(part) % len(blocks)]
-        else:
-            module = getattr(module, part, None)
-        if module is None:
-            return None
-    output = getattr(module, "output", None)
-    if not isinstance(output, nn.Linear) or output.in_features % heads:
+    matrix = getattr(getattr(part_at(model, place), "output", None), "weight", None)  # it may be kept in int8
+    if not isinstance(matrix, Tensor) or matrix.dim() != 2 or matrix.shape[1] % heads:
         return None
-    return output.weight.detach().reshape(output.out_features, heads, -1).permute(1, 2, 0)
+    return matrix.detach().reshape(matrix.shape[0], heads, -1).permute(1, 2, 0)

@@ -1,8 +1,8 @@
-"""Taps that look, and taps that change: what a `Trace` is made from, and what interventions are made of."""
+"""The tap that looks: what a `Trace` is made from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,6 +49,10 @@ class Call:
     def __contains__(self, site: str) -> bool:
         return site in self.tensors or site in self._grown
 
+    def whole(self, site: str) -> Tensor:
+        """The tensor with what later calls added at its end, which they share."""
+        return self._grown[site][0].tensor if site in self._grown else self.tensors[site]
+
     def keep(self, site: str, tensor: Tensor, before: Call | None) -> None:
         """Keep a reference; one tensor serves all steps of a decoding whose keys (or values) only grow."""
         if site not in ("key", "value"):
@@ -84,6 +88,10 @@ class Recorder(Tap):
             self._call(site).keep(site, tensor.detach(), self._before())
         return tensor
 
+    def adds(self, query: Tensor, key: Tensor) -> Tensor | None:
+        """What the inner tap adds; it is then a part of the bias that is kept."""
+        return self._inner.adds(query, key)
+
     def terms(self, **terms: Any) -> None:
         """Keep how this attention forms its scores."""
         self._call("terms").terms = terms
@@ -106,33 +114,3 @@ class Recorder(Tap):
     def _before(self) -> Call | None:
         calls = self.calls[self._place]
         return calls[-2] if len(calls) > 1 else None
-
-
-class Intervene(Tap):
-    """Replaces what passes one site at one place by a function of it; give another tap as `inner` to do more.
-
-    Replacing "scores" or "weights" takes that one attention, and no other, off the fused kernel.
-    """
-
-    def __init__(self, place: str, site: Site, function: Callable[[Tensor], Tensor], inner: Tap = NO_TAP) -> None:
-        self._target, self._site, self._function, self._inner = place, site, function, inner
-        self._place = ""
-
-    def wants(self, site: Site) -> bool:
-        """Whether this is the place and the site to replace."""
-        return (site == self._site and self._place == self._target) or self._inner.wants(site)
-
-    def __call__(self, site: Site, tensor: Tensor) -> Tensor:
-        """Return the replacement at the chosen place and site, and elsewhere what was given."""
-        tensor = self._inner(site, tensor)
-        return self._function(tensor) if site == self._site and self._place == self._target else tensor
-
-    def terms(self, **terms: Any) -> None:
-        """Pass on how this attention forms its scores."""
-        self._inner.terms(**terms)
-
-    def at(self, place: str) -> Intervene:
-        """Return the same intervention, seen from a part of the model."""
-        part = Intervene(self._target, self._site, self._function, self._inner.at(place))
-        part._place = f"{self._place}.{place}" if self._place else place
-        return part

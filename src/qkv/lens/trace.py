@@ -7,7 +7,6 @@ weights @ value is from the context that the model really used.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qkv.attend import scores, softmax
 from qkv.errors import QkvError
+from qkv.lens import recomputing
+from qkv.lens.recomputing import Span
 from qkv.lens.recorder import Call
-from qkv.mask import Mask
 
 _BLOCK = 256  # rows of a matrix that certify() builds at once
 
@@ -106,6 +105,32 @@ class AttentionTrace:
         """
         return self._matrix(head, rows, weights=True)
 
+    def tile(self, head: int, rows: Span, keys: Span, normaliser: Tensor | None = None) -> Tensor:
+        """A part of one head's weights anywhere in the matrix, (batch, rows, keys), without the rest of its rows.
+
+        rows, keys: the first, and the one after the last. normaliser: `Statistics.normaliser`, (batch, heads,
+        queries), with which nothing outside the tile is computed; without it, the scores of its rows are.
+        Raises QkvError for queries or keys that there are not.
+        """
+        self._head(head)
+        for name, span, size in (("queries", rows, self.queries), ("keys", keys, self.keys)):
+            if not 0 <= span[0] <= span[1] <= size:
+                raise QkvError(f"{self.place}: {name} {span[0]} to {span[1]} were asked for; it has 0 to {size}")
+        parts, offset = [], 0
+        for call in self.calls:
+            length, width = call["query"].shape[2], call["key"].shape[2]
+            begin, end = max(rows[0], offset), min(rows[1], offset + length)
+            if begin < end:
+                here = (begin - offset, end - offset)
+                visible = (min(keys[0], width), min(keys[1], width))
+                by = recomputing.normaliser(call, [head], here) if normaliser is None else None
+                by = normaliser[:, [head], begin:end] if by is None and normaliser is not None else by
+                assert by is not None
+                part = recomputing.normalised(recomputing.hidden_scores(call, [head], here, visible), by)[:, 0]
+                parts.append(torch.nn.functional.pad(part, (0, keys[1] - keys[0] - part.shape[-1])))
+            offset += length
+        return torch.cat(parts, dim=1) if parts else self.key.new_zeros(self.key.shape[0], 0, keys[1] - keys[0])
+
     def output(self, head: int, rows: Sequence[int] | None = None) -> Tensor:
         """What one head adds to the residual, context @ W_O of this head: (batch, queries, d_model), without bias.
 
@@ -135,8 +160,8 @@ class AttentionTrace:
             for begin in range(0, queries, _BLOCK):
                 end = min(begin + _BLOCK, queries)
                 heads = list(range(self.heads))
-                weights = _weights(call, heads, begin, end)
-                value = _of_heads(call["value"], heads, self.heads).to(weights.dtype)
+                weights = recomputing.weights(call, heads, (begin, end))
+                value = recomputing.of_heads(call["value"], heads, self.heads).to(weights.dtype)
                 difference = (weights @ value - call["context"][:, :, begin:end]).abs().amax(dim=(0, 2, 3))
                 worst = torch.maximum(worst, difference.double().cpu())
         return worst
@@ -165,14 +190,19 @@ class AttentionTrace:
         offset = 0
         for call in self.calls:
             length = call["query"].shape[2]
-            for begin, end in _runs(sorted({row - offset for row in wanted if offset <= row < offset + length})):
-                part = _weights(call, heads, begin, end) if weights else _hidden_scores(call, heads, begin, end)
-                absent = self.keys - part.shape[-1]
-                parts.append(torch.nn.functional.pad(part, (0, absent), value=0.0 if weights else -math.inf))
-                order.extend(range(offset + begin, offset + end))
+            here = sorted({row - offset for row in wanted if offset <= row < offset + length})
+            for span in recomputing.runs(here, _BLOCK):
+                if weights:
+                    part = recomputing.weights(call, heads, span)
+                else:
+                    part = recomputing.hidden_scores(call, heads, span, (0, call["key"].shape[2]))
+                if absent := self.keys - part.shape[-1]:
+                    part = torch.nn.functional.pad(part, (0, absent), value=0.0 if weights else -math.inf)
+                parts.append(part)
+                order.extend(range(offset + span[0], offset + span[1]))
             offset += length
-        nothing = self.query.new_zeros(self.query.shape[0], len(heads), 0, self.keys)
-        matrix = torch.cat(parts, dim=2) if parts else nothing
+        nothing = self.key.new_zeros(self.key.shape[0], len(heads), 0, self.keys)
+        matrix = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2) if parts else nothing
         if order != wanted:
             index = {row: number for number, row in enumerate(order)}
             matrix = matrix[:, :, [index[row] for row in wanted]]
@@ -219,67 +249,3 @@ class Trace:
 
 def _sites(calls: Sequence[Call]) -> list[str]:
     return sorted({site for call in calls for site in (*call.tensors, *call._grown)})
-
-
-def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """Ascending numbers as (begin, end) of their unbroken runs, cut to blocks so that masks stay small."""
-    begin = 0
-    for index in range(1, len(numbers) + 1):
-        broken = index == len(numbers) or numbers[index] != numbers[index - 1] + 1 or index - begin == _BLOCK
-        if broken:
-            yield numbers[begin], numbers[index - 1] + 1
-            begin = index
-
-
-def _of_heads(tensor: Tensor, heads: list[int], of: int) -> Tensor:
-    """The key or value that each of `heads` looks at, without repeating any when all heads have their own."""
-    kv_heads = tensor.shape[1]
-    if len(heads) == kv_heads == of:
-        return tensor
-    return tensor[:, [head * kv_heads // of for head in heads]]
-
-
-def _raw_scores(call: Call, heads: list[int], begin: int, end: int) -> tuple[Tensor, Tensor | None]:
-    """Scores of some heads and rows with everything added, and what is visible: the explicit rendering of `attend`."""
-    terms, of = call.terms, call["query"].shape[1]
-    query, key = call["query"][:, heads, begin:end], _of_heads(call["key"], heads, of)
-    if query.dtype in (torch.float16, torch.bfloat16):
-        query, key = query.float(), key.float()
-    return scores(
-        query,
-        key,
-        mask=_mask_part(terms.get("mask"), heads, begin, end),
-        bias=_part(terms.get("bias"), heads, begin, end),
-        scale=terms.get("scale"),
-        softcap=terms.get("softcap"),
-        score=terms.get("score"),
-    )
-
-
-def _hidden_scores(call: Call, heads: list[int], begin: int, end: int) -> Tensor:
-    found, visible = _raw_scores(call, heads, begin, end)
-    return found if visible is None else found.masked_fill(~visible, -math.inf)
-
-
-def _weights(call: Call, heads: list[int], begin: int, end: int) -> Tensor:
-    found, visible = _raw_scores(call, heads, begin, end)
-    sinks = call.terms.get("sinks")
-    return softmax(found, visible, None if sinks is None else sinks.detach()[heads])
-
-
-def _part(tensor: Tensor | None, heads: list[int], begin: int, end: int) -> Tensor | None:
-    """The heads and rows of a tensor that broadcasts to (batch, heads, queries, keys)."""
-    if tensor is None:
-        return None
-    tensor = tensor.detach()
-    if tensor.dim() > 2 and tensor.shape[-3] > 1:
-        tensor = tensor[..., heads, :, :]
-    return tensor[..., begin:end, :] if tensor.dim() > 1 and tensor.shape[-2] > 1 else tensor
-
-
-def _mask_part(mask: Mask | Tensor | None, heads: list[int], begin: int, end: int) -> Mask | Tensor | None:
-    """The same mask for the rows from `begin` to `end` alone: they stand `begin` further from the first key."""
-    if not isinstance(mask, Mask):
-        return _part(mask, heads, begin, end)
-    documents = mask.documents and (mask.documents[0][:, begin:end], mask.documents[1])
-    return dataclasses.replace(mask, past=mask.past + begin, documents=documents)

@@ -1,0 +1,233 @@
+"""Captures: a look in one file, which opens anywhere without its model and checks what it says of itself.
+
+The file has the safetensors layout (a JSON header, then raw little-endian blocks), ends in .qkv by custom, and holds of
+every attention query, key, value, context and how scores are formed: linear in length, and all that is needed for every
+score and weight. The header's "qkv" describes the blocks, names the tokens, claims how far weights @ value is from
+the context (`Trace.certify`), and has a checksum over itself and all blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qkv.errors import CheckpointError, QkvError, StorageError
+from qkv.lens.recorder import Call
+from qkv.lens.trace import AttentionTrace, Trace
+from qkv.mask import Mask
+
+FORMAT = 1
+
+_SITES = ("query", "key", "value", "context")
+_NUMBERS = ("scale", "softcap")
+_TOLERANCE = 1e-5  # beyond what was claimed: another machine adds in another order
+
+
+@dataclass(frozen=True)
+class Capture:
+    """A look that was read from a file. tokens: names of the source's and the target's, where they were given."""
+
+    trace: Trace
+    source_tokens: tuple[str, ...] | None
+    target_tokens: tuple[str, ...] | None
+    certified: Mapping[str, Tensor]
+    """The largest |weights @ value - context| by place and head, computed as the file was opened."""
+
+
+@dataclass(frozen=True)
+class _Additive:
+    """The score of Bahdanau et al. 2015, appendix A.1.2, whose vector is a part of the capture."""
+
+    vector: Tensor
+
+    def __call__(self, query: Tensor, key: Tensor) -> Tensor:
+        return torch.tanh(query.unsqueeze(3) + key.unsqueeze(2)) @ self.vector
+
+
+def write_capture(
+    trace: Trace,
+    path: str | Path,
+    *,
+    source_tokens: Sequence[str] | None = None,
+    target_tokens: Sequence[str] | None = None,
+) -> None:
+    """Write a trace's attentions, its logits and its tokens.
+
+    Raises StorageError where the file cannot be written (what was there stays), QkvError for scores by a formula that
+    a file cannot hold.
+    """
+    blocks = _Blocks()
+    described = {
+        "format": FORMAT,
+        "places": {
+            one.place: {
+                "calls": [_describe(call, blocks, one.place) for call in one.calls],
+                "output_parameter": blocks.add(one.output_parameter),
+            }
+            for one in trace
+        },
+        "inputs": {name: blocks.add(getattr(trace, name)) for name in ("logits", "source", "target")},
+        "tokens": {"source": _listed(source_tokens), "target": _listed(target_tokens)},
+        "claims": {place: worst.tolist() for place, worst in trace.certify().items()},
+    }
+    header = {**described, "sha256": _digest(described, blocks.tensors)}
+    place = Path(path)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=place.parent, suffix=".part")
+        os.close(handle)
+        try:
+            save_file(blocks.tensors, temporary, {"qkv": json.dumps(header, ensure_ascii=False)})
+            os.replace(temporary, place)
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"{place} cannot be written: {error}; make room, or name a folder you may write in"
+        ) from error
+
+
+def read_capture(path: str | Path, *, certify: bool = True) -> Capture:
+    """Open a capture and verify it: its checksum, and that its weights give its contexts as closely as it claims.
+
+    certify=False leaves out the latter, whose time grows with the square of the length.
+    Raises CheckpointError for a file that is cut short, altered, no capture, or not as it claims.
+    """
+    header, tensors = _read(Path(path))
+    try:
+        attentions = {}
+        for place, said in header["places"].items():
+            calls = [_call(one, tensors) for one in said["calls"]]
+            attentions[place] = AttentionTrace(place, calls, _block(tensors, said["output_parameter"]))
+        inputs = {name: _block(tensors, block) for name, block in header["inputs"].items()}
+        trace = Trace({place: list(one.calls) for place, one in attentions.items()}, attentions, **inputs)
+        tokens = {side: None if own is None else tuple(own) for side, own in header["tokens"].items()}
+        claims = {place: torch.tensor(worst, dtype=torch.float64) for place, worst in header["claims"].items()}
+        if set(claims) != set(attentions):
+            raise ValueError("claims are not about the places")
+        certified = trace.certify() if certify else claims
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} is described in a way that does not fit its blocks: {error!r}; {_AGAIN}"
+        ) from error
+    for place, worst in certified.items():
+        wrong = torch.isnan(worst) | (worst > 2 * claims[place] + _TOLERANCE)
+        if bool(wrong.any()):
+            head = int(wrong.nonzero()[0])
+            raise CheckpointError(
+                f"{path}: {place} head {head} claims that its weights give its context to {claims[place][head]:.1g}, "
+                f"and they do to {worst[head]:.1g}; {_AGAIN}"
+            )
+    return Capture(trace, tokens["source"], tokens["target"], certified)
+
+
+_AGAIN = "it is damaged or was altered: write it again from the model, or copy it again"
+
+
+class _Blocks:
+    """The tensors of a file, each one once however often it is used."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._names: dict[tuple[Any, ...], str] = {}
+        self._kept: list[Tensor] = []  # so that no address is used twice
+
+    def add(self, tensor: Tensor | None) -> str | None:
+        if tensor is None:
+            return None
+        tensor = tensor.detach()
+        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if key not in self._names:
+            self._kept.append(tensor)
+            self._names[key] = name = str(len(self._names))
+            self.tensors[name] = tensor.cpu().contiguous().clone()
+        return self._names[key]
+
+
+def _describe(call: Call, blocks: _Blocks, place: str) -> dict[str, Any]:
+    said: dict[str, Any] = {site: blocks.add(call.whole(site)) for site in _SITES}
+    said["keys"] = call["key"].shape[2]
+    terms = call.terms
+    mask, score = terms.get("mask"), terms.get("score")
+    said |= {name: terms.get(name) for name in _NUMBERS}
+    said |= {name: blocks.add(terms.get(name)) for name in ("bias", "sinks")}
+    if isinstance(mask, Mask):
+        said["mask"] = {"causal": mask.causal, "window": mask.window, "past": mask.past, "keys": blocks.add(mask.keys)}
+        said["mask"]["documents"] = None if mask.documents is None else [blocks.add(one) for one in mask.documents]
+    else:
+        said["mask"] = blocks.add(mask)
+    vector = score.vector if isinstance(score, _Additive) else getattr(getattr(score, "__self__", None), "vector", None)
+    if score is not None and vector is None:
+        raise QkvError(f"{place}: its scores come from a function of its own, which a file cannot hold")
+    said["additive"] = blocks.add(vector)
+    return said
+
+
+def _call(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Call:
+    call = Call()
+    for site in _SITES:
+        block = tensors[said[site]]
+        call.keep(site, block[:, :, : said["keys"]] if site in ("key", "value") else block, None)
+    mask = said["mask"]
+    if isinstance(mask, dict):
+        documents = mask["documents"] and (tensors[mask["documents"][0]], tensors[mask["documents"][1]])
+        rule: Mask | Tensor | None = Mask(
+            bool(mask["causal"]), mask["window"], int(mask["past"]), _block(tensors, mask["keys"]), documents
+        )
+    else:
+        rule = _block(tensors, mask)
+    vector = _block(tensors, said["additive"])
+    call.terms = {
+        "mask": rule,
+        "bias": _block(tensors, said["bias"]),
+        "sinks": _block(tensors, said["sinks"]),
+        "score": None if vector is None else _Additive(vector),
+        **{name: said[name] for name in _NUMBERS},
+    }
+    return call
+
+
+def _block(tensors: Mapping[str, Tensor], name: str | None) -> Tensor | None:
+    return None if name is None else tensors[name]
+
+
+def _listed(names: Sequence[str] | None) -> list[str] | None:
+    return None if names is None else list(names)
+
+
+def _digest(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the description and over name, type, shape and bytes of every block."""
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, ensure_ascii=False).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no other iterator)
+        header = json.loads(metadata["qkv"])
+        said = header.pop("sha256")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; {_AGAIN}") from error
+    except (KeyError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is no capture: it has no description of one; give a .qkv file") from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {header.get('format')!r}; this qkv reads {FORMAT}: upgrade it")
+    if said != _digest(header, tensors):
+        raise CheckpointError(f"{path} does not have the checksum that it names; {_AGAIN}")
+    return header, tensors

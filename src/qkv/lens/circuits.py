@@ -1,0 +1,134 @@
+"""What a head's parameters say before any input: the circuits of Elhage et al. 2021.
+
+A head asks by one product, W_Q^T W_K (who is looked at), and moves by another, W_V W_O (what is then taken). Both are
+d_model x d_model of rank d_key or d_value, and on tokens vocab x vocab of the same rank: a `LowRank` keeps the two
+factors, and answers from them. Norms, positions and projections' biases are no part of a circuit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qkv import layers
+from qkv.errors import QkvError
+from qkv.lens.looking import part_at
+from qkv.models import SequenceModel
+from qkv.models.transformer import Transformer
+from qkv.outputs import VocabularyAnswer
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The matrix left @ right, never built: left (rows, rank), right (rank, columns)."""
+
+    left: Tensor
+    right: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.left.shape[0], self.right.shape[1]
+
+    @property
+    def T(self) -> LowRank:
+        """The transposed matrix."""
+        return LowRank(self.right.T, self.left.T)
+
+    def __matmul__(self, other: LowRank) -> LowRank:
+        """The product of two, of the smaller rank."""
+        inner = self.right @ other.left
+        if self.left.shape[1] <= other.right.shape[0]:
+            return LowRank(self.left, inner @ other.right)
+        return LowRank(self.left @ inner, other.right)
+
+    def rows(self, index: Tensor) -> Tensor:
+        """Some rows of the matrix, (index, columns)."""
+        return self.left[index] @ self.right
+
+    def norm(self) -> float:
+        """The Frobenius norm."""
+        squared = ((self.left.T @ self.left) * (self.right @ self.right.T)).sum()
+        return float(squared.clamp(min=0).sqrt())
+
+    def singular_values(self) -> Tensor:
+        """All that are not 0 by rank, the largest first: (rank,)."""
+        left, right = torch.linalg.qr(self.left).R, torch.linalg.qr(self.right.T).R
+        return torch.linalg.svdvals(left @ right.T)
+
+    def eigenvalues(self) -> Tensor:
+        """Those of a square matrix that are not 0 by rank, complex, in no order: (rank,)."""
+        return torch.linalg.eigvals(self.right @ self.left)
+
+
+def query_key(model: SequenceModel, place: str, head: int) -> LowRank:
+    """Who is looked at: x @ W_Q^T W_K @ y^T is the score of a query at x and a key at y, before it is scaled."""
+    attention = _attention(model, place, head)
+    d_key, group = attention.choice.d_key, attention.choice.heads // attention.kv_heads
+    query = attention.query.weight.detach()[head * d_key : (head + 1) * d_key]
+    key = attention.key.weight.detach()[head // group * d_key : (head // group + 1) * d_key]
+    return LowRank(query.T, key)
+
+
+def output_value(model: SequenceModel, place: str, head: int) -> LowRank:
+    """What is taken: y @ W_V W_O is what a query adds to its residual that looks at y alone."""
+    attention = _attention(model, place, head)
+    d_value, group = attention.d_value, attention.choice.heads // attention.kv_heads
+    value = attention.value.weight.detach()[head // group * d_value : (head // group + 1) * d_value]
+    output = attention.output.weight.detach()[:, head * d_value : (head + 1) * d_value]
+    return LowRank(value.T, output.T)
+
+
+def on_tokens(model: SequenceModel, place: str, head: int, circuit: Literal["query_key", "output_value"]) -> LowRank:
+    """The same circuit from token to token, (vocab, vocab): of a decoder that reads and answers tokens.
+
+    query_key: row is the token that asks, column the one that is looked at. output_value: row is the token that is
+    looked at, column the one whose logit is raised. Raises QkvError for a model without them.
+    """
+    if not isinstance(model, Transformer) or model.decoder is None or not isinstance(model.answer, VocabularyAnswer):
+        raise QkvError("circuits from token to token were asked of a model without a decoder of tokens; give one")
+    tokens = getattr(model.decoder.embedding, "tokens", None)
+    read = None if tokens is None else tokens.weight.detach()
+    answered = model.answer.vectors.detach()
+    if read is None or answered.shape[1] != model.decoder.choice.d_model or read.shape[1] != answered.shape[1]:
+        raise QkvError("this model changes a token's width as it reads or answers, which is no linear circuit")
+    if circuit == "query_key":
+        found = query_key(model, place, head)
+        return LowRank(read @ found.left, found.right @ read.T)
+    found = output_value(model, place, head)
+    return LowRank(read @ found.left, found.right @ answered.T)
+
+
+def copying(model: SequenceModel, place: str, head: int) -> float:
+    """How far a head answers with the token that it looks at, -1 to 1: the sum of the eigenvalues of its output-value
+    circuit over the sum of their sizes (Elhage et al. 2021, "Summarizing OV/QK Matrices")."""
+    values = on_tokens(model, place, head, "output_value").eigenvalues()
+    size = float(values.abs().sum())
+    return float(values.real.sum()) / size if size else 0.0
+
+
+def composition(model: SequenceModel, first: tuple[str, int], second: tuple[str, int]) -> dict[str, float]:
+    """How much the second head reads of what the first writes, by its "query", its "key" and its "value".
+
+    Each is the norm of the product over the product of the norms, 0 to 1; random matrices have about
+    1 / sqrt(d_model) (Elhage et al. 2021, "Composition").
+    """
+    writes = output_value(model, *first)
+    asks, moves = query_key(model, *second), output_value(model, *second)
+    found = {}
+    for name, reads in (("query", asks), ("key", asks.T), ("value", moves)):
+        size = writes.norm() * reads.norm()
+        found[name] = (writes @ reads).norm() / size if size else 0.0
+    return found
+
+
+def _attention(model: SequenceModel, place: str, head: int) -> layers.Attention:
+    found = part_at(model, place)
+    if not isinstance(found, layers.Attention):
+        raise QkvError(f"{place!r} was given; expected an attention of this model, such as 'decoder.0.self_attention'")
+    if not 0 <= head < found.choice.heads:
+        raise QkvError(f"{place}: head={head} was given; it has heads 0 to {found.choice.heads - 1}")
+    return found

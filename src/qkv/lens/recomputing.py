@@ -1,0 +1,176 @@
+"""Scores and weights of any heads, queries and keys, recomputed from what a call kept: the formula of `attend`.
+
+Nothing here is larger than the part that is asked for: a `Mask` is worked out for that part alone, a mask or bias
+that is a tensor is cut.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from qkv.attend import scores, softmax
+from qkv.lens.recorder import Call
+from qkv.mask import Mask
+
+Span = tuple[int, int]
+"""Some neighbouring queries or keys: the first, and the one after the last."""
+
+
+def of_heads(tensor: Tensor, heads: Sequence[int], of: int) -> Tensor:
+    """The key or value (batch, kv_heads, keys, d) that each of `heads` of `of` looks at; a copy only where groups
+    share one or heads are not neighbours."""
+    kv_heads = tensor.shape[1]
+    shared = [head * kv_heads // of for head in heads]
+    first = shared[0] if shared else 0
+    if shared == list(range(first, first + len(shared))):
+        return tensor[:, first : first + len(shared)]
+    return tensor[:, shared]
+
+
+def raw_scores(call: Call, heads: Sequence[int], rows: Span, keys: Span) -> tuple[Tensor, Tensor | None]:
+    """Scores (batch, heads, rows, keys) with everything added, and what is visible of them (None: all)."""
+    return _formed(call, heads, rows, keys, call.terms.get("mask"))
+
+
+def _formed(
+    call: Call, heads: Sequence[int], rows: Span, keys: Span, mask: Mask | Tensor | None, scaled: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """`raw_scores` with another mask; `scaled`: by scaling the queries, not each score."""
+    terms, of = call.terms, call["query"].shape[1]
+    query = of_heads(call["query"], heads, of)[:, :, rows[0] : rows[1]]
+    key = of_heads(call["key"], heads, of)[:, :, keys[0] : keys[1]]
+    if query.dtype in (torch.float16, torch.bfloat16):
+        query, key = query.float(), key.float()
+    scale = terms.get("scale")
+    if scaled:
+        query, scale = query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale), 1.0
+    return scores(
+        query,
+        key,
+        mask=_mask_part(mask, heads, rows, keys),
+        bias=_part(terms.get("bias"), heads, rows, keys),
+        scale=scale,
+        softcap=terms.get("softcap"),
+        score=terms.get("score"),
+    )
+
+
+def hidden_scores(call: Call, heads: Sequence[int], rows: Span, keys: Span) -> Tensor:
+    """Scores (batch, heads, rows, keys), -inf where a query may not look."""
+    found, visible = raw_scores(call, heads, rows, keys)
+    return found if visible is None else found.masked_fill(~visible, -math.inf)
+
+
+def lowered(call: Call, heads: Sequence[int], rows: Span, keys: Span) -> Tensor:
+    """Scores (batch, heads, rows, keys), the least number there is where a query may not look.
+
+    For long rows: the query is scaled instead of its scores, and a rule is worked out only for the keys that it hides
+    from some of these queries and not from all.
+    """
+    mask, product = call.terms.get("mask"), call.terms.get("score") is None
+    simple = isinstance(mask, Mask) and mask.keys is None and mask.documents is None
+    found, visible = _formed(call, heads, rows, keys, None if simple else mask, scaled=product)
+    least = torch.finfo(found.dtype).min
+    found = found if visible is None else found.masked_fill(~visible, least)
+    if isinstance(mask, Mask) and simple:
+        found = found if product else found.clone()
+        for edge in _edges(mask, rows, keys):
+            matrix = _shifted(mask, rows, edge).matrix(rows[1] - rows[0], edge[1] - edge[0], found.device)
+            if matrix is not None:
+                found[..., edge[0] - keys[0] : edge[1] - keys[0]].masked_fill_(~matrix, least)
+    return found
+
+
+def _edges(mask: Mask, rows: Span, keys: Span) -> list[Span]:
+    """The keys among `keys` that a causal rule or a window hides from some queries of `rows`."""
+    first, last = mask.past + rows[0], mask.past + rows[1] - 1
+    edges = []
+    if mask.causal:
+        edges.append((first + 1, keys[1]))
+    if mask.window is not None:
+        edges.append((keys[0], last - mask.window + 1))
+        edges.append((first + mask.window, keys[1]))
+    cut = [(max(begin, keys[0]), min(end, keys[1])) for begin, end in edges]
+    return [(begin, end) for begin, end in cut if begin < end]
+
+
+def weights(call: Call, heads: Sequence[int], rows: Span) -> Tensor:
+    """Weights (batch, heads, rows, keys) over all keys."""
+    found, visible = raw_scores(call, heads, rows, (0, call["key"].shape[2]))
+    return softmax(found, visible, sinks(call, heads))
+
+
+def normaliser(call: Call, heads: Sequence[int], rows: Span) -> Tensor:
+    """log of the sum of exp(score) over the keys and the sink, (batch, heads, rows); -inf where there is neither."""
+    keys = seen(call, rows)
+    found = hidden_scores(call, heads, rows, keys)
+    sink = sinks(call, heads)
+    if sink is not None:
+        found = torch.cat([found, sink[None, :, None, None].expand(*found.shape[:3], 1).to(found.dtype)], dim=-1)
+    return found.logsumexp(dim=-1)
+
+
+def normalised(found: Tensor, by: Tensor) -> Tensor:
+    """The weights of scores (..., rows, keys), hidden ones -inf, by their normaliser (..., rows)."""
+    return (found - by.masked_fill(by == -math.inf, 0.0).unsqueeze(-1)).exp()
+
+
+def sinks(call: Call, heads: Sequence[int]) -> Tensor | None:
+    """The sink's score of each of `heads`, if there are sinks."""
+    found = call.terms.get("sinks")
+    return None if found is None else found.detach()[list(heads)]
+
+
+def seen(call: Call, rows: Span) -> Span:
+    """The keys that a `Mask` lets some query of `rows` see; all of them where no rule says less."""
+    keys = call["key"].shape[2]
+    mask = call.terms.get("mask")
+    if not isinstance(mask, Mask):
+        return 0, keys
+    first, last = mask.past + rows[0], mask.past + rows[1] - 1  # positions among the keys
+    ahead = 0 if mask.causal else keys if mask.window is None else mask.window - 1
+    behind = first if mask.window is None else mask.window - 1
+    end = max(0, min(keys, last + ahead + 1))
+    return min(max(0, first - behind), end), end
+
+
+def runs(numbers: Sequence[int], longest: int) -> list[Span]:
+    """Ascending numbers as spans without a break, none longer than `longest`."""
+    found: list[Span] = []
+    begin = 0
+    for index in range(1, len(numbers) + 1):
+        if index == len(numbers) or numbers[index] != numbers[index - 1] + 1 or index - begin == longest:
+            found.append((numbers[begin], numbers[index - 1] + 1))
+            begin = index
+    return found
+
+
+def _part(tensor: Tensor | None, heads: Sequence[int], rows: Span, keys: Span) -> Tensor | None:
+    """The part of a tensor that broadcasts to (batch, heads, queries, keys)."""
+    if tensor is None:
+        return None
+    tensor = tensor.detach()
+    if tensor.dim() > 2 and tensor.shape[-3] > 1:
+        tensor = tensor[..., list(heads), :, :]
+    if tensor.dim() > 1 and tensor.shape[-2] > 1:
+        tensor = tensor[..., rows[0] : rows[1], :]
+    return tensor[..., keys[0] : keys[1]] if tensor.dim() > 0 and tensor.shape[-1] > 1 else tensor
+
+
+def _mask_part(mask: Mask | Tensor | None, heads: Sequence[int], rows: Span, keys: Span) -> Mask | Tensor | None:
+    return _shifted(mask, rows, keys) if isinstance(mask, Mask) else _part(mask, heads, rows, keys)
+
+
+def _shifted(mask: Mask, rows: Span, keys: Span) -> Mask:
+    """The same rule for some rows and keys alone: they stand elsewhere from each other than the first ones."""
+    documents = mask.documents and (
+        mask.documents[0][:, rows[0] : rows[1]],
+        mask.documents[1][:, keys[0] : keys[1]],
+    )
+    real = None if mask.keys is None else mask.keys[:, keys[0] : keys[1]]
+    return dataclasses.replace(mask, past=mask.past + rows[0] - keys[0], keys=real, documents=documents)

@@ -1,0 +1,148 @@
+"""What kind of head each head is, by what it is seen to do; which heads do the same, and which do nothing.
+
+Scores go over the matrix some rows at a time; every one is a mean weight, or a share, between 0 and 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qkv.errors import QkvError
+from qkv.lens.statistics import measure
+from qkv.lens.trace import AttentionTrace, Trace
+
+_ROWS = 256
+
+
+@dataclass(frozen=True)
+class HeadReport:
+    """What one head does, on average over queries.
+
+    previous: the weight on the token before. sink: on the first token, and on the head's own sink. entropy in nats,
+    distance in tokens. positional: how much of a query's weights are those that the head gives at each distance on
+    average. duplicate: the weight on earlier tokens like the one that asks. induction: on the tokens after those
+    (Olsson et al. 2022, "prefix matching"). Both are None where tokens are not known or none comes twice.
+    share: the size of what the head adds to the residual, of all that the heads beside it add; None without W_O.
+    """
+
+    place: str
+    head: int
+    previous: float
+    sink: float
+    entropy: float
+    distance: float
+    positional: float
+    duplicate: float | None
+    induction: float | None
+    share: float | None
+
+
+def report(trace: Trace, row: int | None = None) -> list[HeadReport]:
+    """A report of every head of a trace: of all rows of its batch together, or of one.
+
+    The trace's own source and target are the tokens. A look at a batch with padding counts the padding.
+    """
+    found = []
+    for attention in trace:
+        tokens = _tokens(trace, attention)
+        found += _of_attention(attention, tokens, slice(None) if row is None else slice(row, row + 1))
+    return found
+
+
+def similarity(left: AttentionTrace, right: AttentionTrace) -> Tensor:
+    """How much of their weights the heads of two attentions share, (heads, heads): the mean over queries of
+    sum over keys of min(weight, weight), 1 for the same weights. Raises QkvError for other queries or keys."""
+    if (left.queries, left.keys) != (right.queries, right.keys):
+        raise QkvError(
+            f"{left.place} has {left.queries} queries and {left.keys} keys, {right.place} {right.queries} and "
+            f"{right.keys}; expected two attentions over the same tokens"
+        )
+    shared = torch.zeros(left.heads, right.heads)
+    for begin, weights in _rows(left):
+        others = right.weights(rows=range(begin, begin + weights.shape[2]))
+        for head in range(left.heads):
+            shared[head] += torch.minimum(weights[:, head : head + 1], others).sum(dim=-1).mean(dim=0).sum(dim=-1)
+    return shared / left.queries
+
+
+def dead(trace: Trace, below: float = 0.01) -> list[tuple[str, int]]:
+    """The heads whose outputs are less than `below` of all that the heads beside them add, on this input."""
+    shares = [(one.place, head, share) for one in trace for head, share in enumerate(_shares(one, slice(None)) or ())]
+    return [(place, head) for place, head, share in shares if share < below]
+
+
+def _of_attention(attention: AttentionTrace, tokens: Tensor | None, chosen: slice) -> Iterator[HeadReport]:
+    statistics = measure(attention, top=1, first=1)
+    profile = _profile(attention, chosen)
+    heads, queries = attention.heads, attention.queries
+    previous, positional = torch.zeros(heads), torch.zeros(heads)
+    matched = {"duplicate": torch.zeros(heads), "induction": torch.zeros(heads)}
+    counts = dict.fromkeys(matched, 0)
+    key = torch.arange(attention.keys)
+    for begin, weights in _rows(attention):
+        weights = weights[chosen]
+        query = torch.arange(begin, begin + weights.shape[2])
+        away = query[:, None] - key
+        previous += (weights * (away == 1)).sum(dim=(2, 3)).mean(dim=0)
+        expected = profile[:, away + attention.keys - 1]
+        positional += torch.minimum(weights, expected).sum(dim=(2, 3)).mean(dim=0)
+        if tokens is None:
+            continue
+        given = tokens[chosen].expand(len(weights), -1)
+        same = (given[:, query, None] == given[:, None, :]) & (away > 0)
+        after = torch.cat([torch.zeros_like(same[..., :1]), same[..., :-1]], dim=-1) & (away > 0)
+        for name, where in (("duplicate", same), ("induction", after)):
+            matched[name] += (weights * where[:, None]).sum(dim=(0, 2, 3))
+            counts[name] += int(where.any(dim=-1).sum())
+    shares = _shares(attention, chosen)
+    sink = 1 - statistics.mass + statistics.first
+    for head in range(heads):
+        known = {name: float(total[head]) / counts[name] if counts[name] else None for name, total in matched.items()}
+        yield HeadReport(
+            attention.place,
+            head,
+            float(previous[head]) / max(1, queries - 1),
+            *(float(one[chosen, head].mean()) for one in (sink, statistics.entropy, statistics.distance)),
+            float(positional[head]) / queries,
+            known["duplicate"],
+            known["induction"],
+            None if shares is None else shares[head],
+        )
+
+
+def _profile(attention: AttentionTrace, chosen: slice) -> Tensor:
+    """The mean weight at each distance, (heads, distances), that of key - query = keys - 1 first."""
+    queries, keys = attention.queries, attention.keys
+    totals = torch.zeros(attention.heads, queries + keys)
+    counts = torch.zeros(queries + keys)
+    for begin, weights in _rows(attention):
+        query = torch.arange(begin, begin + weights.shape[2])
+        index = (query[:, None] - torch.arange(keys) + keys - 1).flatten()
+        totals.index_add_(1, index, weights[chosen].mean(dim=0).flatten(1))
+        counts.index_add_(0, index, torch.ones(len(index)))
+    return totals / counts.clamp(min=1)
+
+
+def _shares(attention: AttentionTrace, chosen: slice) -> list[float] | None:
+    if attention.output_parameter is None:
+        return None
+    sizes = torch.stack([attention.output(head)[chosen].norm(dim=-1).mean() for head in range(attention.heads)])
+    return (sizes / sizes.sum().clamp(min=torch.finfo(sizes.dtype).tiny)).tolist()
+
+
+def _tokens(trace: Trace, attention: AttentionTrace) -> Tensor | None:
+    """The tokens, (batch, length), that a self-attention asks and is asked for."""
+    given = trace.source if attention.place.startswith("encoder") else trace.target
+    if not attention.place.endswith("self_attention") or given is None or given.is_floating_point():
+        return None
+    return given.cpu() if given.shape[1] == attention.queries == attention.keys else None
+
+
+def _rows(attention: AttentionTrace) -> Iterator[tuple[int, Tensor]]:
+    """All weights, (batch, heads, some queries, keys), with the number of the first query."""
+    for begin in range(0, attention.queries, _ROWS):
+        yield begin, attention.weights(rows=range(begin, min(begin + _ROWS, attention.queries))).float().cpu()

@@ -1,0 +1,179 @@
+"""What a whole attention does, at any length: exact, and in memory that grows with the length, not its square.
+
+A few rows of the matrix are made at a time, over all the keys that they may see, counted, and forgotten. Whole rows
+need no second pass: what a key receives is known only once its queries' rows are normalised.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qkv.errors import QkvError
+from qkv.lens import recomputing
+from qkv.lens.recomputing import Span
+from qkv.lens.recorder import Call
+from qkv.lens.trace import AttentionTrace
+from qkv.mask import Mask
+
+_ELEMENTS = 2**20  # scores made at once: 4 MiB, which stay in a processor's cache
+_GROUP = 64  # neighbouring keys of which only the largest is looked at first, to find the top ones
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """One attention in numbers, by head; (batch, heads, queries) unless said. A blind query has 0 everywhere.
+
+    heads: which heads these are. normaliser: log of the sum of exp(score), sinks included; -inf for a blind query.
+    mass: the sum of the weights: 1, or less where a sink takes a share. first: the weight on the first tokens.
+    entropy: -sum of w log w, in nats. distance: how far the keys are that are looked at, the mean of
+    |query's position - key's position| in tokens; a trace's first query has the first position, unless a rule says
+    otherwise (`Mask.past`).
+    top_keys, top_weights: (batch, heads, queries, top), highest first; -1 and 0 where fewer are seen.
+    received: (batch, heads, keys), what each key is given by all queries together.
+    """
+
+    heads: tuple[int, ...]
+    normaliser: Tensor
+    mass: Tensor
+    first: Tensor
+    entropy: Tensor
+    distance: Tensor
+    top_keys: Tensor
+    top_weights: Tensor
+    received: Tensor
+
+
+def measure(
+    attention: AttentionTrace, *, top: int = 8, first: int = 4, heads: Sequence[int] | None = None
+) -> Statistics:
+    """Count an attention's statistics, of all heads or of some; `first` says how many of the first keys are one sum.
+
+    Costs one product of queries and keys, as the attention itself did. Raises QkvError for a head there is not.
+    """
+    chosen = tuple(range(attention.heads) if heads is None else heads)
+    for head in chosen:
+        if not 0 <= head < attention.heads:
+            raise QkvError(f"{attention.place}: head={head} was given; it has heads 0 to {attention.heads - 1}")
+    top = min(top, attention.keys)
+    batch, queries, device = attention.key.shape[0], attention.queries, attention.key.device
+    rows = [torch.zeros(batch, len(chosen), queries, device=device) for _ in range(5)]
+    found = Statistics(
+        chosen,
+        *rows,
+        top_keys=torch.full((batch, len(chosen), queries, top), -1, dtype=torch.int32, device=device),
+        top_weights=torch.zeros(batch, len(chosen), queries, top, device=device),
+        # many small shares of many queries: float32 would lose them
+        received=torch.zeros(batch, len(chosen), attention.keys, dtype=torch.float64, device=device),
+    )
+    offset = 0
+    for call in attention.calls:
+        for part, span in _blocks(call, len(chosen), batch):
+            _count(found, call, part, span, offset, first)
+        offset += call["query"].shape[2]
+    return found
+
+
+def _blocks(call: Call, heads: int, batch: int) -> Iterator[tuple[Span, Span]]:
+    """Which heads and which queries to take at a time: many rows of one head where they are long."""
+    queries, keys = call["query"].shape[2], call["key"].shape[2]
+    numbers = call["query"].shape[3] if call.terms.get("score") is not None else 1  # such scores may build them all
+    room = max(1, _ELEMENTS // (batch * numbers * max(keys, 1)))
+    together = max(1, min(heads, room // min(queries, 64)))
+    length = max(1, room // together)
+    for head in range(0, heads, together):
+        for begin in range(0, queries, length):
+            yield (head, min(head + together, heads)), (begin, min(begin + length, queries))
+
+
+def _count(found: Statistics, call: Call, part: Span, rows: Span, offset: int, first: int) -> None:
+    """Fill in the statistics of some heads and queries of a call whose first query is number `offset` of the trace."""
+    heads = found.heads[part[0] : part[1]]
+    keys = recomputing.seen(call, rows)
+    if keys[0] == keys[1]:
+        found.normaliser[:, part[0] : part[1], offset + rows[0] : offset + rows[1]] = -math.inf
+        return
+    at = (slice(None), slice(*part), slice(offset + rows[0], offset + rows[1]))
+    scores = recomputing.lowered(call, heads, rows, keys)
+    largest = scores.amax(dim=-1, keepdim=True)
+    blind = largest == torch.finfo(scores.dtype).min
+    sink = recomputing.sinks(call, heads)
+    if sink is not None:
+        sink = sink[None, :, None, None].to(scores.dtype)
+        largest = torch.maximum(largest, sink)
+    scores = scores - largest  # below 0, so that no exponential overflows
+    shares = scores.exp()
+    if sink is None and bool(blind.any()):
+        shares.masked_fill_(blind, 0.0)
+    far, total = _far(shares, offset, rows, keys, call)
+    seen = total
+    if sink is not None:
+        total = total + (sink - largest).exp()
+    share = torch.where(total > 0, 1 / total, 0.0)  # of a blind query nothing is given
+    mass = seen * share
+    surprise = torch.where(mass > 0, total.log() * mass, 0.0) - scores.mul_(shares).sum(dim=-1, keepdim=True) * share
+    for name, value in (
+        ("normaliser", total.log() + torch.where(total > 0, largest, 0.0)),
+        ("mass", mass),
+        ("first", shares[..., : max(0, first - keys[0])].sum(dim=-1, keepdim=True) * share),
+        ("entropy", surprise),
+        ("distance", torch.where(mass > 0, far * share / mass, 0.0)),
+    ):
+        getattr(found, name)[at] = value.squeeze(-1)
+    given = share.mT @ shares
+    found.received[:, part[0] : part[1], keys[0] : keys[1]] += given.squeeze(-2)
+    values, places = _top(shares, found.top_keys.shape[-1])
+    count = values.shape[-1]
+    found.top_weights[at][..., :count] = values * share
+    found.top_keys[at][..., :count] = torch.where(values > 0, places + keys[0], -1).to(torch.int32)
+
+
+def _far(shares: Tensor, offset: int, rows: Span, keys: Span, call: Call) -> tuple[Tensor, Tensor]:
+    """Sums of share * |query's position - key's position|, and of share alone, each (..., rows, 1).
+
+    Before the first of these queries and after the last, the distance is a sum of a part by query and a part by key,
+    so that a product with one vector does what would need a matrix of distances.
+    """
+    mask = call.terms.get("mask")
+    placed = isinstance(mask, Mask) and (mask.causal or mask.window is not None)
+    past = mask.past if placed else offset
+    begin, end = past + rows[0], past + rows[1]  # the positions of these queries
+    query = torch.arange(begin, end, device=shares.device, dtype=shares.dtype)
+    key = torch.arange(*keys, device=shares.device, dtype=shares.dtype)
+    before, after = (min(max(place - keys[0], 0), len(key)) for place in (begin, end))
+    between = shares[..., before:after]
+    total = between.sum(dim=-1)
+    far = (between * (query[:, None] - key[before:after]).abs()).sum(dim=-1)
+    for part, distance, more in (
+        (slice(0, before), begin - key, query - begin),
+        (slice(after, None), key - (end - 1), (end - 1) - query),
+    ):
+        if len(key[part]):
+            mass = shares[..., part].sum(dim=-1)
+            far += shares[..., part] @ distance[part] + more * mass
+            total += mass
+    return far.unsqueeze(-1), total.unsqueeze(-1)
+
+
+def _top(shares: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest along the last axis and where they are, highest first.
+
+    In a long row the `count` groups with the largest members are found first: no others can hold one of the largest.
+    """
+    length = shares.shape[-1]
+    count = min(count, length)
+    groups = length // _GROUP
+    if groups < 4 * count:
+        return torch.topk(shares, count, dim=-1)
+    grouped = shares[..., : groups * _GROUP].unflatten(-1, (groups, _GROUP))
+    best = grouped.amax(dim=-1).topk(count, dim=-1).indices
+    inside = torch.arange(_GROUP, device=shares.device)
+    places = (best.unsqueeze(-1) * _GROUP + inside).flatten(-2)
+    rest = torch.arange(groups * _GROUP, length, device=shares.device)  # what fills no group
+    places = torch.cat([places, rest.expand(*places.shape[:-1], -1)], dim=-1)
+    values, order = shares.gather(-1, places).topk(count, dim=-1)
+    return values, places.gather(-1, order)

@@ -1,0 +1,224 @@
+"""Why a model said what it said: what becomes of one token's probability as others are taken from its sight.
+
+A weight says where a model looked, not what that did (Jain & Wallace 2019, section 4). So tokens are taken away one by
+one, and the model answers again. Each is one row of a batch: `n` tokens cost 3 n rows, and the heads of one token as
+many rows as there are heads on its side; the encoder reads the source once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qkv.errors import QkvError
+from qkv.lens.looking import trace_of
+from qkv.lens.recorder import Recorder
+from qkv.models import SequenceModel
+from qkv.tap import NO_TAP, Site, Tap
+
+Side = Literal["source", "past"]
+Means = Literal["edge", "match", "content"]
+
+
+@dataclass(frozen=True)
+class ByHead:
+    """The probability when one head alone may not look at a token."""
+
+    place: str
+    head: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Reason:
+    """What one token does for a prediction: the prediction's probability after each way of taking it away.
+
+    side: a token of the source, or of the answer so far. without: nobody in the decoder may look at it.
+    match: it is found like any other, its key being the mean of the others. content: it is found as before and says
+    what any other would, its value being the mean of theirs. heads: by head, the most important first; empty unless
+    asked for.
+    """
+
+    side: Side
+    position: int
+    token: int
+    without: float
+    match: float
+    content: float
+    heads: tuple[ByHead, ...] = ()
+
+
+@dataclass(frozen=True)
+class Why:
+    """Why `token` is at `position`: its probability, and the tokens it depends on, the most important first.
+
+    passes: how many forward passes of the decoder this took, a batch of rows each.
+    """
+
+    position: int
+    token: int
+    probability: float
+    reasons: tuple[Reason, ...]
+    passes: int
+
+    def lines(self, source: Sequence[str] | None, target: Sequence[str]) -> list[str]:
+        """The same in words, one token a line, with the tokens' names."""
+        found = []
+        for reason in self.reasons:
+            names = target if reason.side == "past" or source is None else source
+            line = (
+                f"{names[reason.position]!r} ({reason.side} {reason.position}): {self.probability:.2f} -> "
+                f"{reason.without:.2f} without it; its match {reason.match:.2f}, its content {reason.content:.2f}"
+            )
+            if reason.heads:
+                first = reason.heads[0]
+                line += f"; most by {first.place} head {first.head} ({first.probability:.2f})"
+            found.append(line)
+        return found
+
+
+@dataclass(frozen=True)
+class _Removal:
+    means: Means
+    side: Side
+    position: int
+    place: str | None = None
+    head: int = 0
+
+
+class _Removing(Tap):
+    """Takes from each row of a batch what its removal says; for one pass, in which rows do not move."""
+
+    def __init__(self, removals: Sequence[_Removal], place: str = "") -> None:
+        self._removals, self._place = removals, place
+        side = {"cross_attention": "source", "self_attention": "past"}.get(place.rpartition(".")[2])
+        self._here = [
+            (row, one)
+            for row, one in enumerate(removals)
+            if one.side == side and place.startswith("decoder") and one.place in (None, place)
+        ]
+
+    def __call__(self, site: Site, tensor: Tensor) -> Tensor:
+        means = {"key": "match", "value": "content"}.get(site)
+        chosen = [(row, one.position) for row, one in self._here if one.means == means]
+        if not chosen:
+            return tensor
+        rows, positions = torch.tensor(chosen, device=tensor.device).unbind(dim=1)
+        own = tensor[rows, :, positions]
+        others = (tensor[rows].sum(dim=2) - own) / max(1, tensor.shape[2] - 1)
+        changed = tensor.clone()
+        changed[rows, :, positions] = others
+        return changed
+
+    def adds(self, query: Tensor, key: Tensor) -> Tensor | None:
+        chosen = [(row, one) for row, one in self._here if one.means == "edge"]
+        if not chosen:
+            return None
+        hidden = query.new_zeros(query.shape[0], query.shape[1], 1, key.shape[2])
+        for row, one in chosen:
+            heads = slice(None) if one.place is None else slice(one.head, one.head + 1)
+            hidden[row, heads, 0, one.position] = -math.inf
+        return hidden
+
+    def at(self, place: str) -> _Removing:
+        return _Removing(self._removals, f"{self._place}.{place}" if self._place else place)
+
+
+class _Question:
+    """One prediction of a model, asked again and again with something taken away."""
+
+    def __init__(self, model: SequenceModel, source: Tensor | None, given: Tensor, rows: int) -> None:
+        self.model, self.given, self.rows, self.passes = model, given, rows, 0
+        self.memory = None if source is None else model.encode(source)
+
+    def ask(self, rows: int, tap: Tap) -> Tensor:
+        """Log-probabilities (rows, vocab) of what comes next."""
+        start = self.model.start(self.memory, 1)
+        state = start.reorder(torch.zeros(rows, dtype=torch.int64, device=self.given.device))
+        logits, _ = self.model.step(self.given.expand(rows, -1), state, tap)
+        self.passes += 1
+        return torch.log_softmax(logits[:, -1].float(), dim=-1)
+
+    def without(self, removals: Sequence[_Removal], token: int) -> list[float]:
+        """The token's probability after each removal."""
+        found: list[float] = []
+        for begin in range(0, len(removals), self.rows):
+            part = removals[begin : begin + self.rows]
+            found += self.ask(len(part), _Removing(part))[:, token].exp().tolist()
+        return found
+
+
+@torch.no_grad()
+def why(
+    model: SequenceModel,
+    source: Tensor | Sequence[int] | None,
+    target: Tensor | Sequence[int],
+    position: int,
+    *,
+    token: int | None = None,
+    heads: int = 3,
+    rows: int = 64,
+) -> Why:
+    """Rank the tokens of the source and of the answer so far by what taking them away does to one prediction.
+
+    source, target: the numbers of one sequence, or (1, length); `target` with its begin token. position: of the
+    predicted token in `target`; its length asks for what comes next. token: the prediction to explain: the one that
+    is there, or the most probable next one, unless given. heads: for how many of the most important tokens each head
+    is asked by itself. rows: how many answers are computed at once.
+    Call model.eval() first. Raises QkvError for a position there is not, SpecError for a model that predicts none.
+    """
+    device = next(model.parameters()).device
+    read = None if source is None else _row(source, device)
+    whole = _row(target, device)
+    if not 1 <= position <= whole.shape[1]:
+        raise QkvError(
+            f"position={position} was given; expected 1 to {whole.shape[1]}: the begin token at 0 is not predicted, "
+            f"and {whole.shape[1]} asks for the token after the last"
+        )
+    question = _Question(model, read, whole[:, :position], rows)
+    recorder = Recorder(NO_TAP)
+    before = question.ask(1, recorder)[0]
+    if token is None:
+        token = int(whole[0, position]) if position < whole.shape[1] else int(before.argmax())
+    trace = trace_of(recorder, model)
+    lengths: dict[Side, int] = {}
+    for attention in trace:
+        lengths["source" if attention.place.endswith("cross_attention") else "past"] = attention.keys
+    tokens = [(side, number) for side, length in lengths.items() for number in range(length)]
+    every: tuple[Means, ...] = ("edge", "match", "content")
+    found = question.without([_Removal(means, *one) for one in tokens for means in every], token)
+    numbers: dict[Side, list[int]] = {"past": whole[0].tolist(), "source": [] if read is None else read[0].tolist()}
+    reasons = [
+        Reason(side, number, int(numbers[side][number]), *found[3 * place : 3 * place + 3])
+        for place, (side, number) in enumerate(tokens)
+    ]
+    reasons.sort(key=lambda reason: reason.without)
+    asked = [
+        _Removal("edge", reason.side, reason.position, attention.place, head)
+        for reason in reasons[:heads]
+        for attention in trace
+        if attention.place.endswith("cross_attention") == (reason.side == "source")
+        for head in range(attention.heads)
+    ]
+    by_head: dict[tuple[Side, int], list[ByHead]] = {}
+    for removal, probability in zip(asked, question.without(asked, token), strict=True):
+        assert removal.place is not None
+        own = by_head.setdefault((removal.side, removal.position), [])
+        own.append(ByHead(removal.place, removal.head, probability))
+    for number, reason in enumerate(reasons[:heads]):
+        effects = sorted(by_head[reason.side, reason.position], key=lambda effect: effect.probability)
+        reasons[number] = replace(reason, heads=tuple(effects))
+    return Why(position, token, float(before[token].exp()), tuple(reasons), question.passes)
+
+
+def _row(given: Tensor | Sequence[int], device: torch.device) -> Tensor:
+    row = torch.as_tensor(given, device=device)
+    row = row[None] if row.dim() == 1 else row
+    if len(row) != 1 or row.numel() == 0:
+        raise QkvError(f"tokens of shape {tuple(row.shape)} were given; one sequence with at least one was expected")
+    return row
