@@ -212,7 +212,7 @@ def _normalise(parts: dict[str, Tensor], by: nn.Module) -> None:
     factor = torch.rsqrt(spread + eps) * by.weight
     for part, hidden in parts.items():
         parts[part] = (hidden - hidden.mean() if centred else hidden) * factor
-    if centred and by.bias is not None:
+    if isinstance(by, nn.LayerNorm) and by.bias is not None:
         parts["biases"] = parts.get("biases", torch.zeros_like(whole)) + by.bias
 
 

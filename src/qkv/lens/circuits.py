@@ -57,11 +57,13 @@ class LowRank:
     def singular_values(self) -> Tensor:
         """All that are not 0 by rank, the largest first: (rank,)."""
         left, right = torch.linalg.qr(self.left).R, torch.linalg.qr(self.right.T).R
-        return torch.linalg.svdvals(left @ right.T)
+        values: Tensor = torch.linalg.svdvals(left @ right.T)
+        return values
 
     def eigenvalues(self) -> Tensor:
         """Those of a square matrix that are not 0 by rank, complex, in no order: (rank,)."""
-        return torch.linalg.eigvals(self.right @ self.left)
+        values: Tensor = torch.linalg.eigvals(self.right @ self.left)
+        return values
 
 
 def query_key(model: SequenceModel, place: str, head: int) -> LowRank:

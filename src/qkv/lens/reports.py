@@ -46,7 +46,7 @@ def report(trace: Trace, row: int | None = None) -> list[HeadReport]:
 
     The trace's own source and target are the tokens. A look at a batch with padding counts the padding.
     """
-    found = []
+    found: list[HeadReport] = []
     for attention in trace:
         tokens = _tokens(trace, attention)
         found += _of_attention(attention, tokens, slice(None) if row is None else slice(row, row + 1))
@@ -106,7 +106,9 @@ def _of_attention(attention: AttentionTrace, tokens: Tensor | None, chosen: slic
             attention.place,
             head,
             float(previous[head]) / max(1, queries - 1),
-            *(float(one[chosen, head].mean()) for one in (sink, statistics.entropy, statistics.distance)),
+            float(sink[chosen, head].mean()),
+            float(statistics.entropy[chosen, head].mean()),
+            float(statistics.distance[chosen, head].mean()),
             float(positional[head]) / queries,
             known["duplicate"],
             known["induction"],

@@ -61,10 +61,14 @@ def measure(
             raise QkvError(f"{attention.place}: head={head} was given; it has heads 0 to {attention.heads - 1}")
     top = min(top, attention.keys)
     batch, queries, device = attention.key.shape[0], attention.queries, attention.key.device
-    rows = [torch.zeros(batch, len(chosen), queries, device=device) for _ in range(5)]
+    normaliser, mass, begun, entropy, distance = torch.zeros(5, batch, len(chosen), queries, device=device).unbind(0)
     found = Statistics(
         chosen,
-        *rows,
+        normaliser,
+        mass,
+        begun,
+        entropy,
+        distance,
         top_keys=torch.full((batch, len(chosen), queries, top), -1, dtype=torch.int32, device=device),
         top_weights=torch.zeros(batch, len(chosen), queries, top, device=device),
         # many small shares of many queries: float32 would lose them
@@ -138,9 +142,9 @@ def _far(shares: Tensor, offset: int, rows: Span, keys: Span, call: Call) -> tup
     Before the first of these queries and after the last, the distance is a sum of a part by query and a part by key,
     so that a product with one vector does what would need a matrix of distances.
     """
-    mask = call.terms.get("mask")
-    placed = isinstance(mask, Mask) and (mask.causal or mask.window is not None)
-    past = mask.past if placed else offset
+    mask, past = call.terms.get("mask"), offset
+    if isinstance(mask, Mask) and (mask.causal or mask.window is not None):
+        past = mask.past
     begin, end = past + rows[0], past + rows[1]  # the positions of these queries
     query = torch.arange(begin, end, device=shares.device, dtype=shares.dtype)
     key = torch.arange(*keys, device=shares.device, dtype=shares.dtype)
@@ -169,7 +173,7 @@ def _top(shares: Tensor, count: int) -> tuple[Tensor, Tensor]:
     groups = length // _GROUP
     if groups < 4 * count:
         return torch.topk(shares, count, dim=-1)
-    grouped = shares[..., : groups * _GROUP].unflatten(-1, (groups, _GROUP))
+    grouped = shares[..., : groups * _GROUP].view(*shares.shape[:-1], groups, _GROUP)
     best = grouped.amax(dim=-1).topk(count, dim=-1).indices
     inside = torch.arange(_GROUP, device=shares.device)
     places = (best.unsqueeze(-1) * _GROUP + inside).flatten(-2)

@@ -194,7 +194,7 @@ def why(
     found = question.without([_Removal(means, *one) for one in tokens for means in every], token)
     numbers: dict[Side, list[int]] = {"past": whole[0].tolist(), "source": [] if read is None else read[0].tolist()}
     reasons = [
-        Reason(side, number, int(numbers[side][number]), *found[3 * place : 3 * place + 3])
+        Reason(side, number, int(numbers[side][number]), found[3 * place], found[3 * place + 1], found[3 * place + 2])
         for place, (side, number) in enumerate(tokens)
     ]
     reasons.sort(key=lambda reason: reason.without)

@@ -1,0 +1,167 @@
+"""What looking costs: a capture beside a forward pass, statistics by length, and what others give on this machine.
+
+First, forward passes of our Transformer, plain and with a Recorder; and of transformers' Marian of the same size,
+fused, and eager with the weights returned, which is how others look. Then, by length, one causal attention: the
+kernel, all its statistics, a row and a tile of 256 x 256 on demand, and what is kept beside what the matrix would take.
+Last, what a page of BertViz takes, if it is installed, for weights of 12 layers and 12 heads.
+
+    python benchmarks/looking.py
+"""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import measuring
+import torch
+from sizes import SIZES, marian, ours
+from torch import Tensor
+
+from qkv.attend import attend
+from qkv.lens import AttentionTrace, Recorder, Statistics, measure, trace_of
+from qkv.mask import Mask
+from qkv.models import SequenceModel
+from qkv.tap import Tap
+
+D_KEY, TILE = 64, 256
+
+
+def main() -> None:
+    """Measure and print the tables."""
+    parser = measuring.arguments(__doc__, rounds=9)
+    parser.add_argument("--size", nargs="+", choices=SIZES, default=["small"], help="of the models looked at")
+    parser.add_argument("--batches", nargs="+", default=["1x16", "1x128", "16x32", "1x512"], help="rows x length")
+    parser.add_argument("--lengths", nargs="+", type=int, default=[2048, 8192, 32768], help="of the attention")
+    parser.add_argument("--heads", type=int, default=1, help="of the attention (%(default)s)")
+    parser.add_argument("--without", nargs="*", default=[], choices=["marian", "bertviz", "statistics"])
+    options = parser.parse_args()
+    measuring.begin(options)
+    captures(options)
+    if "statistics" not in options.without:
+        by_length(options)
+    if "bertviz" not in options.without:
+        bertviz(128 if "tiny" not in options.size else 8)
+
+
+@torch.no_grad()
+def captures(options: Any) -> None:
+    """Print what a forward pass takes with a Recorder, and with the weights that others return."""
+    rows = []
+    for name in options.size:
+        size = SIZES[name]
+        model = ours(size).eval()
+        theirs = {} if "marian" in options.without else {kind: marian(size, kind).eval() for kind in ("sdpa", "eager")}
+        for shape in options.batches:
+            batch, length = map(int, shape.split("x"))
+            source, target = torch.randint(4, size.vocab, (2, batch, length))
+            turns = {
+                "plain": ours_turn(model, source, target, Tap),
+                "looked": ours_turn(model, source, target, Recorder),
+            }
+            turns |= {kind: theirs_turn(other, source, target, kind == "eager") for kind, other in theirs.items()}
+            seconds = measuring.take_turns(turns, options)
+            cells = [f"{1000 * statistics.median(taken):.1f}" for taken in seconds.values()]
+            costs = [measuring.cost(seconds, "looked", "plain")]
+            costs += [measuring.cost(seconds, "eager", "sdpa")] if theirs else []
+            rows.append([f"{name}, batch {batch}, length {length}", *cells, *costs])
+    heads = ["plain", "looked into"] + ([] if "marian" in options.without else ["Marian", "Marian, eager with weights"])
+    print("A forward pass, milliseconds, and what looking costs\n")
+    more = [] if "marian" in options.without else ["Marian, times"]
+    measuring.table(["", *heads, "ours, times", *more], rows)
+
+
+def ours_turn(model: SequenceModel, source: Tensor, target: Tensor, tap: type[Tap]) -> Callable[[], object]:
+    """A forward pass of ours with a fresh tap."""
+    return lambda: model(source, target, tap=tap())
+
+
+def theirs_turn(model: Any, source: Tensor, target: Tensor, weights: bool) -> Callable[[], object]:
+    """A forward pass of transformers' model, with the weights of every attention returned if asked."""
+    return lambda: model(input_ids=source, decoder_input_ids=target, output_attentions=weights)
+
+
+@torch.no_grad()
+def by_length(options: Any) -> None:
+    """Print what the statistics of one causal attention take, at each length."""
+    clock = time.process_time if options.threads == 1 else time.perf_counter
+    rows = []
+    for length in options.lengths:
+        tensors, recorder = torch.randn(3, 1, options.heads, length, D_KEY).unbind(0), Recorder()
+        started = clock()
+        attend(*tensors, mask=Mask(causal=True), tap=recorder.at("here"))
+        kernel = clock() - started
+        attention = trace_of(recorder, torch.nn.Module())["here"]
+        started = clock()
+        found = measure(attention)
+        counted = clock() - started
+        rows.append(
+            [
+                f"{length:,}",
+                f"{kernel:.2f}",
+                f"{counted:.2f}",
+                f"{1e9 * counted / (options.heads * length**2 / 2):.1f}",
+                *(f"{1000 * one:.1f}" for one in on_demand(attention, found, clock)),
+                f"{kept(found) / 2**20:.1f}",
+                f"{4 * options.heads * length**2 / 2**20:,.0f}",
+                f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:,.0f}",
+            ]
+        )
+    print(f"Statistics of one causal attention, {options.heads} head(s), d_key {D_KEY}, float32\n")
+    heads = ["kernel, s", "statistics, s", "ns a score", "row, ms", "tile, ms", "tile with statistics, ms"]
+    measuring.table(["length", *heads, "kept, MiB", "matrix, MiB", "process so far, MiB"], rows)
+
+
+def on_demand(attention: AttentionTrace, found: Statistics, clock: Callable[[], float]) -> list[float]:
+    """Seconds for a whole row, for a tile by itself, and for one whose rows' normalisers are known."""
+    last = attention.keys - 1
+    rows, keys = (max(0, last - TILE), last), (last // 3, min(last // 3 + TILE, last))
+    return [
+        seconds(lambda: attention.weights(0, [last]), clock),
+        seconds(lambda: attention.tile(0, rows, keys), clock),
+        seconds(lambda: attention.tile(0, rows, keys, found.normaliser), clock),
+    ]
+
+
+def seconds(run: Callable[[], object], clock: Callable[[], float], rounds: int = 5) -> float:
+    """The median of some runs after one that is not counted."""
+    taken = []
+    for _ in range(rounds + 1):
+        started = clock()
+        run()
+        taken.append(clock() - started)
+    return statistics.median(taken[1:])
+
+
+def kept(found: Statistics) -> int:
+    """The bytes of all statistics."""
+    values = [getattr(found, one.name) for one in fields(found)]
+    return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))
+
+
+def bertviz(longest: int) -> None:
+    """Print how large BertViz's pages of 12 layers x 12 heads get, and how long they take to write."""
+    try:
+        from bertviz import head_view, model_view
+    except ImportError as error:
+        print(f"BertViz cannot be imported ({error}), and is left out\n")
+        return
+    rows = []
+    for length in (length for length in (8, 32, 64, 128, 256) if length <= longest):
+        weights = [torch.rand(1, 12, length, length).softmax(dim=-1) for _ in range(12)]
+        tokens = [f"t{number}" for number in range(length)]
+        for view in (head_view, model_view):
+            started = time.perf_counter()
+            page = view(weights, tokens, html_action="return").data
+            taken = time.perf_counter() - started
+            rows.append([f"{view.__name__}, length {length}", f"{len(page) / 2**20:.1f}", f"{taken:.1f}"])
+    print("BertViz, 12 layers x 12 heads, wall time\n")
+    measuring.table(["", "page, MiB", "to write, s"], rows)
+
+
+if __name__ == "__main__":
+    main()
