@@ -15,7 +15,7 @@ import torch
 import qkv
 from qkv import config, tasks
 from qkv.errors import CheckpointError, ConfigError, DataError, QkvError, TrainingError, VocabularyError
-from qkv.tasks.learning import _spread
+from qkv.tasks.pairs import _spread
 from qkv.tasks.runner import with_method
 from qkv.training import Result
 from qkv.training.progress import Silent
@@ -295,7 +295,13 @@ def test_stress_counts_where_the_references_mark_it() -> None:
 
 @pytest.mark.parametrize("name", sorted(tasks.named_recipes()))
 def test_every_recipe_that_comes_along_can_be_read(name: str) -> None:
-    assert tasks.read_recipe(name).task in tasks.TASKS
+    assert tasks.read_recipe(name).task in tasks.RECIPES
+
+
+def test_a_folder_may_be_called_like_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pronounce").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert tasks.read_recipe("pronounce").task == "pronounce"
 
 
 def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:

@@ -38,6 +38,12 @@ def report(recipe: str, assignments: tuple[str, ...]) -> None:
     from qkv.tasks.examples import name_of
 
     tree = tasks.read_recipe(recipe, assignments)
+    if isinstance(tree, tasks.WriteRecipe):
+        from qkv.tasks.writing import gather
+
+        for note in gather(tree).notes:
+            click.echo(note)
+        return
     examples = tasks.gather(tree.data, tasks.TASKS[tree.task])
     for part, pairs in zip(tree.data.train, examples.train, strict=True):
         click.echo(f"{name_of(part)}: {len(pairs):,} examples to learn from")

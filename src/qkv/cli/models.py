@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -103,13 +104,19 @@ def evaluate(
 ) -> None:
     """Score MODEL on held-out examples.
 
-    PATHS is one file of pairs (.tsv, .jsonl, .gz of these), or two files with the same number of lines.
+    PATHS is one file of pairs (.tsv, .jsonl, .gz of these), or two files with the same number of lines. For a language
+    model, all other files and folders are texts, and it is told how well it foretells them.
     """
     from qkv import evaluation, tasks
     from qkv.training.checkpoint import replacing
 
-    origin = tasks.origin_of(paths, corpus, options)
     runner = tasks.load(model, numbers=numbers, legacy=legacy)
+    if runner.task.name == "continue" and (texts := tasks.texts_of(paths, corpus, options)) is not None:
+        if beam or multi_bleu or answers:
+            raise DataError("--beam, --multi-bleu and --answers were given; a text that is read has no answers")
+        click.echo(tasks.read_texts(runner, texts))
+        return
+    origin = tasks.origin_of(paths, corpus, options)
     pairs = tasks.pairs_of([origin], runner.task)
     report = tasks.evaluate(runner, pairs, tasks.with_method(runner.decoding, beam=beam))
     click.echo(report)
@@ -151,7 +158,7 @@ def write_page(runner: Runner | Predictor, model: str, text: str, page: Path, an
         target_tokens=looked.target_tokens,
         names=runner.names,
         title=text,
-        note=f"{text} -> {looked.answer.text}, by {model}",
+        note=f"{text} -> {textwrap.shorten(looked.answer.text, 300, placeholder=' ...')}, by {model}",
     )
     return looked.answer.text
 

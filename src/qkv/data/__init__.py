@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from qkv.data.batch import IGNORE, Batch, Example, SpecialTokens, collate, source_batch
     from qkv.data.cleaning import Cleaning, Encoder, Finding, Report, leakage, prepare, references, without
     from qkv.data.corpora import Corpus
+    from qkv.data.packing import Windows, WindowSampler, pack
     from qkv.data.reading import Files, Jsonl, Pair, Tsv, lines, lines_of, read_pairs
     from qkv.data.sampler import BatchSampler, Mixture
     from qkv.data.store import Joined, StoreWriter, TokenPairs, TokenWriter
@@ -20,6 +21,7 @@ _HOMES = {
     "qkv.data.batch": ("IGNORE", "Batch", "Example", "SpecialTokens", "collate", "source_batch"),
     "qkv.data.cleaning": ("Cleaning", "Encoder", "Finding", "Report", "leakage", "prepare", "references", "without"),
     "qkv.data.corpora": ("Corpus",),
+    "qkv.data.packing": ("WindowSampler", "Windows", "pack"),
     "qkv.data.reading": ("Files", "Jsonl", "Pair", "Tsv", "lines", "lines_of", "read_pairs"),
     "qkv.data.sampler": ("BatchSampler", "Mixture"),
     "qkv.data.store": ("Joined", "StoreWriter", "TokenPairs", "TokenWriter"),
@@ -46,10 +48,13 @@ __all__ = [
     "TokenPairs",
     "TokenWriter",
     "Tsv",
+    "WindowSampler",
+    "Windows",
     "collate",
     "leakage",
     "lines",
     "lines_of",
+    "pack",
     "prepare",
     "read_pairs",
     "references",

@@ -38,6 +38,7 @@ class Batch:
     target (batch, targets) int64 = <s> y1..yn, what the decoder is given
     labels (batch, targets) int64 = y1..yn </s>, what it should answer; IGNORE where padded
     index (batch,) int64, the numbers of the examples
+    documents (batch, targets) int64, which text of its row a target belongs to; None where each row is one text
     """
 
     source: Tensor | None
@@ -45,6 +46,7 @@ class Batch:
     target: Tensor
     labels: Tensor
     index: Tensor
+    documents: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -68,7 +70,8 @@ class Batch:
         """Give the same batch on a device."""
         source = None if self.source is None else self.source.to(device)
         mask = None if self.source_mask is None else self.source_mask.to(device)
-        return Batch(source, mask, self.target.to(device), self.labels.to(device), self.index.to(device))
+        documents = None if self.documents is None else self.documents.to(device)
+        return Batch(source, mask, self.target.to(device), self.labels.to(device), self.index.to(device), documents)
 
 
 def collate(

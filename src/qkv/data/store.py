@@ -51,6 +51,11 @@ class TokenPairs:
         return np.diff(self._bounds, axis=1) + 1
 
     @property
+    def ids(self) -> Tokens:
+        """The tokens of all examples, one after the other."""
+        return self._ids
+
+    @property
     def tokens(self) -> int:
         """How many tokens there are, without special ones."""
         return len(self._ids)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qkv.evaluation.length import Bucket, by_length
-from qkv.evaluation.likelihood import accuracy, bits_per_byte, perplexity
+from qkv.evaluation.likelihood import accuracy, bits_per_byte, nats_per_token, perplexity
 from qkv.evaluation.score import Score
 from qkv.evaluation.translation import bleu, chrf, moses, multi_bleu, ter
 from qkv.evaluation.words import WordErrors, edit_distance, transcript_errors, word_errors
@@ -20,6 +20,7 @@ __all__ = [
     "edit_distance",
     "moses",
     "multi_bleu",
+    "nats_per_token",
     "perplexity",
     "ter",
     "transcript_errors",

@@ -10,6 +10,14 @@ from qkv.errors import DataError
 from qkv.evaluation.score import Score, pair_up
 
 
+def nats_per_token(total_nll: float, tokens: int) -> Score:
+    """The mean negative log-likelihood of a token; total_nll is the sum over `tokens` tokens, in nats.
+
+    It depends on the tokenizer; `bits_per_byte` does not. Raises DataError unless tokens is positive.
+    """
+    return Score("loss", _mean(total_nll, tokens, "tokens"), f"nats|per:token|tokens:{tokens}")
+
+
 def perplexity(total_nll: float, tokens: int) -> Score:
     """e to the mean negative log-likelihood of a token; total_nll is the sum over `tokens` tokens, in nats.
 

@@ -48,9 +48,11 @@ class Stack(nn.Module):
         caches: list[BlockCache] | None = None,
         past: int = 0,
         tap: Tap = NO_TAP,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """What its reader takes, such as tokens (batch, length), and which of it is real, (batch, length) bool ->
-        (batch, length, d_model); `past` positions are cached."""
+        (batch, length, d_model); `past` positions are cached. documents (batch, length) int64: which text of its row
+        a position belongs to; it sees no other."""
         hidden = tap("embedding", self.embedding(given, past, mask))
         mask = self.embedding.mask(mask)
         placings: dict[tuple[object, ...], Placing] = {}
@@ -60,11 +62,13 @@ class Stack(nn.Module):
             block = self.blocks[number % len(self.blocks)]
             attention = self.choice.blocks[number % len(self.blocks)].self_attention
             if isinstance(attention, spec.Recurrence):
+                if documents is not None:
+                    raise SpecError("a Recurrence was given several texts in a row, which it cannot keep apart")
                 placing = Placing(mask)
             else:
                 key = (attention.position, attention.causal, attention.window, attention.heads, attention.d_key)
                 if key not in placings:
-                    placings[key] = self._place(attention, hidden, mask, past)
+                    placings[key] = self._place(attention, hidden, mask, past, documents)
                 placing = placings[key]
             hidden = block(
                 hidden,
@@ -85,9 +89,12 @@ class Stack(nn.Module):
             for block in blocks
         ]
 
-    def _place(self, attention: spec.Attention, hidden: Tensor, mask: Tensor | None, past: int) -> Placing:
+    def _place(
+        self, attention: spec.Attention, hidden: Tensor, mask: Tensor | None, past: int, documents: Tensor | None
+    ) -> Placing:
         length, device = hidden.shape[1], hidden.device
-        rule = Mask(attention.causal, attention.window, past, keys=mask)
+        texts = None if documents is None else (documents, documents)
+        rule = Mask(attention.causal, attention.window, past, keys=mask, documents=texts)
         # The kernel's own causal flag costs nothing; any other rule becomes one matrix for all blocks that share it.
         seen = rule if rule.only_causal else rule.matrix(length, past + length, device)
         position = attention.position
@@ -208,7 +215,9 @@ class Transformer(SequenceModel):
         source_mask: Tensor | None = None,
         target_mask: Tensor | None = None,
         tap: Tap = NO_TAP,
+        documents: Tensor | None = None,
     ) -> Tensor:
+        """As the protocol says; documents (batch, targets) int64: which text of its row a target belongs to."""
         if self.decoder is None:
             assert self.encoder is not None and source is not None
             hidden = self.encoder(source, source_mask, tap=tap.at("encoder"))
@@ -219,5 +228,5 @@ class Transformer(SequenceModel):
         memory = None if source is None else self.encode(source, source_mask, tap)
         # Padding stands after the last token, where a causal decoder cannot see it, so no mask is needed for it
         # unless somebody gives one.
-        hidden = self.decoder(target, target_mask, memory, tap=tap.at("decoder"))
+        hidden = self.decoder(target, target_mask, memory, tap=tap.at("decoder"), documents=documents)
         return tap("logits", self.answer(hidden))

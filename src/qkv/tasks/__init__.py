@@ -10,12 +10,26 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from qkv.tasks.recipe import Data, From, Origin, Recipe, Recurrent, Text, Transformer, Words
+from qkv.tasks.recipe import (
+    RECIPES,
+    AnyRecipe,
+    Data,
+    Decoder,
+    From,
+    Origin,
+    Recipe,
+    Recurrent,
+    Text,
+    TextData,
+    Transformer,
+    Words,
+    WriteRecipe,
+)
 from qkv.tasks.recipes import named_recipes, read_recipe
 
 if TYPE_CHECKING:
-    from qkv.tasks.examples import Examples, gather, origin_of, pairs_of
-    from qkv.tasks.judging import Report, evaluate
+    from qkv.tasks.examples import Examples, gather, origin_of, pairs_of, texts_of
+    from qkv.tasks.judging import Reading, Report, evaluate, read_texts
     from qkv.tasks.kinds import TASKS, Task
     from qkv.tasks.learning import Learned, learn, train
     from qkv.tasks.loading import SHIPPED, Numbers, load
@@ -23,8 +37,8 @@ if TYPE_CHECKING:
     from qkv.tasks.runner import Answer, Looked, Runner, load_folder, with_method
 
 _WHERE = {
-    "examples": ("Examples", "gather", "origin_of", "pairs_of"),
-    "judging": ("Report", "evaluate"),
+    "examples": ("Examples", "gather", "origin_of", "pairs_of", "texts_of"),
+    "judging": ("Reading", "Report", "evaluate", "read_texts"),
     "kinds": ("TASKS", "Task"),
     "learning": ("Learned", "learn", "train"),
     "loading": ("SHIPPED", "Numbers", "load"),
@@ -34,10 +48,13 @@ _WHERE = {
 _HOME = {name: home for home, names in _WHERE.items() for name in names}
 
 __all__ = [
+    "RECIPES",
     "SHIPPED",
     "TASKS",
     "Answer",
+    "AnyRecipe",
     "Data",
+    "Decoder",
     "Examples",
     "From",
     "Learned",
@@ -45,14 +62,17 @@ __all__ = [
     "Numbers",
     "Predictor",
     "Origin",
+    "Reading",
     "Recipe",
     "Recurrent",
     "Report",
     "Runner",
     "Task",
     "Text",
+    "TextData",
     "Transformer",
     "Words",
+    "WriteRecipe",
     "evaluate",
     "gather",
     "learn",
@@ -62,6 +82,8 @@ __all__ = [
     "origin_of",
     "pairs_of",
     "read_recipe",
+    "read_texts",
+    "texts_of",
     "train",
     "with_method",
 ]

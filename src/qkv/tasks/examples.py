@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 from qkv import config
+from qkv.data import texts
 from qkv.data.cleaning import leakage
 from qkv.data.corpora import Corpus
 from qkv.data.reading import Files, Jsonl, Pair, Tsv, read_pairs
+from qkv.data.texts import TextOrigin
 from qkv.errors import DataError
 from qkv.tasks.kinds import Task
 from qkv.tasks.recipe import Data, Origin
@@ -105,6 +107,21 @@ def origin_of(paths: Sequence[Path], corpus: str | None = None, options: Iterabl
         f"{len(paths)} files and {f'the corpus {corpus}' if corpus else 'no corpus'} were given; "
         "expected one file of pairs, two files of lines, or a named corpus"
     )
+
+
+def texts_of(paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = ()) -> list[str] | None:
+    """The texts that a command line names, if it names no pairs (.tsv, .jsonl): files, folders, or a corpus.
+
+    Raises DataError for a file without text, and for one that is no UTF-8.
+    """
+    if corpus is None and (not paths or any({".tsv", ".jsonl"} & set(path.suffixes) for path in paths)):
+        return None
+    origins: list[TextOrigin] = [texts.Files(path) for path in paths]
+    if corpus is not None:
+        named = origin_of(paths, corpus, options)
+        assert isinstance(named, Corpus)
+        origins = [named]
+    return list(texts.Found(origins))
 
 
 def name_of(origin: Origin) -> str:

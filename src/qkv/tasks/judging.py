@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from qkv import spec
 from qkv.data.reading import Pair
 from qkv.decoding import Decoding
 from qkv.errors import DataError
-from qkv.evaluation import Bucket, Score, by_length
+from qkv.evaluation import Bucket, Score, bits_per_byte, by_length, nats_per_token, perplexity
+from qkv.evaluation.reading import Window, surprise
 from qkv.tasks.published import Predictor
 from qkv.tasks.runner import Runner
 
@@ -49,3 +51,60 @@ def evaluate(runner: Runner | Predictor, pairs: Sequence[Pair], decoding: Decodi
         task.edges,
     )
     return Report(task.score(answers, references), buckets, seconds, answers, references)
+
+
+_CONTEXT = 1024
+"""Tokens that a window over a text has, where the model does not say how many it learned with."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How well a model foretold texts: nats per token, perplexity and bits per byte."""
+
+    scores: dict[str, Score]
+    texts: int
+    seconds: float
+
+    def __str__(self) -> str:
+        lines = [f"{name:20} {score.value:9.4f}   {score.signature}" for name, score in self.scores.items()]
+        return "\n".join([*lines, f"{self.texts:,} texts in {self.seconds:.1f} s"])
+
+
+def read_texts(runner: Runner | Predictor, texts: Sequence[str], window: Window | None = None) -> Reading:
+    """Let a language model foretell texts, each by itself, through a window that slides over it.
+
+    window: the context that the model learned with, moved on by half of that, unless given. The end of a text counts
+    if the model was trained here, where it is a token. Raises DataError if there is nothing to foretell.
+    """
+    shape = runner.model.spec
+    if isinstance(runner, Predictor) or not (isinstance(shape, spec.Transformer) and shape.encoder is None):
+        raise DataError("this model answers a source and foretells no text; expected a decoder alone (qkv train write)")
+    assert shape.decoder is not None
+    if window is None:
+        context = _context(runner, shape.decoder)
+        window = Window(context, max(1, context // 2))
+    begun = time.perf_counter()
+    ids = runner.source.encode_all(texts)
+    ends = runner.generation is None
+    bos, eos = runner.rules()["bos"], runner.target.eos if ends else None
+    total, count = surprise(runner.model, ids, window, bos=bos, eos=eos, vocab=runner.target.size)
+    said = f"context:{window.context}|stride:{window.stride}|begin:{'unscored' if bos is None else 'scored'}"
+    said += f"|end:{'scored' if ends else 'unscored'}"
+    unk = runner.source.specials.unk
+    if unk is not None and (unknown := sum(one.count(unk) for one in ids)):
+        said += f"|unknown:{unknown}"
+    size = sum(len(text.encode()) for text in texts)
+    scores = {
+        "loss": nats_per_token(total, count),
+        "perplexity": perplexity(total, count),
+        "bits per byte": bits_per_byte(total, size),
+    }
+    told = {name: replace(score, signature=f"{score.signature}|{said}") for name, score in scores.items()}
+    return Reading(told, len(texts), time.perf_counter() - begun)
+
+
+def _context(runner: Runner, decoder: spec.Stack) -> int:
+    learned = (runner.card or {}).get("context")
+    if isinstance(learned, int) and learned > 0:
+        return learned
+    return min(_CONTEXT, decoder.positions.length) if isinstance(decoder.positions, spec.Learned) else _CONTEXT

@@ -3,9 +3,9 @@
 The same tree is written as YAML, changed on the command line (`training.minutes=3`) and built in Python. This file
 needs no torch.
 
-    task      what is learned: translate, pronounce
+    task      what is learned: translate, pronounce (`Recipe`), write (`WriteRecipe`)
     data      which examples, from where, and how many tokens make a batch
-    text      how lines become tokens
+    text      how text becomes tokens
     model     the shape of the model; its vocabularies come from the text. Or a model to go on from (kind: from)
     training  how it is trained
     decoding  how it answers, unless asked otherwise
@@ -21,8 +21,9 @@ from qkv import presets, spec
 from qkv.data.cleaning import Cleaning
 from qkv.data.corpora import Corpus
 from qkv.data.reading import Files, Jsonl, Tsv
-from qkv.decoding.options import Decoding
-from qkv.errors import ConfigError
+from qkv.data.texts import TextOrigin
+from qkv.decoding.options import Decoding, Length, Sample
+from qkv.errors import ConfigError, SpecError
 from qkv.text.training import Kind
 from qkv.training.options import Training
 
@@ -60,6 +61,43 @@ class Data:
         for name in ("batch_tokens", "valid_examples"):
             if getattr(self, name) < 1:
                 problems.append(f"{name}={getattr(self, name)}: expected at least 1")
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True)
+class TextData:
+    """Which texts to learn from and which to check on; see `qkv.data.texts` for where they may come from.
+
+    valid: texts that are never learned from, wherever they come from; without, `held_out` of what is in `train`: that
+    share of the documents, or the end of the only one.
+    context: how many tokens the model sees at a time. batch_tokens: how many there are in a batch.
+    valid_characters: how much of `valid` each validation reads, and `stride`, how far its window moves on (as far as it
+    sees, unless given).
+    """
+
+    train: tuple[TextOrigin, ...]
+    valid: TextOrigin | None = None
+    held_out: float = 0.1
+    context: int = 256
+    batch_tokens: int = 4096
+    valid_characters: int = 200_000
+    stride: int | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.train:
+            problems.append("train=[]: expected at least one origin of texts to learn from")
+        if not 0 < self.held_out < 1:
+            problems.append(f"held_out={self.held_out}: expected a share above 0 and below 1")
+        if self.context < 2:
+            problems.append(f"context={self.context}: expected at least 2 tokens")
+        if self.batch_tokens < self.context:
+            problems.append(f"batch_tokens={self.batch_tokens}: expected at least context={self.context}")
+        if self.valid_characters < 1:
+            problems.append(f"valid_characters={self.valid_characters}: expected at least 1")
+        if self.stride is not None and not 0 < self.stride <= self.context:
+            problems.append(f"stride={self.stride}: expected 1 to context={self.context}, or null")
         if problems:
             raise ConfigError(problems)
 
@@ -142,6 +180,53 @@ class Recurrent:
 
 
 @dataclass(frozen=True)
+class Decoder:
+    """A decoder alone whose blocks are all alike: a language model.
+
+    position: how attention knows distances. sinusoidal: waves are added to what is read, instead or as well. bias:
+    whether the linear layers have one. tied: tokens are answered with the vectors they are read by.
+    """
+
+    d_model: int = 256
+    heads: int = 4
+    layers: int = 4
+    d_ff: int = 1024
+    norm: spec.Norm = spec.Norm()
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "gelu"
+    gated: bool = False
+    position: spec.Rotary | spec.RelativeBias | spec.Alibi | None = spec.Rotary()
+    sinusoidal: bool = False
+    qk_norm: spec.Norm | None = None
+    bias: bool = False
+    tied: bool = True
+
+    def __post_init__(self) -> None:
+        self.spec(8)  # a shape that contradicts itself is refused with the recipe
+
+    def spec(self, vocab: int) -> spec.Transformer:
+        """The spec of this shape for a vocabulary."""
+        if self.d_model % self.heads:
+            raise SpecError(f"d_model={self.d_model} is not a multiple of heads={self.heads}")
+        attention = spec.Attention(
+            self.heads,
+            self.d_model // self.heads,
+            position=self.position,
+            causal=True,
+            qk_norm=self.qk_norm,
+            bias=self.bias,
+        )
+        forward = spec.FeedForward(self.d_ff, self.activation, self.gated, self.bias)
+        stack = spec.Stack(
+            d_model=self.d_model,
+            blocks=(spec.Block(attention, forward, norm=self.norm),) * self.layers,
+            reads=spec.Tokens(vocab, scale=self.tied),
+            positions=spec.Sinusoidal() if self.sinusoidal else None,
+            final_norm=self.norm,
+        )
+        return spec.Transformer(None, stack, spec.Vocabulary(tied=self.tied))
+
+
+@dataclass(frozen=True)
 class From:
     """A trained model to go on from: its shape, its parameters and its tokenizers.
 
@@ -166,10 +251,39 @@ class Recipe:
     decoding: Decoding = Decoding()
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, From) and self.text != Text():
-            raise ConfigError(
-                [
-                    f"text: given beside model.folder={self.model.folder}, but that model's own tokenizers are used; "
-                    "expected none: take text out, or set text={}"
-                ]
-            )
+        _check_text(self.model, self.text, Text())
+
+
+@dataclass(frozen=True)
+class WriteRecipe:
+    """All that makes a trained language model; the same bytes as with `Recipe`."""
+
+    task: Literal["write"]
+    data: TextData
+    training: Training
+    text: Words = Words()
+    model: Decoder | From = field(default_factory=Decoder)
+    decoding: Decoding = Decoding(Sample(top_p=0.95), Length(0.0, 200))
+
+    def __post_init__(self) -> None:
+        _check_text(self.model, self.text, Words())
+
+
+AnyRecipe: TypeAlias = Recipe | WriteRecipe
+
+RECIPES: dict[str, type[Recipe] | type[WriteRecipe]] = {
+    "translate": Recipe,
+    "pronounce": Recipe,
+    "write": WriteRecipe,
+}
+"""What the recipe of each task holds."""
+
+
+def _check_text(model: Model | Decoder, text: Text | Words, none: Text | Words) -> None:
+    if isinstance(model, From) and text != none:
+        raise ConfigError(
+            [
+                f"text: given beside model.folder={model.folder}, but that model's own tokenizers are used; "
+                "expected none: take text out, or set text={}"
+            ]
+        )

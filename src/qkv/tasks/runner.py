@@ -140,7 +140,11 @@ class Runner:
             yield [self._answer(one, 0) for one in found]
 
     def _answer(self, found: Hypothesis, prompt: int) -> Answer:
-        return Answer(self.target.decode(found.tokens[prompt:]), found.score, found.log_probability, found.tokens)
+        text = self.target.decode(found.tokens[prompt:])
+        if prompt and self.generation is None:  # a space between a prompt and what follows is of neither alone
+            begun, whole = self.target.decode(found.tokens[:prompt]), self.target.decode(found.tokens)
+            text = whole.removeprefix(begun) if whole.startswith(begun) else text
+        return Answer(text, found.score, found.log_probability, found.tokens)
 
     def read(self, lines: Sequence[str], before: int = 0) -> list[list[int]]:
         """The tokens of some lines as the model is given them, `before` lines coming before them; none for no text.
@@ -150,8 +154,11 @@ class Runner:
         if self.hearing is not None:
             return []
         prepared = [self.task.prepare(line) for line in lines]
-        framed = self.source.framed_all(prepared)
-        ids = [one.ids if line else [] for line, one in zip(prepared, framed, strict=True)]
+        if self._reads or self.generation is not None:
+            framed = self.source.framed_all(prepared)
+            ids = [one.ids if line else [] for line, one in zip(prepared, framed, strict=True)]
+        else:
+            ids = self.source.encode_all(prepared)  # a prompt has no end
         for number, (line, own) in enumerate(zip(lines, ids, strict=True), before + 1):
             if len(own) > LONGEST:
                 raise DataError(

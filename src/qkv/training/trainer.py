@@ -202,8 +202,10 @@ class Trainer:
         source = batch.source.to(move, non_blocking=True) if batch.source is not None else None
         mask = batch.source_mask.to(move, non_blocking=True) if batch.source_mask is not None else None
         target, labels = batch.target.to(move, non_blocking=True), batch.labels.to(move, non_blocking=True)
+        # only a model that can keep texts of a row apart is given several
+        more = {} if batch.documents is None else {"documents": batch.documents.to(move, non_blocking=True)}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            logits = self.model(source=source, target=target, source_mask=mask)
+            logits = self.model(source=source, target=target, source_mask=mask, **more)
         return with_plain(logits, labels, self.options.label_smoothing)
 
     def _remedy(self) -> str:

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from qkv.data.corpora.dictionary import cmudict, published
 from qkv.data.corpora.entry import Entry, File
 from qkv.data.corpora.interface import WHEELS, interface_texts
+from qkv.data.corpora.plain import one_text
 from qkv.data.corpora.translation import side_by_side, tatoeba
 
 _GITHUB = "https://raw.githubusercontent.com"
 _MULTI30K = f"{_GITHUB}/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw"
 _CNTK = f"{_GITHUB}/HaisongDing/CNTK/9c758ea693642d016a5deec64304d60fa9839f5c/Examples/SequenceToSequence/CMUDict/Data"
+_CHAR_RNN = f"{_GITHUB}/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare"
 _TATOEBA = f"{_GITHUB}/rioyshky/translation/de48b7027f7318d77010a6e08ed928c10748c23d/deu-eng.zip"
 
 # path below QKV_DATA, bytes and sha256 of the text in it
@@ -61,6 +63,7 @@ _FILES = (
     ("wmt-tests/flores-test.de.gz", 157370, "9a1bfa90d153fedb7ff80047f4a63d493998888eddb056e8a28e24592f26e5f2"),
     ("wmt-tests/flores-test.fr.gz", 165038, "82f5b000db419ef9254eea7857cce82943b361090942f17ed696e3dce2944f42"),
     ("wmt-tests/flores-test.cs.gz", 143427, "6914d87e4772e1c02e7c6a60c2550873d5660d859151c2b3f5d606a76d41a7d0"),
+    ("tinyshakespeare/input.txt.gz", 1115394, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"),
     ("ui-strings/ui.en-de.tsv.gz", 2593744, "1b720ae6fabce9c4c6b0b96bb92b748a3063518e249c8937c56bc36eda6a09f5"),
     ("ui-strings/ui.en-es.tsv.gz", 2612800, "fd915be88cd550d839b6122009afe6cdf07324aa7c594719e17398a9ce6d4510"),
     ("ui-strings/ui.en-fr.tsv.gz", 1796150, "8487d3529c893f3357122604a0b3647db6cdef4f4685c728954239150d639355"),
@@ -156,6 +159,16 @@ ENTRIES = (
         files=tuple(_files("wmt-tests/flores-")),
         read=side_by_side,
         languages=("en", "de", "fr", "cs"),
+    ),
+    Entry(
+        name="tinyshakespeare",
+        description="Scenes of Shakespeare's plays, 1.1 million characters; one text, the last tenth to check on",
+        licence="public domain (the collection: MIT)",
+        citation="Karpathy 2015, char-rnn: The Unreasonable Effectiveness of Recurrent Neural Networks",
+        home="https://github.com/karpathy/char-rnn",
+        splits={"train": 1, "valid": 1},
+        files=tuple(_files("tinyshakespeare/", _CHAR_RNN)),
+        read=one_text,
     ),
     Entry(
         name="ui-strings",

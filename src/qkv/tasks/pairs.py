@@ -1,0 +1,183 @@
+"""Tasks that learn from pairs, a source and its target: translate and pronounce."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+
+import torch
+
+from qkv.data import Batch, BatchSampler, Joined, Mixture, TokenPairs, collate
+from qkv.data.cleaning import prepare
+from qkv.data.reading import Pair
+from qkv.decoding import Decoding, Greedy
+from qkv.errors import ConfigError, DataError, VocabularyError
+from qkv.models import SequenceModel, build
+from qkv.tasks import examples as reading
+from qkv.tasks.examples import Examples, name_of
+from qkv.tasks.kinds import TASKS, Task
+from qkv.tasks.lesson import Lesson, begun_by, keep, made
+from qkv.tasks.recipe import From, Recipe
+from qkv.tasks.runner import LONGEST, Runner, strange_to
+from qkv.text import Tokenizer
+from qkv.training import Validated
+from qkv.training.loss import cross_entropy
+
+_SAMPLES = 4
+
+
+def gather(recipe: Recipe) -> Examples:
+    """Read what a recipe learns from; see `qkv.tasks.examples.gather`."""
+    return reading.gather(recipe.data, TASKS[recipe.task])
+
+
+def lesson(recipe: Recipe, examples: Examples, place: Path, tokens: Path, resume: bool) -> Lesson:
+    """The tokenizers, the tokens, the model before its first step, and what judges it."""
+    task, notes, stores = TASKS[recipe.task], [], []
+    source, target, model = _beginning(recipe, examples, place, resume)
+    for pairs in examples.train:
+        store, report = prepare(pairs, source, target, recipe.data.cleaning, tokens)
+        notes.append(str(report))
+        stores.append(store)
+    if isinstance(recipe.model, From):
+        _check_known(recipe, examples, stores, Runner(model, source, target, task))
+    data = stores[0] if len(stores) == 1 else Joined(stores)
+
+    def batch(numbers: Sequence[int]) -> Batch:
+        return collate([data[number] for number in numbers], source, target, numbers)
+
+    judge = Judge(source, target, task, recipe, _spread(examples.valid, recipe.data.valid_examples))
+    judge.check(recipe)
+    if judge.report.dropped_count or judge.report.truncated.count:
+        notes.append(f"{name_of(recipe.data.valid)}: {judge.report}")
+    runner = Runner(model, source, target, task, recipe.decoding)
+    return Lesson(runner, _sampler(recipe, stores), batch, judge, notes)
+
+
+def _spread(pairs: list[Pair], count: int) -> list[Pair]:
+    """Every nth source, for files are often sorted; with all its pairs, for each is a right answer."""
+    sources = list(dict.fromkeys(source for source, _ in pairs))
+    chosen = set(sources[:: max(1, len(sources) // count)][:count])
+    return [pair for pair in pairs if pair[0] in chosen]
+
+
+class Judge:
+    """Validates: the loss on held-out examples, the task's own score by the task's own decoding, and some samples.
+
+    Decoding is greedy, whatever the recipe's defaults: it is asked often, and only compared with itself.
+    """
+
+    def __init__(self, source: Tokenizer, target: Tokenizer, task: Task, recipe: Recipe, pairs: list[Pair]) -> None:
+        self.source, self.target, self.task, self.pairs = source, target, task, pairs
+        self.decoding: Decoding = replace(recipe.decoding, method=Greedy())
+        tokens, self.report = prepare(pairs, source, target, recipe.data.cleaning)
+        batches = BatchSampler(tokens.lengths, recipe.data.batch_tokens).batches(0)
+        self.batches = [collate([tokens[n] for n in numbers], source, target, numbers) for numbers in batches]
+
+    def check(self, recipe: Recipe) -> None:
+        """Find before training what would stop it at the first validation: DataError, ConfigError, MissingExtraError.
+
+        A line that cannot be decoded, a metric that is not there or is judged upside down, a scoring library that is
+        not installed: nothing would have been saved by then.
+        """
+        questions = self.task.questions(self.pairs)
+        for number, tokens in enumerate(self.source.encode_all(self.task.prepare(one) for one, _ in questions), 1):
+            if len(tokens) > LONGEST:
+                raise DataError(
+                    f"{name_of(recipe.data.valid)}, question {number} ({questions[number - 1][0][:30]!r}...) has "
+                    f"{len(tokens):,} tokens; expected at most {LONGEST:,} to validate on: cut it or take it out"
+                )
+        given = recipe.training.validation
+        scores = self.task.score([own[0] for _, own in questions], [own for _, own in questions])
+        names = ["loss", *scores]
+        if given.metric not in names:
+            raise ConfigError(
+                [f"training.validation.metric: given {given.metric!r}, expected one of {', '.join(names)}"]
+            )
+        better = "lower" if given.metric == "loss" else self.task.better
+        if given.better != better:
+            raise ConfigError(
+                [
+                    f"training.validation.better: given {given.better!r}, but {given.metric} is better when "
+                    f"{better}; set it to {better}"
+                ]
+            )
+
+    @torch.no_grad()
+    def __call__(self, model: SequenceModel) -> Validated:
+        device = next(model.parameters()).device
+        total = count = 0.0
+        for batch in self.batches:
+            batch = batch.to(device)
+            logits = model(batch.source, batch.target, batch.source_mask)
+            total += float(cross_entropy(logits, batch.labels))
+            count += batch.target_tokens
+        questions = self.task.questions(self.pairs)
+        runner = Runner(model, self.source, self.target, self.task, self.decoding)
+        answers = [one[0].text for one in runner.run(source for source, _ in questions)]
+        scores = self.task.score(answers, [references for _, references in questions])
+        samples = [
+            f"{source}  ->  {answer}   ({references[0]})"
+            for (source, references), answer in zip(questions[:_SAMPLES], answers, strict=False)
+        ]
+        return Validated({"loss": total / count, **{name: one.value for name, one in scores.items()}}, samples)
+
+
+def _beginning(
+    recipe: Recipe, examples: Examples, place: Path, resume: bool
+) -> tuple[Tokenizer, Tokenizer, SequenceModel]:
+    """The tokenizers, and the model before its first step: new ones, or those of the model to go on from."""
+    if isinstance(recipe.model, From):
+        trained = begun_by(recipe.model)
+        return trained.source, trained.target, trained.model
+    source, target = _tokenizers(recipe, examples, place, resume)
+    torch.manual_seed(recipe.training.seed)
+    return source, target, build(recipe.model.spec(source.size, target.size, shared=source == target))
+
+
+def _check_known(recipe: Recipe, examples: Examples, stores: Sequence[TokenPairs], runner: Runner) -> None:
+    """Raise VocabularyError if more examples than may be dropped hold what the model's tokenizers do not know."""
+    total, unknown = sum(map(len, stores)), sum(store.holding(runner.source.unk) for store in stores)
+    if unknown <= recipe.data.cleaning.allow_dropped * total:
+        return
+    tokenizers = (runner.source, runner.target)
+    found = (
+        f"{text[:60]!r} with {', '.join(map(repr, strange[:3]))}"
+        for pair in chain.from_iterable(examples.train)
+        for text, tokenizer in zip(pair, tokenizers, strict=True)
+        if (strange := strange_to(tokenizer, text))
+    )
+    raise VocabularyError(
+        f"{unknown:,} of {total:,} examples hold what the model to go on from has no token for, such as {next(found)}; "
+        f"expected at most {recipe.data.cleaning.allow_dropped:.1%}: give it text of the kind it knows, allow more "
+        "(data.cleaning.allow_dropped), or train a new model"
+    )
+
+
+def _tokenizers(recipe: Recipe, examples: Examples, place: Path, resume: bool) -> tuple[Tokenizer, Tokenizer]:
+    """Make the tokenizers from the training examples, or read those of the run that goes on."""
+    kept = place / "source.tokenizer.json", place / "target.tokenizer.json"
+    if resume and kept[0].exists():
+        source = Tokenizer.load(kept[0])
+        return source, Tokenizer.load(kept[1]) if kept[1].exists() else source
+    sources = (source for part in examples.train for source, _ in part)
+    targets = (target for part in examples.train for _, target in part)
+    if recipe.text.target is None:
+        source = target = made(chain(sources, targets), recipe.text.source)
+    else:
+        source, target = made(sources, recipe.text.source), made(targets, recipe.text.target)
+    keep(source, kept[0])
+    if target != source:
+        keep(target, kept[1])
+    return source, target
+
+
+def _sampler(recipe: Recipe, stores: list[TokenPairs]) -> BatchSampler:
+    budget, seed = recipe.data.batch_tokens, recipe.training.seed
+    if len(stores) == 1:
+        return BatchSampler(stores[0].lengths, budget, seed)
+    return Mixture(
+        [store.lengths for store in stores], recipe.data.weights or [len(store) for store in stores], budget, seed
+    )

@@ -1,0 +1,185 @@
+"""The task write from texts to a model that goes on with them: train, stop, resume, run, evaluate, look."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from qkv import config, tasks
+from qkv.cli import main
+from qkv.errors import ConfigError, DataError, VocabularyError
+from qkv.evaluation.reading import Window
+from qkv.models import build
+from qkv.tasks.writing import gather
+from qkv.training.progress import Silent
+
+TEXTS = ["the cat sat on the mat. ", "the dog lay on the rug. ", "a bird sang in the tree. "]
+MODEL = {"kind": "decoder", "d_model": 16, "heads": 2, "layers": 1, "d_ff": 16}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder of texts, and one to check on beside it."""
+    (tmp_path / "texts").mkdir()
+    for number, text in enumerate(TEXTS):
+        (tmp_path / "texts" / f"{number}.txt").write_text(text * (6 + number))
+    (tmp_path / "valid.txt").write_text("the cat lay on the rug. ")
+    return tmp_path
+
+
+def recipe(folder: Path, *changes: str, **training: Any) -> tasks.WriteRecipe:
+    tree = {
+        "task": "write",
+        "data": {
+            "train": [{"kind": "files", "path": str(folder / "texts")}],
+            "valid": {"kind": "files", "path": str(folder / "valid.txt")},
+            "context": 16,
+            "batch_tokens": 64,
+        },
+        "text": {"kind": "character"},
+        "model": MODEL,
+        "training": {"steps": 8, "label_smoothing": 0.0, "validation": {"every": 4}, **training},
+        "decoding": {"method": {"kind": "greedy"}, "length": {"factor": 0.0, "constant": 8}},
+    }
+    return config.read(tasks.WriteRecipe, config.override(tree, changes))
+
+
+def test_a_language_model_learns_goes_on_is_scored_and_shows(folder: Path) -> None:
+    rate = {"learning_rate": 0.02}
+    learned = tasks.train(recipe(folder, steps=40, optimizer=rate), folder=folder / "run", show=Silent())
+    lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if line["kind"] == "validation"]
+    assert losses[-1] < 0.75 * math.log(30) and losses[-1] < losses[0]
+    assert lines[-1]["samples"][0].startswith("the cat lay") and not (folder / "run" / "tokens").exists()
+    runner = tasks.load(folder / "run")
+    assert isinstance(runner, tasks.Runner) and runner.task.name == "continue"
+    [[answer], [empty]] = runner.run(["the c", ""])
+    assert empty.text == "" and 0 < len(answer.text) <= 8
+    assert answer.text == next(learned.runner.run(["the c"]))[0].text
+    reading = tasks.read_texts(runner, ["the cat lay on the rug. "], Window(16, 16))
+    assert reading.scores["loss"].value == pytest.approx(losses[-1], rel=1e-5)
+    assert "context:16|stride:16|begin:scored|end:scored" in reading.scores["perplexity"].signature
+    assert reading.scores["bits per byte"].value == pytest.approx(losses[-1] * 25 / 24 / math.log(2), rel=1e-5)
+    looked = runner.look("the c")
+    assert looked.source_tokens == [] and looked.target_tokens[:4] == ["<s>", "t", "h", "e"]
+    assert all(differences.max() < 1e-5 for differences in looked.trace.certify().values())
+
+
+class Interrupting(Silent):
+    """Presses Ctrl-C after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def tick(self, step: int, progress: float) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(folder: Path) -> None:
+    whole = recipe(folder, steps=20, dropout=0.3)  # an epoch is 7 steps
+    tasks.train(whole, folder=folder / "whole", show=Silent())
+    stopped = []
+    for stop in (3, 13, None):
+        show = Silent() if stop is None else Interrupting(stop)
+        stopped.append(tasks.train(whole, folder=folder / "parts", resume=True, show=show).result.stopped)
+    assert stopped == ["interrupted", "interrupted", "finished"]
+    for name in ("model.safetensors", "source.tokenizer.json", "spec.json"):
+        assert (folder / "whole" / name).read_bytes() == (folder / "parts" / name).read_bytes()
+
+
+def test_what_is_checked_on_is_never_learned_from(folder: Path) -> None:
+    (folder / "texts" / "copy.txt").write_text("the cat lay on the rug. ")
+    texts = gather(recipe(folder))
+    assert len(texts.train) == 3 and texts.valid[0] not in list(texts.train)
+    assert any("1 documents left out: they are in" in note for note in texts.notes)
+    held = gather(recipe(folder, "data.valid=null", "data.held_out=0.3"))
+    assert len(held.train) == 3 and len(held.valid) == 1 and not set(held.train) & set(held.valid)
+    assert list(held.train) == list(gather(recipe(folder, "data.valid=null", "data.held_out=0.3")).train)
+    one = [{"kind": "files", "path": str(folder / "valid.txt")}]
+    end = gather(recipe(folder, f"data.train={json.dumps(one)}", "data.valid=null", "data.held_out=0.25"))
+    assert (list(end.train), end.valid) == (["the cat lay on the"], [" rug. "])
+
+
+def test_going_on_from_a_model(folder: Path) -> None:
+    tasks.train(recipe(folder), folder=folder / "base", show=Silent())
+    changes = (f"model={{kind: from, folder: {folder / 'base'}}}", "text={}")
+    tree = config.override(config.write(recipe(folder)), changes)
+    again = config.read(tasks.WriteRecipe, tree)
+    assert tasks.train(again, folder=folder / "more", show=Silent()).result.step == 8
+    (folder / "valid.txt").write_text("ÄÖÜ of another kind")
+    with pytest.raises(VocabularyError, match="3 of 19 characters are unknown|unknown to the model"):
+        tasks.train(again, folder=folder / "other", show=Silent())
+    with pytest.raises(ConfigError, match="text: given beside model.folder"):
+        config.read(tasks.WriteRecipe, config.override(tree, ["text.kind=byte"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("data.context=1", "context=1: expected at least 2"),
+        ("data.batch_tokens=8", "batch_tokens=8: expected at least context=16"),
+        ("data.held_out=1.0", "held_out=1.0: expected a share"),
+        ("data.stride=17", "stride=17: expected 1 to context=16"),
+        ("data.train=[]", "train=.*at least one origin"),
+        ("model.heads=3", "d_model=16 is not a multiple of heads=3"),
+        ("data.cleaning={}", "data.cleaning: no such option"),
+    ],
+)
+def test_a_recipe_that_contradicts_itself_is_refused(folder: Path, change: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        recipe(folder, change)
+
+
+def test_a_metric_that_is_not_there_stops_before_training(folder: Path) -> None:
+    for change, said in (("metric=bleu", "expected one of loss, perplexity"), ("better=higher", "is better lower")):
+        with pytest.raises(ConfigError, match=said):
+            tasks.train(recipe(folder, f"training.validation.{change}"), folder=folder / "run", show=Silent())
+
+
+def test_the_command_tells_the_whole_story(folder: Path) -> None:
+    def ask(*arguments: object) -> str:
+        done = CliRunner().invoke(main, [str(one) for one in arguments])
+        assert done.exit_code == 0, done.output
+        return done.stdout
+
+    path, run = folder / "recipe.yaml", folder / "run"
+    path.write_text(config.dump_yaml(config.write(recipe(folder))))
+    assert "3 documents to learn from" in ask("data", "report", path)
+    ask("train", path, "training.steps=2", "--folder", run)
+    assert ask("run", run, "the cat").strip()
+    told = ask("evaluate", run, folder / "valid.txt")
+    assert "bits per byte" in told and "context:16|stride:8" in told and "1 texts" in told
+    assert "3 texts" in ask("evaluate", run, folder / "texts")
+    ask("look", run, "the cat", "--html", folder / "page.html")
+    assert (folder / "page.html").stat().st_size > 1000
+    (folder / "empty.txt").write_text("")
+    for bad, said in (("empty.txt", "no text"), ("absent", "does not exist")):
+        done = CliRunner().invoke(main, ["evaluate", str(run), str(folder / bad)])
+        assert done.exit_code == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_translator_reads_no_text() -> None:
+    with pytest.raises(DataError, match="foretells no text"):
+        tasks.read_texts(tasks.load("pronounce"), ["a text"])
+
+
+@pytest.mark.skipif("QKV_DATA" not in os.environ, reason="needs QKV_DATA, a folder with the corpora")
+def test_the_shakespeare_recipe_is_nanogpts_size() -> None:
+    tree = tasks.read_recipe("shakespeare")
+    assert isinstance(tree, tasks.WriteRecipe)
+    texts = gather(tree)
+    [text] = texts.train
+    assert len(text) == 1_003_854 and sum(map(len, texts.valid)) == 111_540
+    assert isinstance(tree.model, tasks.Decoder)
+    torch.manual_seed(0)
+    parameters = sum(one.numel() for one in build(tree.model.spec(69)).parameters())
+    assert 750_000 < parameters < 850_000
