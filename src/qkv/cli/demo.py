@@ -44,7 +44,9 @@ def demo(minutes: float, folder: Path) -> None:
         raise click.exceptions.Exit(130)
 
     _say(f"qkv evaluate {place} --corpus cmudict --with split=valid --with stress=false")
-    pairs = tasks.pairs_of([tasks.read_recipe("pronounce-demo").data.valid], runner.task)
+    recipe = tasks.read_recipe("pronounce-demo")
+    assert isinstance(recipe, tasks.Recipe)
+    pairs = tasks.pairs_of([recipe.data.valid], runner.task)
     report = tasks.evaluate(learned.runner, pairs)
     rows = [(f"this one, {(time.monotonic() - begun) / 60:.1f} minutes", report.scores)]
     click.echo(f"{len(report.answers):,} words that none of these models learned from, without stress:\n")
