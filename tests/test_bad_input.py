@@ -146,7 +146,7 @@ def test_lines_that_cannot_be_learned_are_counted_and_stop_the_run_when_many(wor
 
 def test_a_line_that_is_too_long_to_answer_is_named(trained: Path, tmp_path: Path) -> None:
     said = refused("run", trained / "run", stdin="cat\n" * 600 + "a" * 100_000 + "\n")
-    assert "line 601" in said and "100,000 tokens; expected at most 4,096" in said and "cut it into sentences" in said
+    assert "line 601" in said and "100,001 tokens; expected at most 4,096" in said and "cut it into sentences" in said
     (tmp_path / "pairs.tsv").write_text("cat\tK AE T\n" + "a" * 100_000 + "\tK\n")
     assert "line 2" in refused("evaluate", trained / "run", tmp_path / "pairs.tsv")
     refused("look", trained / "run", "a" * 100_000, "--html", tmp_path / "look.html")

@@ -110,6 +110,8 @@ def evaluate(
     from qkv import evaluation, tasks
     from qkv.training.checkpoint import replacing
 
+    if corpus is not None and paths:
+        tasks.origin_of(paths, corpus, options)  # refuses both, before a model is opened
     runner = tasks.load(model, numbers=numbers, legacy=legacy)
     if runner.task.name == "continue" and (texts := tasks.texts_of(paths, corpus, options)) is not None:
         if beam or multi_bleu or answers:
