@@ -41,20 +41,32 @@ def describe(model: str, other: str | None) -> None:
 
 
 def find(name: str) -> spec.Spec:
-    """The spec of a preset, of a spec.json or of a model folder. Raises SpecError if there is none of this name."""
+    """The spec of a preset, of a spec.json, or of a model in a folder or file.
+
+    Raises SpecError if there is none of this name; CheckpointError for a published model that cannot be read,
+    DownloadError for a name that the hub does not give.
+    """
     if name in presets.PRESETS:
         return presets.PRESETS[name]()
+    place = Path(name)
+    one_file = place.is_file() and place.suffix != ".json"
+    if one_file or ((place / "config.json").is_file() and not (place / "spec.json").is_file()):
+        from qkv import pretrained
+
+        return pretrained.read_spec(place)
     shipped = Path(str(resources.files("qkv") / "shipped"))
-    for path in (Path(name), Path(name) / "spec.json", shipped / name / "spec.json"):
+    for path in (place, place / "spec.json", shipped / name / "spec.json"):
         if path.is_file():
             try:
                 return spec.from_json(path.read_text(encoding="utf-8"))
             except (SpecError, UnicodeDecodeError) as error:
                 raise SpecError(f"{path}: {error}") from error
-    if (Path(name) / "config.json").is_file():
+    from qkv.pretrained import hub
+
+    if hub.is_name(name) and not place.exists():
         from qkv import pretrained
 
-        return pretrained.read_spec(name)
+        return pretrained.read_spec(hub.fetch(name, weights=False))
     near = difflib.get_close_matches(name, presets.PRESETS, n=1)
     raise SpecError(
         f"{name}: there is no such spec.json, model folder or preset; the presets are {', '.join(presets.PRESETS)}"

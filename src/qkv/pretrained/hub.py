@@ -9,7 +9,8 @@ from qkv.errors import DownloadError
 
 _NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 _FILES = ("*.json", "*.safetensors", "*.model", "*.spm", "*.txt", "*/config.json")
-"""What a model is read from. Weights in files of torch.save, which are pickles, are not fetched."""
+_SMALL = ("*.json", "*/config.json")
+"""What a model is read from, and what says its shape. Files of torch.save, which are pickles, are not fetched."""
 
 
 def is_name(name: str) -> bool:
@@ -17,8 +18,8 @@ def is_name(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def fetch(name: str) -> Path:
-    """The folder of a model on the hub, downloaded unless it is in the cache.
+def fetch(name: str, *, weights: bool = True) -> Path:
+    """The folder of a model on the hub, downloaded unless it is in the cache; without its weights if not wanted.
 
     HF_HOME says where the cache is; with HF_HUB_OFFLINE=1 nothing but the cache is looked at. Raises DownloadError.
     """
@@ -26,7 +27,7 @@ def fetch(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES)))
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES if weights else _SMALL)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DownloadError(

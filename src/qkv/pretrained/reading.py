@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,18 +51,14 @@ def read(path: str | Path, *, dtype: torch.dtype | None = torch.float32, legacy:
     Raises CheckpointError for a folder that is incomplete, of an unknown family, or whose tensors do not fit it.
     """
     place = Path(path)
-    if _says_itself(place):
-        family, config, stored = _whole_file(place, legacy)
-    else:
-        family, config = _described(place)
-        stored = weights.read(place, legacy=legacy)
-    try:
+    with _named(place):
+        if _says_itself(place):
+            family, config, stored = _whole_file(place, legacy)
+        else:
+            family, config = _described(place)
+            stored = weights.read(place, legacy=legacy)
+        _shape(family, config)
         model = fill(family, config, stored, dtype)
-    except KeyError as error:
-        raise CheckpointError(
-            f"{place / 'config.json'} does not say {error}, which the {family.name} family needs; "
-            "expected a whole configuration: download it again"
-        ) from error
     generating = _read_json(place / _GENERATION) if (place / _GENERATION).is_file() else {}
     return Published(family, config, model, generating)
 
@@ -69,8 +66,34 @@ def read(path: str | Path, *, dtype: torch.dtype | None = torch.float32, legacy:
 def read_spec(path: str | Path) -> spec.Spec:
     """The spec of a published model, without its weights; CheckpointError as for `read`."""
     place = Path(path)
-    family, config = _whole_file(place)[:2] if _says_itself(place) else _described(place)
-    return family.spec(config)
+    with _named(place):
+        family, config = _whole_file(place)[:2] if _says_itself(place) else _described(place)
+        return _shape(family, config)
+
+
+def _shape(family: Family, config: Config) -> spec.Spec:
+    try:
+        return family.spec(config)
+    except (TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"config.json has a value of a wrong kind for the {family.name} family ({error}); download it again"
+        ) from error
+
+
+@contextmanager
+def _named(place: Path) -> Iterator[None]:
+    """Put the place into the message of every error, and say of a configuration what it lacks."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(place) in str(error):
+            raise
+        raise CheckpointError(f"{place}: {error}") from error
+    except KeyError as error:
+        raise CheckpointError(
+            f"{place} does not say {error}, which a model of its kind needs; expected a whole config.json: "
+            "download it again"
+        ) from error
 
 
 def _described(place: Path) -> tuple[Family, Config]:

@@ -49,6 +49,12 @@ def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False
             int8.quantise(opened.model)
             opened.model.float()  # what is no matrix
         return opened
+    if not any((place / known).is_file() for known in ("spec.json", "recipe.yaml", "card.json")):
+        files = [str(path) for path in sorted(place.glob("*.gguf"))]
+        raise CheckpointError(
+            f"{place} is no whole model folder: it has neither spec.json, as runs have, nor config.json, as published "
+            "checkpoints have; " + (f"give the file: {files[0]}" if files else "copy or download all of its files")
+        )
     if numbers != "float32" or legacy:
         raise CheckpointError(
             f"numbers={numbers!r}, legacy={legacy} was given for {place}; expected a published checkpoint for these: "

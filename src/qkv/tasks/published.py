@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,8 @@ class Predictor:
             raise DataError(f"{line!r} was given to look at; expected some text or a file")
         given = self.give(line)
         trace = lens.look(self.model.eval(), given.source)
+        if self.task.name == "embed":  # a vector is no choice among its numbers
+            trace = replace(trace, logits=None)
         return Looked(line, self._answers(line, 1)[0], given.names, [], trace)
 
 
@@ -151,7 +153,8 @@ def open_published(
         tokenizer = tokenizers.read(path, published.config)
         return Predictor(published.model, _texts(tokenizer), _task(shape.answers), tokenizer, named)
     if isinstance(shape.encoder.reads, spec.Patches):
-        preparation = images.from_config(_preprocessor(path))
+        usual = _USUAL.get(str(published.config.get("model_type")), "none")
+        preparation = images.from_config(_preprocessor(path, usual))
         return Predictor(
             published.model, _pictures(preparation, shape.encoder.reads), _task(shape.answers), None, named
         )
@@ -223,5 +226,16 @@ def _pictures(preparation: images.ImagePreparation, reads: spec.Patches) -> Call
     return give
 
 
-def _preprocessor(path: Path) -> dict[str, Any]:
-    return read_json(path / "preprocessor_config.json")
+def _preprocessor(path: Path, usual: str = "none") -> dict[str, Any]:
+    """What preprocessor_config.json says; older ones do not name what reads them, and mean the usual one."""
+    return {"feature_extractor_type": usual, **read_json(path / "preprocessor_config.json")}
+
+
+_USUAL = {
+    "vit": "ViTImageProcessor",
+    "deit": "DeiTImageProcessor",
+    "dinov2": "BitImageProcessor",
+    "dinov2_with_registers": "BitImageProcessor",
+    "clip_vision_model": "CLIPImageProcessor",
+}
+"""What prepares the images of a `model_type`, as transformers' AutoImageProcessor has it."""
