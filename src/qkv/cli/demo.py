@@ -50,11 +50,11 @@ def demo(minutes: float, folder: Path) -> None:
     report = tasks.evaluate(learned.runner, pairs)
     rows = [(f"this one, {(time.monotonic() - begun) / 60:.1f} minutes", report.scores)]
     click.echo(f"{len(report.answers):,} words that none of these models learned from, without stress:\n")
-    click.echo(f"{'':44} {'words wrong':>12} {'phonemes wrong':>15}")
+    click.echo(f"{'':48} {'words wrong':>12} {'phonemes wrong':>15}")
     for name, scores in rows:
-        click.echo(f"{name:44} {scores['wer'].value:11.1f}% {scores['per'].value:14.1f}%")
+        click.echo(f"{name:48} {scores['wer'].value:11.1f}% {scores['per'].value:14.1f}%")
     for recorded in json.loads(resources.files("qkv").joinpath("shipped/recorded.json").read_text(encoding="utf-8")):
-        click.echo(f"{recorded['name']:44} {recorded['wer']:11.1f}% {recorded['per']:14.1f}%   recorded")
+        click.echo(f"{recorded['name']:48} {recorded['wer']:11.1f}% {recorded['per']:14.1f}%   recorded")
     click.echo(f"\nYour model: qkv run {place} WORD.   The recorded numbers: docs/results.md")
 
 
