@@ -18,6 +18,7 @@ import torch
 
 from qkv.data.batch import IGNORE, Batch, SpecialTokens
 from qkv.data.cleaning import Encoder
+from qkv.data.sampler import check_same
 from qkv.data.store import StoreWriter, TokenPairs
 from qkv.errors import DataError
 
@@ -143,12 +144,5 @@ class WindowSampler:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go to a place that `state` gave; DataError if it was taken on other texts, another seed or batch."""
-        here = self.state()
-        differing = [key for key in here if key not in ("epoch", "position") and here[key] != state.get(key)]
-        if differing:
-            raise DataError(
-                "this run cannot go on from the checkpoint, its data differ: "
-                + ", ".join(f"{key} was {state.get(key)} and is {here[key]}" for key in differing)
-                + "; give the same data, seed and batch, or start a new run"
-            )
+        check_same(self.state(), state, "data, seed and batch")
         self._epoch, self._position, self._order = int(state["epoch"]), int(state["position"]), None

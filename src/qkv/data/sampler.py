@@ -83,14 +83,7 @@ class BatchSampler:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go to a place that `state` gave; DataError if it was taken on other data, another seed or budget."""
-        here = self.state()
-        differing = [key for key in here if key not in ("epoch", "position") and here[key] != state.get(key)]
-        if differing:
-            raise DataError(
-                "this run cannot go on from the checkpoint, its data differ: "
-                + ", ".join(f"{key} was {state.get(key)} and is {here[key]}" for key in differing)
-                + "; give the same data, seed and budget, or start a new run"
-            )
+        check_same(self.state(), state, "data, seed and budget")
         self._epoch, self._position, self._plan = int(state["epoch"]), int(state["position"]), None
 
     def _check(self) -> None:
@@ -227,3 +220,14 @@ def _waste(lengths: Lengths, batches: Sequence[Sequence[int]]) -> float:
     order = np.concatenate([np.asarray(batch) for batch in batches])
     bounds = np.cumsum([0, *map(len, batches)]).tolist()
     return 1.0 - int(lengths[order].sum()) / _positions(lengths[order], bounds)
+
+
+def check_same(here: dict[str, Any], state: dict[str, Any], given: str) -> None:
+    """Raise DataError if a checkpoint's `state` was taken on other data than those `here`; places may differ."""
+    differing = [key for key in here if key not in ("epoch", "position") and here[key] != state.get(key)]
+    if differing:
+        raise DataError(
+            "this run cannot go on from the checkpoint, its data differ: "
+            + ", ".join(f"{key} was {state.get(key)} and is {here[key]}" for key in differing)
+            + f"; give the same {given}, or start a new run"
+        )
