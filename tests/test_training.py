@@ -193,7 +193,7 @@ def test_what_is_shown(tmp_path: Path, kind: Any) -> None:
     else:
         assert "\r" not in shown
         line = next(line for line in shown.splitlines() if line.startswith("step 2 "))
-        for word in ("epoch", "loss", "target tokens/s", "padding", "learning rate", "left"):
+        for word in ("epoch", "loss", "targets/s", "padding", "learning rate", "left"):
             assert f" · {word} " in line
 
 

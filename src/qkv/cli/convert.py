@@ -94,7 +94,7 @@ def _to_qkv(opened: Runner | Predictor, place: Path, folder: Path) -> None:
     from qkv import tasks
     from qkv.pretrained import exporting
 
-    if not isinstance(opened, tasks.Runner) or opened.hearing is not None:
-        raise CheckpointError(f"{place} does not answer text with text; a folder of this package holds models that do")
+    if isinstance(opened, tasks.Runner) and opened.hearing is not None:
+        raise CheckpointError(f"{place} hears and writes; a folder of this package holds other models: use it as it is")
     with exporting.whole_folder(folder) as part:
         opened.save(part)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import numpy as np
@@ -33,17 +33,19 @@ class SpecialTokens(Protocol):
 class Batch:
     """Some examples, padded to the same length.
 
-    source (batch, sources) int64 = x1..xm </s>, or None for a model that reads no source
+    source (batch, sources) int64 = x1..xm </s>, or what else an encoder reads, such as images (batch, channels, height,
+    width) float; None for a model that reads no source
     source_mask (batch, sources) bool, True = a real token
-    target (batch, targets) int64 = <s> y1..yn, what the decoder is given
-    labels (batch, targets) int64 = y1..yn </s>, what it should answer; IGNORE where padded
+    target (batch, targets) int64 = <s> y1..yn, what the decoder is given; None for an encoder alone
+    labels (batch, targets) int64 = y1..yn </s>, what it should answer; IGNORE where padded. Of an encoder that answers
+    with a class (batch,) int64, or (batch, classes) float, the share of each class
     index (batch,) int64, the numbers of the examples
     documents (batch, targets) int64, which text of its row a target belongs to; None where each row is one text
     """
 
     source: Tensor | None
     source_mask: Tensor | None
-    target: Tensor
+    target: Tensor | None
     labels: Tensor
     index: Tensor
     documents: Tensor | None = None
@@ -54,7 +56,12 @@ class Batch:
     @property
     def target_tokens(self) -> int:
         """How many labels count in the loss."""
-        return int((self.labels != IGNORE).sum())
+        return len(self.labels) if self.labels.is_floating_point() else int((self.labels != IGNORE).sum())
+
+    @property
+    def labelled(self) -> int:
+        """How many places there are for labels, padded ones included."""
+        return len(self.labels) if self.labels.is_floating_point() else self.labels.numel()
 
     @property
     def source_tokens(self) -> int:
@@ -64,14 +71,12 @@ class Batch:
     @property
     def positions(self) -> int:
         """How many tokens there are in all, padding included: the cost that a budget counts."""
-        return self.target.numel() + (0 if self.source is None else self.source.numel())
+        return sum(tensor.numel() for tensor in (self.source, self.target) if tensor is not None)
 
     def to(self, device: torch.device | str) -> Batch:
         """Give the same batch on a device."""
-        source = None if self.source is None else self.source.to(device)
-        mask = None if self.source_mask is None else self.source_mask.to(device)
-        documents = None if self.documents is None else self.documents.to(device)
-        return Batch(source, mask, self.target.to(device), self.labels.to(device), self.index.to(device), documents)
+        tensors = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors if tensor is not None})
 
 
 def collate(

@@ -32,18 +32,18 @@ if TYPE_CHECKING:
     from qkv.tasks.judging import Reading, Report, evaluate, read_texts
     from qkv.tasks.kinds import TASKS, Task
     from qkv.tasks.learning import Learned, learn, train
-    from qkv.tasks.loading import SHIPPED, Numbers, load
+    from qkv.tasks.loading import SHIPPED, Numbers, load, load_folder
     from qkv.tasks.published import Predictor
-    from qkv.tasks.runner import Answer, Looked, Runner, load_folder, with_method
+    from qkv.tasks.runner import Answer, Looked, Runner, with_method
 
 _WHERE = {
     "examples": ("Examples", "gather", "origin_of", "pairs_of", "texts_of"),
     "judging": ("Reading", "Report", "evaluate", "read_texts"),
     "kinds": ("TASKS", "Task"),
     "learning": ("Learned", "learn", "train"),
-    "loading": ("SHIPPED", "Numbers", "load"),
+    "loading": ("SHIPPED", "Numbers", "load", "load_folder"),
     "published": ("Predictor",),
-    "runner": ("Answer", "Looked", "Runner", "load_folder", "with_method"),
+    "runner": ("Answer", "Looked", "Runner", "with_method"),
 }
 _HOME = {name: home for home, names in _WHERE.items() for name in names}
 

@@ -13,6 +13,7 @@ from qkv import config
 from qkv.errors import QkvError, TrainingError
 from qkv.tasks import pairs, writing
 from qkv.tasks.lesson import Lesson
+from qkv.tasks.published import Predictor
 from qkv.tasks.recipe import AnyRecipe, Recipe, WriteRecipe
 from qkv.tasks.recipes import read_recipe
 from qkv.tasks.runner import Runner
@@ -40,7 +41,7 @@ _WAYS = {Recipe: _Way(pairs.gather, pairs.lesson), WriteRecipe: _Way(writing.gat
 class Learned:
     """A finished run: the model that answers, and how it went."""
 
-    runner: Runner
+    runner: Runner | Predictor
     result: Result
 
 

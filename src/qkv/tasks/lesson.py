@@ -10,6 +10,7 @@ from typing import Any
 from qkv.data import Batch
 from qkv.errors import ConfigError, StorageError
 from qkv.tasks.loading import load
+from qkv.tasks.published import Predictor
 from qkv.tasks.recipe import From, Words
 from qkv.tasks.runner import Runner
 from qkv.text import Tokenizer
@@ -25,7 +26,7 @@ class Lesson:
     notes: what there is to say about the data before training.
     """
 
-    runner: Runner
+    runner: Runner | Predictor
     sampler: Sampler
     collate: Callable[[Sequence[int]], Batch]
     validate: Callable[[Any], Validated]

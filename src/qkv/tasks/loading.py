@@ -9,10 +9,12 @@ from typing import Literal
 
 import torch
 
+from qkv import spec
 from qkv.errors import CheckpointError
 from qkv.pretrained import hub, int8
+from qkv.tasks import folders
 from qkv.tasks.published import Predictor, open_published
-from qkv.tasks.runner import Runner, load_folder
+from qkv.tasks.runner import Runner
 
 SHIPPED = ("pronounce",)
 """The models that come with the package, by name."""
@@ -61,3 +63,15 @@ def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False
             "leave them out"
         )
     return load_folder(place)
+
+
+def load_folder(place: Path) -> Runner | Predictor:
+    """Open the folder of a finished run.
+
+    Raises CheckpointError, SpecError or VocabularyError for a folder that is incomplete or altered.
+    """
+    opened = folders.read(place)
+    shape = opened.model.spec
+    if isinstance(shape, spec.Transformer) and shape.decoder is None:
+        return Predictor.of_folder(place, opened)
+    return Runner.of_folder(place, opened)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from qkv import lens, pretrained, spec
+from qkv import config, lens, pretrained, spec
 from qkv.data import audio, images
 from qkv.decoding import Decoding, Greedy, Length, Sample
 from qkv.decoding.options import Beam
 from qkv.errors import CheckpointError, DataError
 from qkv.models import SequenceModel
 from qkv.pretrained import Published, tokenizers
+from qkv.tasks import folders
+from qkv.tasks.folders import read_json
 from qkv.tasks.kinds import TASKS, Task
-from qkv.tasks.runner import Answer, Looked, Runner, read_json, strange_to
+from qkv.tasks.runner import Answer, Looked, Runner, strange_to
 from qkv.text import Tokenizer
 
 _LONGEST = 64
@@ -33,19 +35,53 @@ class Given:
     names: list[str]
 
 
+Preparation: TypeAlias = Tokenizer | images.ImagePreparation | audio.LogMel | audio.Waveform
+"""What makes of a line, or of the file that it names, what a model reads."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """The part of a card that says how images or sounds are prepared, and what the classes are called."""
+
+    preparation: images.ImagePreparation | audio.LogMel | audio.Waveform | None
+    labels: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Predictor:
     """A model that answers at once: with a class, labels, filled-in words or a vector.
 
-    give: how a line becomes what the model reads. labels: the names of its classes.
+    preparation: how a line becomes what the model reads. labels: the names of its classes.
     """
 
     model: SequenceModel
-    give: Callable[[str], Given]
+    preparation: Preparation
     task: Task
-    tokenizer: Tokenizer | None = None
     labels: tuple[str, ...] = ()
     decoding: Decoding = Decoding(Greedy())  # its n_best counts
+    card: dict[str, Any] | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of a model that reads text."""
+        return self.preparation if isinstance(self.preparation, Tokenizer) else None
+
+    def give(self, line: str) -> Given:
+        """What the model reads of a line. Raises DataError for a file that cannot be read."""
+        reads = self._encoder.reads
+        match self.preparation:
+            case Tokenizer():
+                return _text(line, self.preparation)
+            case images.ImagePreparation():
+                assert isinstance(reads, spec.Patches)
+                return _picture(line, self.preparation, reads)
+        return Given(self.preparation(audio.read(line.strip(), self.preparation.rate))[None], [])
+
+    @property
+    def _encoder(self) -> spec.Stack:
+        shape = self.model.spec
+        assert isinstance(shape, spec.Transformer) and shape.encoder is not None
+        return shape.encoder
 
     @property
     def _answer(self) -> spec.Answers:
@@ -124,6 +160,48 @@ class Predictor:
             trace = replace(trace, logits=None)
         return Looked(line, self._answers(line, 1)[0], given.names, [], trace)
 
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model folder, as `Runner.save` does."""
+        tokenizer = self.tokenizer
+        prepared = None if isinstance(self.preparation, Tokenizer) else self.preparation
+        card = {
+            **(self.card or {}),
+            "task": self.task.name,
+            **config.write(_Kept(prepared, self.labels)),
+            **({} if tokenizer is None else {"tokenizers": {"source": tokenizer.digest}}),
+        }
+        files = {} if tokenizer is None else {"source.tokenizer.json": tokenizer.save}
+        folders.write(Path(folder), self.model, card, files, dtype)
+
+    @classmethod
+    def of_folder(cls, place: Path, opened: folders.Opened) -> Predictor:
+        """The model of a folder with its preparation.
+
+        Raises CheckpointError or ConfigError for a card that does not fit the model, VocabularyError for a tokenizer
+        that it did not learn with.
+        """
+        card, where = dict(opened.card), f"{place}/card.json"
+        said = config.read(_Kept, {name: card.pop(name, None) for name in ("preparation", "labels")}, where)
+        prepared: Preparation | None = said.preparation
+        if prepared is None:
+            folders.require(place, "source.tokenizer.json")
+            prepared = Tokenizer.load(place / "source.tokenizer.json")
+            if {"source": prepared.digest} != card.get("tokenizers"):
+                raise folders.strange_tokenizer(place)
+        found = cls(opened.model, prepared, opened.task, said.labels, card=card)
+        reads, answers = found._encoder.reads, found._answer
+        if not isinstance(prepared, _PREPARED[type(reads)]):
+            raise CheckpointError(
+                f"{where}: preparation is {type(prepared).__name__}, and the model reads {type(reads).__name__}; "
+                "take both files from the same run"
+            )
+        if isinstance(answers, spec.Classes | spec.Labels) and said.labels and len(said.labels) != answers.count:
+            raise CheckpointError(
+                f"{where}: labels names {len(said.labels)} classes, and the model has {answers.count}; "
+                "take both files from the same run"
+            )
+        return found
+
 
 def open_published(
     path: Path, dtype: torch.dtype | None = torch.float32, *, legacy: bool = False
@@ -149,16 +227,13 @@ def open_published(
     assert shape.encoder is not None
     labels = published.config.get("id2label") or {}
     named = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    task = _task(shape.answers)
     if isinstance(shape.encoder.reads, spec.Tokens):
-        tokenizer = tokenizers.read(path, published.config)
-        return Predictor(published.model, _texts(tokenizer), _task(shape.answers), tokenizer, named)
+        return Predictor(published.model, tokenizers.read(path, published.config), task, named)
     if isinstance(shape.encoder.reads, spec.Patches):
         usual = _USUAL.get(str(published.config.get("model_type")), "none")
-        preparation = images.from_config(_preprocessor(path, usual))
-        return Predictor(
-            published.model, _pictures(preparation, shape.encoder.reads), _task(shape.answers), None, named
-        )
-    return _listening(published, path, named)
+        return Predictor(published.model, images.from_config(_preprocessor(path, usual)), task, named)
+    return Predictor(published.model, audio.from_config(_preprocessor(path)), TASKS["label"], named)
 
 
 def _task(answers: spec.Answers) -> Task:
@@ -196,40 +271,32 @@ def _hearing(published: Published, path: Path) -> Runner:
     )
 
 
-def _listening(published: Published, path: Path, labels: tuple[str, ...]) -> Predictor:
-    features = audio.from_config(_preprocessor(path))
-
-    def give(line: str) -> Given:
-        source = features(audio.read(line.strip(), features.rate))[None]
-        return Given(source, [])
-
-    return Predictor(published.model, give, TASKS["label"], None, labels)
+def _text(line: str, tokenizer: Tokenizer) -> Given:
+    first, _, second = line.partition("\t")  # two texts that belong together stand side by side
+    ids = tokenizer.framed(first, second or None).ids
+    return Given(torch.tensor([ids]), tokenizer.tokens(ids))
 
 
-def _texts(tokenizer: Tokenizer) -> Callable[[str], Given]:
-    def give(line: str) -> Given:
-        first, _, second = line.partition("\t")  # two texts that belong together stand side by side
-        ids = tokenizer.framed(first, second or None).ids
-        return Given(torch.tensor([ids]), tokenizer.tokens(ids))
-
-    return give
-
-
-def _pictures(preparation: images.ImagePreparation, reads: spec.Patches) -> Callable[[str], Given]:
-    def give(line: str) -> Given:
-        image = preparation.prepare(images.read(line.strip()))
-        rows, columns = (side // reads.size for side in image.shape[1:])
-        leading = [f"<{number + 1}>" for number in range(reads.leading + reads.registers)]
-        places = [f"{row + 1},{column + 1}" for row in range(rows) for column in range(columns)]
-        return Given(image[None], leading + places)
-
-    return give
+def _picture(line: str, preparation: images.ImagePreparation, reads: spec.Patches) -> Given:
+    image = preparation.prepare(images.read(line.strip()))
+    rows, columns = (side // reads.size for side in image.shape[1:])
+    leading = [f"<{number + 1}>" for number in range(reads.leading + reads.registers)]
+    places = [f"{row + 1},{column + 1}" for row in range(rows) for column in range(columns)]
+    return Given(image[None], leading + places)
 
 
 def _preprocessor(path: Path, usual: str = "none") -> dict[str, Any]:
     """What preprocessor_config.json says; older ones do not name what reads them, and mean the usual one."""
     return {"feature_extractor_type": usual, **read_json(path / "preprocessor_config.json")}
 
+
+_PREPARED: dict[type[spec.Reads], type[Preparation]] = {
+    spec.Tokens: Tokenizer,
+    spec.Patches: images.ImagePreparation,
+    spec.Frames: audio.LogMel,
+    spec.Waveform: audio.Waveform,
+}
+"""What prepares what a model reads."""
 
 _USUAL = {
     "vit": "ViTImageProcessor",

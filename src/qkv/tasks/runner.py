@@ -1,38 +1,26 @@
-"""A trained model with everything it needs to answer: read from one folder, which opens anywhere.
-
-spec.json                the model's spec
-model.safetensors        its parameters, with a checksum over them
-source.tokenizer.json    how lines are read
-target.tokenizer.json    how answers are written (absent if source and target share one)
-card.json                the task, the decoding defaults and the scores it was given
-recipe.yaml              what it was made by (absent from a model that was not trained here)
-metrics.jsonl            how its training went (likewise)
-"""
+"""A model that answers in words, with everything it needs to."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from qkv import config, lens, spec
 from qkv.data import audio
 from qkv.data.audio import LogMel
 from qkv.decoding import Beam, Decoding, Greedy, Hypothesis, Sample, decode, decode_all
-from qkv.errors import CheckpointError, ConfigError, DataError, SpecError, VocabularyError
+from qkv.errors import ConfigError, DataError, SpecError, VocabularyError
 from qkv.lens import Trace
-from qkv.models import SequenceModel, build
+from qkv.models import SequenceModel
 from qkv.pretrained import Generation
-from qkv.tasks.kinds import TASKS, Task
+from qkv.tasks import folders
+from qkv.tasks.kinds import Task
 from qkv.text import Tokenizer
-from qkv.training import checkpoint
 
 LONGEST = 4096
 """The most tokens a line may have: time and memory grow with its square, and no sentence comes near."""
@@ -212,8 +200,9 @@ class Runner:
 
         Raises StorageError if there is no room or no permission; a model that was there before then stays whole.
         """
-        place = Path(folder)
-        tensors = {name: tensor.to(dtype) if dtype else tensor for name, tensor in _unique(self.model).items()}
+        files = {"source.tokenizer.json": self.source.save}
+        if self.target != self.source:
+            files["target.tokenizer.json"] = self.target.save
         card = {
             **(self.card or {}),
             "task": self.task.name,
@@ -221,66 +210,22 @@ class Runner:
             **({} if self.generation is None else {"generation": asdict(self.generation)}),
             "tokenizers": {"source": self.source.digest, "target": self.target.digest},
         }
-        shape, apart = spec.to_json(self.model.spec), self.target != self.source
-        with ExitStack() as every:  # files are renamed into place once all of them are written
+        folders.write(Path(folder), self.model, card, files, dtype)
 
-            def part(name: str) -> Path:
-                return every.enter_context(checkpoint.replacing(place / name))
-
-            checkpoint.write(part("model.safetensors"), tensors, {"format": 1, "spec": shape})
-            part("spec.json").write_text(shape, encoding="utf-8")
-            part("card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False), encoding="utf-8")
-            self.source.save(part("source.tokenizer.json"))
-            if apart:
-                self.target.save(part("target.tokenizer.json"))
-        if not apart:
-            (place / "target.tokenizer.json").unlink(missing_ok=True)
-
-
-def load_folder(place: Path) -> Runner:
-    """Open the folder of a finished run.
-
-    Raises CheckpointError, SpecError or VocabularyError for a folder that is incomplete or altered.
-    """
-    missing = [
-        part
-        for part in ("spec.json", "model.safetensors", "card.json", "source.tokenizer.json")
-        if not (place / part).is_file()
-    ]
-    if missing:
-        running = "model.safetensors" in missing and (place / "recipe.yaml").is_file()
-        raise CheckpointError(
-            f"{place} is no whole model folder, {', '.join(missing)} is missing; "
-            + ("its training has not ended: let it, or resume it" if running else "copy the folder again")
-        )
-    card = read_json(place / "card.json")
-    task = TASKS.get(str(card.get("task")))
-    if task is None:
-        raise CheckpointError(f"{place}/card.json: task={card.get('task')!r}; expected one of {', '.join(TASKS)}")
-    tensors, state = checkpoint.read(place / "model.safetensors")
-    try:
-        shape = spec.from_json(_read_text(place / "spec.json"))
-    except SpecError as error:
-        raise SpecError(f"{place / 'spec.json'}: {error}; copy the model folder again") from error
-    if "spec" in state and spec.from_json(str(state["spec"])) != shape:
-        raise CheckpointError(
-            f"{place / 'spec.json'} is not the spec the model was saved with (model.safetensors knows it); "
-            "take both files from the same run"
-        )
-    model = _empty(shape)
-    _fill(model, tensors, place / "model.safetensors")
-    source = Tokenizer.load(place / "source.tokenizer.json")
-    apart = place / "target.tokenizer.json"
-    target = Tokenizer.load(apart) if apart.exists() else source
-    if {"source": source.digest, "target": target.digest} != card.get("tokenizers"):
-        raise VocabularyError(
-            f"a tokenizer in {place} is not the one the model learned with (card.json knows its checksum); "
-            "take the tokenizers from the model's own folder"
-        )
-    decoding = config.read(Decoding, card.get("decoding", {}), str(place / "card.json"))
-    said = card.pop("generation", None)
-    rules = None if said is None else Generation(**{name: _frozen(value) for name, value in said.items()})
-    return Runner(model.eval(), source, target, task, decoding, card, rules)
+    @classmethod
+    def of_folder(cls, place: Path, opened: folders.Opened) -> Runner:
+        """The model of a folder with its tokenizers. Raises VocabularyError if they are not those it learned with."""
+        card = dict(opened.card)
+        folders.require(place, "source.tokenizer.json")
+        source = Tokenizer.load(place / "source.tokenizer.json")
+        apart = place / "target.tokenizer.json"
+        target = Tokenizer.load(apart) if apart.exists() else source
+        if {"source": source.digest, "target": target.digest} != card.get("tokenizers"):
+            raise folders.strange_tokenizer(place)
+        decoding = config.read(Decoding, card.get("decoding", {}), str(place / "card.json"))
+        said = card.pop("generation", None)
+        rules = None if said is None else Generation(**{name: _frozen(value) for name, value in said.items()})
+        return cls(opened.model, source, target, opened.task, decoding, card, rules)
 
 
 def vocabularies(choice: spec.Spec) -> tuple[int, int]:
@@ -312,53 +257,8 @@ def with_method(decoding: Decoding, *, beam: int | None = None, n_best: int | No
     return replace(decoding, method=method)
 
 
-def _unique(model: SequenceModel) -> dict[str, Tensor]:
-    """The parameters by name, each tied one once."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
-
-
-def _empty(choice: spec.Spec) -> SequenceModel:
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten, and must not move the user's numbers
-        return build(choice)
-
-
-@torch.no_grad()
-def _fill(model: SequenceModel, tensors: dict[str, Tensor], path: Path) -> None:
-    places = _unique(model)
-    if set(places) != set(tensors):
-        unknown, missing = sorted(set(tensors) - set(places)), sorted(set(places) - set(tensors))
-        raise CheckpointError(
-            f"{path} does not fit spec.json: it lacks {missing[:3] or 'nothing'} and has {unknown[:3] or 'nothing'} "
-            "beyond it; take both files from the same run"
-        )
-    for name, place in places.items():
-        if place.shape != tensors[name].shape:
-            raise CheckpointError(
-                f"{path}: {name} has shape {tuple(tensors[name].shape)} and spec.json makes it {tuple(place.shape)}; "
-                "take both files from the same run"
-            )
-        place.copy_(tensors[name])
-
-
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; copy the model folder again") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path} is cut short or altered: {error}; copy the model folder again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object; copy the model folder again")
-    return value
 
 
 def strange_to(tokenizer: Tokenizer, text: str) -> list[str]:

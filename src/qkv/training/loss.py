@@ -20,15 +20,20 @@ IGNORE = -100
 def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
     """Return the cross entropy in nats, summed over the labels that are not IGNORE, as a float32 scalar.
 
-    logits (..., vocab), labels (...) int64. With smoothing s the target distribution is 1 - s on the label plus
-    s / vocab on every token (Szegedy et al. 2016, section 7). Equal to torch's own in value and gradient, but the
-    gradient is made in the memory of the log-probabilities: over a large vocabulary torch's takes twice as long.
+    logits (..., vocab), labels (...) int64, or (..., vocab) float: the share of each answer. With smoothing s the
+    target distribution is 1 - s on the label plus s / vocab on every token (Szegedy et al. 2016, section 7). Equal to
+    torch's own in value and gradient, but the gradient is made in the memory of the log-probabilities: over a large
+    vocabulary torch's takes twice as long.
     """
     return with_plain(logits, labels, smoothing)[0]
 
 
 def with_plain(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
     """Return `cross_entropy` with smoothing, and without (which has no gradient): what it costs is not measurable."""
+    if labels.is_floating_point():
+        log_probabilities = logits.float().log_softmax(dim=-1)
+        wanted = torch.lerp(labels, torch.full_like(labels, 1 / labels.shape[-1]), smoothing)
+        return -(wanted * log_probabilities).sum(), -(labels * log_probabilities.detach()).sum()
     inputs = logits.flatten(0, -2).float(), labels.flatten(), smoothing
     both: tuple[Tensor, Tensor] = _CrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call]
     return both

@@ -70,7 +70,7 @@ class Window:
         self.tokens += tokens
         self.filled += tokens
         for batch in batches:
-            self.places += batch.labels.numel()
+            self.places += batch.labelled
             if batch.source_mask is not None:
                 self.places += batch.source_mask.numel()
                 self.filled += int(batch.source_mask.count_nonzero())
@@ -199,7 +199,7 @@ class LiveDisplay(Lines):
         """Keep the numbers for the next redrawing, the most wanted first: a narrow terminal cuts off the rest."""
         numbers = dict(_words(record))
         wanted = (
-            *("loss", "target tokens/s", "padding", "left", "epoch"),
+            *("loss", "targets/s", "padding", "left", "epoch"),
             *("cross entropy", "time", "learning rate", "gradient"),
         )
         self._numbers = "".join(f" · {name} {numbers[name]}" for name in wanted)
@@ -240,7 +240,7 @@ def _words(record: Record) -> list[tuple[str, str]]:
         ("epoch", f"{record.epoch:.2f}"),
         ("loss", f"{record.loss:.4f}"),
         ("cross entropy", f"{record.cross_entropy:.4f}"),
-        ("target tokens/s", f"{record.tokens_per_second:,.0f}"),
+        ("targets/s", f"{record.tokens_per_second:,.0f}"),
         ("padding", f"{record.padding:.1%}"),
         ("learning rate", f"{record.learning_rate:.2e}"),
         ("gradient", f"{record.gradient_norm:.2f}"),

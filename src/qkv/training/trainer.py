@@ -198,15 +198,12 @@ class Trainer:
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the loss summed over the batch's target tokens, and the cross entropy without smoothing likewise."""
-        move = self.device
-        source = batch.source.to(move, non_blocking=True) if batch.source is not None else None
-        mask = batch.source_mask.to(move, non_blocking=True) if batch.source_mask is not None else None
-        target, labels = batch.target.to(move, non_blocking=True), batch.labels.to(move, non_blocking=True)
+        batch = batch.to(self.device)
         # only a model that can keep texts of a row apart is given several
-        more = {} if batch.documents is None else {"documents": batch.documents.to(move, non_blocking=True)}
+        more = {} if batch.documents is None else {"documents": batch.documents}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            logits = self.model(source=source, target=target, source_mask=mask, **more)
-        return with_plain(logits, labels, self.options.label_smoothing)
+            logits = self.model(source=batch.source, target=batch.target, source_mask=batch.source_mask, **more)
+        return with_plain(logits, batch.labels, self.options.label_smoothing)
 
     def _remedy(self) -> str:
         way = "Look at these examples; lower optimizer.learning_rate, set optimizer.clip or use precision: float32."
