@@ -1,0 +1,244 @@
+// One attention: scores, weights and contexts, computed from query, key and value for what is asked and no more.
+import type { Described, Source } from "../protocol";
+import { tensorOf, vectors, type Tensor } from "./blocks";
+import type { Changes } from "./changes";
+
+export interface Score {
+  /** Told by the model, because it is no dot product. */
+  given: boolean;
+  product: number;
+  scaled: number;
+  capped: number;
+  added: number;
+  visible: boolean;
+  total: number;
+}
+
+export interface Row { scores: Float32Array; weights: Float32Array; greatest: number; sum: number }
+export interface Matrix { scores: Float32Array; weights: Float32Array }
+export type Show = "weights" | "scores" | "flow";
+
+const names = ["query", "key", "value", "context", "visible", "added", "added_by_distance", "sinks", "scores", "norms", "overview"] as const;
+type Name = (typeof names)[number];
+const keptMatrices = 12;
+
+export class Attention {
+  readonly place: string;
+  readonly heads: number;
+  readonly queries: number;
+  readonly keys: number;
+  readonly tensors: Partial<Record<Name, Tensor>> = {};
+  ready = false;
+  changes: Changes | null = null;
+  private readonly kept = new Map<string, Float32Array>();
+  private readonly matrices = new Map<number, Matrix>();
+
+  constructor(readonly described: Described, private readonly source: Source) {
+    this.place = described.place;
+    this.heads = described.heads;
+    this.queries = described.n_queries;
+    this.keys = described.n_keys;
+  }
+
+  /** Whether every cell can be computed here. */
+  get exact(): boolean { return Boolean((this.described.query && this.described.key) || this.described.scores); }
+  get dKey(): number { return this.tensors.query?.shape[2] ?? 0; }
+  get dValue(): number { return this.tensors.value?.shape[2] ?? 0; }
+
+  get group(): string {
+    const { stack, kind } = this.described;
+    return `${stack[0].toUpperCase()}${stack.slice(1)} ${kind === "cross" ? "cross-attention" : "self-attention"}`;
+  }
+
+  /** Fetch the tensors; at once where the host has them at hand. */
+  load(): void | Promise<void> {
+    const waiting: Promise<void>[] = [];
+    for (const name of names) {
+      const block = this.described[name];
+      if (!block) continue;
+      const found = tensorOf(block, this.source);
+      if (found instanceof Promise) waiting.push(found.then((tensor) => { this.tensors[name] = tensor; }));
+      else this.tensors[name] = found;
+    }
+    const done = () => { this.ready = true; };
+    return waiting.length ? Promise.all(waiting).then(done) : done();
+  }
+
+  change(changes: Changes | null): void {
+    this.changes = changes;
+    this.matrices.clear();
+  }
+
+  /** All vectors of one head, one after the other; heads may share keys and values. */
+  vectors(name: "query" | "key" | "value" | "context", head: number): Float32Array {
+    const tensor = this.tensors[name];
+    if (!tensor) return new Float32Array(0);
+    const own = Math.floor((head * tensor.shape[0]) / this.heads);
+    const id = `${name} ${own}`;
+    let found = this.kept.get(id);
+    if (!found) {
+      found = vectors(tensor, own * tensor.shape[1], tensor.shape[1]);
+      if (tensor.data instanceof Float32Array) return found;
+      if (this.kept.size > 16) this.kept.delete(this.kept.keys().next().value as string);
+      this.kept.set(id, found);
+    }
+    return found;
+  }
+
+  vector(name: "query" | "key" | "value" | "context", head: number, position: number): Float32Array {
+    const tensor = this.tensors[name];
+    if (!tensor) return new Float32Array(0);
+    const at = name === "value" && this.changes ? this.changes.valueOf(head, position) : position;
+    return this.vectors(name, head).subarray(at * tensor.shape[2], (at + 1) * tensor.shape[2]);
+  }
+
+  /** The columns that the rule lets a row see: from, to (not included). */
+  range(row: number): [number, number] {
+    const rule = this.described.rule;
+    if (!rule || this.tensors.visible) return [0, this.keys];
+    const at = rule.past + row;
+    return [
+      rule.window === null ? 0 : Math.max(0, at - rule.window + 1),
+      Math.min(this.keys, rule.causal ? at + 1 : rule.window === null ? this.keys : at + rule.window),
+    ];
+  }
+
+  sees(head: number, row: number, column: number): boolean {
+    const [from, to] = this.range(row);
+    if (column < from || column >= to || this.changes?.hides(head, row, column)) return false;
+    const { visible } = this.tensors;
+    return !visible || this.entry(visible, head, row, column) === 1;
+  }
+
+  added(head: number, row: number, column: number): number {
+    const { added, added_by_distance: far } = this.tensors;
+    if (added) return this.entry(added, head, row, column);
+    if (!far) return 0;
+    return far.data[(far.shape[0] === 1 ? 0 : head) * far.shape[1] + column - row + this.queries - 1];
+  }
+
+  /** Everything between query . key and the score, step by step. */
+  score(head: number, row: number, column: number): Score {
+    const added = this.added(head, row, column);
+    const visible = this.sees(head, row, column);
+    const { scores } = this.tensors;
+    if (scores) {
+      const total = this.entry(scores, head, row, column);
+      return { given: true, product: NaN, scaled: NaN, capped: NaN, added, visible, total };
+    }
+    const query = this.vector("query", head, row);
+    const key = this.vector("key", head, column);
+    let product = 0;
+    for (let i = 0; i < query.length; i += 1) product += query[i] * key[i];
+    const scaled = product * this.described.scale;
+    const cap = this.described.softcap;
+    const capped = cap ? cap * Math.tanh(scaled / cap) : scaled;
+    return { given: false, product, scaled, capped, added, visible, total: capped + added };
+  }
+
+  /** One row: scores (NaN where hidden), weights, and the greatest score and sum that the softmax divides by. */
+  row(head: number, row: number): Row {
+    const scores = new Float32Array(this.keys).fill(NaN);
+    const weights = new Float32Array(this.keys);
+    return { scores, weights, ...this.fill(head, row, scores, weights) };
+  }
+
+  private fill(head: number, row: number, scores: Float32Array, weights: Float32Array): { greatest: number; sum: number } {
+    const [from, to] = this.range(row);
+    const sink = this.tensors.sinks ? this.tensors.sinks.data[head] : -Infinity;
+    let greatest = sink;
+    if (this.tensors.scores) {
+      const { shape, data } = this.tensors.scores;
+      const start = ((shape[0] === 1 ? 0 : head) * this.queries + row) * this.keys;
+      for (let column = from; column < to; column += 1) scores[column] = data[start + column];
+    } else {
+      this.products(head, row, from, to, scores);
+    }
+    const asks = Boolean(this.tensors.visible || this.changes);
+    for (let column = from; column < to; column += 1) {
+      if (asks && !this.sees(head, row, column)) scores[column] = NaN;
+      else if (scores[column] > greatest) greatest = scores[column];
+    }
+    let sum = sink > -Infinity ? Math.exp(sink - greatest) : 0;
+    for (let column = from; column < to; column += 1) {
+      const score = scores[column];
+      if (score === score) sum += weights[column] = Math.exp(score - greatest);
+    }
+    if (sum > 0) for (let column = from; column < to; column += 1) weights[column] /= sum;
+    return { greatest, sum };
+  }
+
+  private products(head: number, row: number, from: number, to: number, scores: Float32Array): void {
+    const query = this.vector("query", head, row);
+    const keys = this.vectors("key", head);
+    const d = query.length;
+    const { scale, softcap } = this.described;
+    const adds = Boolean(this.tensors.added || this.tensors.added_by_distance);
+    for (let column = from, at = from * d; column < to; column += 1, at += d) {
+      let a = 0, b = 0, c = 0, e = 0, i = 0;
+      for (; i + 3 < d; i += 4) {
+        a += query[i] * keys[at + i];
+        b += query[i + 1] * keys[at + i + 1];
+        c += query[i + 2] * keys[at + i + 2];
+        e += query[i + 3] * keys[at + i + 3];
+      }
+      for (; i < d; i += 1) a += query[i] * keys[at + i];
+      let score = (a + b + c + e) * scale;
+      if (softcap) score = softcap * Math.tanh(score / softcap);
+      scores[column] = adds ? score + this.added(head, row, column) : score;
+    }
+  }
+
+  /** All rows of one head, kept for a while. */
+  matrix(head: number): Matrix {
+    let found = this.matrices.get(head);
+    if (!found) {
+      const size = this.queries * this.keys;
+      found = { scores: new Float32Array(size).fill(NaN), weights: new Float32Array(size) };
+      for (let row = 0; row < this.queries; row += 1) {
+        const part = [row * this.keys, (row + 1) * this.keys] as const;
+        this.fill(head, row, found.scores.subarray(...part), found.weights.subarray(...part));
+      }
+      if (this.matrices.size >= (size > 65536 ? 2 : keptMatrices)) this.matrices.delete(this.matrices.keys().next().value as number);
+      this.matrices.set(head, found);
+    }
+    return found;
+  }
+
+  /** How much a key can give: |value W_O|, or |value| where there is no W_O. */
+  norm(head: number, column: number): number {
+    const at = this.changes ? this.changes.valueOf(head, column) : column;
+    if (this.tensors.norms) return this.tensors.norms.data[head * this.keys + at];
+    return Math.hypot(...this.vector("value", head, column));
+  }
+
+  /** What a head takes with these weights. */
+  context(head: number, weights: ArrayLike<number>): Float64Array {
+    const context = new Float64Array(this.dValue);
+    if (this.changes?.off(head)) return context;
+    for (let column = 0; column < this.keys; column += 1) {
+      if (weights[column] === 0) continue;
+      const value = this.vector("value", head, column);
+      for (let i = 0; i < context.length; i += 1) context[i] += weights[column] * value[i];
+    }
+    return context;
+  }
+
+  /** The largest difference between what is recomputed here and the context that the model itself used. */
+  difference(head: number, rows: Iterable<number>): number {
+    let worst = 0;
+    for (const row of rows) {
+      const used = this.vector("context", head, row);
+      const context = this.context(head, this.row(head, row).weights);
+      for (let i = 0; i < used.length; i += 1) {
+        const here = Math.abs(context[i] - used[i]);
+        if (!(here <= worst)) worst = here;
+      }
+    }
+    return worst;
+  }
+
+  private entry(block: Tensor, head: number, row: number, column: number): number {
+    return block.data[((block.shape[0] === 1 ? 0 : head) * this.queries + row) * this.keys + column];
+  }
+}

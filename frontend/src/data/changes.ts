@@ -1,0 +1,76 @@
+// What edits do within one attention, and the same edits as Python.
+import type { Edit } from "../protocol";
+
+/** Whether a pattern such as decoder.*.cross_attention means a place. */
+export function fits(pattern: string, place: string): boolean {
+  const names = pattern.split(".");
+  const parts = place.split(".");
+  return names.length === parts.length && names.every((name, i) => name === "*" || name === parts[i]);
+}
+
+/** What hiding a key means where no place is named: all cross-attentions or, without any, all self-attentions. */
+export function everywhere(places: string[]): string {
+  const crossing = places.filter((place) => place.endsWith("cross_attention"));
+  const last = (crossing.length ? crossing : places).at(-1) ?? "";
+  return last.split(".").map((part) => (/^\d+$/.test(part) ? "*" : part)).join(".");
+}
+
+/** The edits that concern one attention, in the form in which its rows are computed. */
+export class Changes {
+  private constructor(private readonly edits: Edit[], private readonly heads: number, private readonly kvHeads: number) {}
+
+  static of(edits: Edit[], place: string, places: string[], heads: number, kvHeads: number): Changes | null {
+    const own = edits.filter((edit) => fits(edit.place ?? everywhere(places), place));
+    return own.length ? new Changes(own, heads, kvHeads) : null;
+  }
+
+  hides(head: number, row: number, column: number): boolean {
+    return this.edits.some((edit) => edit.kind === "hide" && (edit.head === undefined || edit.head === head)
+      && (!edit.queries?.length || edit.queries.includes(row)) && edit.keys.includes(column));
+  }
+
+  /** Whether a head is switched off, and what takes its place. */
+  off(head: number): "zero" | "mean" | null {
+    const found = this.edits.findLast((edit) => edit.kind === "head" && edit.head === head);
+    return found?.kind === "head" ? found.way : null;
+  }
+
+  /** Whose value a key gives. */
+  valueOf(head: number, column: number): number {
+    let at = column;
+    const shared = (other: number) => Math.floor((other * this.kvHeads) / this.heads);
+    for (const edit of [...this.edits].reverse()) {
+      if (edit.kind !== "swap" || (edit.head !== undefined && shared(edit.head) !== shared(head))) continue;
+      if (at === edit.key) at = edit.with;
+      else if (at === edit.with) at = edit.key;
+    }
+    return at;
+  }
+}
+
+const python = (text: string) => JSON.stringify(text).replace(/[\u007f-\uffff]/g, (one) => `\\u${one.charCodeAt(0).toString(16).padStart(4, "0")}`);
+
+/** The Python that makes the same edits. */
+export function asPython(edits: Edit[], places: string[]): string {
+  if (!edits.length) return "";
+  const calls = edits.map((edit) => {
+    const heads = edit.head === undefined ? "" : `, heads=[${edit.head}]`;
+    const place = python(edit.place ?? everywhere(places));
+    if (edit.kind === "hide") return `lens.knock_out(${place}, keys=[${edit.keys}]${edit.queries?.length ? `, queries=[${edit.queries}]` : ""}${heads})`;
+    if (edit.kind === "swap") return `lens.swap_values(${place}, first=${edit.key}, second=${edit.with}${heads})`;
+    return `lens.ablate(${place}${heads}, by="${edit.way}"${edit.way === "mean" ? `, of=base[${place}]` : ""})`;
+  });
+  return ["from qkv import lens", "", "tap = lens.Together(", ...calls.map((call) => `    ${call},`), ")", "looked = runner.look(line, tap=tap)"].join("\n");
+}
+
+/** An edit in words. */
+export function inWords(edit: Edit, name: (side: "keys" | "queries", place: string | undefined, at: number) => string): string {
+  const where = edit.place ? ` in ${edit.place}` : " everywhere";
+  const head = edit.head === undefined ? "" : `, head ${edit.head}`;
+  if (edit.kind === "hide") {
+    const queries = edit.queries?.length ? ` from ${edit.queries.map((at) => name("queries", edit.place, at)).join(", ")}` : "";
+    return `Hide ${edit.keys.map((at) => name("keys", edit.place, at)).join(", ")}${queries}${where}${head}`;
+  }
+  if (edit.kind === "swap") return `Swap the values of ${name("keys", edit.place, edit.key)} and ${name("keys", edit.place, edit.with)}${where}${head}`;
+  return `Switch off head ${edit.head} of ${edit.place}${edit.way === "mean" ? " (its mean instead)" : ""}`;
+}

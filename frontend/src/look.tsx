@@ -1,0 +1,81 @@
+// Where the page begins: mounted by a file, by a server, or by a notebook.
+import { effect } from "@preact/signals";
+import { render as draw } from "preact";
+import type { Host } from "./protocol";
+import { fileHost } from "./hosts/file";
+import { serveHost } from "./hosts/serve";
+import { widgetHost, type WidgetModel } from "./hosts/widget";
+import { Look, Provide, type Tab } from "./state";
+import { App } from "./views/App";
+
+/** Show a document in an element; returns what takes it away again. */
+export function mount(element: Element | ShadowRoot, host: Host): () => void {
+  const look = new Look(host);
+  const preference = matchMedia("(prefers-color-scheme: dark)");
+  const follow = () => { look.dark.value = preference.matches; };
+  follow();
+  preference.addEventListener("change", follow);
+  const stop: (() => void)[] = [() => preference.removeEventListener("change", follow)];
+  start(look);
+  if (host.address) stop.push(follows(look));
+  draw(<Provide value={look}><App /></Provide>, element as Element);
+  return () => { for (const one of stop) one(); draw(null, element as Element); };
+}
+
+function start(look: Look): void {
+  const run = look.base.value;
+  const choose = () => {
+    if (look.host.address && fromAddress(look)) return;
+    const { at, head } = run.mostTelling();
+    // Of a long text the last token is asked about, of a short one the second.
+    const queries = run.attentions[at]?.queries ?? 0;
+    look.choose({ at, head, row: queries > 64 ? queries - 1 : 1 });
+  };
+  const loading = Promise.all(look.runs.map((one) => look.load(one)));
+  if (run.attentions.every((one) => one.ready)) choose();
+  void loading.then(() => { if (!look.attention.value?.ready || look.head.value === 0) choose(); });
+}
+
+/** Keep what is chosen in the page's address, and go where the address says. */
+function follows(look: Look): () => void {
+  const stop = effect(() => {
+    const attention = look.attention.value;
+    const { row, column } = look.cell.value;
+    if (attention) history.replaceState(null, "", `#${attention.place}/${look.head.value}/${row}/${column}/${look.tab.value}`);
+  });
+  const heard = () => { fromAddress(look); };
+  addEventListener("hashchange", heard);
+  return () => { stop(); removeEventListener("hashchange", heard); };
+}
+
+function fromAddress(look: Look): boolean {
+  const [place, head, row, column, tab] = decodeURIComponent(location.hash.slice(1)).split("/");
+  const at = look.run.value.places.indexOf(place);
+  if (at < 0) return false;
+  if (tab) look.tab.value = tab as Tab;
+  look.choose({ at, head: Number(head) || 0, row: Number(row) || 0, column: Number(column) || 0 });
+  return true;
+}
+
+/** What anywidget calls. */
+function render({ model, el }: { model: WidgetModel; el: HTMLElement }): () => void {
+  const { host, close } = widgetHost(model);
+  const root = document.createElement("div");
+  el.append(root);
+  const unmount = mount(root.attachShadow({ mode: "open" }), host);
+  return () => { close(); unmount(); root.remove(); };
+}
+
+export default { render };
+
+async function begin(): Promise<void> {
+  const element = document.querySelector<HTMLElement>("[data-qkv-host]");
+  if (!element) return;
+  try {
+    mount(element, element.dataset.qkvHost === "serve" ? await serveHost(element.dataset.token ?? "") : await fileHost());
+  } catch (problem) {
+    element.textContent = `This page could not be shown: ${problem instanceof Error ? problem.message : String(problem)}`;
+  }
+}
+
+void begin();

@@ -1,0 +1,145 @@
+// What every host gives the page: one document, blocks of numbers, and, where a model is at hand, answers.
+
+export interface Block {
+  at: number;
+  kind: "float32" | "float16" | "int8" | "uint8";
+  shape: number[];
+  scale?: Block;
+}
+
+export interface Axis {
+  kind: "text" | "image" | "audio" | "trajectory";
+  tokens: string[];
+  image?: { rows: number; columns: number; leading: number; pixels: Block };
+  audio?: { peaks: Block; seconds: number; leading: number; per_token: number };
+  trajectory?: { kinds: string[] };
+}
+
+export type Side = "source" | "target";
+export type Kind = "self" | "cross";
+
+export interface Described {
+  place: string;
+  stack: string;
+  layer: number;
+  kind: Kind;
+  queries: Side;
+  keys: Side;
+  heads: number;
+  kv_heads: number;
+  n_queries: number;
+  n_keys: number;
+  scale: number;
+  softcap?: number | null;
+  certified?: number[];
+  query?: Block;
+  key?: Block;
+  value?: Block;
+  context?: Block;
+  rule?: Rule;
+  visible?: Block;
+  added?: Block;
+  added_by_distance?: Block;
+  sinks?: Block;
+  scores?: Block;
+  norms?: Block;
+  overview?: Block;
+  /** Of a long run: which heads `overview` and `per_query` are of. */
+  overview_heads?: number[];
+  per_query?: Record<string, Block>;
+  statistics?: Record<string, (number | null)[]>;
+}
+
+/** A query at position past + its number sees keys up to there (causal), and only those nearer than window. */
+export interface Rule { causal: boolean; window: number | null; past: number }
+
+export type Pair = [string, number];
+export interface Answer { chosen: Pair; best: Pair[] }
+
+export interface Effect {
+  side: "source" | "past";
+  key: number;
+  p_without: number;
+  by_match: number;
+  by_content: number;
+  heads: [string, number, number][];
+}
+export interface Why { position: number; token: string; p: number; effects: Effect[] }
+
+export interface Hypothesis {
+  text: string;
+  tokens: string[];
+  score: number | null;
+  log_probability: number | null;
+  alignment?: [number, number][];
+}
+
+export interface Alignment {
+  heads: [string, number, number][];
+  weights: Block;
+  links: [number, number][];
+  omitted: number[];
+  repeated: number[];
+}
+
+export type Edit =
+  | { kind: "hide"; keys: number[]; place?: string; head?: number; queries?: number[] }
+  | { kind: "head"; place: string; head: number; way: "zero" | "mean" }
+  | { kind: "swap"; place: string; key: number; with: number; head?: number };
+
+export interface Run {
+  name: string;
+  summary?: string[];
+  axes: { source?: Axis; target?: Axis };
+  answers: Answer[];
+  attentions: Described[];
+  hypotheses?: Hypothesis[];
+  alignment?: Alignment | null;
+  story?: Why[];
+  edits?: Edit[];
+  code?: string;
+  long?: boolean;
+}
+
+export interface Document {
+  version: number;
+  title: string;
+  note: string;
+  runs: Run[];
+  numbers: { kind: string; error: number };
+  live: boolean;
+}
+
+export type Request = { run?: number } & (
+  | { ask: "look"; edits: Edit[]; text?: string; answer?: string }
+  | { ask: "why"; position: number }
+  | { ask: "row"; place: string; head: number; query: number }
+  | { ask: "statistics"; place: string; head: number }
+  | { ask: "tile"; place: string; head: number; rows: [number, number]; columns: [number, number]; size: number });
+
+export interface Reply {
+  error?: string;
+  run?: Run;
+  why?: Why;
+  /** The largest weight of each pooled[0] x pooled[1] cells. */
+  tile?: Block;
+  pooled?: [number, number];
+  row?: Block;
+  scores?: Block;
+  overview?: Block;
+  per_query?: Record<string, Block>;
+}
+
+export type Bytes = ArrayBuffer | ArrayBufferView;
+
+/** Bytes of a block; at once or later. */
+export type Source = (block: Block, size: number) => Bytes | Promise<Bytes>;
+
+export interface Host {
+  document: Document;
+  block: Source;
+  /** Answers a request; the blocks its reply names are read from `block`. */
+  ask?: (request: Request) => Promise<{ reply: Reply; block: Source }>;
+  /** Whether what is chosen is kept in the page's address. */
+  address?: boolean;
+}

@@ -1,0 +1,147 @@
+// What is chosen on one page, and everything that follows from it.
+import { batch, computed, signal } from "@preact/signals";
+import { createContext } from "preact";
+import { useContext } from "preact/hooks";
+import type { Edit, Host, Reply, Request, Source, Why } from "./protocol";
+import type { Attention, Show } from "./data/attention";
+import { Run, strongest } from "./data/run";
+
+export interface Cell { row: number; column: number }
+export type Form = "matrix" | "lines" | "table";
+export type Tab = "heads" | "model" | "story" | "alignment" | "context" | "compare";
+
+export class Look {
+  readonly runs: Run[];
+  readonly at = signal(0);
+  readonly head = signal(0);
+  readonly cell = signal<Cell>({ row: 0, column: 0 });
+  readonly pointed = signal<Cell | null>(null);
+  readonly dimension = signal<number | null>(null);
+  readonly show = signal<Show>("weights");
+  readonly form = signal<Form>("matrix");
+  readonly tab = signal<Tab>("heads");
+  readonly which = signal(0);
+  readonly sort = signal("place");
+  readonly kinds = signal("all");
+  readonly dark = signal(false);
+  readonly edits = signal<Edit[]>([]);
+  readonly edited = signal<Run | null>(null);
+  readonly busy = signal("");
+  readonly error = signal("");
+  readonly loaded = signal(0);
+  readonly whys = signal<ReadonlyMap<string, Why>>(new Map());
+
+  /** The run as it was, and as it is shown: with its edits, where somebody could make them. */
+  readonly base = computed(() => this.runs[this.which.value]);
+  readonly run = computed(() => this.edited.value ?? this.base.value);
+  readonly attention = computed<Attention | undefined>(() => this.run.value.attentions[this.at.value] ?? this.run.value.attentions[0]);
+  readonly seen = computed(() => this.pointed.value ?? this.cell.value);
+  /** Whether the current attention's numbers are there. */
+  readonly ready = computed(() => { void this.loaded.value; return Boolean(this.attention.value?.ready); });
+
+  constructor(readonly host: Host) {
+    this.runs = host.document.runs.map((described) => new Run(described, host.block));
+  }
+
+  /** Fetch what the attentions hold; those chosen first. */
+  async load(run: Run): Promise<void> {
+    for (const attention of run.attentions) {
+      const waiting = attention.load();
+      if (waiting) await waiting;
+      if (waiting) this.loaded.value += 1;
+    }
+    this.loaded.value += 1;
+  }
+
+  answers() { return this.run.value.answersFor(this.attention.value); }
+
+  choose(changes: { at?: number; head?: number; row?: number; column?: number }): void {
+    batch(() => {
+      const before = this.attention.value;
+      if (changes.at !== undefined) this.at.value = changes.at;
+      if (changes.head !== undefined) this.head.value = changes.head;
+      const attention = this.attention.value;
+      if (!attention) return;
+      this.head.value = Math.min(this.head.value, attention.heads - 1);
+      const alike = before && before.queries === attention.queries && before.described.queries === attention.described.queries;
+      const clamp = (value: number, length: number) => Math.max(0, Math.min(value, length - 1));
+      const row = clamp(changes.row ?? (alike ? this.cell.value.row : Math.min(1, attention.queries - 1)), attention.queries);
+      const column = clamp(changes.column ?? this.strongest(attention, row), attention.keys);
+      this.cell.value = { row, column };
+      this.pointed.value = null;
+    });
+  }
+
+  strongest(attention: Attention, row: number): number {
+    if (!attention.ready || !attention.exact) return Math.min(this.cell.value.column, attention.keys - 1);
+    return strongest(attention.row(this.head.value, row).weights);
+  }
+
+  /** Choose the query that an answer came from, in the chosen attention or the last one that leads to it. */
+  chooseAnswer(row: number): void {
+    const run = this.run.value;
+    if (run.answersFor(this.attention.value)) return this.choose({ row });
+    const fits = run.answering();
+    const attention = fits.filter((one) => one.described.kind === "cross").at(-1) ?? fits.at(-1);
+    if (attention) this.choose({ at: run.attentions.indexOf(attention), row: Math.min(row, attention.queries - 1) });
+  }
+
+  async ask(request: Request, doing: string): Promise<{ reply: Reply; block: Source } | null> {
+    if (!this.host.ask) return null;
+    batch(() => { this.busy.value = doing; this.error.value = ""; });
+    try {
+      const found = await this.host.ask(this.which.value ? { ...request, run: this.which.value } : request);
+      if (found.reply.error) throw new Error(found.reply.error);
+      return found;
+    } catch (problem) {
+      this.error.value = problem instanceof Error ? problem.message : String(problem);
+      return null;
+    } finally {
+      this.busy.value = "";
+    }
+  }
+
+  /** Make edits: in the model, where one is at hand, and otherwise within each attention by itself. */
+  async edit(edits: Edit[]): Promise<void> {
+    this.edits.value = edits;
+    if (!this.host.ask) {
+      this.base.value.change(edits);
+      this.loaded.value += 1;
+      return;
+    }
+    if (!edits.length) { this.edited.value = null; return; }
+    const found = await this.ask({ ask: "look", edits }, "The model answers again");
+    if (!found?.reply.run || this.edits.value !== edits) return;
+    const run = new Run(found.reply.run, found.block);
+    await this.load(run);
+    batch(() => {
+      this.edited.value = run;
+      const { row, column } = this.cell.value;
+      this.choose({ at: Math.min(this.at.value, run.attentions.length - 1), row, column });
+    });
+  }
+
+  whyOf(position: number): Why | undefined {
+    const told = this.run.value.described.story?.find((one) => one.position === position);
+    return told ?? this.whys.value.get(`${this.which.value} ${position}`);
+  }
+
+  async askWhy(position: number): Promise<void> {
+    const found = await this.ask({ ask: "why", position }, "Taking tokens away, one by one");
+    if (found?.reply.why) this.whys.value = new Map(this.whys.value).set(`${this.which.value} ${position}`, found.reply.why);
+  }
+
+  switchRun(which: number): void {
+    batch(() => {
+      this.which.value = which;
+      this.edits.value = [];
+      this.edited.value = null;
+      this.at.value = Math.min(this.at.value, Math.max(0, this.run.value.attentions.length - 1));
+      this.choose({});
+    });
+  }
+}
+
+const Here = createContext<Look | null>(null);
+export const Provide = Here.Provider;
+export const useLook = (): Look => useContext(Here) as Look;

@@ -1,0 +1,127 @@
+// Changes made on the page: hide a key, swap two values, switch off a head; what then comes out, and the same as Python.
+import { useState } from "preact/hooks";
+import type { Edit } from "../protocol";
+import { asPython, inWords } from "../data/changes";
+import { long, number, percent, shown } from "../numbers";
+import { useLook, type Look } from "../state";
+
+/** The changes that the chosen cell offers. */
+export function EditButtons() {
+  const look = useLook();
+  const [swapping, setSwapping] = useState<number | null>(null);
+  const attention = look.attention.value;
+  if (!attention) return null;
+  const run = look.run.value;
+  const keys = run.keyTokens(attention);
+  const { column } = look.cell.value;
+  const [place, head] = [attention.place, look.head.value];
+  const key = shown(keys[column]);
+  const has = look.edits.value.some((edit) => edit.kind === "head" && edit.place === place && edit.head === head);
+  return (
+    <div class="edits-bar" role="group" aria-label="Change something">
+      <span class="muted">What if</span>
+      <button type="button" class="small" onClick={() => add(look, { kind: "hide", keys: [column], place, head })}>this head could not see <bdi>{key}</bdi></button>
+      <button type="button" class="small" onClick={() => add(look, { kind: "hide", keys: [column], place: undefined })}>no head could</button>
+      {swapping === null ? <button type="button" class="small" onClick={() => setSwapping(column)}>its value were {"\u2026"}</button>
+        : swapping === column ? <button type="button" class="small" aria-live="polite" onClick={() => setSwapping(null)}>now choose another key ({"\u00d7"})</button>
+          : <button type="button" class="small" onClick={() => { add(look, { kind: "swap", place, key: swapping, with: column, head }); setSwapping(null); }}>swap values of <bdi>{shown(keys[swapping] ?? "")}</bdi> and <bdi>{key}</bdi></button>}
+      <button type="button" class="small" aria-pressed={has} onClick={() => (has ? remove(look, (edit) => edit.kind === "head" && edit.place === place && edit.head === head) : add(look, { kind: "head", place, head, way: "zero" }))}>this head were off</button>
+    </div>
+  );
+}
+
+const add = (look: Look, edit: Edit) => {
+  const clean = JSON.parse(JSON.stringify(edit)) as Edit;
+  if (look.edits.value.some((one) => JSON.stringify(one) === JSON.stringify(clean))) return;
+  void look.edit([...look.edits.value, clean]);
+};
+const remove = (look: Look, which: (edit: Edit) => boolean) => void look.edit(look.edits.value.filter((edit) => !which(edit)));
+
+export function EditsPanel() {
+  const look = useLook();
+  const edits = look.edits.value;
+  if (!edits.length) return null;
+  const base = look.base.value;
+  const tokenOf = (side: "keys" | "queries", place: string | undefined, at: number) => {
+    const attention = base.attentions.find((one) => one.place === place) ?? base.attentions.filter((one) => one.described.kind === "cross").at(-1) ?? base.attentions[0];
+    return shown((side === "keys" ? base.keyTokens(attention) : base.queryTokens(attention))[at] ?? String(at));
+  };
+  const code = look.edited.value?.described.code || asPython(edits, base.places);
+  return (
+    <section class="edits" aria-label="Your changes">
+      <div>
+        <h2>Your changes</h2>
+        <ul>{edits.map((edit, i) => (
+          <li key={i}><span dir="auto">{inWords(edit, tokenOf)}</span> <button type="button" class="small" aria-label={`Undo: ${inWords(edit, tokenOf)}`} onClick={() => void look.edit(edits.filter((_, at) => at !== i))}>undo</button></li>))}
+        </ul>
+        <button type="button" class="small" onClick={() => void look.edit([])}>Undo all</button>
+      </div>
+      <div>{look.host.ask ? <Outcome /> : <Within />}</div>
+      <div>
+        <h2>The same in Python <button type="button" class="small" onClick={() => void navigator.clipboard?.writeText(code)}>Copy</button></h2>
+        <pre tabIndex={0} role="region" aria-label="The same in Python">{code}</pre>
+      </div>
+    </section>
+  );
+}
+
+/** What the model answered before and with the changes. */
+function Outcome() {
+  const look = useLook();
+  const after = look.edited.value?.described.answers;
+  const before = look.base.value.described.answers;
+  if (!after) return <p class="muted">{look.busy.value ? "The model answers again" : "No answer yet."}</p>;
+  const text = (answers: typeof before) => answers.map((answer) => shown(answer.chosen[0])).join(" ");
+  const same = text(before) === text(after);
+  return (
+    <>
+      <h2>What it then says</h2>
+      <p class="outcome-line"><span class="muted">before</span> <bdi>{text(before)}</bdi></p>
+      <p class="outcome-line"><span class="muted">now</span> <bdi>{text(after)}</bdi>{same ? <span class="muted"> (the same words)</span> : null}</p>
+      <div class="table-box low" tabIndex={0} role="region" aria-label="Answers before and now">
+        <table>
+          <thead><tr><th scope="col">position</th><th scope="col">before</th><th scope="col" /><th scope="col">now</th><th scope="col" /></tr></thead>
+          <tbody>{Array.from({ length: Math.max(before.length, after.length) }, (_, i) => (
+            <tr key={i} class={before[i]?.chosen[0] !== after[i]?.chosen[0] ? "differs" : ""}>
+              <th scope="row">{i}</th><td dir="auto">{before[i] ? shown(before[i].chosen[0]) : ""}</td><td>{before[i] ? percent(before[i].chosen[1]) : ""}</td>
+              <td dir="auto">{after[i] ? shown(after[i].chosen[0]) : ""}</td><td>{after[i] ? percent(after[i].chosen[1]) : ""}</td>
+            </tr>))}
+          </tbody>
+        </table>
+      </div>
+    </>
+  );
+}
+
+/** Without a model: what changes within the attention itself. */
+function Within() {
+  const look = useLook();
+  const attention = look.attention.value;
+  if (!attention || !attention.exact) return null;
+  void look.loaded.value;
+  const head = look.head.value;
+  const { row } = look.cell.value;
+  const now = attention.row(head, row).weights;
+  const context = attention.context(head, now);
+  const changes = attention.changes;
+  attention.changes = null;
+  const before = attention.row(head, row).weights;
+  const contextBefore = attention.context(head, before);
+  attention.changes = changes;
+  const keys = look.run.value.keyTokens(attention);
+  const order = Array.from(now.keys()).sort((a, b) => Math.max(before[b], now[b]) - Math.max(before[a], now[a])).slice(0, 6);
+  const difference = long(context.map((part, i) => part - contextBefore[i]));
+  return (
+    <>
+      <h2>What changes within this head</h2>
+      <p class="muted">This file holds no model: the change is recomputed within each attention by itself, and not in what follows from it. For the new answer, open the model with <code>qkv look --serve</code>.</p>
+      {changes ? <p>For <b dir="auto">{shown(look.run.value.queryTokens(attention)[row])}</b> the context moves by {number(difference)}, of a length of {number(long(contextBefore))}.</p> : <p>None of your changes touches {attention.place}.</p>}
+      {changes && (
+        <table>
+          <thead><tr><th scope="col">key</th><th scope="col">weight before</th><th scope="col">now</th></tr></thead>
+          <tbody>{order.map((column) => <tr key={column}><th scope="row" dir="auto">{shown(keys[column])}</th><td>{percent(before[column])}</td><td>{percent(now[column])}</td></tr>)}</tbody>
+        </table>
+      )}
+    </>
+  );
+}

@@ -1,0 +1,79 @@
+// What was asked and what was answered; answers can be chosen.
+import { percent, shown } from "../numbers";
+import { useLook } from "../state";
+import type { Answer, Axis } from "../protocol";
+
+const most = 400;
+
+export function Exchange() {
+  const look = useLook();
+  const run = look.run.value;
+  const source = run.axis("source");
+  const { answers } = run.described;
+  const target = run.axis("target");
+  return (
+    <section class="exchange" aria-label="What the model read and answered">
+      {source ? <Read title="It read" axis={source} /> : target && !answers.length ? <Read title="It read" axis={target} /> : null}
+      {answers.length > 0 && <Said answers={answers} />}
+    </section>
+  );
+}
+
+function Read({ title, axis }: { title: string; axis: Axis }) {
+  const look = useLook();
+  const attention = look.attention.value;
+  const run = look.run.value;
+  const { row, column } = look.cell.value;
+  if (axis.kind === "image" || axis.kind === "audio") {
+    const words = axis.image ? `a picture of ${axis.image.rows} \u00d7 ${axis.image.columns} patches` : `a sound of ${axis.audio?.seconds.toFixed(1)} s in ${axis.tokens.length} positions`;
+    return <div class="read"><h2>{title}</h2><p>{words}</p></div>;
+  }
+  const isKeys = attention && run.axis(attention.described.keys) === axis;
+  const isQueries = attention && run.axis(attention.described.queries) === axis;
+  const from = axis.tokens.length > most ? Math.max(0, Math.min((isKeys ? column : row) - most / 2, axis.tokens.length - most)) : 0;
+  return (
+    <div class="read">
+      <h2>{title}{axis.tokens.length > most ? ` (${axis.tokens.length.toLocaleString("en")} tokens; here ${from} to ${from + most - 1})` : ""}</h2>
+      <ol class={axis.tokens.length > 40 ? "tokens many" : "tokens"} tabIndex={axis.tokens.length > 40 ? 0 : undefined} aria-label={title}>
+        {axis.tokens.slice(from, from + most).map((text, i) => (
+          <li key={from + i} dir="auto" class={`${isKeys && from + i === column ? "is-key" : ""} ${isQueries && from + i === row ? "is-query" : ""}`}>{shown(text)}</li>
+        ))}
+      </ol>
+    </div>
+  );
+}
+
+function Said({ answers }: { answers: Answer[] }) {
+  const look = useLook();
+  const chosen = look.answers() ? look.cell.value.row : -1;
+  const before = look.edited.value ? look.base.value.described.answers : null;
+  const many = answers.length > 16;
+  const from = answers.length > most ? Math.max(0, Math.min(chosen - most / 2, answers.length - most)) : 0;
+  return (
+    <div class="said">
+      <h2>It answered{before ? ", with your changes" : ""}{answers.length > 1 ? <span class="hint"> choose a token to see why</span> : null}</h2>
+      <ol class={many ? "answers many" : "answers"} tabIndex={many ? 0 : undefined} aria-label="It answered">
+        {answers.slice(from, from + most).map((answer, i) => <One key={from + i} answer={answer} row={from + i} chosen={chosen === from + i} before={before?.[from + i]} />)}
+      </ol>
+    </div>
+  );
+}
+
+function One({ answer: { chosen: [text, share], best }, row, chosen, before }: { answer: Answer; row: number; chosen: boolean; before?: Answer }) {
+  const look = useLook();
+  const unsure = best.length > 0 && best[0][0] !== text;
+  const others = best.filter(([other]) => other !== text).slice(0, 2);
+  const changed = before && (before.chosen[0] !== text || Math.abs(before.chosen[1] - share) > 0.005);
+  return (
+    <li>
+      <button type="button" class={`answer${unsure ? " unsure" : ""}${changed ? " changed" : ""}`} aria-pressed={chosen} onClick={() => look.chooseAnswer(row)}
+        title={best.map(([other, part]) => `${other} ${percent(part)}`).join("   ")}>
+        <span class="answer-text" dir="auto">{shown(text)}</span>
+        <span class="answer-bar" style={{ "--share": `${share * 100}%` }} />
+        <span class="answer-share">{percent(share)}</span>
+        {changed && <span class="answer-other was"><span dir="auto">was {shown(before.chosen[0])}</span><span>{percent(before.chosen[1])}</span></span>}
+        {others.map(([other, part]) => <span class="answer-other" key={other}><span dir="auto">{shown(other)}</span><span>{percent(part)}</span></span>)}
+      </button>
+    </li>
+  );
+}

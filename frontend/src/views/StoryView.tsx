@@ -1,0 +1,91 @@
+// The story of one answer over all heads: looked for, answered, took, changed.
+import { useState } from "preact/hooks";
+import { storyOf, type Entry } from "../data/story";
+import { percent, shown } from "../numbers";
+import { useLook } from "../state";
+
+const first = 24;
+
+export function StoryView() {
+  const look = useLook();
+  const [all, setAll] = useState(false);
+  const run = look.run.value;
+  const { answers } = run.described;
+  if (!answers.length) return <section class="story-view"><h2>This model gives no answers to tell the story of.</h2></section>;
+  if (!look.ready.value) return <p class="muted" role="status">Fetching its numbers</p>;
+  const row = Math.min(look.cell.value.row, answers.length - 1);
+  const position = row + 1;
+  const why = look.whyOf(position);
+  const { entries, heads } = storyOf(run, row, why);
+  const { chosen: [token, share] } = answers[row];
+  const most = { weight: greatest(entries, "weight"), flow: greatest(entries, "flow") };
+  const listed = all ? entries : entries.slice(0, first);
+  return (
+    <section class="story-view" aria-labelledby="story-title">
+      <div class="story-top">
+        <button type="button" class="small" disabled={row === 0} onClick={() => look.chooseAnswer(row - 1)} aria-label="The answer before">{"\u2190"}</button>
+        <h2 id="story-title">How <b dir="auto" class="story-token">{shown(token)}</b> came about <span class="muted">{percent(share)} sure</span></h2>
+        <button type="button" class="small" disabled={row === answers.length - 1} onClick={() => look.chooseAnswer(row + 1)} aria-label="The next answer">{"\u2192"}</button>
+      </div>
+      <p class="muted">Each line is a token that could be seen, over the {heads} heads that led to this answer. {why ? "What happened is at the right: the answer's probability once nobody may look at that token." : ""}</p>
+      {!why && (look.host.ask
+        ? <p><button type="button" class="do" onClick={() => void look.askWhy(position)}>Find out what each token changed</button></p>
+        : <p class="muted">What taking each token away would change was not computed for this file; <code>qkv look --serve</code> does it on demand.</p>)}
+      <div class="table-box tall" tabIndex={0} role="region" aria-label="The story as a table">
+        <table class="story-table">
+          <thead>
+            <tr><th scope="col">token</th><th scope="col" class="query">looked for<small>heads that match it best</small></th><th scope="col" class="key">answered<small>mean weight</small></th><th scope="col" class="value">taken<small>share of what moved</small></th>
+              {why && <><th scope="col">changed<small>{shown(why.token)} without it (was {percent(why.p)})</small></th><th scope="col">by match<small>found like any other</small></th><th scope="col">by content<small>says what any would</small></th><th scope="col">most by<small>alone</small></th></>}
+              {!why && <th scope="col">most by<small>weight</small></th>}</tr>
+          </thead>
+          <tbody>{listed.map((entry) => <Line key={`${entry.side} ${entry.position}`} entry={entry} heads={heads} most={most} p={why?.p} row={row} />)}</tbody>
+        </table>
+      </div>
+      {entries.length > first && <p><button type="button" class="small" onClick={() => setAll(!all)}>{all ? `Only the first ${first}` : `All ${entries.length} tokens`}</button></p>}
+    </section>
+  );
+}
+
+const greatest = (entries: Entry[], name: "weight" | "flow") => Math.max(1e-9, ...entries.map((entry) => entry[name]));
+
+function Line({ entry, heads, most, p, row }: { entry: Entry; heads: number; most: { weight: number; flow: number }; p?: number; row: number }) {
+  const look = useLook();
+  const run = look.run.value;
+  const { by } = entry;
+  const see = (at: number, head: number) => {
+    look.choose({ at, head, row: Math.min(row, run.attentions[at].queries - 1), column: entry.position });
+    look.tab.value = "heads";
+  };
+  const alone = entry.heads?.[0];
+  return (
+    <tr>
+      <th scope="row"><span dir="auto">{shown(entry.token)}</span> <span class="muted">{run.axis("target") && run.axis("source") ? entry.side === "source" ? "source" : "said" : ""} {entry.position}</span></th>
+      <td><Bar share={entry.wanted / heads} name="query" text={String(entry.wanted)} /></td>
+      <td><Bar share={entry.weight / most.weight} name="key" text={percent(entry.weight)} /></td>
+      <td><Bar share={entry.flow / most.flow} name="value" text={percent(entry.flow)} /></td>
+      {p !== undefined && (entry.without === undefined ? <td colSpan={4} class="muted">not asked</td> : (
+        <>
+          <td><Change from={p} to={entry.without} /></td>
+          <td>{percent(entry.match as number)}</td>
+          <td>{percent(entry.content as number)}</td>
+          <td>{alone ? <button type="button" class="column" onClick={() => see(run.places.indexOf(alone[0]), alone[1])}>{alone[0]} {alone[1]} ({percent(alone[2])})</button>
+            : <button type="button" class="column muted" onClick={() => see(by.at, by.head)}>see {run.places[by.at]} {by.head}</button>}</td>
+        </>
+      ))}
+      {p === undefined && <td><button type="button" class="column" onClick={() => see(by.at, by.head)}>{run.places[by.at]} {by.head} ({percent(by.weight)})</button></td>}
+    </tr>
+  );
+}
+
+function Bar({ share, name, text }: { share: number; name: string; text: string }) {
+  return <span class={`bar of-${name}`} style={{ "--share": `${share * 100}%` }}><span>{text}</span></span>;
+}
+
+function Change({ from, to }: { from: number; to: number }) {
+  const [low, high] = [Math.min(from, to), Math.max(from, to)];
+  return (
+    <span class={`change ${to < from ? "down" : "up"}`} style={{ "--low": `${low * 100}%`, "--high": `${high * 100}%` }}>
+      <span class="change-bar" aria-hidden="true" /><span>{percent(from)} {"\u2192"} <b>{percent(to)}</b></span>
+    </span>
+  );
+}
