@@ -52,17 +52,39 @@ def attend(
     score: replaces the scaled dot product, e.g. the additive score of Bahdanau et al. 2015.
     dropout: the probability with which a weight is left out (and the others scaled up).
     """
+    query, key, value, bias = _heard(query, key, value, bias, tap)
+    tap.terms(mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, score=score)
+    explicit = score is not None or softcap is not None or sinks is not None
+    if explicit or tap.wants("scores") or tap.wants("weights"):
+        context, _ = _explicit(query, key, value, mask, bias, scale, softcap, sinks, score, dropout, tap)
+    else:
+        context = _fused(query, key, value, mask, bias, scale, dropout)
+    return tap("context", context)
+
+
+def attend_and_point(
+    query: Float[Tensor, "batch heads queries d_key"],
+    key: Float[Tensor, "batch kv_heads keys d_key"],
+    value: Float[Tensor, "batch kv_heads keys d_value"],
+    *,
+    mask: Mask | Tensor | None = None,
+    tap: Tap = NO_TAP,
+) -> tuple[Float[Tensor, "batch heads queries d_value"], Float[Tensor, "batch heads queries keys"]]:
+    """`attend` where the weights are an answer themselves -> the context, and the weights that it was blended with."""
+    query, key, value, bias = _heard(query, key, value, None, tap)
+    tap.terms(mask=mask, bias=bias, scale=None, softcap=None, sinks=None, score=None)
+    context, weights = _explicit(query, key, value, mask, bias, None, None, None, None, 0.0, tap)
+    return tap("context", context), weights
+
+
+def _heard(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, tap: Tap
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     key, value, query = tap("key", key), tap("value", value), tap("query", query)
     # the query comes last: by then a tap knows how many keys stand before it
     if (more := tap.adds(query, key)) is not None:
         bias = more if bias is None else bias + more
-    tap.terms(mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, score=score)
-    explicit = score is not None or softcap is not None or sinks is not None
-    if explicit or tap.wants("scores") or tap.wants("weights"):
-        context = _explicit(query, key, value, mask, bias, scale, softcap, sinks, score, dropout, tap)
-    else:
-        context = _fused(query, key, value, mask, bias, scale, dropout)
-    return tap("context", context)
+    return query, key, value, bias
 
 
 def _explicit(
@@ -77,13 +99,13 @@ def _explicit(
     score: Score | None,
     dropout: float,
     tap: Tap,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     group = query.shape[1] // key.shape[1]
     key, value = _repeat(key, group), _repeat(value, group)
     found, visible = scores(query, key, mask=mask, bias=bias, scale=scale, softcap=softcap, score=score)
     weights = softmax(tap("scores", found), visible, sinks)
     weights = tap("weights", weights)
-    return drop(weights, dropout) @ value
+    return drop(weights, dropout) @ value, weights
 
 
 def scores(

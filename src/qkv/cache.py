@@ -10,14 +10,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Memory:
-    """What an encoder made of the source. states (batch, sources, d_model); mask (batch, sources) bool or None."""
+    """What an encoder made of the source. states (batch, sources, d_model); mask (batch, sources) bool or None.
+
+    tokens (batch, sources) int64 and key (batch, 1, sources, d_key): of a model that copies, what stood in the source
+    and what it is found by.
+    """
 
     states: Tensor
     mask: Tensor | None = None
+    tokens: Tensor | None = None
+    key: Tensor | None = None
 
     def select(self, index: Tensor) -> Memory:
         """Pick or repeat rows of the batch."""
-        return Memory(self.states[index], None if self.mask is None else self.mask[index])
+        return Memory(
+            self.states[index],
+            *(None if part is None else part[index] for part in (self.mask, self.tokens, self.key)),
+        )
 
 
 class KeyValues:

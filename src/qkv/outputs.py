@@ -7,7 +7,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qkv import spec
+from qkv.attend import attend_and_point
+from qkv.cache import Memory
 from qkv.layers import ACTIVATIONS, norm
+from qkv.tap import NO_TAP, Tap
 
 
 class Dense(nn.Module):
@@ -44,6 +47,48 @@ class VocabularyAnswer(nn.Module):
             hidden = hidden * self.scale
         logits = functional.linear(hidden, self.vectors, self.bias)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+class PointerGeneratorAnswer(nn.Module):
+    """Give each token of the vocabulary its probability of being generated or copied (See et al. 2017, eqs. 8 and 9).
+
+    p(w) = p_gen * softmax(logits)(w) + (1 - p_gen) * the weights of all places of the source where w stands
+    p_gen = sigmoid(linear(context, state)); the decoder's input, the third term of eq. 8, is a part of the residual
+    that the state is read from.
+    """
+
+    def __init__(self, choice: spec.PointerGenerator, d_model: int, d_memory: int, embedding: nn.Embedding) -> None:
+        super().__init__()
+        self.vocabulary = VocabularyAnswer(choice.vocabulary, d_model, embedding)
+        self.query = nn.Linear(d_model, choice.d_key)
+        self.key = nn.Linear(d_memory, choice.d_key)
+        self.gate = nn.Linear(d_memory + d_model, 1)
+
+    def keys(self, states: Tensor) -> Tensor:
+        """What the places of a source are found by: (batch, sources, d_memory) -> (batch, 1, sources, d_key)."""
+        keys: Tensor = self.key(states)
+        return keys.unsqueeze(1)
+
+    def forward(self, hidden: Tensor, memory: Memory, tap: Tap = NO_TAP) -> Tensor:
+        """hidden (batch, length, d_model), a memory with tokens and key -> log-probabilities (batch, length, vocab).
+
+        They are logits as good as any, for their softmax gives the probabilities again.
+        """
+        assert memory.tokens is not None and memory.key is not None
+        mask = None if memory.mask is None else memory.mask[:, None, None, :]
+        context, weights = attend_and_point(
+            self.query(hidden).unsqueeze(1),
+            memory.key,
+            memory.states.unsqueeze(1),
+            mask=mask,
+            tap=tap.at("cross_attention"),
+        )
+        gate = self.gate(torch.cat((context.squeeze(1), hidden), dim=-1)).float()
+        generated = self.vocabulary(hidden).float().softmax(dim=-1) * torch.sigmoid(gate)
+        copied = weights.squeeze(1).float() * torch.sigmoid(-gate)
+        places = memory.tokens[:, None, :].expand_as(copied)
+        whole: Tensor = generated.scatter_add(-1, places, copied)
+        return whole.clamp(min=torch.finfo(whole.dtype).tiny).log()
 
 
 class LabelsAnswer(nn.Module):

@@ -22,7 +22,8 @@ def list_corpora() -> None:
         splits = ", ".join(f"{name} {count:,}" for name, count in entry.splits.items())
         languages = f"; languages {', '.join(entry.languages)}" if entry.languages else ""
         click.echo(f"{entry.name}\n  {entry.description}\n  pairs: {splits}{languages}")
-        click.echo(f"  {entry.size / 1e6:,.1f} MB, sha256 {entry.checksum}")
+        if entry.files:
+            click.echo(f"  {entry.size / 1e6:,.1f} MB, sha256 {entry.checksum}")
         click.echo(f"  licence: {entry.licence}\n  from: {entry.home}\n")
 
 

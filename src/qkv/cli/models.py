@@ -56,6 +56,7 @@ def run(
     runner = tasks.load(model, numbers=numbers, legacy=legacy)
     decoding = tasks.with_method(runner.decoding, beam=beam, n_best=n_best)
     strange: dict[str, None] = {}
+    unread: list[int] = []
     wrong: list[DataError] = []
 
     def noting(lines: Iterable[str]) -> Iterator[str]:
@@ -64,6 +65,7 @@ def run(
             for line in lines:
                 runner.read([line], next(before))
                 strange.update(dict.fromkeys(runner.unknown(line)))
+                unread.extend(filter(None, [runner.unread(line)]))
                 yield line
         except DataError as error:
             wrong.append(error)
@@ -77,6 +79,12 @@ def run(
     if strange:
         shown = ", ".join(map(ascii if not sys.stderr.isatty() else repr, list(strange)[:10]))
         click.echo(f"Note: the model does not know {shown}; answers to lines with these are guesses.", err=True)
+    if unread:
+        click.echo(
+            f"Note: {len(unread):,} of the lines are longer than the model reads; {sum(unread):,} tokens at their ends "
+            "were not read.",
+            err=True,
+        )
     if wrong:
         raise wrong[0]
 
@@ -88,6 +96,7 @@ def run(
 @click.option("--with", "options", multiple=True, metavar="KEY=VALUE", help="Of the corpus, as in --with split=valid.")
 @_beam
 @click.option("--multi-bleu", metavar="LANGUAGE", help="Also score as multi-bleu.perl on lower-cased Moses tokens.")
+@click.option("--baselines", is_flag=True, help="Of summaries: also score the first sentence, and the best one.")
 @click.option("--answers", type=click.Path(path_type=Path), help="Write the answers to this file, one a line.")
 @_numbers
 @_legacy
@@ -98,6 +107,7 @@ def evaluate(
     options: tuple[str, ...],
     beam: int | None,
     multi_bleu: str | None,
+    baselines: bool,
     answers: Path | None,
     numbers: Numbers,
     legacy: bool,
@@ -114,13 +124,15 @@ def evaluate(
         tasks.origin_of(paths, corpus, options)  # refuses both, before a model is opened
     runner = tasks.load(model, numbers=numbers, legacy=legacy)
     if runner.task.name == "continue" and (texts := tasks.texts_of(paths, corpus, options)) is not None:
-        if beam or multi_bleu or answers:
-            raise DataError("--beam, --multi-bleu and --answers were given; a text that is read has no answers")
+        if beam or multi_bleu or baselines or answers:
+            raise DataError(
+                "--beam, --multi-bleu, --baselines or --answers were given; a text that is read has no answers"
+            )
         click.echo(tasks.read_texts(runner, texts))
         return
     origin = tasks.origin_of(paths, corpus, options)
     pairs = tasks.pairs_of([origin], runner.task)
-    report = tasks.evaluate(runner, pairs, tasks.with_method(runner.decoding, beam=beam))
+    report = tasks.evaluate(runner, pairs, tasks.with_method(runner.decoding, beam=beam), baselines=baselines)
     click.echo(report)
     if answers is not None:
         with replacing(answers) as part:
@@ -153,6 +165,10 @@ def write_page(runner: Runner | Predictor, model: str, text: str, page: Path, an
     from qkv import view
 
     looked = runner.look(text, answer)
+    if unread := runner.unread(text):
+        click.echo(
+            f"Note: the text is longer than the model reads; its last {unread:,} tokens were not read.", err=True
+        )
     view.page(
         looked.trace,
         page,
@@ -162,7 +178,7 @@ def write_page(runner: Runner | Predictor, model: str, text: str, page: Path, an
         title=text,
         note=f"{text} -> {textwrap.shorten(looked.answer.text, 300, placeholder=' ...')}, by {model}",
     )
-    return looked.answer.text
+    return "\n".join([looked.answer.text, *looked.copied])
 
 
 def _batches() -> Iterator[Iterable[str]]:

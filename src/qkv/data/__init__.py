@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qkv.data.batch import IGNORE, Batch, Example, SpecialTokens, collate, source_batch
+    from qkv.data.batch import IGNORE, Batch, Example, SpecialTokens, collate, in_one, source_batch
     from qkv.data.cleaning import Cleaning, Encoder, Finding, Report, leakage, prepare, references, without
     from qkv.data.corpora import Corpus
     from qkv.data.packing import Windows, WindowSampler, pack
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qkv.data.store import Joined, StoreWriter, TokenPairs, TokenWriter
 
 _HOMES = {
-    "qkv.data.batch": ("IGNORE", "Batch", "Example", "SpecialTokens", "collate", "source_batch"),
+    "qkv.data.batch": ("IGNORE", "Batch", "Example", "SpecialTokens", "collate", "in_one", "source_batch"),
     "qkv.data.cleaning": ("Cleaning", "Encoder", "Finding", "Report", "leakage", "prepare", "references", "without"),
     "qkv.data.corpora": ("Corpus",),
     "qkv.data.packing": ("WindowSampler", "Windows", "pack"),
@@ -51,6 +51,7 @@ __all__ = [
     "WindowSampler",
     "Windows",
     "collate",
+    "in_one",
     "leakage",
     "lines",
     "lines_of",

@@ -100,6 +100,18 @@ def collate(
     return Batch(source, mask, target, labels, numbers)
 
 
+def in_one(examples: Sequence[tuple[Ids, Ids]], tokenizer: SpecialTokens, index: Sequence[int] | None = None) -> Batch:
+    """Lay pairs side by side for a decoder alone, <s> x1..xm <s> y1..yn, of which y1..yn </s> are to be answered.
+
+    `index` as in `collate`. Decoding begins with the same: the source, and the <s> that begins its answer.
+    """
+    numbers = torch.as_tensor(list(range(len(examples)) if index is None else index), dtype=torch.int64)
+    bos, eos = tokenizer.bos, tokenizer.eos
+    given = [np.array([bos, *source, bos, *target], dtype=np.int64) for source, target in examples]
+    asked = [np.array([*[IGNORE] * (len(source) + 1), *target, eos], dtype=np.int64) for source, target in examples]
+    return Batch(None, None, _padded(given, tokenizer.pad)[0], _padded(asked, IGNORE)[0], numbers)
+
+
 def source_batch(sources: Sequence[Ids], tokenizer: SpecialTokens) -> tuple[Tensor, Tensor]:
     """Lay sources side by side, each with eos: (source (batch, sources) int64, source_mask bool, True = real token).
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,9 @@ from qkv.errors import ConfigError
 from qkv.tap import NO_TAP, Site, Tap
 
 Received = dict[str, tuple[str, Tensor]]
+
+_OF_A_MODEL = re.compile(r"\.(decoder|answer)\..*")
+"""What a place is within its model: the rest names the model, where there are several."""
 
 
 class CrossWeights(Tap):
@@ -31,7 +36,7 @@ class CrossWeights(Tap):
         tensor = self.inner(site, tensor)
         if site == "weights" and self._watched:
             received = tensor.float().mean(1).sum(1)
-            model = self.path.rpartition(".")[0].rpartition(".")[0]
+            model = _OF_A_MODEL.sub("", self.path)
             place, before = self.kept.get(model, (self.path, None))
             # A model may look one query at a time, which adds up; but a later block replaces an earlier one.
             if place == self.path and before is not None:

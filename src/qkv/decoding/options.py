@@ -101,7 +101,10 @@ class LengthPenalty:
 
 @dataclass(frozen=True)
 class Length:
-    """How long a result may be: up to factor * source tokens + constant, never under `least`, the end included."""
+    """How long a result may be: up to factor * source tokens + constant, never under `least`, the end included.
+
+    For a decoder alone, what it goes on from is the source.
+    """
 
     factor: float = 1.0
     constant: int = 50

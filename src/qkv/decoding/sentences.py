@@ -196,7 +196,8 @@ def _begin(
     if source is None:
         if prefixes is None:
             raise DataError("neither source nor prefixes were given; without a source, give each row a prefix")
-        return _Tapped(model, tap), model.start(None, len(prefixes)), [decoding.length.limit(0)] * len(prefixes), None
+        longest = [decoding.length.limit(len(prefix)) for prefix in prefixes]
+        return _Tapped(model, tap), model.start(None, len(prefixes)), longest, None
     memory = model.encode(source, source_mask, tap)
     length, mask = source.shape[1], source_mask
     if isinstance(memory, Memory):  # of a sound, which is longer than what is remembered of it

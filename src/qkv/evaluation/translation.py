@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 from qkv.evaluation.score import Score, library, pair_up
@@ -17,8 +18,11 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str], lowercase: bool =
     return _score("BLEU", metric, hypotheses, references)
 
 
-def chrf(hypotheses: Sequence[str], references: Sequence[str], word_order: int = 0) -> Score:
-    """chrF of detokenised lines, 0 to 100 (Popović 2015); word_order=2 is chrF++. Raises as `bleu`."""
+def chrf(hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]], word_order: int = 0) -> Score:
+    """chrF of detokenised lines, 0 to 100 (Popović 2015), one reference each or several; word_order=2 is chrF++.
+
+    Raises as `bleu`.
+    """
     metric = library("sacrebleu").metrics.CHRF(word_order=word_order)
     return _score("chrF" + "+" * word_order, metric, hypotheses, references)
 
@@ -61,7 +65,10 @@ def moses(lines: Sequence[str], language: str) -> list[str]:
     return [" ".join(tokenizer.tokenize(normalizer.normalize(line))) for line in lines]
 
 
-def _score(name: str, metric: Any, hypotheses: Sequence[str], references: Sequence[str]) -> Score:
+def _score(
+    name: str, metric: Any, hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]
+) -> Score:
     pair_up(hypotheses, references)
-    value = metric.corpus_score(list(hypotheses), [list(references)]).score
+    every = [[own] if isinstance(own, str) else own for own in references]
+    value = metric.corpus_score(list(hypotheses), list(zip_longest(*every))).score  # None where one has fewer
     return Score(name, float(value), str(metric.get_signature()))

@@ -6,6 +6,7 @@ from qkv.lens.alignment import Alignment, Gold, align, best_heads, error_rate, p
 from qkv.lens.capture import Capture, read_capture, write_capture
 from qkv.lens.interventions import Intervene, Together, ablate, knock_out, patch, swap_values
 from qkv.lens.looking import look, trace_of
+from qkv.lens.pointing import Pointed, pointed
 from qkv.lens.recorder import Call, Recorder
 from qkv.lens.reports import HeadReport, report, similarity
 from qkv.lens.statistics import Statistics, measure
@@ -20,6 +21,7 @@ __all__ = [
     "Gold",
     "HeadReport",
     "Intervene",
+    "Pointed",
     "Reason",
     "Recorder",
     "Statistics",
@@ -36,6 +38,7 @@ __all__ = [
     "parse_pharaoh",
     "patch",
     "pharaoh",
+    "pointed",
     "read_capture",
     "report",
     "similarity",

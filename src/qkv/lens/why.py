@@ -100,7 +100,7 @@ class _Removing(Tap):
         self._here = [
             (row, one)
             for row, one in enumerate(removals)
-            if one.side == side and place.startswith("decoder") and one.place in (None, place)
+            if one.side == side and not place.startswith("encoder") and one.place in (None, place)
         ]
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:

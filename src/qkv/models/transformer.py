@@ -12,7 +12,15 @@ from qkv.inputs import PatchReader, Reader, TokenReader, reader
 from qkv.layers import Block, Placing, norm
 from qkv.mask import Mask
 from qkv.models.protocol import SequenceModel
-from qkv.outputs import ActionsAnswer, ClassesAnswer, LabelsAnswer, StatesAnswer, VectorAnswer, VocabularyAnswer
+from qkv.outputs import (
+    ActionsAnswer,
+    ClassesAnswer,
+    LabelsAnswer,
+    PointerGeneratorAnswer,
+    StatesAnswer,
+    VectorAnswer,
+    VocabularyAnswer,
+)
 from qkv.positions import RelativeBias, alibi, distances, rotations
 from qkv.tap import NO_TAP, Tap
 
@@ -134,10 +142,21 @@ class Transformer(SequenceModel):
         last = self.decoder or self.encoder
         assert last is not None
         d_model = last.choice.d_model
-        self.answer: VocabularyAnswer | LabelsAnswer | ClassesAnswer | VectorAnswer | ActionsAnswer | StatesAnswer
+        self.answer: (
+            VocabularyAnswer
+            | PointerGeneratorAnswer
+            | LabelsAnswer
+            | ClassesAnswer
+            | VectorAnswer
+            | ActionsAnswer
+            | StatesAnswer
+        )
         match choice.answers:
             case spec.Vocabulary():
                 self.answer = VocabularyAnswer(choice.answers, d_model, _tokens(last))
+            case spec.PointerGenerator():
+                assert choice.encoder is not None
+                self.answer = PointerGeneratorAnswer(choice.answers, d_model, choice.encoder.d_model, _tokens(last))
             case spec.Labels():
                 self.answer = LabelsAnswer(choice.answers, d_model)
             case spec.Classes():
@@ -159,13 +178,15 @@ class Transformer(SequenceModel):
         1 / sqrt(d_model) where they are scaled or answer as well, else 1; vectors that only answer, half of the former;
         what is learned beside what is read that is no token, 0.02 (Dosovitskiy et al. 2021, in its authors' code).
         """
+        answer = self.answer.vocabulary if isinstance(self.answer, PointerGeneratorAnswer) else self.answer
+        vocabulary = answer if isinstance(answer, VocabularyAnswer) else None
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
             elif isinstance(module, TokenReader):
-                answers = isinstance(self.answer, VocabularyAnswer) and self.answer.vectors is module.tokens.weight
+                answers = vocabulary is not None and vocabulary.vectors is module.tokens.weight
                 alone = module.scale == 1.0 and not answers
                 for table in filter(None, (module.tokens, module.positions, module.segments)):
                     nn.init.normal_(table.weight, std=1.0 if alone else table.embedding_dim**-0.5)
@@ -177,8 +198,8 @@ class Transformer(SequenceModel):
                         nn.init.normal_(vectors, std=0.02)
             elif isinstance(module, RelativeBias):
                 nn.init.normal_(module.bias, std=0.02)
-        if isinstance(self.answer, VocabularyAnswer) and not self.answer.tied:
-            nn.init.normal_(self.answer.vectors, std=0.5 * self.answer.vectors.shape[1] ** -0.5)
+        if vocabulary is not None and not vocabulary.tied:
+            nn.init.normal_(vocabulary.vectors, std=0.5 * vocabulary.vectors.shape[1] ** -0.5)
         for stack in filter(None, (self.encoder, self.decoder)):
             for choice, block in zip(stack.choice.blocks, stack.blocks, strict=True):
                 if choice.norm_at == "pre":
@@ -189,8 +210,11 @@ class Transformer(SequenceModel):
     def encode(self, source: Tensor, source_mask: Tensor | None = None, tap: Tap = NO_TAP) -> Memory | None:
         if self.encoder is None or self.decoder is None:
             return None
-        states = self.encoder(source, source_mask, tap=tap.at("encoder"))
-        return Memory(tap("memory", states), self.encoder.embedding.mask(source_mask))
+        states = tap("memory", self.encoder(source, source_mask, tap=tap.at("encoder")))
+        mask = self.encoder.embedding.mask(source_mask)
+        if isinstance(self.answer, PointerGeneratorAnswer):
+            return Memory(states, mask, source, self.answer.keys(states))
+        return Memory(states, mask)
 
     def start(self, memory: Memory | None, rows: int) -> TransformerState:
         if self.decoder is None:
@@ -206,7 +230,7 @@ class Transformer(SequenceModel):
         assert self.decoder is not None
         hidden = self.decoder(tokens, None, state.memory, state.blocks, past=state.length, tap=tap.at("decoder"))
         after = TransformerState(state.origin, state.memory, state.blocks, state.length + tokens.shape[1])
-        return tap("logits", self.answer(hidden)), after
+        return tap("logits", self._answered(hidden, state.memory, tap)), after
 
     def forward(
         self,
@@ -229,4 +253,12 @@ class Transformer(SequenceModel):
         # Padding stands after the last token, where a causal decoder cannot see it, so no mask is needed for it
         # unless somebody gives one.
         hidden = self.decoder(target, target_mask, memory, tap=tap.at("decoder"), documents=documents)
-        return tap("logits", self.answer(hidden))
+        return tap("logits", self._answered(hidden, memory, tap))
+
+    def _answered(self, hidden: Tensor, memory: Memory | None, tap: Tap) -> Tensor:
+        if not isinstance(self.answer, PointerGeneratorAnswer):
+            answered: Tensor = self.answer(hidden)
+            return answered
+        assert memory is not None
+        copied: Tensor = self.answer(hidden, memory, tap.at("answer"))
+        return copied

@@ -13,7 +13,7 @@ JSON beside the weights and rebuilds the model with no look-up of a name. This p
           self_attention may be a Recurrence
           feed_forward: FeedForward | Experts
           norm: Norm, norm_at: "pre" | "post" | "both" | "result"
-      answers: Vocabulary | Labels | Classes | Vector | Actions | States
+      answers: Vocabulary | PointerGenerator | Labels | Classes | Vector | Actions | States
 
     Towers
       source, target: Transformer       two encoders, whose vectors are compared
@@ -28,6 +28,7 @@ from qkv.spec.answers import (
     Classes,
     Dense,
     Labels,
+    PointerGenerator,
     Pool,
     States,
     Vector,
@@ -98,6 +99,7 @@ __all__ = [
     "Learned",
     "Norm",
     "Patches",
+    "PointerGenerator",
     "Pool",
     "Position",
     "Reads",

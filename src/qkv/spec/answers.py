@@ -38,6 +38,20 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
+class PointerGenerator:
+    """Answers with a token of the vocabulary, or with one that stands in the source (See et al. 2017, section 2.2).
+
+    It looks at the source with one head of its own, whose queries and keys have `d_key` numbers.
+    """
+
+    d_key: int
+    vocabulary: Vocabulary = Vocabulary()
+
+    def __post_init__(self) -> None:
+        require_positive(self, "d_key")
+
+
+@dataclass(frozen=True)
 class Labels:
     """Answers each position with a score for each of `count` labels."""
 
@@ -92,4 +106,4 @@ class States:
     """Answers with the last block's own vector for each position."""
 
 
-Answers: TypeAlias = Vocabulary | Labels | Classes | Vector | Actions | States
+Answers: TypeAlias = Vocabulary | PointerGenerator | Labels | Classes | Vector | Actions | States

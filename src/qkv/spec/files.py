@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from qkv.errors import SpecError
-from qkv.spec.answers import Actions, Classes, Dense, Labels, States, Vector, Vocabulary
+from qkv.spec.answers import Actions, Classes, Dense, Labels, PointerGenerator, States, Vector, Vocabulary
 from qkv.spec.blocks import (
     AcrossHeads,
     Alibi,
@@ -46,8 +46,8 @@ _NODES: dict[str, type] = {
     for cls in (
         Norm, AcrossHeads, Interpolated, ByWavelength, Yarn, Stretched, Rotary, RelativeBias, Alibi, Attention,
         Recurrence, FeedForward, Experts, Block, Segments, Tokens, Patches, Frames, Convolution, Waveform,
-        Trajectory, Learned, Sinusoidal, Convolved, Stack, Dense, Vocabulary, Labels, Classes, Vector, Actions,
-        States, Transformer, Towers, Recurrent,
+        Trajectory, Learned, Sinusoidal, Convolved, Stack, Dense, Vocabulary, PointerGenerator, Labels, Classes,
+        Vector, Actions, States, Transformer, Towers, Recurrent,
     )
 }  # fmt: skip
 

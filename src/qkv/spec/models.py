@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from qkv.spec.answers import Actions, Answers, Vector, Vocabulary
+from qkv.spec.answers import Actions, Answers, PointerGenerator, Vector, Vocabulary
 from qkv.spec.blocks import Attention, Block, Norm, RelativeBias
 from qkv.spec.inputs import Convolved, Learned, Patches, Reads, Sinusoidal, Tokens, Trajectory
 from qkv.spec.rules import require, require_choices, require_positive
@@ -91,7 +91,7 @@ class Transformer:
                 "a decoder block has self_attention.causal=False; a decoder would see the tokens it is to predict",
             )
             require(
-                isinstance(self.answers, Vocabulary),
+                isinstance(self.answers, Vocabulary | PointerGenerator),
                 self,
                 f"answers={type(self.answers).__name__} needs encoder alone; decoder was given",
             )
@@ -109,6 +109,13 @@ class Transformer:
                     "answers=Actions was given; the encoder must then read a Trajectory, with causal blocks that do "
                     "not see the action they are to choose",
                 )
+        if isinstance(self.answers, PointerGenerator):
+            require(
+                self.shared_embedding,
+                self,
+                "answers=PointerGenerator was given without shared_embedding; a token that is copied from the source "
+                "must be the same token in the target",
+            )
         if self.shared_embedding:
             require(encoder is not None and decoder is not None, self, "shared_embedding needs encoder and decoder")
             assert encoder is not None and decoder is not None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from qkv import spec
 from qkv.data.reading import Pair
 from qkv.decoding import Decoding
 from qkv.errors import DataError
-from qkv.evaluation import Bucket, Score, bits_per_byte, by_length, nats_per_token, perplexity
+from qkv.evaluation import Bucket, Score, bits_per_byte, by_length, lead, nats_per_token, oracle, perplexity
 from qkv.evaluation.reading import Window, surprise
 from qkv.tasks.published import Predictor
 from qkv.tasks.runner import Runner
@@ -18,26 +18,43 @@ from qkv.tasks.runner import Runner
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation found: scores by name, the task's own score by source length, every answer."""
+    """What an evaluation found: scores by name, the task's own score by source length, every answer.
+
+    unread: how many sources were longer than the model reads. beside: scores of answers that need no model, by name.
+    """
 
     scores: dict[str, Score]
     buckets: tuple[Bucket, ...]
     seconds: float
     answers: list[str]
     references: list[tuple[str, ...]]
+    unread: int = 0
+    beside: Mapping[str, dict[str, Score]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"{name:20} {score.value:7.2f}   {score.signature}" for name, score in self.scores.items()]
         lines.append(f"{len(self.answers):,} lines in {self.seconds:.1f} s")
+        if self.unread:
+            lines.append(f"{self.unread:,} of them are longer than the model reads: the end of these it did not see")
         lines += [f"  {bucket}" for bucket in self.buckets]
+        for name, scores in self.beside.items():
+            lines.append(f"beside it, {name}: " + ", ".join(f"{one} {own.value:.2f}" for one, own in scores.items()))
         return "\n".join(lines)
 
 
-def evaluate(runner: Runner | Predictor, pairs: Sequence[Pair], decoding: Decoding | None = None) -> Report:
-    """Answer every source and score the answers as the task does. Raises DataError if there is nothing to score."""
+def evaluate(
+    runner: Runner | Predictor, pairs: Sequence[Pair], decoding: Decoding | None = None, *, baselines: bool = False
+) -> Report:
+    """Answer every source and score the answers as the task does.
+
+    baselines: score the first sentence of each source as well, and its best one by the references ("oracle").
+    Raises DataError if there is nothing to score, and for baselines of a task that does not summarize.
+    """
     if not pairs:
         raise DataError("there are no examples to evaluate on; give at least one")
     task = runner.task
+    if baselines and task.name != "summarize":
+        raise DataError(f"baselines were asked of a model that does {task.name}; expected one that does summarize")
     questions = task.questions(pairs)
     begun = time.perf_counter()
     answers = [found[0].text for found in runner.run((source for source, _ in questions), decoding)]
@@ -50,7 +67,13 @@ def evaluate(runner: Runner | Predictor, pairs: Sequence[Pair], decoding: Decodi
         [task.length(source) for source, _ in questions],
         task.edges,
     )
-    return Report(task.score(answers, references), buckets, seconds, answers, references)
+    sources = [source for source, _ in questions]
+    unread = sum(runner.unread(source) > 0 for source in sources)
+    beside = {}
+    if baselines:
+        beside["the first sentence"] = task.score(lead(sources), references)
+        beside["the best sentence (oracle)"] = task.score(oracle(sources, references), references)
+    return Report(task.score(answers, references), buckets, seconds, answers, references, unread, beside)
 
 
 _CONTEXT = 1024

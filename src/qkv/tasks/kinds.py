@@ -2,6 +2,7 @@
 
 translate   a sentence to a sentence; BLEU and chrF against one reference each
 pronounce   a spelling to phonemes; a word is right if it equals any of its listed pronunciations
+summarize   a text to what sums it up; ROUGE and chrF against all summaries that there are of it
 
 and of published models:
 
@@ -21,7 +22,7 @@ from typing import Literal, NoReturn
 from qkv.data.cleaning import references
 from qkv.data.reading import Pair
 from qkv.errors import DataError
-from qkv.evaluation import Score, bleu, chrf, transcript_errors, word_errors
+from qkv.evaluation import Score, bleu, chrf, rouge, transcript_errors, word_errors
 
 Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, Score]]
 
@@ -35,6 +36,7 @@ class Task:
     score: from hypotheses and the references of each to numbers by name.
     metric, better: which of them judges a validation.
     length, edges: how long a source is, and where lengths part when scores are told by length.
+    goes_on: whether the answer of a decoder alone goes on with the line, rather than answering it.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Task:
     better: Literal["lower", "higher"]
     length: Callable[[str], int]
     edges: tuple[int, ...]
+    goes_on: bool = False
 
     def questions(self, pairs: Iterable[Pair]) -> list[tuple[str, tuple[str, ...]]]:
         """Sources with all references of each, in order of first appearance."""
@@ -92,6 +95,10 @@ def _pronunciation(hypotheses: Sequence[str], references: Sequence[Sequence[str]
     }
 
 
+def _summaries(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
+    return {**rouge(hypotheses, references), "chrf": chrf(hypotheses, references)}
+
+
 def _exact(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
     right = sum(one.strip() in {own.strip() for own in some} for one, some in zip(hypotheses, references, strict=True))
     signature = "percent|right:equals-any-reference|case:mixed"
@@ -124,7 +131,8 @@ TASKS = {
     for task in (
         Task("translate", _as_it_is, False, _translation, "bleu", "higher", _words, (6, 11, 16, 21, 26, 31)),
         Task("pronounce", _spelling, True, _pronunciation, "wer", "lower", len, (4, 6, 8, 10, 12)),
-        Task("continue", _untouched, False, _exact, "accuracy", "higher", _words, (11, 101, 1001)),
+        Task("summarize", _as_it_is, True, _summaries, "rougeL", "higher", _words, (26, 51, 101, 201)),
+        Task("continue", _untouched, False, _exact, "accuracy", "higher", _words, (11, 101, 1001), goes_on=True),
         Task("transcribe", _as_it_is, False, _transcript, "wer", "lower", len, ()),
         Task("fill", _untouched, False, _exact, "accuracy", "higher", _words, (11, 101)),
         Task("classify", _untouched, False, _exact, "accuracy", "higher", _words, (11, 101)),

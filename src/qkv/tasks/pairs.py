@@ -1,15 +1,17 @@
-"""Tasks that learn from pairs, a source and its target: translate and pronounce."""
+"""Tasks that learn from pairs, a source and its target: translate, pronounce and summarize."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from qkv.data import Batch, BatchSampler, Joined, Mixture, TokenPairs, collate
+from qkv.data import Batch, BatchSampler, Joined, Mixture, TokenPairs, collate, in_one
 from qkv.data.cleaning import prepare
 from qkv.data.reading import Pair
 from qkv.decoding import Decoding, Greedy
@@ -17,7 +19,7 @@ from qkv.errors import ConfigError, DataError, VocabularyError
 from qkv.models import SequenceModel, build
 from qkv.tasks import examples as reading
 from qkv.tasks.examples import Examples, name_of
-from qkv.tasks.kinds import TASKS, Task
+from qkv.tasks.kinds import TASKS
 from qkv.tasks.lesson import Lesson, begun_by, keep, made
 from qkv.tasks.recipe import From, Recipe
 from qkv.tasks.runner import LONGEST, Runner, strange_to
@@ -44,16 +46,26 @@ def lesson(recipe: Recipe, examples: Examples, place: Path, tokens: Path, resume
     if isinstance(recipe.model, From):
         _check_known(recipe, examples, stores, Runner(model, source, target, task))
     data = stores[0] if len(stores) == 1 else Joined(stores)
+    cleaning = recipe.data.cleaning
+    card = {"longest_source": cleaning.max_length} if cleaning.long == "truncate" else {}
+    runner = Runner(model, source, target, task, recipe.decoding, card)
+    lay = _laying(runner)
 
     def batch(numbers: Sequence[int]) -> Batch:
-        return collate([data[number] for number in numbers], source, target, numbers)
+        return lay([data[number] for number in numbers], numbers)
 
-    judge = Judge(source, target, task, recipe, _spread(examples.valid, recipe.data.valid_examples))
+    judge = Judge(runner, recipe, _spread(examples.valid, recipe.data.valid_examples))
     judge.check(recipe)
     if judge.report.dropped_count or judge.report.truncated.count:
         notes.append(f"{name_of(recipe.data.valid)}: {judge.report}")
-    runner = Runner(model, source, target, task, recipe.decoding)
     return Lesson(runner, _sampler(recipe, stores), batch, judge, notes)
+
+
+def _laying(runner: Runner) -> Callable[[Sequence[Any], Sequence[int]], Batch]:
+    """How pairs of token numbers are laid side by side for a model: the source apart, or before its answer."""
+    if runner.reads_apart:
+        return lambda examples, numbers: collate(examples, runner.source, runner.target, numbers)
+    return lambda examples, numbers: in_one(examples, runner.target, numbers)
 
 
 def _spread(pairs: list[Pair], count: int) -> list[Pair]:
@@ -69,12 +81,12 @@ class Judge:
     Decoding is greedy, whatever the recipe's defaults: it is asked often, and only compared with itself.
     """
 
-    def __init__(self, source: Tokenizer, target: Tokenizer, task: Task, recipe: Recipe, pairs: list[Pair]) -> None:
-        self.source, self.target, self.task, self.pairs = source, target, task, pairs
+    def __init__(self, runner: Runner, recipe: Recipe, pairs: list[Pair]) -> None:
+        self.runner, self.task, self.pairs = runner, runner.task, pairs
         self.decoding: Decoding = replace(recipe.decoding, method=Greedy())
-        tokens, self.report = prepare(pairs, source, target, recipe.data.cleaning)
-        batches = BatchSampler(tokens.lengths, recipe.data.batch_tokens).batches(0)
-        self.batches = [collate([tokens[n] for n in numbers], source, target, numbers) for numbers in batches]
+        tokens, self.report = prepare(pairs, runner.source, runner.target, recipe.data.cleaning)
+        batches, lay = BatchSampler(tokens.lengths, recipe.data.batch_tokens).batches(0), _laying(runner)
+        self.batches = [lay([tokens[n] for n in numbers], numbers) for numbers in batches]
 
     def check(self, recipe: Recipe) -> None:
         """Find before training what would stop it at the first validation: DataError, ConfigError, MissingExtraError.
@@ -83,8 +95,9 @@ class Judge:
         not installed: nothing would have been saved by then.
         """
         questions = self.task.questions(self.pairs)
-        for number, tokens in enumerate(self.source.encode_all(self.task.prepare(one) for one, _ in questions), 1):
-            if len(tokens) > LONGEST:
+        lines = (self.task.prepare(one) for one, _ in questions)
+        for number, tokens in enumerate(self.runner.source.encode_all(lines), 1):
+            if len(tokens) > LONGEST and self.runner.longest_source is None:
                 raise DataError(
                     f"{name_of(recipe.data.valid)}, question {number} ({questions[number - 1][0][:30]!r}...) has "
                     f"{len(tokens):,} tokens; expected at most {LONGEST:,} to validate on: cut it or take it out"
@@ -115,11 +128,11 @@ class Judge:
             total += float(cross_entropy(logits, batch.labels))
             count += batch.target_tokens
         questions = self.task.questions(self.pairs)
-        runner = Runner(model, self.source, self.target, self.task, self.decoding)
-        answers = [one[0].text for one in runner.run(source for source, _ in questions)]
+        runner = replace(self.runner, model=model)
+        answers = [one[0].text for one in runner.run((source for source, _ in questions), self.decoding)]
         scores = self.task.score(answers, [references for _, references in questions])
         samples = [
-            f"{source}  ->  {answer}   ({references[0]})"
+            f"{textwrap.shorten(source, 300, placeholder=' ...')}  ->  {answer}   ({references[0]})"
             for (source, references), answer in zip(questions[:_SAMPLES], answers, strict=False)
         ]
         return Validated({"loss": total / count, **{name: one.value for name, one in scores.items()}}, samples)

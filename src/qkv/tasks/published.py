@@ -138,6 +138,10 @@ class Predictor:
         """Nothing: each line is read when it is answered (see `Runner.read`)."""
         return []
 
+    def unread(self, line: str) -> int:
+        """None: every line is read whole (see `Runner.unread`)."""
+        return 0
+
     def names(self, numbers: Sequence[int]) -> list[str]:
         """What to call what it answers with: its tokens, or its classes."""
         if isinstance(self._answer, spec.Vocabulary) and self.tokenizer is not None:

@@ -3,7 +3,7 @@
 The same tree is written as YAML, changed on the command line (`training.minutes=3`) and built in Python. This file
 needs no torch.
 
-    task      what is learned: translate, pronounce (`Recipe`), write (`WriteRecipe`)
+    task      what is learned: translate, pronounce, summarize (`Recipe`), write (`WriteRecipe`)
     data      which examples, from where, and how many tokens make a batch
     text      how text becomes tokens
     model     the shape of the model; its vocabularies come from the text. Or a model to go on from (kind: from)
@@ -13,7 +13,7 @@ needs no torch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -121,7 +121,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Transformer:
-    """An encoder-decoder Transformer whose blocks are all alike (see `qkv.presets.encoder_decoder`)."""
+    """An encoder-decoder Transformer whose blocks are all alike (see `qkv.presets.encoder_decoder`).
+
+    copies: answers may also be made of tokens of the source (See et al. 2017); both sides then share a tokenizer.
+    """
 
     d_model: int = 256
     heads: int = 4
@@ -136,13 +139,14 @@ class Transformer:
     sinusoidal: bool = True
     qk_norm: spec.Norm | None = None
     tied: bool = True
+    copies: bool = False
 
     def __post_init__(self) -> None:
         self.spec(8, 8, shared=True)  # a shape that contradicts itself is refused with the recipe
 
     def spec(self, source_vocab: int, target_vocab: int, shared: bool) -> spec.Spec:
         """The spec of this shape for these vocabularies; `shared` if source and target have one."""
-        return presets.encoder_decoder(
+        shape = presets.encoder_decoder(
             source_vocab=source_vocab,
             target_vocab=target_vocab,
             d_model=self.d_model,
@@ -158,6 +162,9 @@ class Transformer:
             shared_embedding=shared,
             tied=self.tied,
         )
+        if not self.copies:
+            return shape
+        return replace(shape, answers=spec.PointerGenerator(self.d_model, spec.Vocabulary(tied=self.tied)))
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,7 @@ class Recurrent:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A decoder alone whose blocks are all alike: a language model.
+    """A decoder alone whose blocks are all alike: a language model, or one that reads a source and then answers it.
 
     position: how attention knows distances. sinusoidal: waves are added to what is read, instead or as well. bias:
     whether the linear layers have one. tied: tokens are answered with the vectors they are read by.
@@ -203,8 +210,8 @@ class Decoder:
     def __post_init__(self) -> None:
         self.spec(8)  # a shape that contradicts itself is refused with the recipe
 
-    def spec(self, vocab: int) -> spec.Transformer:
-        """The spec of this shape for a vocabulary."""
+    def spec(self, vocab: int, target_vocab: int | None = None, shared: bool = True) -> spec.Transformer:
+        """The spec of this shape for a vocabulary, the one of source and target."""
         if self.d_model % self.heads:
             raise SpecError(f"d_model={self.d_model} is not a multiple of heads={self.heads}")
         attention = spec.Attention(
@@ -236,14 +243,14 @@ class From:
     folder: Path
 
 
-Model: TypeAlias = Transformer | Recurrent | From
+Model: TypeAlias = Transformer | Recurrent | Decoder | From
 
 
 @dataclass(frozen=True)
 class Recipe:
     """All that makes a trained model; the same recipe and seed on the same machine give the same bytes."""
 
-    task: Literal["translate", "pronounce"]
+    task: Literal["translate", "pronounce", "summarize"]
     data: Data
     training: Training
     text: Text = Text()
@@ -252,6 +259,12 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _check_text(self.model, self.text, Text())
+        copies = isinstance(self.model, Transformer) and self.model.copies
+        if self.text.target is not None and (copies or isinstance(self.model, Decoder)):
+            what = "a model that copies" if copies else "a decoder alone"
+            raise ConfigError(
+                [f"text.target: given, but {what} has one vocabulary for source and target: set text.target=null"]
+            )
 
 
 @dataclass(frozen=True)
@@ -274,12 +287,13 @@ AnyRecipe: TypeAlias = Recipe | WriteRecipe
 RECIPES: dict[str, type[Recipe] | type[WriteRecipe]] = {
     "translate": Recipe,
     "pronounce": Recipe,
+    "summarize": Recipe,
     "write": WriteRecipe,
 }
 """What the recipe of each task holds."""
 
 
-def _check_text(model: Model | Decoder, text: Text | Words, none: Text | Words) -> None:
+def _check_text(model: Model, text: Text | Words, none: Text | Words) -> None:
     if isinstance(model, From) and text != none:
         raise ConfigError(
             [

@@ -47,6 +47,8 @@ class Looked:
     source_tokens: list[str]
     target_tokens: list[str]
     trace: Trace
+    copied: Sequence[str] = ()
+    """In words, which tokens of the answer came out of the source; of a model that copies."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +97,15 @@ class Runner:
             given = [ids[number] for number in full]
             found = decode_all(
                 self.model,
-                given if self._reads else None,
-                prefixes=None if self._reads else given,
+                given if self.reads_apart else None,
+                prefixes=None if self.reads_apart else given,
                 decoding=decoding,
                 generator=generator,
                 **self.rules(),
             )
             answers = dict(zip(full, found, strict=True))
             for number in range(len(chunk)):
-                prompt = 0 if self._reads else len(ids[number])
+                prompt = 0 if self.reads_apart else len(ids[number])
                 yield [self._answer(one, prompt) for one in answers.get(number, ())] or [Answer("", 0.0, 0.0, ())]
 
     def rules(self) -> dict[str, Any]:
@@ -114,8 +116,8 @@ class Runner:
         return {"bos": target.bos, "eos": target.eos, "never": (target.pad, target.bos, target.unk)}
 
     @property
-    def _reads(self) -> bool:
-        """Whether an encoder reads the line; if not, it is a prompt that the answer goes on from."""
+    def reads_apart(self) -> bool:
+        """Whether an encoder reads the line; if not, it is a prompt that the answer follows."""
         shape = self.model.spec
         return not isinstance(shape, spec.Transformer) or shape.encoder is not None
 
@@ -129,7 +131,9 @@ class Runner:
 
     def _answer(self, found: Hypothesis, prompt: int) -> Answer:
         text = self.target.decode(found.tokens[prompt:])
-        if prompt and self.generation is None:  # a space between a prompt and what follows is of neither alone
+        if (
+            prompt and self.generation is None and self.task.goes_on
+        ):  # a space between a prompt and what follows is of neither alone
             begun, whole = self.target.decode(found.tokens[:prompt]), self.target.decode(found.tokens)
             text = whole.removeprefix(begun) if whole.startswith(begun) else text
         return Answer(text, found.score, found.log_probability, found.tokens)
@@ -142,11 +146,14 @@ class Runner:
         if self.hearing is not None:
             return []
         prepared = [self.task.prepare(line) for line in lines]
-        if self._reads or self.generation is not None:
-            framed = self.source.framed_all(prepared)
-            ids = [one.ids if line else [] for line, one in zip(prepared, framed, strict=True)]
+        if self.generation is not None:
+            ids = [
+                one.ids if line else [] for line, one in zip(prepared, self.source.framed_all(prepared), strict=True)
+            ]
         else:
-            ids = self.source.encode_all(prepared)  # a prompt has no end
+            around = [self.source.eos] if self.reads_apart else [] if self.task.goes_on else [self.source.bos]
+            encoded = (own[: self.longest_source] for own in self.source.encode_all(prepared))
+            ids = [[*own, *around] if line else [] for line, own in zip(prepared, encoded, strict=True)]
         for number, (line, own) in enumerate(zip(lines, ids, strict=True), before + 1):
             if len(own) > LONGEST:
                 raise DataError(
@@ -154,6 +161,17 @@ class Runner:
                     "cut it into sentences, one a line"
                 )
         return ids
+
+    @property
+    def longest_source(self) -> int | None:
+        """How many tokens of a line the model was taught to read, if lines were cut; it reads no more."""
+        return (self.card or {}).get("longest_source")
+
+    def unread(self, line: str) -> int:
+        """How many tokens at the end of a line the model does not read, because it was taught with lines cut."""
+        if self.longest_source is None or self.hearing is not None:
+            return 0
+        return max(0, len(self.source.encode(self.task.prepare(line))) - self.longest_source)
 
     def names(self, numbers: Sequence[int]) -> list[str]:
         """What to call the tokens it answers with."""
@@ -175,8 +193,8 @@ class Runner:
             [read] = self.read([line])
             if not read:
                 raise DataError(f"{line!r} was given to look at; expected some text: give a word or a sentence")
-            source, named = (read, self.source.tokens(read)) if self._reads else (None, [])
-            prompt = [] if self._reads else read
+            source, named = (read, self.source.tokens(read)) if self.reads_apart else (None, [])
+            prompt = [] if self.reads_apart else read
         rules = self.rules()
         ends = (rules["eos"],) if isinstance(rules["eos"], int) else tuple(rules["eos"])
         if answer is None:
@@ -193,7 +211,20 @@ class Runner:
         begin = (*([] if rules["bos"] is None else [rules["bos"]]), *tokens)
         begin = begin[:-1] if begin[-1] in ends and len(begin) > 1 else begin  # after an end nothing was asked
         trace = lens.look(self.model.eval(), source, begin)
-        return Looked(line, given, named, self.target.tokens(begin), trace)
+        return Looked(line, given, named, self.target.tokens(begin), trace, self._copied(trace))
+
+    def _copied(self, trace: Trace) -> list[str]:
+        shape = self.model.spec
+        if not isinstance(shape, spec.Transformer) or not isinstance(shape.answers, spec.PointerGenerator):
+            return []
+        every = lens.pointed(self.model, trace)
+        names = self.target.tokens([one.token for one in every])
+        told = [
+            f"  {name} ({one.copied:.0%} copied, from {one.source})"
+            for name, one in zip(names, every, strict=True)
+            if one.copied >= 0.5
+        ]
+        return [f"{len(told)} of {len(every)} tokens came more out of the source than out of the vocabulary:", *told]
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model folder; parameters in `dtype` if given (float16 halves the file).

@@ -32,7 +32,7 @@ class Attention {
     }
     [this.heads, this.queries, this.dKey] = this.query.shape;
     [this.kvHeads, this.keys, this.dValue] = this.value.shape;
-    const decoder = this.stack === "decoder";
+    const decoder = this.stack === "decoder" || this.stack === "answer";
     this.queryAxis = decoder ? "target" : "source";
     this.keyAxis = decoder && (this.kind !== "self_attention") ? "source" : this.queryAxis;
     this.queryTokens = this.tokens(this.queryAxis, this.queries);

@@ -43,8 +43,9 @@ class Entry:
     citation: str
     home: str
     splits: Mapping[str, int]
-    """The number of pairs in each split, in the languages named first."""
+    """The number of pairs in each split, in the languages named first; without files, with the versions tested."""
     files: tuple[File, ...]
+    """None of a corpus that is made of what is installed."""
     read: Callable[[Entry, Choice], list[Pair]] = field(repr=False)
     languages: tuple[str, ...] = ()
     """Any two may be source and target; the first two are, unless told. Empty where there is nothing to choose."""

@@ -8,12 +8,14 @@ from qkv.data.corpora.dictionary import cmudict, published
 from qkv.data.corpora.entry import Entry, File
 from qkv.data.corpora.interface import WHEELS, interface_texts
 from qkv.data.corpora.plain import one_text
+from qkv.data.corpora.summaries import PACKAGES, docstrings, scitldr
 from qkv.data.corpora.translation import side_by_side, tatoeba
 
 _GITHUB = "https://raw.githubusercontent.com"
 _MULTI30K = f"{_GITHUB}/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw"
 _CNTK = f"{_GITHUB}/HaisongDing/CNTK/9c758ea693642d016a5deec64304d60fa9839f5c/Examples/SequenceToSequence/CMUDict/Data"
 _CHAR_RNN = f"{_GITHUB}/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/tinyshakespeare"
+_SCITLDR = f"{_GITHUB}/allenai/scitldr/5ccad9c00a60ad75c9e04abf7f27d0f53f983b20/SciTLDR-Data/SciTLDR-A"
 _TATOEBA = f"{_GITHUB}/rioyshky/translation/de48b7027f7318d77010a6e08ed928c10748c23d/deu-eng.zip"
 
 # path below QKV_DATA, bytes and sha256 of the text in it
@@ -64,6 +66,9 @@ _FILES = (
     ("wmt-tests/flores-test.fr.gz", 165038, "82f5b000db419ef9254eea7857cce82943b361090942f17ed696e3dce2944f42"),
     ("wmt-tests/flores-test.cs.gz", 143427, "6914d87e4772e1c02e7c6a60c2550873d5660d859151c2b3f5d606a76d41a7d0"),
     ("tinyshakespeare/input.txt.gz", 1115394, "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"),
+    ("scitldr-a/train.jsonl.gz", 3155015, "b222771d387be585cfdf5ae957b36757138415a352e0a3e3b23f73f87c3b1119"),
+    ("scitldr-a/dev.jsonl.gz", 1124865, "3191fa98ccc09521332b7a1cd63b1930be4e8df125a235ccd31e40329709525e"),
+    ("scitldr-a/test.jsonl.gz", 1204107, "fb42dd6cd4f4a1928ae8a01a189456fbfe994a07e938bd49f68653933f6503c9"),
     ("ui-strings/ui.en-de.tsv.gz", 2593744, "1b720ae6fabce9c4c6b0b96bb92b748a3063518e249c8937c56bc36eda6a09f5"),
     ("ui-strings/ui.en-es.tsv.gz", 2612800, "fd915be88cd550d839b6122009afe6cdf07324aa7c594719e17398a9ce6d4510"),
     ("ui-strings/ui.en-fr.tsv.gz", 1796150, "8487d3529c893f3357122604a0b3647db6cdef4f4685c728954239150d639355"),
@@ -169,6 +174,26 @@ ENTRIES = (
         splits={"train": 1, "valid": 1},
         files=tuple(_files("tinyshakespeare/", _CHAR_RNN)),
         read=one_text,
+    ),
+    Entry(
+        name="docstrings",
+        description="What docstrings of Python describe at length, and their summary lines; split by package",
+        licence="that of each package (PSF, BSD, Apache-2.0); nothing of them is copied or sent",
+        citation="the authors of " + ", ".join(name for packages in PACKAGES.values() for name in packages),
+        home="the packages that an installation of torch and qkv brings, read from their source on the disk",
+        splits={"train": 6_181, "valid": 554, "test": 739},
+        files=(),
+        read=docstrings,
+    ),
+    Entry(
+        name="scitldr-a",
+        description="Abstracts of papers on computer science and one-sentence summaries of them, one or several each",
+        licence="Apache-2.0",
+        citation="Cachola et al. 2020, TLDR: Extreme Summarization of Scientific Documents, arXiv:2004.15011",
+        home="https://github.com/allenai/scitldr",
+        splits={"train": 1_992, "valid": 1_453, "test": 1_967},
+        files=tuple(_files("scitldr-a/", _SCITLDR)),
+        read=scitldr,
     ),
     Entry(
         name="ui-strings",

@@ -85,6 +85,8 @@ def _unsupported(choice: spec.Spec) -> Iterator[str]:
         return
     if isinstance(choice.answers, spec.Vocabulary) and choice.answers.dense is not None:
         yield "answers.dense"
+    if isinstance(choice.answers, spec.PointerGenerator):
+        yield "answers=PointerGenerator"
     stacks = {"encoder": choice.encoder, "decoder": choice.decoder}
     norms = {one for stack in stacks.values() if stack for one in _norms(stack)}
     if len(norms) > 1:

@@ -151,6 +151,8 @@ class _Decoder(nn.Module):
 
 def _require_traceable(choice: Any) -> None:
     """Raise SpecError for what reads no tokens, and for blocks whose computation depends on what is computed."""
+    if isinstance(choice.answers, spec.PointerGenerator):
+        raise SpecError("answers=PointerGenerator was given; ONNX graphs are made of models that do not copy")
     if choice.decoder is not None:
         _require_tokens(choice.decoder, "decoder")
     for name in ("encoder", "decoder"):

@@ -1,0 +1,137 @@
+"""Texts and what sums them up: docstrings that lie on the user's disk, and abstracts of papers."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import gzip
+import importlib.util
+import io
+import json
+import re
+import sysconfig
+import warnings
+import zlib
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from qkv.data.corpora.entry import Choice, Entry
+from qkv.data.corpora.fetch import cache_folder, content, keep
+from qkv.data.reading import Pair, lines_of
+from qkv.errors import CorpusError
+
+STANDARD_LIBRARY = "the standard library"
+PACKAGES = {
+    "train": (STANDARD_LIBRARY, "torch", "sympy", "huggingface_hub", "fsspec", "setuptools", "mpmath", "jinja2",
+              "click"),
+    "valid": ("numpy",),
+    "test": ("networkx",),
+}  # fmt: skip
+"""Whose docstrings are in which split: what an installation of torch and of this package brings."""
+
+_RULE = 1  # counts up when other pairs are found in the same source
+_SUMMARY, _BODY = (3, 30), 20  # words
+_LEFT_OUT = {"test", "tests", "testing", "idle_test", "lib2to3", "site-packages", "dist-packages", "_vendor", "vendor"}
+_SECTION = re.compile(
+    r"(args|arguments|parameters|params|returns?|raises|yields|examples?|notes?|references|see also|shape|attributes|"
+    r"keyword args|keyword arguments|warnings?|other parameters|keywords)\b[^.]{0,20}(:|$)",
+    re.IGNORECASE,
+)
+_UNDERLINE = re.compile(r"[-=~^*\"']{3,}$")
+_NO_PROSE = (">>>", "..", ":", "* ", "- ", "+", "|", "$", "1.")
+
+
+def docstrings(entry: Entry, choice: Choice) -> list[Pair]:
+    """Read what docstrings describe at length, and their summary lines (PEP 257); no package is in two splits.
+
+    Pairs to learn from with a side that is held out are left out. The source is read as text and nothing is imported.
+    """
+    pairs = _of_split(choice.split)
+    if choice.split == "train":
+        held_out = [pair for split in ("valid", "test") for pair in _of_split(split)]
+        bodies, summaries = {body for body, _ in held_out}, {summary for _, summary in held_out}
+        pairs = [pair for pair in pairs if pair[0] not in bodies and pair[1] not in summaries]
+    return pairs
+
+
+def _of_split(split: str) -> list[Pair]:
+    return list(dict.fromkeys(pair for package in PACKAGES[split] for pair in _of_package(package)))
+
+
+def _of_package(package: str) -> list[Pair]:
+    """The pairs of one package: read from its source once, then from the cache."""
+    folder, edition = _installed(package)
+    name = package.replace(" ", "-")
+    kept = cache_folder() / "corpora" / "docstrings" / f"{name}-{edition}-{_RULE}.jsonl.gz"
+    if kept.is_file():
+        with contextlib.suppress(OSError, EOFError, zlib.error):  # a damaged one is made again
+            lines = lines_of(io.BytesIO(gzip.decompress(kept.read_bytes())), str(kept))
+            return [(body, summary) for body, summary in map(json.loads, lines)]
+    pairs = list(_found(folder))
+    text = "".join(json.dumps(pair) + "\n" for pair in pairs)
+    keep(kept, gzip.compress(text.encode(), mtime=0))
+    return pairs
+
+
+def _installed(package: str) -> tuple[Path, str]:
+    """Where the source of a package is, and its version."""
+    if package == STANDARD_LIBRARY:
+        return Path(sysconfig.get_path("stdlib")), sysconfig.get_python_version()
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise CorpusError(
+            f"the corpus docstrings needs the package {package}, which is not installed: pip install {package}"
+        )
+    try:
+        edition = version(package)
+    except PackageNotFoundError:
+        edition = "unknown"
+    return Path(found.submodule_search_locations[0]), edition
+
+
+def _found(folder: Path) -> Iterator[Pair]:
+    """The pairs of all modules below a folder, in the order of their names."""
+    for path in sorted(folder.rglob("*.py"), key=lambda one: one.relative_to(folder).as_posix()):
+        if _LEFT_OUT & {*path.relative_to(folder).parts}:
+            continue
+        source = path.read_bytes()
+        if b'"""' not in source and b"'''" not in source:
+            continue
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of escapes that a later Python may refuse
+                tree = ast.parse(source)
+        except (SyntaxError, ValueError):  # written for another Python
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
+                yield from _pair(ast.get_docstring(node) or "")
+
+
+def _pair(docstring: str) -> Iterator[Pair]:
+    """The prose of a docstring and its summary line, if it has both."""
+    first, *rest = re.split(r"\n\s*\n", docstring.strip())
+    summary = " ".join(first.split())
+    if not _SUMMARY[0] <= len(summary.split()) <= _SUMMARY[1] or first.startswith(_NO_PROSE):
+        return
+    prose = []
+    for paragraph in rest:
+        lines = paragraph.splitlines()
+        if _SECTION.match(paragraph.strip()) or (len(lines) > 1 and _UNDERLINE.match(lines[1].strip())):
+            break  # what follows speaks of arguments one by one
+        if not paragraph.startswith((" ", "\t", *_NO_PROSE)):
+            prose.append(" ".join(paragraph.split()))
+    body = " ".join(prose)
+    if len(body.split()) >= _BODY:
+        yield body, summary
+
+
+def scitldr(entry: Entry, choice: Choice) -> list[Pair]:
+    """Read abstracts and their summaries in one sentence, a pair for each summary."""
+    name = {"valid": "dev"}.get(choice.split, choice.split)
+    (file,) = (file for file in entry.files if file.path.endswith(f"/{name}.jsonl.gz"))
+    pairs = []
+    for line in lines_of(io.BytesIO(content(file, entry.name)), file.path):
+        record = json.loads(line)
+        pairs += [(" ".join(record["source"]), summary) for summary in record["target"]]
+    return pairs
