@@ -241,12 +241,14 @@ def test_a_summarizer_trains_answers_scores_and_shows(tmp_path: Path, model: str
 def test_a_source_and_its_answer_stand_in_one_row_for_a_decoder_alone() -> None:
     tokenizer = train_tokenizer(["abc"], "character")
     batch = in_one([([7, 8], [9]), ([7], [8])], tokenizer)
-    assert batch.source is None and batch.target.tolist() == [[1, 7, 8, 1, 9], [1, 7, 1, 8, 0]]
+    assert batch.source is None and batch.target is not None
+    assert batch.target.tolist() == [[1, 7, 8, 1, 9], [1, 7, 1, 8, 0]]
     assert batch.labels.tolist() == [[IGNORE] * 3 + [9, 2], [IGNORE] * 2 + [8, 2, IGNORE]]
 
 
 def test_a_decoder_alone_goes_on_from_where_it_was_taught(tmp_path: Path) -> None:
     runner = tasks.train(recipe(tmp_path, "decoder"), folder=tmp_path / "run", show=Silent()).runner
+    assert isinstance(runner, tasks.Runner)
     [ids] = runner.read(["ab"])
     assert ids[-1] == runner.source.bos and ids[:-1] == runner.source.encode("ab")
     [[answer]] = runner.run(["ab"], Decoding(Greedy(), Length(0.0, 5)))
