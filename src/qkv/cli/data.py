@@ -21,7 +21,8 @@ def list_corpora() -> None:
     for entry in corpora.listing():
         splits = ", ".join(f"{name} {count:,}" for name, count in entry.splits.items())
         languages = f"; languages {', '.join(entry.languages)}" if entry.languages else ""
-        click.echo(f"{entry.name}\n  {entry.description}\n  pairs: {splits}{languages}")
+        what = "pairs" if entry.album is None else "images"
+        click.echo(f"{entry.name}\n  {entry.description}\n  {what}: {splits}{languages}")
         if entry.files:
             click.echo(f"  {entry.size / 1e6:,.1f} MB, sha256 {entry.checksum}")
         click.echo(f"  licence: {entry.licence}\n  from: {entry.home}\n")
@@ -43,6 +44,12 @@ def report(recipe: str, assignments: tuple[str, ...]) -> None:
         from qkv.tasks.writing import gather
 
         for note in gather(tree).notes:
+            click.echo(note)
+        return
+    if isinstance(tree, tasks.SeeRecipe):
+        from qkv.tasks import seeing
+
+        for note in seeing.gather(tree).notes:
             click.echo(note)
         return
     examples = tasks.gather(tree.data, tasks.TASKS[tree.task])

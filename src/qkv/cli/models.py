@@ -115,7 +115,8 @@ def evaluate(
     """Score MODEL on held-out examples.
 
     PATHS is one file of pairs (.tsv, .jsonl, .gz of these), or two files with the same number of lines. For a language
-    model, all other files and folders are texts, and it is told how well it foretells them.
+    model, all other files and folders are texts, and it is told how well it foretells them. For a model that sees: a
+    folder with one for each class, an .npz or Parquet file, or two IDX files.
     """
     from qkv import evaluation, tasks
     from qkv.training.checkpoint import replacing
@@ -130,8 +131,11 @@ def evaluate(
             )
         click.echo(tasks.read_texts(runner, texts))
         return
-    origin = tasks.origin_of(paths, corpus, options)
-    pairs = tasks.pairs_of([origin], runner.task)
+    pairs = None
+    if isinstance(runner, tasks.Predictor) and runner.sees:
+        pairs = tasks.pictures_of(paths, corpus, options)
+    if pairs is None:
+        pairs = tasks.pairs_of([tasks.origin_of(paths, corpus, options)], runner.task)
     report = tasks.evaluate(runner, pairs, tasks.with_method(runner.decoding, beam=beam), baselines=baselines)
     click.echo(report)
     if answers is not None:

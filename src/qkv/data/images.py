@@ -6,6 +6,7 @@ preparation of a published model from its `preprocessor_config.json`. Needs the 
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import warnings
@@ -33,22 +34,22 @@ _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 """The formats that are opened: others of Pillow's start programs (EPS) or are hardly photographs."""
 
 
-def read(path: str | os.PathLike[str]) -> Pixels:
-    """Read an image file: (height, width, 3) uint8, upright as its EXIF orientation says.
+def read(file: str | os.PathLike[str] | bytes, name: str | None = None) -> Pixels:
+    """Read an image file, or its bytes: (height, width, 3) uint8, upright as its EXIF orientation says.
 
     Grey, palette and CMYK images become RGB, 16-bit ones are rounded to 8, what is transparent is laid on white (as
     transformers 5 does), and of an animation the first frame is taken.
-    Raises DataError, with the path, for a file that is missing, broken, of another format or of more than 2^26
-    pixels; MissingExtraError without Pillow.
+    Raises DataError, with the name (the path, unless given), for a file that is missing, broken, of another format or
+    of more than 2^26 pixels; MissingExtraError without Pillow.
     """
     image_module = _pillow()
     from PIL import ImageOps
 
-    name = os.fspath(path)
+    name = name or ("the image" if isinstance(file, bytes) else os.fspath(file))
     try:
         with warnings.catch_warnings():  # Pillow only warns of an image a little too large
             warnings.simplefilter("error", image_module.DecompressionBombWarning)
-            with image_module.open(path, formats=_FORMATS) as image:
+            with image_module.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS) as image:
                 if image.width * image.height > _MOST_PIXELS:
                     raise DataError(_too_large(name, f"{image.width} x {image.height} pixels"))
                 image.load()
@@ -111,16 +112,23 @@ class ImagePreparation:
         image is uint8 pixels (height, width) or (height, width, 3), or a Pillow image of any mode.
         Raises DataError for other arrays and for an image so narrow that resizing it would take 2^26 pixels.
         """
+        pixels = torch.from_numpy(self.fitted(image)).permute(2, 0, 1)
+        return self.normalised(pixels).contiguous()
+
+    def fitted(self, image: Pixels | Image.Image) -> Pixels:
+        """Give an image in its final size, (height, width, channels) uint8. Raises DataError as `prepare`."""
         picture = _picture(image).convert("L" if self.grayscale else "RGB")
         if self.resize is not None:
             height, width = self._resized(picture.height, picture.width)
-            picture = picture.resize((width, height), _filter(self.interpolation))
-        pixels = np.array(picture, dtype=np.float32).reshape(picture.height, picture.width, -1)
-        if self.crop is not None:
-            pixels = _centre(pixels, *self.crop)
-        scaled = torch.from_numpy(pixels).permute(2, 0, 1) * self.rescale
+            if (height, width) != (picture.height, picture.width):
+                picture = picture.resize((width, height), _filter(self.interpolation))
+        pixels = np.array(picture).reshape(picture.height, picture.width, -1)
+        return pixels if self.crop is None else _centre(pixels, *self.crop)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """Scale pixels 0..255 (..., channels, height, width), subtract the mean, divide by the deviation: float32."""
         mean, deviation = (torch.tensor(values)[:, None, None] for values in (self.mean, self.deviation))
-        return ((scaled - mean) / deviation).contiguous()
+        return (pixels.float() * self.rescale - mean) / deviation
 
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if isinstance(self.resize, tuple):
@@ -274,7 +282,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _centre(pixels: npt.NDArray[np.float32], height: int, width: int) -> npt.NDArray[np.float32]:
+def _centre(pixels: Pixels, height: int, width: int) -> Pixels:
     """Cut from the centre, or put what is too small there; an odd remainder goes above and to the left."""
     missing = [max(0, wanted - had) for wanted, had in zip((height, width), pixels.shape, strict=False)]
     if any(missing):

@@ -106,13 +106,22 @@ class Windows:
         return np.concatenate(parts).astype(np.int64)
 
 
+class Numbered(Protocol):
+    """Examples that are numbered through all epochs: how many make one, and a number that others would not have."""
+
+    @property
+    def count(self) -> int: ...
+    @property
+    def fingerprint(self) -> int: ...
+
+
 class WindowSampler:
-    """Yields lists of `rows` window numbers for ever, epoch after epoch, each window once an epoch.
+    """Yields lists of `rows` numbers of windows, or of other such examples, for ever, each once an epoch.
 
     The order depends only on (seed, epoch); the last list of an epoch may be shorter.
     """
 
-    def __init__(self, windows: Windows, rows: int, seed: int = 0) -> None:
+    def __init__(self, windows: Numbered, rows: int, seed: int = 0) -> None:
         self._windows, self._rows, self._seed = windows, rows, seed
         self._epoch = self._position = 0
         self._order: npt.NDArray[np.int64] | None = None

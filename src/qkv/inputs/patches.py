@@ -23,7 +23,13 @@ class PatchReader(Reader):
         super().__init__(choice, choice.d_model)
         self.reads = reads
         self.apart = reads.leading + reads.registers
-        self.patches = nn.Linear(reads.channels * reads.size**2, choice.d_model)
+        before = [reads.channels, *(one.channels for one in reads.stem)]
+        self.stem = nn.ModuleList(
+            nn.Conv2d(channels, one.channels, one.width, one.stride, one.width // 2)
+            for channels, one in zip(before[:-1], reads.stem, strict=True)
+        )
+        self.side = reads.size // math.prod(one.stride for one in reads.stem)
+        self.patches = nn.Linear(before[-1] * self.side**2, choice.d_model)
         self.leading = nn.ParameterList(torch.zeros(choice.d_model) for _ in range(reads.leading))
         self.registers = nn.Parameter(torch.zeros(reads.registers, choice.d_model)) if reads.registers else None
 
@@ -33,7 +39,9 @@ class PatchReader(Reader):
         Raises DataError for images of other channels or whose sides are no multiples of a patch's.
         """
         batch, (rows, columns) = given.shape[0], self.grid(given)
-        size = self.reads.size
+        size = self.side
+        for convolution in self.stem:
+            given = functional.gelu(convolution(given))
         squares = given.reshape(batch, -1, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
         hidden = self.patches(squares.reshape(batch, rows * columns, -1))
         leading = [vector.expand(batch, 1, -1) for vector in self.leading]

@@ -176,12 +176,13 @@ class Transformer(SequenceModel):
         Linear layers: Xavier-uniform with zero bias, as in the 2017 code; those that write into the residual of a
         pre-norm block are scaled by 1 / sqrt(2 * blocks) (Radford et al. 2019). Embeddings: normal with deviation
         1 / sqrt(d_model) where they are scaled or answer as well, else 1; vectors that only answer, half of the former;
-        what is learned beside what is read that is no token, 0.02 (Dosovitskiy et al. 2021, in its authors' code).
+        what is learned beside what is read that is no token, 0.02, and what scores classes 0 (Dosovitskiy et al. 2021,
+        in its authors' code).
         """
         answer = self.answer.vocabulary if isinstance(self.answer, PointerGeneratorAnswer) else self.answer
         vocabulary = answer if isinstance(answer, VocabularyAnswer) else None
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Conv1d):
+            if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -198,6 +199,8 @@ class Transformer(SequenceModel):
                         nn.init.normal_(vectors, std=0.02)
             elif isinstance(module, RelativeBias):
                 nn.init.normal_(module.bias, std=0.02)
+        if isinstance(self.answer, ClassesAnswer):
+            nn.init.zeros_(self.answer.linear.weight)
         if vocabulary is not None and not vocabulary.tied:
             nn.init.normal_(vocabulary.vectors, std=0.5 * vocabulary.vectors.shape[1] ** -0.5)
         for stack in filter(None, (self.encoder, self.decoder)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -37,11 +38,25 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Convolution:
+    """A window of `width` neighbours that moves on by `stride` and makes `channels` numbers at each stop."""
+
+    channels: int
+    width: int
+    stride: int
+
+    def __post_init__(self) -> None:
+        require_positive(self, "channels", "width", "stride")
+
+
+@dataclass(frozen=True)
 class Patches:
     """Reads an image in squares of size x size pixels, each turned into a vector (Dosovitskiy et al. 2021).
 
     leading: learned vectors before them, such as a class token. registers: more of these, that have no position
     (Darcet et al. 2024). smooth: learned positions are interpolated with antialiasing, for an image of another size.
+    stem: convolutions over the image, each before a GELU, whose strides make smaller squares of these (Xiao et al.
+    2021); the vectors are then made of what they give.
     """
 
     size: int
@@ -49,9 +64,14 @@ class Patches:
     leading: int = 1
     registers: int = 0
     smooth: bool = False
+    stem: tuple[Convolution, ...] = ()
 
     def __post_init__(self) -> None:
         require_positive(self, "size", "channels")
+        for one in self.stem:
+            require(one.width % 2 == 1, self, f"stem: width={one.width} was given; it must be odd, to have a middle")
+        strides = math.prod(one.stride for one in self.stem)
+        require(self.size % strides == 0, self, f"size={self.size} is not a multiple of {strides}, the stem's strides")
         for name in ("leading", "registers"):
             require(getattr(self, name) >= 0, self, f"{name}={getattr(self, name)} was given; it must be at least 0")
 
@@ -65,18 +85,6 @@ class Frames:
 
     def __post_init__(self) -> None:
         require_positive(self, "mels")
-
-
-@dataclass(frozen=True)
-class Convolution:
-    """A window of `width` neighbours that moves on by `stride` and makes `channels` numbers at each stop."""
-
-    channels: int
-    width: int
-    stride: int
-
-    def __post_init__(self) -> None:
-        require_positive(self, "channels", "width", "stride")
 
 
 @dataclass(frozen=True)

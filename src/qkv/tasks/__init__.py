@@ -26,9 +26,10 @@ from qkv.tasks.recipe import (
     WriteRecipe,
 )
 from qkv.tasks.recipes import named_recipes, read_recipe
+from qkv.tasks.seen import SeeRecipe, Vision
 
 if TYPE_CHECKING:
-    from qkv.tasks.examples import Examples, gather, origin_of, pairs_of, texts_of
+    from qkv.tasks.examples import Examples, gather, origin_of, pairs_of, pictures_of, texts_of
     from qkv.tasks.judging import Reading, Report, evaluate, read_texts
     from qkv.tasks.kinds import TASKS, Task
     from qkv.tasks.learning import Learned, learn, train
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from qkv.tasks.runner import Answer, Looked, Runner, with_method
 
 _WHERE = {
-    "examples": ("Examples", "gather", "origin_of", "pairs_of", "texts_of"),
+    "examples": ("Examples", "gather", "origin_of", "pairs_of", "pictures_of", "texts_of"),
     "judging": ("Reading", "Report", "evaluate", "read_texts"),
     "kinds": ("TASKS", "Task"),
     "learning": ("Learned", "learn", "train"),
@@ -67,10 +68,12 @@ __all__ = [
     "Recurrent",
     "Report",
     "Runner",
+    "SeeRecipe",
     "Task",
     "Text",
     "TextData",
     "Transformer",
+    "Vision",
     "Words",
     "WriteRecipe",
     "evaluate",
@@ -81,6 +84,7 @@ __all__ = [
     "named_recipes",
     "origin_of",
     "pairs_of",
+    "pictures_of",
     "read_recipe",
     "read_texts",
     "texts_of",

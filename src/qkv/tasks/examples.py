@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from qkv import config
-from qkv.data import texts
+from qkv.data import albums, corpora, texts
 from qkv.data.cleaning import leakage
 from qkv.data.corpora import Corpus
 from qkv.data.reading import Files, Jsonl, Pair, Tsv, read_pairs
@@ -122,6 +122,27 @@ def texts_of(paths: Sequence[Path], corpus: str | None = None, options: Iterable
         assert isinstance(named, Corpus)
         origins = [named]
     return list(texts.Found(origins))
+
+
+def pictures_of(paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = ()) -> list[Pair] | None:
+    """The names and classes of the images that a command line names, if it names some: a folder with one for each
+    class, an .npz or Parquet file, two IDX files (images, labels), or a corpus of images.
+
+    Raises DataError for what cannot be read, CorpusError for a corpus of something else.
+    """
+    if corpus is not None:
+        named = origin_of(paths, corpus, options)
+        assert isinstance(named, Corpus)
+        found = corpora.album(named.name, named.split)
+    elif len(paths) == 1 and paths[0].is_dir():
+        found = albums.Folder(paths[0]).album()
+    elif len(paths) == 1 and paths[0].suffix in (".npz", ".parquet"):
+        found = (albums.Npz if paths[0].suffix == ".npz" else albums.Parquet)(paths[0]).album()
+    elif len(paths) == 2 and not any({".tsv", ".jsonl"} & set(path.suffixes) for path in paths):
+        found = albums.Idx(*paths).album()
+    else:
+        return None
+    return list(zip(found.names, found.labels, strict=True))
 
 
 def name_of(origin: Origin) -> str:

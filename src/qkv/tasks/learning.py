@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 from qkv import config
 from qkv.errors import QkvError, TrainingError
-from qkv.tasks import pairs, writing
+from qkv.tasks import pairs, seeing, writing
 from qkv.tasks.lesson import Lesson
 from qkv.tasks.published import Predictor
 from qkv.tasks.recipe import AnyRecipe, Recipe, WriteRecipe
 from qkv.tasks.recipes import read_recipe
 from qkv.tasks.runner import Runner
+from qkv.tasks.seen import SeeRecipe
 from qkv.training import Result, Trainer, checkpoint, claim
 from qkv.training.progress import Display, display
 
@@ -34,7 +35,11 @@ class _Way(NamedTuple):
     lesson: Callable[[Any, Any, Path, Path, bool], Lesson]
 
 
-_WAYS = {Recipe: _Way(pairs.gather, pairs.lesson), WriteRecipe: _Way(writing.gather, writing.lesson)}
+_WAYS = {
+    Recipe: _Way(pairs.gather, pairs.lesson),
+    WriteRecipe: _Way(writing.gather, writing.lesson),
+    SeeRecipe: _Way(seeing.gather, seeing.lesson),
+}
 
 
 @dataclass(frozen=True)

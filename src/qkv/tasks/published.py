@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qkv import config, lens, pretrained, spec
-from qkv.data import audio, images
+from qkv.data import audio, images, pictures
 from qkv.decoding import Decoding, Greedy, Length, Sample
 from qkv.decoding.options import Beam
 from qkv.errors import CheckpointError, DataError
@@ -22,6 +23,8 @@ from qkv.tasks.folders import read_json
 from qkv.tasks.kinds import TASKS, Task
 from qkv.tasks.runner import Answer, Looked, Runner, strange_to
 from qkv.text import Tokenizer
+
+_IMAGES_AT_ONCE = 50
 
 _LONGEST = 64
 """How many tokens a language model goes on for, unless told otherwise."""
@@ -66,6 +69,11 @@ class Predictor:
         """The tokenizer of a model that reads text."""
         return self.preparation if isinstance(self.preparation, Tokenizer) else None
 
+    @property
+    def sees(self) -> bool:
+        """Whether its lines mean images."""
+        return isinstance(self.preparation, images.ImagePreparation)
+
     def give(self, line: str) -> Given:
         """What the model reads of a line. Raises DataError for a file that cannot be read."""
         reads = self._encoder.reads
@@ -93,13 +101,32 @@ class Predictor:
         """Answer each line, best answer first, as many answers as n_best says; an empty line answers itself."""
         method = (decoding or self.decoding).method
         count = method.n_best if isinstance(method, Beam | Sample) else 1
-        for line in lines:
-            yield self._answers(line, count) if line.strip() else [Answer("", 0.0, 0.0, ())]
+        rest = iter(lines)
+        while some := list(islice(rest, _IMAGES_AT_ONCE if self.sees else 1)):
+            yield from self._all(some, count)
 
-    @torch.no_grad()
-    def _answers(self, line: str, count: int) -> list[Answer]:
-        given = self.give(line)
-        logits = self.model(given.source)[0]
+    def _all(self, lines: Sequence[str], count: int) -> Iterator[list[Answer]]:
+        """Answer some lines together if what they give is alike, up to one that cannot be read."""
+        given, wrong = [], None
+        for line in lines:
+            try:
+                given.append(self.give(line) if line.strip() else None)
+            except DataError as error:
+                wrong = error
+                break
+        full = [one for one in given if one is not None]
+        logits: Iterator[Tensor] = iter(())
+        if full:
+            alike = len({one.source.shape for one in full}) == 1
+            sources = [torch.cat([one.source for one in full])] if alike else [one.source for one in full]
+            with torch.no_grad():
+                logits = chain.from_iterable(self.model(source) for source in sources)
+        for one in given:
+            yield [Answer("", 0.0, 0.0, ())] if one is None else self._answers(one, next(logits), count)
+        if wrong is not None:
+            raise wrong
+
+    def _answers(self, given: Given, logits: Tensor, count: int) -> list[Answer]:
         match self._answer:
             case spec.Vocabulary():
                 return self._filled(given.source[0], logits, count)
@@ -160,9 +187,11 @@ class Predictor:
             raise DataError(f"{line!r} was given to look at; expected some text or a file")
         given = self.give(line)
         trace = lens.look(self.model.eval(), given.source)
+        assert trace.logits is not None
+        own = self._answers(given, trace.logits[0], 1)[0]
         if self.task.name == "embed":  # a vector is no choice among its numbers
             trace = replace(trace, logits=None)
-        return Looked(line, self._answers(line, 1)[0], given.names, [], trace)
+        return Looked(line, own, given.names, [], trace)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model folder, as `Runner.save` does."""
@@ -282,7 +311,7 @@ def _text(line: str, tokenizer: Tokenizer) -> Given:
 
 
 def _picture(line: str, preparation: images.ImagePreparation, reads: spec.Patches) -> Given:
-    image = preparation.prepare(images.read(line.strip()))
+    image = preparation.prepare(pictures.find(line.strip()))
     rows, columns = (side // reads.size for side in image.shape[1:])
     leading = [f"<{number + 1}>" for number in range(reads.leading + reads.registers)]
     places = [f"{row + 1},{column + 1}" for row in range(rows) for column in range(columns)]

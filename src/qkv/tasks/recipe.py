@@ -3,7 +3,7 @@
 The same tree is written as YAML, changed on the command line (`training.minutes=3`) and built in Python. This file
 needs no torch.
 
-    task      what is learned: translate, pronounce, summarize (`Recipe`), write (`WriteRecipe`)
+    task      what is learned: translate, pronounce, summarize (`Recipe`), write (`WriteRecipe`), see (`SeeRecipe`)
     data      which examples, from where, and how many tokens make a batch
     text      how text becomes tokens
     model     the shape of the model; its vocabularies come from the text. Or a model to go on from (kind: from)
@@ -24,6 +24,7 @@ from qkv.data.reading import Files, Jsonl, Tsv
 from qkv.data.texts import TextOrigin
 from qkv.decoding.options import Decoding, Length, Sample
 from qkv.errors import ConfigError, SpecError
+from qkv.tasks.seen import SeeRecipe
 from qkv.text.training import Kind
 from qkv.training.options import Training
 
@@ -282,13 +283,14 @@ class WriteRecipe:
         _check_text(self.model, self.text, Words())
 
 
-AnyRecipe: TypeAlias = Recipe | WriteRecipe
+AnyRecipe: TypeAlias = Recipe | WriteRecipe | SeeRecipe
 
-RECIPES: dict[str, type[Recipe] | type[WriteRecipe]] = {
+RECIPES: dict[str, type[Recipe] | type[WriteRecipe] | type[SeeRecipe]] = {
     "translate": Recipe,
     "pronounce": Recipe,
     "summarize": Recipe,
     "write": WriteRecipe,
+    "see": SeeRecipe,
 }
 """What the recipe of each task holds."""
 

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from qkv.data.albums import Album
 from qkv.data.cleaning import without
 from qkv.data.corpora.entry import Choice, Entry, File
 from qkv.data.corpora.fetch import cache_folder
@@ -13,7 +14,7 @@ from qkv.data.corpora.table import ENTRIES
 from qkv.data.reading import Pair
 from qkv.errors import CorpusError
 
-__all__ = ["Corpus", "Entry", "File", "cache_folder", "entry", "listing", "load"]
+__all__ = ["Corpus", "Entry", "File", "album", "cache_folder", "entry", "listing", "load"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,17 @@ def load(
     if stress is not None and not found.stress:
         raise CorpusError(f"{name} has no stress marks to keep or leave out; remove stress={stress}")
     return found.read(found, Choice(split, *_languages(found, source, target), stress is not False))
+
+
+def album(name: str, split: str = "train") -> Album:
+    """Read the images of one split of a named corpus; the errors of `load`, and CorpusError if it holds none."""
+    found = entry(name)
+    if found.album is None:
+        others = ", ".join(candidate.name for candidate in ENTRIES if candidate.album is not None)
+        raise CorpusError(f"the corpus {name} holds no images; expected one of {others}")
+    if split not in found.splits:
+        raise CorpusError(f"{name} has no split {split!r}{_nearest(split, list(found.splits))}")
+    return found.album(found, split)
 
 
 def _languages(found: Entry, source: str | None, target: str | None) -> tuple[str, str]:

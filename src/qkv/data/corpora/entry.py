@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from qkv.data.albums import Album
 from qkv.data.reading import Pair
 
 
@@ -51,6 +52,8 @@ class Entry:
     """Any two may be source and target; the first two are, unless told. Empty where there is nothing to choose."""
     stress: bool = False
     """Whether stress marks can be kept or left out."""
+    album: Callable[[Entry, str], Album] | None = field(default=None, repr=False)
+    """What reads the images of a split, of which `read` gives the names and the classes; None of a corpus of texts."""
 
     @property
     def size(self) -> int:

