@@ -114,11 +114,12 @@ class Parquet:
                 f"{self.path}: Parquet needs pyarrow, which is not installed; install it with: pip install 'qkv[see]'"
             ) from error
         try:
-            table = parquet.read_table(self.path, columns=[self.image, self.label])
+            table = parquet.ParquetFile(self.path).read([self.image, self.label])
             cells, labels = (table.column(name).to_pylist() for name in (self.image, self.label))
         except (ArrowException, OSError, KeyError) as error:
+            said = str(error).splitlines()[0]
             raise DataError(
-                f"{self.path} cannot be read ({error}); expected a Parquet file with the columns {self.image!r} and "
+                f"{self.path} cannot be read ({said}); expected a Parquet file with the columns {self.image!r} and "
                 f"{self.label!r}: copy it again, or set image and label to columns that are there"
             ) from error
         files = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells]

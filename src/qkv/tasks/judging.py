@@ -36,7 +36,7 @@ class Report:
         lines.append(f"{len(self.answers):,} lines in {self.seconds:.1f} s")
         if self.unread:
             lines.append(f"{self.unread:,} of them are longer than the model reads: the end of these it did not see")
-        lines += [f"  {bucket}" for bucket in self.buckets]
+        lines += [f"  {bucket}" for bucket in self.buckets if len(self.buckets) > 1]
         for name, scores in self.beside.items():
             lines.append(f"beside it, {name}: " + ", ".join(f"{one} {own.value:.2f}" for one, own in scores.items()))
         return "\n".join(lines)
