@@ -24,32 +24,37 @@ export function mount(element: Element | ShadowRoot, host: Host): () => void {
 
 function start(look: Look): void {
   const run = look.base.value;
+  const wished = look.host.address ? location.hash : "";
   const choose = () => {
-    if (look.host.address && fromAddress(look)) return;
+    if (wished && fromAddress(look, wished)) return;
     const { at, head } = run.mostTelling();
     // Of a long text the last token is asked about, of a short one the second.
     const queries = run.attentions[at]?.queries ?? 0;
     look.choose({ at, head, row: queries > 64 ? queries - 1 : 1 });
   };
   const loading = Promise.all(look.runs.map((one) => look.load(one)));
+  loading.catch((problem: Error) => { look.error.value = problem.message; });
   if (run.attentions.every((one) => one.ready)) choose();
-  void loading.then(() => { if (!look.attention.value?.ready || look.head.value === 0) choose(); });
+  else void loading.then(choose);
 }
 
 /** Keep what is chosen in the page's address, and go where the address says. */
 function follows(look: Look): () => void {
+  let timer: ReturnType<typeof setTimeout>;
   const stop = effect(() => {
     const attention = look.attention.value;
     const { row, column } = look.cell.value;
-    if (attention) history.replaceState(null, "", `#${attention.place}/${look.head.value}/${row}/${column}/${look.tab.value}`);
+    const address = attention && `#${attention.place}/${look.head.value}/${row}/${column}/${look.tab.value}`;
+    clearTimeout(timer);
+    timer = setTimeout(() => { if (address) history.replaceState(null, "", address); }, 150);
   });
-  const heard = () => { fromAddress(look); };
+  const heard = () => { fromAddress(look, location.hash); };
   addEventListener("hashchange", heard);
-  return () => { stop(); removeEventListener("hashchange", heard); };
+  return () => { stop(); clearTimeout(timer); removeEventListener("hashchange", heard); };
 }
 
-function fromAddress(look: Look): boolean {
-  const [place, head, row, column, tab] = decodeURIComponent(location.hash.slice(1)).split("/");
+function fromAddress(look: Look, address: string): boolean {
+  const [place, head, row, column, tab] = decodeURIComponent(address.slice(1)).split("/");
   const at = look.run.value.places.indexOf(place);
   if (at < 0) return false;
   if (tab) look.tab.value = tab as Tab;

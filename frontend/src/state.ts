@@ -31,6 +31,9 @@ export class Look {
   readonly loaded = signal(0);
   readonly whys = signal<ReadonlyMap<string, Why>>(new Map());
 
+  /** Statistics along a context that were asked for. */
+  readonly curves = new Map<string, ArrayLike<number>>();
+
   /** The run as it was, and as it is shown: with its edits, where somebody could make them. */
   readonly base = computed(() => this.runs[this.which.value]);
   readonly run = computed(() => this.edited.value ?? this.base.value);
@@ -84,6 +87,12 @@ export class Look {
     const fits = run.answering();
     const attention = fits.filter((one) => one.described.kind === "cross").at(-1) ?? fits.at(-1);
     if (attention) this.choose({ at: run.attentions.indexOf(attention), row: Math.min(row, attention.queries - 1) });
+  }
+
+  /** Ask without saying so: for what a picture needs as it is moved. */
+  async fetch(request: Request): Promise<{ reply: Reply; block: Source } | null> {
+    const found = await this.host.ask?.(this.which.value ? { ...request, run: this.which.value } : request).catch(() => null);
+    return found && !found.reply.error ? found : null;
   }
 
   async ask(request: Request, doing: string): Promise<{ reply: Reply; block: Source } | null> {
@@ -144,4 +153,10 @@ export class Look {
 
 const Here = createContext<Look | null>(null);
 export const Provide = Here.Provider;
-export const useLook = (): Look => useContext(Here) as Look;
+
+/** The page's state; what uses it follows when numbers arrive or change. */
+export function useLook(): Look {
+  const look = useContext(Here) as Look;
+  void look.loaded.value;
+  return look;
+}

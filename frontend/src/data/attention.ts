@@ -1,6 +1,7 @@
 // One attention: scores, weights and contexts, computed from query, key and value for what is asked and no more.
 import type { Described, Source } from "../protocol";
 import { tensorOf, vectors, type Tensor } from "./blocks";
+import { long } from "../numbers";
 import type { Changes } from "./changes";
 
 export interface Score {
@@ -31,6 +32,8 @@ export class Attention {
   ready = false;
   changes: Changes | null = null;
   private readonly kept = new Map<string, Float32Array>();
+  private double: { head: number; query: Float64Array; key: Float64Array } | null = null;
+  private readonly lengths = new Map<number, Float32Array>();
   private readonly matrices = new Map<number, Matrix>();
 
   constructor(readonly described: Described, private readonly source: Source) {
@@ -169,24 +172,45 @@ export class Attention {
   }
 
   private products(head: number, row: number, from: number, to: number, scores: Float32Array): void {
-    const query = this.vector("query", head, row);
-    const keys = this.vectors("key", head);
-    const d = query.length;
+    const { query: asking, key: answering } = this.doubles(head);
+    const d = this.dKey;
+    const query = asking.subarray(row * d, (row + 1) * d);
+    const keys = answering;
     const { scale, softcap } = this.described;
     const adds = Boolean(this.tensors.added || this.tensors.added_by_distance);
-    for (let column = from, at = from * d; column < to; column += 1, at += d) {
-      let a = 0, b = 0, c = 0, e = 0, i = 0;
-      for (; i + 3 < d; i += 4) {
-        a += query[i] * keys[at + i];
-        b += query[i + 1] * keys[at + i + 1];
-        c += query[i + 2] * keys[at + i + 2];
-        e += query[i + 3] * keys[at + i + 3];
+    let column = from;
+    for (; column + 3 < to; column += 4) { // four keys at once: each number of the query is read once for them
+      let a = 0, b = 0, c = 0, e = 0;
+      for (let i = 0, at = column * d; i < d; i += 1, at += 1) {
+        const part = query[i];
+        a += part * keys[at];
+        b += part * keys[at + d];
+        c += part * keys[at + 2 * d];
+        e += part * keys[at + 3 * d];
       }
-      for (; i < d; i += 1) a += query[i] * keys[at + i];
-      let score = (a + b + c + e) * scale;
-      if (softcap) score = softcap * Math.tanh(score / softcap);
+      scores[column] = a * scale;
+      scores[column + 1] = b * scale;
+      scores[column + 2] = c * scale;
+      scores[column + 3] = e * scale;
+    }
+    for (; column < to; column += 1) {
+      let a = 0;
+      for (let i = 0, at = column * d; i < d; i += 1, at += 1) a += query[i] * keys[at];
+      scores[column] = a * scale;
+    }
+    if (!softcap && !adds) return;
+    for (column = from; column < to; column += 1) {
+      const score = softcap ? softcap * Math.tanh(scores[column] / softcap) : scores[column];
       scores[column] = adds ? score + this.added(head, row, column) : score;
     }
+  }
+
+  /** Queries and keys of the head that was asked for last, in the numbers that arithmetic is done in. */
+  private doubles(head: number): { query: Float64Array; key: Float64Array } {
+    if (this.double?.head !== head) {
+      this.double = { head, query: Float64Array.from(this.vectors("query", head)), key: Float64Array.from(this.vectors("key", head)) };
+    }
+    return this.double;
   }
 
   /** All rows of one head, kept for a while. */
@@ -209,7 +233,12 @@ export class Attention {
   norm(head: number, column: number): number {
     const at = this.changes ? this.changes.valueOf(head, column) : column;
     if (this.tensors.norms) return this.tensors.norms.data[head * this.keys + at];
-    return Math.hypot(...this.vector("value", head, column));
+    let lengths = this.lengths.get(head);
+    if (!lengths) {
+      const [values, d] = [this.vectors("value", head), this.dValue];
+      this.lengths.set(head, lengths = Float32Array.from({ length: this.keys }, (_, key) => long(values.subarray(key * d, (key + 1) * d))));
+    }
+    return lengths[at];
   }
 
   /** What a head takes with these weights. */

@@ -9,7 +9,8 @@ export function small(attention: Attention, head: number, size: number): Small {
   const columns = Math.min(attention.keys, size);
   const data = new Float32Array(rows * columns);
   const whole = attention.tensors.overview;
-  if (!attention.exact && whole) return pooled(whole.data, head, whole.shape, whole.data instanceof Uint8Array, size);
+  const at = attention.described.overview_heads?.indexOf(head) ?? head;
+  if (!attention.exact && whole && at >= 0) return pooled(whole.data, at, whole.shape, whole.data instanceof Uint8Array, size);
   if (!attention.exact) return { rows: 0, columns: 0, data };
   for (let row = 0; row < rows; row += 1) {
     const at = rows === attention.queries ? row : Math.floor(((row + 0.5) * attention.queries) / rows);
@@ -22,7 +23,7 @@ export function small(attention: Attention, head: number, size: number): Small {
   return { rows, columns, data };
 }
 
-function pooled(values: ArrayLike<number>, head: number, shape: number[], rooted: boolean, size: number): Small {
+export function pooled(values: ArrayLike<number>, head: number, shape: number[], rooted: boolean, size: number): Small {
   const [, high, wide] = shape;
   const rows = Math.min(high, size);
   const columns = Math.min(wide, size);

@@ -78,8 +78,8 @@ interface Across {
 
 /** Two lines of words, one above the other; a line of words may run from right to left. */
 export function acrossDrawing({ above, below, links, chosenBelow, marked, colours, rightAbove, rightBelow }: Across): Drawing & { boxes: { above: [number, number][]; below: [number, number][] } } {
-  const gap = 14;
-  const font = label(15);
+  const gap = 26;
+  const font = label(16);
   const lay = (tokens: string[]) => {
     let x = 8;
     return tokens.map((token) => { const wide = Math.max(widthOf(token, font), 14); const box: [number, number] = [x, wide]; x += wide + gap; return box; });
@@ -117,7 +117,7 @@ export function acrossDrawing({ above, below, links, chosenBelow, marked, colour
         pen.fillText(text, boxes.above[i][0] + boxes.above[i][1] / 2, top - 4);
       });
       below.forEach((text, i) => {
-        pen.font = label(15, i === chosenBelow);
+        pen.font = label(16, i === chosenBelow);
         pen.fillStyle = i === chosenBelow ? colours.query : colours.ink;
         pen.fillText(text, boxes.below[i][0] + boxes.below[i][1] / 2, bottom + 8);
       });

@@ -54,4 +54,6 @@ export const word = (at: number, words: Uint32Array): number => {
 };
 export const words = (dark: boolean): Uint32Array => table(dark).words;
 export const css = ([r, g, b]: Rgb): string => `rgb(${r},${g},${b})`;
-export const readable = ([r, g, b]: Rgb): string => (r * 0.299 + g * 0.587 + b * 0.114 > 140 ? "#16191d" : "#fdfdfb");
+const linear = (part: number): number => (part <= 10 ? part / 3294 : ((part / 255 + 0.055) / 1.055) ** 2.4);
+/** Black or white, whichever can be read better: at least 4.5 to 1 on any colour. */
+export const readable = ([r, g, b]: Rgb): string => (0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b) > 0.179 ? "#000000" : "#ffffff");

@@ -43,7 +43,11 @@ export function App() {
     if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Escape" && look.pointed.value) look.pointed.value = null;
     const at = Number(event.key) - 1;
-    if (found[at]) { look.tab.value = found[at]; event.preventDefault(); }
+    if (found[at]) {
+      event.preventDefault();
+      look.tab.value = found[at];
+      root.current?.querySelector<HTMLElement>(`[data-tab=${found[at]}]`)?.focus();
+    }
     const step = { "[": -1, "]": 1 }[event.key];
     if (step) look.choose({ row: look.cell.value.row + step });
   };
@@ -64,8 +68,8 @@ export function App() {
       {look.error.value && <p class="problem" role="alert">{look.error.value} <button type="button" class="small" onClick={() => { look.error.value = ""; }}>Close</button></p>}
       <p class="busy" role="status">{look.busy.value && <>{look.busy.value}<span class="dots" aria-hidden="true" /></>}</p>
       <EditsPanel />
-      {found.length > 1 && <Tabs found={found} tab={tab} />}
       <main>
+        {found.length > 1 && <Tabs found={found} tab={tab} />}
         <div id="qkv-view" role={found.length > 1 ? "tabpanel" : undefined} aria-labelledby={found.length > 1 ? `qkv-tab-${tab}` : undefined} class={`view of-${tab}`}>
         {tab === "heads" && <><Heads /><HeadView /><CellView /></>}
         {tab === "story" && <><Heads /><StoryView /></>}

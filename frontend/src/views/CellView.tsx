@@ -4,7 +4,7 @@ import type { Attention, Row, Score } from "../data/attention";
 import type { Colour } from "../draw/palette";
 import { palette } from "../draw/palette";
 import { sharesDrawing, stripDrawing } from "../draw/strips";
-import { largest, long, number, shown, signed, tiny } from "../numbers";
+import { allShown, largest, long, number, shown, signed, tiny } from "../numbers";
 import { useLook } from "../state";
 import { Picture, Token, useWidth } from "./Picture";
 
@@ -107,7 +107,7 @@ function Softmax({ attention, score, whole, column }: Facts) {
   const [box, width] = useWidth<HTMLDivElement>(300);
   const dark = look.dark.value;
   const tokens = look.run.value.keyTokens(attention);
-  const drawing = useMemo(() => sharesDrawing(tokens.map(shown), whole.weights, column, width, palette(dark)), [tokens, whole, column, width, dark]);
+  const drawing = useMemo(() => sharesDrawing(allShown(tokens), whole.weights, column, width, palette(dark)), [tokens, whole, column, width, dark]);
   const { greatest, sum } = whole;
   return (
     <li>

@@ -119,7 +119,7 @@ function Within() {
       {changes && (
         <table>
           <thead><tr><th scope="col">key</th><th scope="col">weight before</th><th scope="col">now</th></tr></thead>
-          <tbody>{order.map((column) => <tr key={column}><th scope="row" dir="auto">{shown(keys[column])}</th><td>{percent(before[column])}</td><td>{percent(now[column])}</td></tr>)}</tbody>
+          <tbody>{order.map((column) => <tr key={column}><th scope="row"><bdi>{shown(keys[column])}</bdi> <span class="muted">{column}</span></th><td>{percent(before[column])}</td><td>{percent(now[column])}</td></tr>)}</tbody>
         </table>
       )}
     </>

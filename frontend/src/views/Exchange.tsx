@@ -3,7 +3,7 @@ import { percent, shown } from "../numbers";
 import { useLook } from "../state";
 import type { Answer, Axis } from "../protocol";
 
-const most = 400;
+const most = 160;
 
 export function Exchange() {
   const look = useLook();

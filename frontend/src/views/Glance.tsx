@@ -26,8 +26,7 @@ export function Glance() {
   const answer = run.answersFor(attention)?.[row];
   const asks = run.queryTokens(attention)[row];
   const why = answer && look.whyOf(row + 1);
-  const worst = why?.effects[0];
-  const names = worst && (worst.side === "source" ? run.axis("source") : run.axis("target"))?.tokens;
+  const names = (side: string) => (side === "source" ? run.axis("source") : run.axis("target") ?? run.axis("source"))?.tokens ?? [];
   return (
     <section class="glance" aria-label="The chosen token in this head">
       <Part name="query" title="Looked for" says={<><b dir="auto">{shown(asks)}</b>{answer ? <> asks, before <b dir="auto">{shown(answer.chosen[0])}</b>; best matches by score</> : " asks; best matches by score"}</>} items={looked} />
@@ -35,13 +34,19 @@ export function Glance() {
       <Part name="key" title="Who answered" says="the keys' share of the attention" items={offered} />
       <span class="arrow" aria-hidden="true">{"\u2192"}</span>
       <Part name="value" title="Took" says={off ? "nothing: this head is switched off" : "what the values then really moved"} items={took} />
-      {why && worst && names && (
+      {why && (
         <>
           <span class="arrow" aria-hidden="true">{"\u2192"}</span>
           <div class="part">
-            <h3>So it said</h3>
-            <p class="outcome"><b dir="auto">{shown(why.token)}</b> {percent(why.p)}</p>
-            <p class="muted">without <b dir="auto">{shown(names[worst.key])}</b>, in all heads: {percent(worst.p_without)}</p>
+            <h3>So it said <b class="outcome" dir="auto">{shown(why.token)}</b> <span class="muted">{percent(why.p)}</span></h3>
+            <p class="muted says">less sure of it once no head could see</p>
+            <ol>{why.effects.slice(0, 3).map((effect) => (
+              <li key={`${effect.side} ${effect.key}`} class="glance-item">
+                <span class="glance-name" dir="auto">{shown(names(effect.side)[effect.key] ?? "")}</span>
+                <span class="glance-bar" style={{ "--share": `${effect.p_without * 100}%` }} />
+                <span class="glance-number">{percent(effect.p_without)}</span>
+              </li>))}
+            </ol>
           </div>
         </>
       )}

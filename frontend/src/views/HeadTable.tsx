@@ -3,7 +3,7 @@ import type { Attention } from "../data/attention";
 import { ranked } from "../data/run";
 import { along, css, readable, rgb } from "../draw/ramp";
 import { plane } from "../draw/matrix";
-import { number, percent, shown } from "../numbers";
+import { allShown, number, percent } from "../numbers";
 import { saveText } from "../draw/svg";
 import { useLook } from "../state";
 import { rowLabels } from "./HeadView";
@@ -13,7 +13,7 @@ const page = 60;
 
 export function HeadTable({ attention }: { attention: Attention }) {
   const look = useLook();
-  const keys = look.run.value.keyTokens(attention).map(shown);
+  const keys = allShown(look.run.value.keyTokens(attention));
   const labels = rowLabels(look, attention);
   const csv = () => {
     const { values } = plane(attention, look.head.value, look.show.value, false, false);

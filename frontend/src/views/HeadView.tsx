@@ -5,7 +5,8 @@ import { ranked } from "../data/run";
 import { legendDrawing, layOut, matrixDrawing, plane } from "../draw/matrix";
 import { downDrawing, lineHeight, type Line } from "../draw/lines";
 import { palette } from "../draw/palette";
-import { number, percent, shown } from "../numbers";
+import type { Answer } from "../protocol";
+import { allShown, number, percent, shown } from "../numbers";
 import { useLook, type Cell, type Form } from "../state";
 import { AxisPicture } from "./AxisPicture";
 import { EditButtons } from "./Edits";
@@ -67,9 +68,16 @@ function Story({ attention }: { attention: Attention }) {
   return <>{who}{first.map((column, i) => <span key={column}>{i ? (i === first.length - 1 ? " and " : ", ") : ""}<Token text={shown(keys[column])} name="key" /> {percent(weights[column])}</span>)}.</>;
 }
 
+const labelled = new WeakMap<Answer[], string[]>();
+
 export function rowLabels(look: ReturnType<typeof useLook>, attention: Attention, run = look.run.value): string[] {
   const answers = run.axis("target") ? run.answersFor(attention) : null;
-  return run.queryTokens(attention).map((text, row) => (answers ? `${shown(text)} \u2192 ${shown(answers[row].chosen[0])}` : shown(text)));
+  const tokens = run.queryTokens(attention);
+  const names = allShown(tokens);
+  if (!answers) return names;
+  let found = labelled.get(answers);
+  if (!found) labelled.set(answers, found = names.map((text, row) => `${text} \u2192 ${shown(answers[row].chosen[0])}`));
+  return found;
 }
 
 /** Arrow keys move the choice; Home, End, Page Up and Page Down go to the ends. */
@@ -88,7 +96,7 @@ function MatrixPicture({ attention, width }: { attention: Attention; width: numb
   const run = look.run.value;
   const [head, show, dark, changes] = [look.head.value, look.show.value, look.dark.value, attention.changes];
   const { place, rows, columns } = useMemo(() => {
-    const names = { rows: rowLabels(look, attention), columns: run.keyTokens(attention).map(shown) };
+    const names = { rows: rowLabels(look, attention), columns: allShown(run.keyTokens(attention)) };
     return { ...names, place: layOut(attention.queries, attention.keys, names.rows, names.columns, Math.max(width, 280), Math.max(340, window.innerHeight - 480)) };
   }, [attention, run, width]);
   const shownPlane = useMemo(() => plane(attention, head, show, dark, place.size < 8), [attention, head, show, dark, changes, place.size < 8]);
@@ -141,7 +149,7 @@ function LinesPicture({ attention, width }: { attention: Attention; width: numbe
       for (let key = 0; key < keys; key += 1) if (weights[fromKey + key] > least) lines.push({ query, key, weight: weights[fromKey + key], strong });
     }
     return downDrawing({
-      queries: rowLabels(look, attention).slice(fromRow, fromRow + rows), keys: run.keyTokens(attention).slice(fromKey, fromKey + keys).map(shown), lines,
+      queries: rowLabels(look, attention).slice(fromRow, fromRow + rows), keys: allShown(run.keyTokens(attention)).slice(fromKey, fromKey + keys), lines,
       chosen: { row: row - fromRow, column: column - fromKey }, colours: palette(dark), room: Math.max(width, 300),
       shares: attention.row(head, row).weights.subarray(fromKey, fromKey + keys),
     });

@@ -13,7 +13,7 @@ export function ModelView() {
   return (
     <div class="model-view">
       <div>
-        {run.described.summary?.length ? <details open class="summary"><summary>What {run.described.name || "the model"} is</summary><ul>{run.described.summary.map((one) => <li key={one}>{one}</li>)}</ul></details> : null}
+        {run.described.summary?.length ? <details class="summary"><summary>What {run.described.name || "the model"} is</summary><ul>{run.described.summary.map((one) => <li key={one}>{one}</li>)}</ul></details> : null}
         <Heads size={72} />
       </div>
       {names.length > 0 && (

@@ -1,0 +1,51 @@
+// Nothing that axe-core finds fault with, in any view, light and dark.
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import { axe, open, visit, written } from "./browser.mjs";
+import { large, pair, perceived } from "./documents.mjs";
+
+let browser;
+before(async () => { browser = await open(); });
+after(() => browser.close());
+
+async function check(page, what, all) {
+  const found = await page.evaluate(async () => (await window.axe.run(document, { resultTypes: ["violations"] })).violations.map(({ id, nodes }) => `${id}: ${nodes.slice(0, 3).map((node) => `${node.html.slice(0, 160)} ${node.failureSummary}`).join(" | ")}`));
+  all.push(...found.map((one) => `${what}: ${one}`));
+}
+
+for (const colorScheme of ["light", "dark"]) {
+  test(`all views, ${colorScheme}`, async () => {
+    const page = await visit(browser, (await written("access", pair())).address, { colorScheme });
+    await page.evaluate(axe);
+    const all = [];
+    for (const tab of await page.locator("[role=tab]").all()) {
+      await tab.click();
+      await page.waitForTimeout(250);
+      await check(page, `${await tab.innerText()}, ${colorScheme}`, all);
+    }
+    await page.locator("[data-tab=heads]").click();
+    await page.locator(".edits-bar button").first().click();
+    for (const form of ["Lines", "Table"]) {
+      await page.locator("label", { hasText: form }).click();
+      await page.locator(".cell summary").click();
+      await check(page, `${form}, with a change, ${colorScheme}`, all);
+    }
+    assert.deepEqual(all, []);
+    await page.close();
+  });
+
+  test(`pictures and long texts, ${colorScheme}`, async () => {
+    const all = [];
+    for (const [name, made] of [["access-image", perceived("image")], ["access-long", large(96, 2, 2, 8)]]) {
+      const page = await visit(browser, (await written(name, made)).address, { colorScheme });
+      await page.evaluate(axe);
+      for (const tab of await page.locator("[role=tab]").all()) {
+        await tab.click();
+        await page.waitForTimeout(250);
+        await check(page, `${name}, ${await tab.innerText()}`, all);
+      }
+      await page.close();
+    }
+    assert.deepEqual(all, []);
+  });
+}

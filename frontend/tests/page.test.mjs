@@ -1,0 +1,246 @@
+// What a reader can see and do, in a real browser.
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import { readFile } from "node:fs/promises";
+import { open, script, visit, written } from "./browser.mjs";
+import { large, pair, perceived, translation, weightsOf } from "./documents.mjs";
+
+let browser;
+before(async () => { browser = await open(); });
+after(() => browser.close());
+
+const text = async (page, selector) => (await page.locator(selector).first().innerText()).replace(/\s+/g, " ").trim();
+
+test("the file opens with no network, and certifies itself", async () => {
+  const page = await visit(browser, (await written("plain", translation())).address, { offline: true });
+  await page.waitForFunction(() => document.documentElement.dataset.certified !== undefined);
+  assert.ok(Number(await page.evaluate(() => document.documentElement.dataset.certified)) < 1e-5);
+  assert.match(await text(page, ".certificate"), /Certified All 12 heads were recomputed in this page/);
+  assert.deepEqual(page.asked.filter((address) => !/^(file|data|blob):/.test(address)), []);
+  assert.match(await text(page, ".glance"), /Looked for query.*Who answered key.*Took value.*So it said/);
+  assert.deepEqual(page.wrong, []);
+  await page.close();
+});
+
+test("a context that the weights do not give is found out", async () => {
+  const page = await visit(browser, (await written("bent", translation({ bend: 0.5 }))).address);
+  await page.waitForFunction(() => document.documentElement.dataset.certified !== undefined);
+  assert.match(await text(page, ".certificate"), /Not certified/);
+  await page.close();
+});
+
+test("every number is what queries and keys give", async () => {
+  const made = translation();
+  const page = await visit(browser, (await written("numbers", made)).address);
+  const attentions = made.document.runs[0].attentions;
+  for (const [at, head] of [[3, 1], [4, 0], [0, 1]]) {
+    await page.locator(`.thumbnail[data-at="${at}"][data-head="${head}"]`).click();
+    await page.locator("label", { hasText: "Table" }).click();
+    const expected = weightsOf(made.made[at].numbers, head);
+    for (let row = 0; row < expected.length; row += 1) {
+      for (let column = 0; column < expected[row].length; column += 1) {
+        const shown = await page.locator(`td[data-row="${row}"][data-column="${column}"]`).innerText();
+        assert.equal(shown, expected[row][column] === 0 ? "\u00b7" : expected[row][column].toFixed(3), attentions[at].place);
+      }
+    }
+  }
+  await page.close();
+});
+
+test("clicks: an answer, a head, a cell, a line; all views follow", async () => {
+  const page = await visit(browser, (await written("clicks", translation())).address);
+  await page.locator(".answer").nth(2).click();
+  assert.match(await text(page, ".story"), /To answer sa\u00df after Katze/);
+  await page.locator('.thumbnail[data-at="0"][data-head="1"]').click();
+  assert.match(await text(page, "#head-title"), /Encoder self-attention layer 0 . head 1/);
+  const box = await page.locator("canvas.matrix").boundingBox();
+  await page.mouse.click(box.x + box.width - 20, box.y + box.height - 20);
+  assert.match(await text(page, "#cell-title"), /<\/s> asks, <\/s> answers/);
+  await page.locator(".cell summary").click();
+  assert.equal(await page.locator(".cell details tbody tr").count(), 8);
+  await page.locator("label", { hasText: "Lines" }).click();
+  const lines = await page.locator("canvas.lines").boundingBox();
+  await page.mouse.click(lines.x + 20, lines.y + 15);
+  assert.match(await text(page, "#cell-title"), /^The asks/);
+  await page.locator("select").first().selectOption("entropy");
+  assert.equal(await page.locator(".thumbnail").count(), 12);
+  assert.match(await page.locator(".thumbnail").first().getAttribute("aria-label"), /head 1, entropy 0.60/);
+  assert.match(page.url(), /#encoder\.0\.self_attention\/1\/0\//);
+  assert.deepEqual(page.wrong, []);
+  await page.close();
+});
+
+test("the keyboard reaches everything", async () => {
+  const page = await visit(browser, (await written("keys", translation())).address);
+  await page.locator(".answer").first().click();
+  await page.locator("canvas.matrix").focus();
+  await page.keyboard.press("End");
+  await page.keyboard.press("ArrowDown");
+  assert.match(await text(page, "#cell-title"), /Die asks, <\/s> answers/);
+  await page.keyboard.press("ArrowLeft");
+  assert.match(await text(page, "#cell-title"), /Die asks, sat answers/);
+  await page.keyboard.press("]");
+  assert.match(await text(page, "#cell-title"), /Katze asks/);
+  for (let i = 0; i < 4; i += 1) {
+    await page.keyboard.press(String(i + 1));
+    assert.equal(await page.locator('[role=tab][aria-selected="true"]').getAttribute("id"), await page.locator("[role=tab]").nth(i).getAttribute("id"));
+  }
+  await page.locator("[role=tab]").last().focus();
+  await page.keyboard.press("ArrowRight");
+  assert.equal(await text(page, '[role=tab][aria-selected="true"]'), "Heads");
+  const chosen = page.locator('.thumbnail[aria-pressed="true"]');
+  await chosen.focus();
+  const before = await chosen.getAttribute("aria-label");
+  await page.keyboard.press("ArrowUp");
+  assert.notEqual(await page.locator(":focus").getAttribute("aria-label"), before);
+  // Tab alone comes past everything and back out again, and never gets caught.
+  const seen = new Set();
+  for (let i = 0; i < 60; i += 1) {
+    await page.keyboard.press("Tab");
+    seen.add(await page.evaluate(() => document.activeElement?.className || document.activeElement?.tagName));
+  }
+  for (const name of ["matrix", "quiet theme", "answer", "thumbnail"]) assert.ok([...seen].some((one) => one.includes(name)), name);
+  await page.close();
+});
+
+test("changes in a file: recomputed within the attention, said so, and printed as Python", async () => {
+  const page = await visit(browser, (await written("edits", translation())).address);
+  await page.locator('.thumbnail[data-at="5"][data-head="0"]').click();
+  await page.locator("label", { hasText: "Table" }).click();
+  const cell = page.locator('td[data-row="1"][data-column="2"]');
+  await cell.click();
+  await page.locator(".edits-bar button").first().click();
+  assert.equal(await cell.innerText(), "\u00b7");
+  assert.match(await text(page, ".edits"), /This file holds no model/);
+  assert.match(await page.locator(".edits pre").innerText(), /lens\.knock_out\("decoder\.1\.cross_attention", keys=\[2\], heads=\[0\]\)/);
+  await page.locator(".edits-bar button", { hasText: "head were off" }).click();
+  assert.match(await text(page, ".cell"), /This head is switched off/);
+  await page.locator(".edits-bar button", { hasText: "its value were" }).click();
+  await page.locator('td[data-row="1"][data-column="0"]').click();
+  await page.locator(".edits-bar button", { hasText: "swap values" }).click();
+  assert.match(await page.locator(".edits pre").innerText(), /lens\.swap_values\("decoder\.1\.cross_attention", first=2, second=0, heads=\[0\]\)/);
+  await page.locator("button", { hasText: "Undo all" }).click();
+  assert.equal(await page.locator(".edits").count(), 0);
+  assert.notEqual(await cell.innerText(), "\u00b7");
+  await page.close();
+});
+
+test("the story, the alignment and the beam", async () => {
+  const page = await visit(browser, (await written("story", translation())).address);
+  await page.locator("[data-tab=story]").click();
+  await page.locator(".answer").nth(1).click();
+  assert.match(await text(page, ".story-table tbody tr"), /cat source 1 .* 80% \u2192 10%/);
+  await page.locator(".story-table tbody button").first().click();
+  assert.match(await text(page, "#head-title"), /layer 1 . head 1/);
+  await page.locator("[data-tab=alignment]").click();
+  assert.match(await text(page, ".alignment"), /Never taken from: <\/s>/);
+  await page.locator(".alignment button", { hasText: "Der Kater" }).click();
+  await page.locator(".alignment summary").click();
+  assert.match(await text(page, ".alignment details tbody"), /Der The/);
+  assert.deepEqual(page.wrong, []);
+  await page.close();
+});
+
+test("two runs side by side, and where they differ", async () => {
+  const page = await visit(browser, (await written("pair", pair())).address);
+  await page.locator("[data-tab=compare]").click();
+  assert.equal(await page.locator(".compare canvas.matrix").count(), 3);
+  assert.match(await text(page, ".compare .table-box"), /Katze 80%.*Kater 40%/);
+  await page.locator(".runs button", { hasText: "other" }).click();
+  assert.match(await text(page, ".said"), /Kater/);
+  assert.deepEqual(page.wrong, []);
+  await page.close();
+});
+
+for (const kind of ["image", "audio", "trajectory"]) {
+  test(`tokens that are of ${kind === "image" ? "an image" : kind === "audio" ? "a sound" : "a trajectory"}`, async () => {
+    const page = await visit(browser, (await written(kind, perceived(kind))).address);
+    const picture = page.locator(".axis-pictures canvas");
+    assert.equal(await picture.count(), 1);
+    if (kind === "image") {
+      await picture.click({ position: { x: 10, y: 10 } });
+      assert.match(await text(page, "#cell-title"), /^1,1 asks/);
+    }
+    assert.deepEqual(page.wrong, []);
+    await page.close();
+  });
+}
+
+test("text from right to left, and of wide signs", async () => {
+  const arabic = ["\u0627\u0644\u0642\u0637\u0629", "\u062c\u0644\u0633\u062a", "</s>"];
+  const chinese = ["\u732b", "\u5750", "\u4e0b", "</s>"];
+  const page = await visit(browser, (await written("arabic", translation({ source: arabic, answer: chinese }))).address);
+  assert.equal(await page.locator(".tokens li").first().getAttribute("dir"), "auto");
+  await page.locator("[data-tab=alignment]").click();
+  const download = page.waitForEvent("download");
+  await page.locator("button", { hasText: "SVG" }).first().click();
+  const svg = await readFile(await (await download).path(), "utf8");
+  const at = (word) => Number(svg.match(new RegExp(`x="([\\d.]+)"[^>]*>${word}`))[1]);
+  assert.ok(at(arabic[0]) > at(arabic[1]), "the first Arabic word stands rightmost");
+  assert.ok(at(chinese[0]) < at(chinese[1]));
+  await page.close();
+});
+
+test("pictures are saved as SVG and PNG, tables as CSV", async () => {
+  const page = await visit(browser, (await written("saved", translation())).address);
+  for (const [name, begin] of [["SVG", "<svg xmlns"], ["PNG", "\u0089PNG"]]) {
+    const download = page.waitForEvent("download");
+    await page.locator(".legend button", { hasText: name }).click();
+    assert.ok((await readFile(await (await download).path(), "latin1")).startsWith(begin), name);
+  }
+  await page.locator("[data-tab=model]").click();
+  const download = page.waitForEvent("download");
+  await page.locator("button", { hasText: "CSV" }).click();
+  assert.match(await readFile(await (await download).path(), "utf8"), /^place,head,entropy,previous/);
+  await page.close();
+});
+
+test("a notebook's widget shows the same, in a root of its own", async () => {
+  const { document: described, blocks } = translation({ live: true });
+  const page = await browser.newPage();
+  await page.setContent(`<!doctype html><title>x</title><div id="cell"></div>`);
+  await page.addScriptTag({ type: "module", content: script.replace(/export\{(.*)\};?\s*$/, (_, names) => `window.made={${names.split(",").map((one) => one.split(" as ").reverse().map((name) => name.trim()).join(":")).join(",")}}`) });
+  await page.waitForFunction(() => window.made);
+  await page.evaluate(({ described, bytes }) => {
+    window.sent = [];
+    const raw = Uint8Array.from(atob(bytes), (one) => one.charCodeAt(0));
+    const model = { get: (name) => ({ document: described, blocks: new DataView(raw.buffer) })[name], send: (message) => window.sent.push(message), on: () => {}, off: () => {} };
+    window.made.default.render({ model, el: document.getElementById("cell") });
+  }, { described, bytes: blocks.bytes().toString("base64") });
+  await page.locator(".answer").nth(1).click();
+  await page.locator("[data-tab=story]").click();
+  await page.locator("button.do").click();
+  assert.deepEqual(await page.evaluate(() => window.sent), [{ id: 1, request: { ask: "why", position: 2 } }]);
+  await page.close();
+});
+
+test("12 layers of 12 heads over 512 tokens: a small file, soon on the screen, quick to switch", async (t) => {
+  const { address, bytes } = await written("large", large());
+  assert.ok(bytes < 20e6, `${bytes} bytes`);
+  const page = await browser.newPage({ viewport: { width: 1400, height: 1000 } });
+  await page.addInitScript(() => {
+    new MutationObserver((_, observer) => {
+      if (document.querySelector("canvas.matrix")) { requestAnimationFrame(() => setTimeout(() => { window.shown = performance.now(); })); observer.disconnect(); }
+    }).observe(document, { childList: true, subtree: true });
+  });
+  await page.goto(address);
+  await page.waitForFunction(() => window.shown, null, { timeout: 60_000 });
+  await page.waitForFunction(() => [...document.querySelectorAll(".thumbnail canvas")].every((one) => one.width > 1), null, { timeout: 60_000 });
+  await page.waitForFunction(() => document.documentElement.dataset.certified !== undefined, null, { timeout: 60_000 });
+  const found = await page.evaluate(async () => {
+    const thumbnails = performance.now();
+    const times = [];
+    for (const at of [[3, 4], [7, 1], [11, 11], [0, 0], [5, 9], [2, 2], [9, 6]]) {
+      const begin = performance.now();
+      document.querySelector(`.thumbnail[data-at="${at[0]}"][data-head="${at[1]}"]`).click();
+      await new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+      times.push(performance.now() - begin);
+    }
+    return { shown: window.shown, thumbnails, times: times.sort((a, b) => a - b), nodes: document.querySelectorAll("*").length };
+  });
+  const middle = found.times[3];
+  t.diagnostic(`12 x 12 x 512: ${(bytes / 1e6).toFixed(1)} MB, on screen after ${found.shown.toFixed(0)} ms, switching heads ${middle.toFixed(0)} ms (${found.times.map((time) => time.toFixed(0)).join(", ")}), ${found.nodes} elements`);
+  assert.ok(found.shown < 15_000, `${found.shown} ms`); // the goal of 3 s and 50 ms is for an idle machine
+  assert.ok(middle < 400, `${middle} ms`);
+  await page.close();
+});
