@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -80,6 +80,40 @@ def test_both_renderings_agree_in_value_and_gradient(problem: dict[str, Any]) ->
     for fused, explicit in zip(*gradients, strict=True):
         torch.testing.assert_close(fused, explicit, rtol=1e-9, atol=1e-9)
         assert explicit.isfinite().all()
+
+
+@settings(max_examples=100)
+@given(problems(), st.integers(1, 3))
+def test_a_rule_too_large_for_a_matrix_is_taken_by_rows(problem: dict[str, Any], rows: int) -> None:
+    assume(isinstance(problem["mask"], Mask))
+    inputs = [problem[name].clone().requires_grad_() for name in ("query", "key", "value")]
+    found = []
+    for largest in (2**26, 0):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("qkv.attend.LARGEST", largest)
+            patched.setattr("qkv.attend._ROWS", rows)
+            context = attend(*inputs, mask=problem["mask"], scale=problem["scale"])
+        found.append([context, *torch.autograd.grad(context.square().sum(), inputs)])
+    for whole, by_rows in zip(*found, strict=True):
+        torch.testing.assert_close(by_rows, whole, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("rule", [Mask(causal=True, window=40), Mask(window=40), Mask(causal=True, past=1000)])
+def test_no_matrix_of_a_large_rule_is_ever_made(rule: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qkv.attend.LARGEST", 10_000)
+    monkeypatch.setattr("qkv.attend._ROWS", 16)
+    length, largest, matrix = 500, 0, Mask.matrix
+
+    def watched(mask: Mask, *given: Any) -> Tensor | None:
+        nonlocal largest
+        found = matrix(mask, *given)
+        largest = max(largest, 0 if found is None else found.numel())
+        return found
+
+    monkeypatch.setattr(Mask, "matrix", watched)
+    query, key, value = torch.randn(1, 2, length, 4), *torch.randn(2, 1, 2, rule.past + length, 4)
+    attend(query, key, value, mask=rule)
+    assert 0 < largest <= 16 * (rule.past + length)
 
 
 @given(problems())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -78,6 +80,30 @@ def test_the_future_does_not_matter_to_a_decoder(choice: spec.Spec, seed: int) -
     batch["target"] = batch["target"].clone()
     batch["target"][:, 4:] = 0
     close(model(**batch)[:, :4], before[:, :4])
+
+
+def test_rules_too_large_for_a_matrix_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    near = spec.Attention(heads=2, d_key=4, causal=True, window=3, position=spec.Rotary())
+    blocks = (spec.Block(near, spec.FeedForward(8)), spec.Block(replace(near, window=None), spec.FeedForward(8)))
+    model = build(spec.Transformer(None, spec.Stack(8, blocks, spec.Tokens(9)), spec.Vocabulary())).eval()
+    target, real = torch.randint(9, (2, 11)), torch.arange(11) < torch.tensor([[11], [7]])
+
+    def answers() -> list[Tensor]:
+        first, state = model.step(target[:, :4], model.start(None, 2))
+        return [
+            model(target=target),
+            model(target=target, target_mask=real),
+            first,
+            model.step(target[:, 4:], state)[0],
+        ]
+
+    whole = answers()
+    for module in ("models.transformer", "attend"):
+        monkeypatch.setattr(f"qkv.{module}.LARGEST", 0)
+    monkeypatch.setattr("qkv.attend._ROWS", 4)
+    for by_rows, usual in zip(answers(), whole, strict=True):
+        close(by_rows, usual)
 
 
 def test_reordering_picks_repeats_and_drops_rows() -> None:

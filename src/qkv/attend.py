@@ -17,8 +17,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from qkv.mask import Mask
+from qkv.mask import LARGEST, Mask
 from qkv.tap import NO_TAP, Tap
+
+_ROWS = 512  # queries that are taken at a time where the mask of all of them would be too large
 
 Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Scores that are not a dot product: (query, key) -> (batch, heads, queries, keys)."""
@@ -55,8 +57,11 @@ def attend(
     query, key, value, bias = _heard(query, key, value, bias, tap)
     tap.terms(mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, score=score)
     explicit = score is not None or softcap is not None or sinks is not None
+    large = query.shape[0] * query.shape[2] * key.shape[2] > LARGEST
     if explicit or tap.wants("scores") or tap.wants("weights"):
         context, _ = _explicit(query, key, value, mask, bias, scale, softcap, sinks, score, dropout, tap)
+    elif large and isinstance(mask, Mask) and not mask.only_causal and bias is None:
+        context = _by_rows(query, key, value, mask, scale, dropout)
     else:
         context = _fused(query, key, value, mask, bias, scale, dropout)
     return tap("context", context)
@@ -163,6 +168,19 @@ def softmax(
     else:
         weights = found.softmax(dim=-1)
     return weights if visible is None else weights.masked_fill(~visible, 0.0)
+
+
+def _by_rows(query: Tensor, key: Tensor, value: Tensor, mask: Mask, scale: float | None, dropout: float) -> Tensor:
+    """The kernel for some queries after others, each time over the keys that these may see."""
+    parts = []
+    for begin in range(0, query.shape[2], _ROWS):
+        rows = begin, min(begin + _ROWS, query.shape[2])
+        first, end = mask.seen(rows, key.shape[2])
+        keys = min(first, key.shape[2] - 1), max(end, 1)  # at least one, if a hidden one
+        seen = mask.part(rows, keys)
+        own = query[:, :, rows[0] : rows[1]], key[:, :, keys[0] : keys[1]], value[:, :, keys[0] : keys[1]]
+        parts.append(_fused(*own, seen, None, scale, dropout))
+    return torch.cat(parts, dim=2)
 
 
 def _fused(

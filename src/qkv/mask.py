@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+LARGEST = 2**26
+"""Entries of a matrix above which a rule is no longer written out as one, but taken a few queries at a time."""
+
+Span = tuple[int, int]
+"""Some neighbouring queries or keys: the first, and the one after the last."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,23 @@ class Mask:
     def only_causal(self) -> bool:
         """Whether a kernel's own causal flag (aligned top-left) says it all."""
         return self.causal and self.window is None and self.past == 0 and self.keys is None and self.documents is None
+
+    def seen(self, rows: Span, keys: int) -> Span:
+        """The keys, of so many, that some query of `rows` may see by distance; all that others hide are outside."""
+        first, last = self.past + rows[0], self.past + rows[1] - 1  # positions among the keys
+        ahead = 0 if self.causal else keys if self.window is None else self.window - 1
+        behind = first if self.window is None else self.window - 1
+        end = max(0, min(keys, last + ahead + 1))
+        return min(max(0, first - behind), end), end
+
+    def part(self, rows: Span, keys: Span) -> Mask:
+        """The same rule for some queries and keys alone: they stand elsewhere from each other than the first ones."""
+        documents = self.documents and (
+            self.documents[0][:, rows[0] : rows[1]],
+            self.documents[1][:, keys[0] : keys[1]],
+        )
+        real = None if self.keys is None else self.keys[:, keys[0] : keys[1]]
+        return replace(self, past=self.past + rows[0] - keys[0], keys=real, documents=documents)
 
     def matrix(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
         """The mask as a bool tensor that broadcasts to (batch, heads, queries, keys); None if all is visible."""

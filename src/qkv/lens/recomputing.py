@@ -6,7 +6,6 @@ that is a tensor is cut.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -15,10 +14,7 @@ from torch import Tensor
 
 from qkv.attend import scores, softmax
 from qkv.lens.recorder import Call
-from qkv.mask import Mask
-
-Span = tuple[int, int]
-"""Some neighbouring queries or keys: the first, and the one after the last."""
+from qkv.mask import Mask, Span
 
 
 def of_heads(tensor: Tensor, heads: Sequence[int], of: int) -> Tensor:
@@ -80,7 +76,7 @@ def lowered(call: Call, heads: Sequence[int], rows: Span, keys: Span) -> Tensor:
     if isinstance(mask, Mask) and simple:
         found = found if product else found.clone()
         for edge in _edges(mask, rows, keys):
-            matrix = _shifted(mask, rows, edge).matrix(rows[1] - rows[0], edge[1] - edge[0], found.device)
+            matrix = mask.part(rows, edge).matrix(rows[1] - rows[0], edge[1] - edge[0], found.device)
             if matrix is not None:
                 found[..., edge[0] - keys[0] : edge[1] - keys[0]].masked_fill_(~matrix, least)
     return found
@@ -130,13 +126,7 @@ def seen(call: Call, rows: Span) -> Span:
     """The keys that a `Mask` lets some query of `rows` see; all of them where no rule says less."""
     keys = call["key"].shape[2]
     mask = call.terms.get("mask")
-    if not isinstance(mask, Mask):
-        return 0, keys
-    first, last = mask.past + rows[0], mask.past + rows[1] - 1  # positions among the keys
-    ahead = 0 if mask.causal else keys if mask.window is None else mask.window - 1
-    behind = first if mask.window is None else mask.window - 1
-    end = max(0, min(keys, last + ahead + 1))
-    return min(max(0, first - behind), end), end
+    return mask.seen(rows, keys) if isinstance(mask, Mask) else (0, keys)
 
 
 def runs(numbers: Sequence[int], longest: int) -> list[Span]:
@@ -163,14 +153,4 @@ def _part(tensor: Tensor | None, heads: Sequence[int], rows: Span, keys: Span) -
 
 
 def _mask_part(mask: Mask | Tensor | None, heads: Sequence[int], rows: Span, keys: Span) -> Mask | Tensor | None:
-    return _shifted(mask, rows, keys) if isinstance(mask, Mask) else _part(mask, heads, rows, keys)
-
-
-def _shifted(mask: Mask, rows: Span, keys: Span) -> Mask:
-    """The same rule for some rows and keys alone: they stand elsewhere from each other than the first ones."""
-    documents = mask.documents and (
-        mask.documents[0][:, rows[0] : rows[1]],
-        mask.documents[1][:, keys[0] : keys[1]],
-    )
-    real = None if mask.keys is None else mask.keys[:, keys[0] : keys[1]]
-    return dataclasses.replace(mask, past=mask.past + rows[0] - keys[0], keys=real, documents=documents)
+    return mask.part(rows, keys) if isinstance(mask, Mask) else _part(mask, heads, rows, keys)

@@ -20,7 +20,8 @@ from qkv.lens.recorder import Call
 from qkv.lens.trace import AttentionTrace
 from qkv.mask import Mask
 
-_ELEMENTS = 2**20  # scores made at once: 4 MiB, which stay in a processor's cache
+_ELEMENTS = 2**21  # scores made by one product, which is slow for few rows: 8 MiB
+_COUNTED = 2**20  # of these, how many are counted at once: 4 MiB, which stay in a processor's cache
 _GROUP = 64  # neighbouring keys of which only the largest is looked at first, to find the top ones
 
 
@@ -76,36 +77,44 @@ def measure(
     )
     offset = 0
     for call in attention.calls:
-        for part, span in _blocks(call, len(chosen), batch):
-            _count(found, call, part, span, offset, first)
+        for part, rows, keys, scores in _scored(call, chosen, batch):
+            _count(found, call, scores, (part, rows, keys), offset, first)
         offset += call["query"].shape[2]
     return found
 
 
-def _blocks(call: Call, heads: int, batch: int) -> Iterator[tuple[Span, Span]]:
-    """Which heads and which queries to take at a time: many rows of one head where they are long."""
-    queries, keys = call["query"].shape[2], call["key"].shape[2]
+def _scored(call: Call, heads: Sequence[int], batch: int) -> Iterator[tuple[Span, Span, Span, Tensor]]:
+    """The scores of a few of `heads` and queries at a time, with which these are and which keys they are of: many rows
+    of one head where they are long."""
+    queries, width = call["query"].shape[2], call["key"].shape[2]
     numbers = call["query"].shape[3] if call.terms.get("score") is not None else 1  # such scores may build them all
-    room = max(1, _ELEMENTS // (batch * numbers * max(keys, 1)))
-    together = max(1, min(heads, room // min(queries, 64)))
+    room = max(1, _ELEMENTS // (batch * numbers * max(width, 1)))
+    together = max(1, min(len(heads), room // min(queries, 64)))
     length = max(1, room // together)
-    for head in range(0, heads, together):
+    counted = max(1, _COUNTED // (batch * together * max(width, 1)))
+    for head in range(0, len(heads), together):
+        part = head, min(head + together, len(heads))
         for begin in range(0, queries, length):
-            yield (head, min(head + together, heads)), (begin, min(begin + length, queries))
+            rows = begin, min(begin + length, queries)
+            keys = recomputing.seen(call, rows)
+            scores = recomputing.lowered(call, heads[slice(*part)], rows, keys)
+            for first in range(*rows, counted):
+                last = min(first + counted, rows[1])
+                yield part, (first, last), keys, scores[..., first - begin : last - begin, :]
 
 
-def _count(found: Statistics, call: Call, part: Span, rows: Span, offset: int, first: int) -> None:
+def _count(
+    found: Statistics, call: Call, scores: Tensor, where: tuple[Span, Span, Span], offset: int, first: int
+) -> None:
     """Fill in the statistics of some heads and queries of a call whose first query is number `offset` of the trace."""
-    heads = found.heads[part[0] : part[1]]
-    keys = recomputing.seen(call, rows)
-    if keys[0] == keys[1]:
-        found.normaliser[:, part[0] : part[1], offset + rows[0] : offset + rows[1]] = -math.inf
-        return
+    part, rows, keys = where
     at = (slice(None), slice(*part), slice(offset + rows[0], offset + rows[1]))
-    scores = recomputing.lowered(call, heads, rows, keys)
+    if keys[0] == keys[1]:
+        found.normaliser[at] = -math.inf
+        return
     largest = scores.amax(dim=-1, keepdim=True)
     blind = largest == torch.finfo(scores.dtype).min
-    sink = recomputing.sinks(call, heads)
+    sink = recomputing.sinks(call, found.heads[slice(*part)])
     if sink is not None:
         sink = sink[None, :, None, None].to(scores.dtype)
         largest = torch.maximum(largest, sink)

@@ -10,7 +10,7 @@ from qkv.cache import BlockCache, Carried, KeyValues, Memory, TransformerState
 from qkv.errors import SpecError
 from qkv.inputs import PatchReader, Reader, TokenReader, reader
 from qkv.layers import Block, Placing, norm
-from qkv.mask import Mask
+from qkv.mask import LARGEST, Mask
 from qkv.models.protocol import SequenceModel
 from qkv.outputs import (
     ActionsAnswer,
@@ -103,9 +103,11 @@ class Stack(nn.Module):
         length, device = hidden.shape[1], hidden.device
         texts = None if documents is None else (documents, documents)
         rule = Mask(attention.causal, attention.window, past, keys=mask, documents=texts)
-        # The kernel's own causal flag costs nothing; any other rule becomes one matrix for all blocks that share it.
-        seen = rule if rule.only_causal else rule.matrix(length, past + length, device)
         position = attention.position
+        large = hidden.shape[0] * length * (past + length) > LARGEST and isinstance(position, spec.Rotary | None)
+        # The kernel's own causal flag costs nothing, and a rule that is too large is taken by rows; any other becomes
+        # one matrix for all blocks that share it.
+        seen = rule if rule.only_causal or large else rule.matrix(length, past + length, device)
         if isinstance(position, spec.Rotary):
             places = torch.arange(past, past + length, device=device)
             return Placing(seen, rotations=rotations(places, attention.d_key, position))
