@@ -1,7 +1,8 @@
 """What looking costs: a capture beside a forward pass, statistics by length, and what others give on this machine.
 
 First, forward passes of our Transformer, plain and with a Recorder; and of transformers' Marian of the same size,
-fused, and eager with the weights returned, which is how others look. Then, by length, one causal attention: the
+fused, and eager with the weights returned, which is how others look; the same for a decoder and transformers' GPT-2.
+Then, by length, one causal attention: the
 kernel, all its statistics, a row and a tile of 256 x 256 on demand, and what is kept beside what the matrix would take.
 Last, what a page of BertViz takes, if it is installed, for weights of 12 layers and 12 heads.
 
@@ -15,11 +16,12 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import measuring
 import torch
-from sizes import SIZES, marian, ours
+from sizes import DECODERS, SIZES, decoder, gpt2, marian, ours
 from torch import Tensor
 
 from qkv.attend import attend
@@ -36,12 +38,16 @@ def main() -> None:
     parser = measuring.arguments(__doc__, rounds=9)
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["small"], help="of the models looked at")
     parser.add_argument("--batches", nargs="+", default=["1x16", "1x128", "16x32", "1x512"], help="rows x length")
+    parser.add_argument("--decoder", choices=DECODERS, default="gpt2", help="the decoder looked at (%(default)s)")
+    parser.add_argument("--decoder-batches", nargs="+", default=["1x16", "1x512", "4x512"], help="rows x length")
     parser.add_argument("--lengths", nargs="+", type=int, default=[2048, 8192, 32768], help="of the attention")
     parser.add_argument("--heads", type=int, default=1, help="of the attention (%(default)s)")
-    parser.add_argument("--without", nargs="*", default=[], choices=["marian", "bertviz", "statistics"])
+    parser.add_argument("--without", nargs="*", default=[], choices=["marian", "decoder", "bertviz", "statistics"])
     options = parser.parse_args()
     measuring.begin(options)
     captures(options)
+    if "decoder" not in options.without:
+        decoder_captures(options)
     if "statistics" not in options.without:
         by_length(options)
     if "bertviz" not in options.without:
@@ -73,6 +79,28 @@ def captures(options: Any) -> None:
     print("A forward pass, milliseconds, and what looking costs\n")
     more = [] if "marian" in options.without else ["Marian, times"]
     measuring.table(["", *heads, "ours, times", *more], rows)
+
+
+@torch.no_grad()
+def decoder_captures(options: Any) -> None:
+    """Print the same for a decoder, beside GPT-2 of transformers in the same size."""
+    rows, model = [], decoder(DECODERS[options.decoder]).eval()
+    theirs = {kind: gpt2(DECODERS[options.decoder], kind).eval() for kind in ("sdpa", "eager")}
+    for shape in options.decoder_batches:
+        ids = torch.randint(4, DECODERS[options.decoder].vocab, tuple(map(int, shape.split("x"))))
+        turns: dict[str, Callable[[], object]] = {
+            "plain": partial(model, target=ids),
+            "looked": lambda ids=ids: model(target=ids, tap=Recorder()),
+            "sdpa": partial(theirs["sdpa"], ids, use_cache=False),
+            "eager": partial(theirs["eager"], ids, use_cache=False, output_attentions=True),
+        }
+        seconds = measuring.take_turns(turns, options)
+        cells = [f"{1000 * statistics.median(taken):.1f}" for taken in seconds.values()]
+        costs = [measuring.cost(seconds, "looked", "plain"), measuring.cost(seconds, "eager", "sdpa")]
+        rows.append([f"{options.decoder}, {shape}", *cells, *costs])
+    print("A decoder's forward pass, milliseconds, and what looking costs\n")
+    heads = ["plain", "looked into", "GPT-2", "GPT-2, eager with weights", "ours, times", "GPT-2, times"]
+    measuring.table(["", *heads], rows)
 
 
 def ours_turn(model: SequenceModel, source: Tensor, target: Tensor, tap: type[Tap]) -> Callable[[], object]:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 import qkv.models
+from qkv import spec
 from qkv.models import SequenceModel
 from qkv.presets import encoder_decoder
 
@@ -34,6 +35,11 @@ SIZES = {
     "base10k": Size(6, 512, 8, 2048, 10000, 400),
 }
 
+DECODERS = {
+    "tiny": Size(1, 16, 2, 32, 50, 100),
+    "gpt2": Size(12, 768, 12, 3072, 50257, 1024),  # GPT-2 small
+}
+
 
 def ours(size: Size) -> SequenceModel:
     """Return our Transformer: pre-norm, sinusoidal positions, one embedding for source, target and answer."""
@@ -49,13 +55,7 @@ def marian(size: Size, attention: str, dropout: float = 0.0) -> Any:
 
     Exits with a message if transformers is not installed.
     """
-    try:
-        import transformers
-    except ImportError as error:
-        raise SystemExit(
-            f"transformers cannot be imported ({error}). Install it with `pip install transformers`, or leave it out: "
-            "--variants ours"
-        ) from error
+    transformers = _transformers()
     choice = transformers.MarianConfig(
         vocab_size=size.vocab, d_model=size.d_model, encoder_layers=size.layers, decoder_layers=size.layers,
         encoder_attention_heads=size.heads, decoder_attention_heads=size.heads, encoder_ffn_dim=size.d_ff,
@@ -64,6 +64,35 @@ def marian(size: Size, attention: str, dropout: float = 0.0) -> Any:
         eos_token_id=EOS, decoder_start_token_id=BOS, forced_eos_token_id=None, attn_implementation=attention,
     )  # fmt: skip
     return transformers.MarianMTModel(choice)
+
+
+def decoder(size: Size) -> SequenceModel:
+    """Return our decoder in the shape of GPT-2: pre-norm, learned positions, one embedding that also answers."""
+    attention = spec.Attention(heads=size.heads, d_key=size.d_model // size.heads, causal=True)
+    block = spec.Block(attention, spec.FeedForward(size.d_ff, activation="gelu_tanh"))
+    stack = spec.Stack(size.d_model, (block,) * size.layers, spec.Tokens(size.vocab), spec.Learned(1024))
+    return qkv.models.build(spec.Transformer(None, stack, spec.Vocabulary()))
+
+
+def gpt2(size: Size, attention: str) -> Any:
+    """Return transformers' GPT-2 of the same size; `attention` is "sdpa" or "eager"."""
+    transformers = _transformers()
+    choice = transformers.GPT2Config(
+        vocab_size=size.vocab, n_positions=1024, n_embd=size.d_model, n_layer=size.layers, n_head=size.heads,
+        n_inner=size.d_ff, bos_token_id=BOS, eos_token_id=EOS, attn_implementation=attention,
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(choice)
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise SystemExit(
+            f"transformers cannot be imported ({error}). Install it with `pip install transformers`, or leave it out: "
+            "--variants ours, or --without marian decoder"
+        ) from error
+    return transformers
 
 
 def parameters(model: torch.nn.Module) -> str:

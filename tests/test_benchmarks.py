@@ -32,6 +32,13 @@ def test_attend() -> None:
     assert "fused, times as fast" in shown and "| tiny, batch 16, length 128 |" in shown
 
 
+def test_looking() -> None:
+    pytest.importorskip("transformers")
+    few = ["--batches", "1x8", "--decoder", "tiny", "--decoder-batches", "1x8", "--lengths", "64"]
+    shown = run("looking.py", *few, "--without", "bertviz")
+    assert "| tiny, 1x8 |" in shown and "| 64 |" in shown
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["training.py", "decoding.py"])
 def test_beside_marian(program: str) -> None:

@@ -85,7 +85,8 @@ class Recorder(Tap):
         """Keep a reference to the tensor and return it, unless the inner tap replaces it."""
         tensor = self._inner(site, tensor)
         if site not in _QUADRATIC:
-            self._call(site).keep(site, tensor.detach(), self._before())
+            kept = tensor.detach() if tensor.requires_grad else tensor
+            self._call(site).keep(site, kept, self._before())
         return tensor
 
     def adds(self, query: Tensor, key: Tensor) -> Tensor | None:

@@ -1,7 +1,8 @@
 """GGUF: key-values, a table of tensors, and their data, most often quantised in blocks.
 
 Layout: the GGUF specification of ggml, versions 2 and 3, little-endian. The header is read here, within its bounds
-(the reader in the package `gguf` believes the lengths it finds); block sizes and dequantisation are that package's.
+(the reader in the package `gguf` believes the lengths it finds); block sizes and dequantisation are that package's, but
+for the simplest kinds of blocks, which torch turns into numbers several times as fast.
 """
 
 from __future__ import annotations
@@ -149,8 +150,41 @@ def _loader(library: Any, data: NDArray[np.uint8], kind: Any, shape: tuple[int, 
 def _dequantised(library: Any, data: NDArray[np.uint8], kind: Any, shape: tuple[int, ...]) -> Tensor:
     if not data.size:
         return torch.empty(shape)
+    if kind.name in _SIMPLE:
+        return _SIMPLE[kind.name](torch.from_numpy(data)).view(shape)
     rows = elements(shape[:-1])
     while rows % 2 == 0 and elements(shape) // rows < _ROW:
         rows //= 2
     with np.errstate(all="ignore"):  # a damaged scale may be infinite; the numbers are the file's, not ours to mend
         return torch.from_numpy(library.quants.dequantize(data.reshape(rows, -1), kind)).view(shape)
+
+
+def _eights(data: Tensor) -> Tensor:
+    """Q8_0: of each 32 numbers a scale (float16), and a byte for each."""
+    blocks = data.view(-1, 34)
+    scale, signed = blocks[:, :2].view(torch.float16), blocks[:, 2:].view(torch.int8)
+    return signed.float().mul_(scale.float())
+
+
+def _fours(data: Tensor) -> Tensor:
+    """Q4_0: of each 32 numbers a scale (float16), and half a byte for each, less 8; upper halves are the later 16."""
+    blocks = data.view(-1, 18)
+    return _halves(blocks[:, 2:]).sub_(8).mul_(blocks[:, :2].view(torch.float16).float())
+
+
+def _fours_with_least(data: Tensor) -> Tensor:
+    """Q4_1: as Q4_0, above the least of the 32, which follows the scale."""
+    blocks = data.view(-1, 20)
+    scale, least = blocks[:, :4].view(torch.float16).float().split(1, dim=1)
+    return _halves(blocks[:, 4:]).mul_(scale).add_(least)
+
+
+def _halves(packed: Tensor) -> Tensor:
+    """Half bytes (blocks, 16) as numbers (blocks, 32)."""
+    numbers = torch.empty(len(packed), 32)
+    numbers[:, :16] = packed & 15
+    numbers[:, 16:] = packed >> 4
+    return numbers
+
+
+_SIMPLE = {"Q8_0": _eights, "Q4_0": _fours, "Q4_1": _fours_with_least}
