@@ -15,10 +15,9 @@ from torch import Tensor
 
 from qkv.errors import QkvError
 from qkv.lens import recomputing
-from qkv.lens.recomputing import Span
 from qkv.lens.recorder import Call
 from qkv.lens.trace import AttentionTrace
-from qkv.mask import Mask
+from qkv.mask import Mask, Span
 
 _ELEMENTS = 2**21  # scores made by one product, which is slow for few rows: 8 MiB
 _COUNTED = 2**20  # of these, how many are counted at once: 4 MiB, which stay in a processor's cache

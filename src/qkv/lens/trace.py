@@ -18,8 +18,8 @@ from torch import Tensor
 
 from qkv.errors import QkvError
 from qkv.lens import recomputing
-from qkv.lens.recomputing import Span
 from qkv.lens.recorder import Call
+from qkv.mask import Span
 
 _BLOCK = 256  # rows of a matrix that certify() builds at once
 

@@ -175,8 +175,8 @@ def _fours(data: Tensor) -> Tensor:
 def _fours_with_least(data: Tensor) -> Tensor:
     """Q4_1: as Q4_0, above the least of the 32, which follows the scale."""
     blocks = data.view(-1, 20)
-    scale, least = blocks[:, :4].view(torch.float16).float().split(1, dim=1)
-    return _halves(blocks[:, 4:]).mul_(scale).add_(least)
+    said = blocks[:, :4].view(torch.float16).float()
+    return _halves(blocks[:, 4:]).mul_(said[:, :1]).add_(said[:, 1:])
 
 
 def _halves(packed: Tensor) -> Tensor:
