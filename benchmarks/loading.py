@@ -21,8 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import measuring
-
 PROMPT, SENTENCE, TOKENS = "The capital of France is", "The cat sat on the mat.", 64
 
 Tell = Callable[[str], None]
@@ -34,6 +32,8 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         child(*sys.argv[2:5])
         return
+    import measuring  # brings torch, which not every variant needs
+
     parser = measuring.arguments(__doc__, rounds=3)
     parser.add_argument("models", nargs="+", type=Path, help="folders, or files of GGUF")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
@@ -45,6 +45,8 @@ def main() -> None:
 
 def compare(model: Path, options: Any) -> None:
     """Print one model's table: medians over the rounds."""
+    import measuring
+
     found: dict[str, list[dict[str, list[float]]]] = {name: [] for name in options.variants}
     for turn in range(options.rounds + 1):  # the first is not counted: it reads the files from the disk
         for name in options.variants:

@@ -104,16 +104,14 @@ def assert_same(attention: AttentionTrace, found: Statistics, right: Statistics)
 @settings(max_examples=20)
 @given(attentions(), st.integers(1, 30), st.integers(1, 4), st.integers(0, 3))
 def test_equal_to_the_whole_matrix(attention: AttentionTrace, top: int, first: int, small: int) -> None:
-    before = statistics._ELEMENTS
-    statistics._ELEMENTS = 10**small  # few rows, or all, at a time
-    try:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(statistics, "_ELEMENTS", 10**small)  # few rows, or all, at a time
+        patched.setattr(statistics, "_COUNTED", 10 ** max(0, small - 1))
         found = measure(attention, top=top, first=first)
         assert_same(attention, found, expected(attention, top, first))
         one = measure(attention, top=top, first=first, heads=[attention.heads - 1])
         torch.testing.assert_close(one.entropy[:, 0], found.entropy[:, -1], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(one.received[:, 0], found.received[:, -1], rtol=1e-4, atol=1e-5)
-    finally:
-        statistics._ELEMENTS = before
 
 
 def test_the_largest_of_long_rows() -> None:
