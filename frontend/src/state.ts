@@ -132,7 +132,8 @@ export class Look {
 
   whyOf(position: number): Why | undefined {
     const told = this.run.value.described.story?.find((one) => one.position === position);
-    return told ?? this.whys.value.get(`${this.which.value} ${position}`);
+    // Reasons are asked of the run as it was.
+    return told || this.edits.value.length ? told : this.whys.value.get(`${this.which.value} ${position}`);
   }
 
   async askWhy(position: number): Promise<void> {

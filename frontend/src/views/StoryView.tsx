@@ -28,7 +28,7 @@ export function StoryView() {
         <button type="button" class="small" disabled={row === answers.length - 1} onClick={() => look.chooseAnswer(row + 1)} aria-label="The next answer">{"\u2192"}</button>
       </div>
       <p class="muted">Each line is a token that could be seen, over the {heads} heads that led to this answer. {why ? "What happened is at the right: the answer's probability once nobody may look at that token." : ""}</p>
-      {!why && (look.host.ask
+      {!why && (look.edits.value.length ? <p class="muted">Undo your changes to find out what each token changed.</p> : look.host.ask
         ? <p><button type="button" class="do" onClick={() => void look.askWhy(position)}>Find out what each token changed</button></p>
         : <p class="muted">What taking each token away would change was not computed for this file; <code>qkv look --serve</code> does it on demand.</p>)}
       <div class="table-box tall" tabIndex={0} role="region" aria-label="The story as a table">
