@@ -8,6 +8,7 @@ export const tiny = (value: number): string => (value === 0 ? "0" : value.toExpo
 export const short = (value: number | null | undefined): string => {
   if (value === null || value === undefined || Number.isNaN(value)) return "\u2013";
   const size = Math.abs(value);
+  if (size > 0 && size < 0.005) return tiny(value);
   return number(value, size >= 100 ? 0 : size >= 10 ? 1 : 2);
 };
 export const long = (values: ArrayLike<number>): number => {

@@ -59,7 +59,7 @@ function Map({ tiles }: { tiles: Tiles }) {
   const look = useLook();
   const [box, width] = useWidth<HTMLDivElement>(700);
   const { attention, head } = tiles;
-  const size = Math.max(260, Math.min(width - margin.left - 4, Math.max(360, window.innerHeight - 430)));
+  const size = Math.max(260, Math.min(width - margin.left - (width > 1000 ? 330 : 4), Math.max(360, window.innerHeight - 430)));
   const whole = Math.max(attention.queries, attention.keys) / size;
   const [view, setView] = useState<Window>({ row: 0, column: 0, per: whole });
   useEffect(() => setView({ row: 0, column: 0, per: whole }), [attention, size]);
@@ -109,8 +109,8 @@ function Map({ tiles }: { tiles: Tiles }) {
       <Picture drawing={drawing} class="map" tabIndex={0} role="application" aria-roledescription="map of the attention" aria-label={`Map of ${attention.place}, head ${head}. Plus and minus zoom, arrow keys move the chosen cell, 0 shows all. Chosen: query ${chosen.row}, key ${chosen.column}. The tables below hold the numbers.`}
         onKeyDown={keys} {...dragged.handlers} onWheel={(event: WheelEvent) => { event.preventDefault(); zoom(2 ** (event.deltaY / 300), event.offsetX - margin.left, event.offsetY - margin.top); }}
         onClick={(event: MouseEvent) => { if (!dragged.moved()) look.choose(cellAt(event)); }} />
-      <Curves tiles={tiles} view={view} size={size} />
       <TopKeys tiles={tiles} />
+      <Curves tiles={tiles} view={view} size={size} />
     </div>
   );
 }
@@ -175,8 +175,8 @@ function TopKeys({ tiles }: { tiles: Tiles }) {
   const run = look.run.value;
   const keys = run.keyTokens(attention);
   return (
-    <>
-      <h3>Query {row} <b class="query" dir="auto">{shown(run.queryTokens(attention)[row] ?? "")}</b>: whom it looks at</h3>
+    <section class="top-keys">
+      <h3>Query {row.toLocaleString("en")} <b class="query" dir="auto">{shown(run.queryTokens(attention)[row] ?? "")}</b>: whom it looks at</h3>
       {!weights ? <p class="muted">{tiles.live ? "Fetching its row" : "Its row is not in this file; a live host has it."}</p> : (
         <div class="table-box" tabIndex={0} role="region" aria-label="Strongest keys of the chosen query">
           <table>
@@ -187,6 +187,6 @@ function TopKeys({ tiles }: { tiles: Tiles }) {
           </table>
         </div>
       )}
-    </>
+    </section>
   );
 }
