@@ -55,6 +55,10 @@ class KeyValues:
             return None
         return self._key[:, :, : self.length], self._value[:, :, : self.length]
 
+    def cut(self, length: int) -> None:
+        """Keep the first `length` alone, and forget those after them."""
+        self.length = min(self.length, length)
+
     def reorder(self, index: Tensor) -> None:
         """Pick or repeat rows of the batch."""
         if self._key is not None and self._value is not None:

@@ -147,15 +147,15 @@ class ActionsAnswer(nn.Module):
 
     def __init__(self, choice: spec.Actions, d_model: int, reads: spec.Trajectory) -> None:
         super().__init__()
-        self.bounded = choice.bounded
+        self.bounded, self.each = choice.bounded, reads.each
         self.returns = nn.Linear(d_model, 1)
         self.state = nn.Linear(d_model, reads.state)
         self.action = nn.Linear(d_model, reads.action)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(batch, 3 * steps, d_model) -> (batch, steps, 1 + state + action): the return and the state after each
-        step, and the action in it, in the order in which they are read."""
-        _, state, action = hidden.reshape(hidden.shape[0], -1, 3, hidden.shape[-1]).unbind(dim=2)
+        """(batch, 3 * steps, d_model), or 2 * steps of a clone -> (batch, steps, 1 + state + action): the return and
+        the state after each step, and the action in it, in the order in which they are read."""
+        *_, state, action = hidden.reshape(hidden.shape[0], -1, self.each, hidden.shape[-1]).unbind(dim=2)
         chosen = self.action(state)
         chosen = torch.tanh(chosen) if self.bounded else chosen
         return torch.cat((self.returns(action), self.state(action), chosen), dim=-1)

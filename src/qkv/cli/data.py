@@ -40,10 +40,8 @@ def report(recipe: str, assignments: tuple[str, ...]) -> None:
     from qkv.tasks.examples import name_of
 
     tree = tasks.read_recipe(recipe, assignments)
-    if isinstance(tree, tasks.WriteRecipe):
-        from qkv.tasks.writing import gather
-
-        for note in gather(tree).notes:
+    if not isinstance(tree, tasks.Recipe):
+        for note in tasks.gathered(tree).notes:
             click.echo(note)
         return
     if isinstance(tree, tasks.SeeRecipe):

@@ -45,7 +45,7 @@ def demo(minutes: float, folder: Path) -> None:
 
     _say(f"qkv evaluate {place} --corpus cmudict --with split=valid --with stress=false")
     recipe = tasks.read_recipe("pronounce-demo")
-    assert isinstance(recipe, tasks.Recipe)
+    assert isinstance(recipe, tasks.Recipe) and isinstance(learned.runner, tasks.Runner)
     pairs = tasks.pairs_of([recipe.data.valid], runner.task)
     report = tasks.evaluate(learned.runner, pairs)
     rows = [(f"this one, {(time.monotonic() - begun) / 60:.1f} minutes", report.scores)]

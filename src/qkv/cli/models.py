@@ -16,7 +16,7 @@ import click
 from qkv.errors import DataError
 
 if TYPE_CHECKING:
-    from qkv.tasks import Answer, Numbers, Predictor, Runner
+    from qkv.tasks import Agent, Answer, Numbers, Predictor, Runner
 
 _beam = click.option("--beam", type=click.IntRange(min=1), help="Hypotheses to follow at a time; 1 is greedy.")
 
@@ -93,11 +93,18 @@ def run(
 @click.argument("model")
 @click.argument("paths", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--corpus", help="A named corpus (see `qkv data list`), in place of files.")
-@click.option("--with", "options", multiple=True, metavar="KEY=VALUE", help="Of the corpus, as in --with split=valid.")
+@click.option(
+    "--with",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Of the corpus, as in --with split=valid; of a model that acts, --with episodes=100 or --with seed=1.",
+)
 @_beam
 @click.option("--multi-bleu", metavar="LANGUAGE", help="Also score as multi-bleu.perl on lower-cased Moses tokens.")
 @click.option("--baselines", is_flag=True, help="Of summaries: also score the first sentence, and the best one.")
 @click.option("--answers", type=click.Path(path_type=Path), help="Write the answers to this file, one a line.")
+@click.option("--plot", type=click.Path(path_type=Path), help="Of a model that acts: draw what it achieved (SVG).")
 @_numbers
 @_legacy
 def evaluate(
@@ -109,6 +116,7 @@ def evaluate(
     multi_bleu: str | None,
     baselines: bool,
     answers: Path | None,
+    plot: Path | None,
     numbers: Numbers,
     legacy: bool,
 ) -> None:
@@ -116,14 +124,28 @@ def evaluate(
 
     PATHS is one file of pairs (.tsv, .jsonl, .gz of these), or two files with the same number of lines. For a language
     model, all other files and folders are texts, and it is told how well it foretells them. For a model that sees: a
-    folder with one for each class, an .npz or Parquet file, or two IDX files.
+    folder with one for each class, an .npz or Parquet file, or two IDX files. For a model
+    that acts, PATHS are the returns to ask it for, such as 100 200 500.
     """
-    from qkv import evaluation, tasks
+    from qkv import evaluation, tasks, view
     from qkv.training.checkpoint import replacing
 
     if corpus is not None and paths:
         tasks.origin_of(paths, corpus, options)  # refuses both, before a model is opened
     runner = tasks.load(model, numbers=numbers, legacy=legacy)
+    if isinstance(runner, tasks.Agent):
+        if corpus or beam or multi_bleu or answers:
+            raise DataError(
+                "a model that acts is asked for returns; leave --corpus, --beam, --multi-bleu, --answers out"
+            )
+        asked, told = tasks.asked_of(paths, options)
+        playing = tasks.measure(runner, asked, **told)
+        click.echo(playing)
+        if plot is not None:
+            view.achieved(playing, plot)
+        return
+    if plot is not None:
+        raise DataError("--plot was given; it draws what a model that acts achieved, and this one answers lines")
     if runner.task.name == "continue" and (texts := tasks.texts_of(paths, corpus, options)) is not None:
         if beam or multi_bleu or baselines or answers:
             raise DataError(
@@ -164,7 +186,7 @@ def look(model: str, text: str, answer: str | None, page: Path, numbers: Numbers
     click.echo(f"{said}\nLook inside: {page}")
 
 
-def write_page(runner: Runner | Predictor, model: str, text: str, page: Path, answer: str | None = None) -> str:
+def write_page(runner: Runner | Predictor | Agent, model: str, text: str, page: Path, answer: str | None = None) -> str:
     """Write the page about one answer of a model, and return the answer."""
     from qkv import view
 

@@ -216,3 +216,19 @@ def may_stop(options: Beam, scores: Sequence[float], living: float, length: int,
     if stops != "k-guess":
         reachable = max(reachable, living / options.length_penalty(limit))
     return scores[wanted - 1] >= reachable
+
+
+@dataclass(frozen=True)
+class Acting:
+    """How an agent's actions are chosen: the best, or drawn as often as the model finds them likely (which concerns
+    choices alone, and no numbers).
+
+    context: how many of the last steps the model sees.
+    """
+
+    context: int = 20
+    choose: Literal["best", "sample"] = "best"
+
+    def __post_init__(self) -> None:
+        if self.context < 1:
+            raise ConfigError([f"context={self.context}: expected at least 1 step"])

@@ -111,11 +111,18 @@ class Trajectory:
     and the action it takes, of `state` and `action` numbers (Chen et al. 2021).
 
     longest: how many steps an episode may have; a learned vector for the time of a step is added to its three.
+    returns: whether returns are read; without, each step is two positions, and the model clones behaviour.
     """
 
     state: int
     action: int
     longest: int
+    returns: bool = True
+
+    @property
+    def each(self) -> int:
+        """How many positions a step is."""
+        return 3 if self.returns else 2
 
     def __post_init__(self) -> None:
         require_positive(self, "state", "action", "longest")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from qkv.tasks.actor import Actor, ActRecipe, EpisodeData
 from qkv.tasks.recipe import (
     RECIPES,
     AnyRecipe,
@@ -29,19 +30,21 @@ from qkv.tasks.recipes import named_recipes, read_recipe
 from qkv.tasks.seen import SeeRecipe, Vision
 
 if TYPE_CHECKING:
+    from qkv.tasks.agent import Agent, asked_of, measure
     from qkv.tasks.examples import Examples, gather, origin_of, pairs_of, pictures_of, texts_of
     from qkv.tasks.judging import Reading, Report, evaluate, read_texts
     from qkv.tasks.kinds import TASKS, Task
-    from qkv.tasks.learning import Learned, learn, train
+    from qkv.tasks.learning import Learned, gathered, learn, train
     from qkv.tasks.loading import SHIPPED, Numbers, load, load_folder
     from qkv.tasks.published import Predictor
     from qkv.tasks.runner import Answer, Looked, Runner, with_method
 
 _WHERE = {
+    "agent": ("Agent", "asked_of", "measure"),
     "examples": ("Examples", "gather", "origin_of", "pairs_of", "pictures_of", "texts_of"),
     "judging": ("Reading", "Report", "evaluate", "read_texts"),
     "kinds": ("TASKS", "Task"),
-    "learning": ("Learned", "learn", "train"),
+    "learning": ("Learned", "gathered", "learn", "train"),
     "loading": ("SHIPPED", "Numbers", "load", "load_folder"),
     "published": ("Predictor",),
     "runner": ("Answer", "Looked", "Runner", "with_method"),
@@ -52,10 +55,14 @@ __all__ = [
     "RECIPES",
     "SHIPPED",
     "TASKS",
+    "ActRecipe",
+    "Actor",
+    "Agent",
     "Answer",
     "AnyRecipe",
     "Data",
     "Decoder",
+    "EpisodeData",
     "Examples",
     "From",
     "Learned",
@@ -76,11 +83,14 @@ __all__ = [
     "Vision",
     "Words",
     "WriteRecipe",
+    "asked_of",
     "evaluate",
     "gather",
+    "gathered",
     "learn",
     "load",
     "load_folder",
+    "measure",
     "named_recipes",
     "origin_of",
     "pairs_of",

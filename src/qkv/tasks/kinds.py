@@ -137,6 +137,7 @@ TASKS = {
         Task("fill", _untouched, False, _exact, "accuracy", "higher", _words, (11, 101)),
         Task("classify", _untouched, False, _exact, "accuracy", "higher", _words, (11, 101)),
         Task("label", _untouched, False, _exact, "accuracy", "higher", _words, (11, 101)),
+        Task("act", _as_it_is, False, _unscored, "return", "higher", len, ()),
         Task("embed", _untouched, False, _unscored, "accuracy", "higher", _words, (11, 101)),
     )
 }

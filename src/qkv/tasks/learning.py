@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from qkv import config
 from qkv.errors import QkvError, TrainingError
-from qkv.tasks import pairs, seeing, writing
+from qkv.tasks import acting, pairs, seeing, writing
+from qkv.tasks.actor import ActRecipe
+from qkv.tasks.agent import Agent
 from qkv.tasks.lesson import Lesson
 from qkv.tasks.published import Predictor
 from qkv.tasks.recipe import AnyRecipe, Recipe, WriteRecipe
@@ -39,6 +41,7 @@ _WAYS = {
     Recipe: _Way(pairs.gather, pairs.lesson),
     WriteRecipe: _Way(writing.gather, writing.lesson),
     SeeRecipe: _Way(seeing.gather, seeing.lesson),
+    ActRecipe: _Way(acting.gather, acting.lesson),
 }
 
 
@@ -46,7 +49,7 @@ _WAYS = {
 class Learned:
     """A finished run: the model that answers, and how it went."""
 
-    runner: Runner | Predictor
+    runner: Runner | Predictor | Agent
     result: Result
 
 
@@ -68,7 +71,14 @@ def learn(
         part.write_text(config.dump_yaml(config.write(recipe)), encoding="utf-8")
     model = lesson.runner.model
     trainer = Trainer(
-        model, recipe.training, lesson.sampler, lesson.collate, place, validate=lesson.validate, show=show
+        model,
+        recipe.training,
+        lesson.sampler,
+        lesson.collate,
+        place,
+        validate=lesson.validate,
+        show=show,
+        losses=lesson.losses,
     )
     try:
         result = trainer.run(resume=resume)
@@ -92,6 +102,11 @@ def learn(
     if result.stopped != "interrupted":
         shutil.rmtree(place / _TOKENS, ignore_errors=True)
     return Learned(runner, result)
+
+
+def gathered(recipe: AnyRecipe) -> Any:
+    """What a recipe's task reads to learn from; its `notes` say what there is to say about it."""
+    return _WAYS[type(recipe)].gather(recipe)
 
 
 def peak_memory() -> int | None:
@@ -152,7 +167,7 @@ def train(
     """Read a recipe (a name, a path or the tree itself), gather its data and train; see `learn`."""
     tree = read_recipe(recipe, overrides) if isinstance(recipe, str | Path) else recipe
     show = show if show is not None else display()
-    examples = _WAYS[type(tree)].gather(tree)
+    examples = gathered(tree)
     for note in examples.notes:
         show.note(note)
     return learn(tree, examples, folder, resume=resume, show=show)

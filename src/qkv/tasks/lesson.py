@@ -9,6 +9,7 @@ from typing import Any
 
 from qkv.data import Batch
 from qkv.errors import ConfigError, StorageError
+from qkv.tasks.agent import Agent
 from qkv.tasks.loading import load
 from qkv.tasks.published import Predictor
 from qkv.tasks.recipe import From, Words
@@ -16,21 +17,22 @@ from qkv.tasks.runner import Runner
 from qkv.text import Tokenizer
 from qkv.text import train as train_tokenizer
 from qkv.training import Validated
-from qkv.training.trainer import Sampler
+from qkv.training.trainer import Losses, Sampler
 
 
 @dataclass(frozen=True)
 class Lesson:
     """The model before its first step with all it will need to answer, what it learns from, and what judges it.
 
-    notes: what there is to say about the data before training.
+    notes: what there is to say about the data before training. losses: as `Trainer` takes them.
     """
 
-    runner: Runner | Predictor
+    runner: Runner | Predictor | Agent
     sampler: Sampler
     collate: Callable[[Sequence[int]], Batch]
     validate: Callable[[Any], Validated]
     notes: Sequence[str] = ()
+    losses: Losses | None = None
 
 
 def begun_by(start: From) -> Runner:

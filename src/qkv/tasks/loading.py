@@ -13,6 +13,7 @@ from qkv import spec
 from qkv.errors import CheckpointError
 from qkv.pretrained import hub, int8
 from qkv.tasks import folders
+from qkv.tasks.agent import Agent
 from qkv.tasks.published import Predictor, open_published
 from qkv.tasks.runner import Runner
 
@@ -23,7 +24,7 @@ Numbers = Literal["float32", "bfloat16", "int8", "stored"]
 """How parameters are kept: as they are stored, in one of two floating types, or matrices in one byte a number."""
 
 
-def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False) -> Runner | Predictor:
+def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False) -> Runner | Predictor | Agent:
     """Open a model: the folder of a run, one that comes with the package (`pronounce`), a published checkpoint (a
     folder with config.json, or one file such as .gguf), or one on the Hugging Face Hub by its name.
 
@@ -65,13 +66,15 @@ def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False
     return load_folder(place)
 
 
-def load_folder(place: Path) -> Runner | Predictor:
+def load_folder(place: Path) -> Runner | Predictor | Agent:
     """Open the folder of a finished run.
 
     Raises CheckpointError, SpecError or VocabularyError for a folder that is incomplete or altered.
     """
     opened = folders.read(place)
     shape = opened.model.spec
+    if isinstance(shape, spec.Transformer) and isinstance(shape.answers, spec.Actions):
+        return Agent.of_folder(place, opened)
     if isinstance(shape, spec.Transformer) and shape.decoder is None:
         return Predictor.of_folder(place, opened)
     return Runner.of_folder(place, opened)

@@ -24,6 +24,7 @@ from qkv.data.reading import Files, Jsonl, Tsv
 from qkv.data.texts import TextOrigin
 from qkv.decoding.options import Decoding, Length, Sample
 from qkv.errors import ConfigError, SpecError
+from qkv.tasks.actor import ActRecipe
 from qkv.tasks.seen import SeeRecipe
 from qkv.text.training import Kind
 from qkv.training.options import Training
@@ -283,14 +284,15 @@ class WriteRecipe:
         _check_text(self.model, self.text, Words())
 
 
-AnyRecipe: TypeAlias = Recipe | WriteRecipe | SeeRecipe
+AnyRecipe: TypeAlias = Recipe | WriteRecipe | SeeRecipe | ActRecipe
 
-RECIPES: dict[str, type[Recipe] | type[WriteRecipe] | type[SeeRecipe]] = {
+RECIPES: dict[str, type[AnyRecipe]] = {
     "translate": Recipe,
     "pronounce": Recipe,
     "summarize": Recipe,
     "write": WriteRecipe,
     "see": SeeRecipe,
+    "act": ActRecipe,
 }
 """What the recipe of each task holds."""
 

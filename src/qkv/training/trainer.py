@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -60,11 +60,16 @@ class Result:
     weights: str
 
 
+Losses: TypeAlias = Callable[[Any, Batch], tuple[Tensor, Tensor]]
+
+
 class Trainer:
     """Trains `model` as `options` say, on batches that `sampler` chooses and `collate` makes.
 
     `folder` receives checkpoint.safetensors (all that resuming needs), weights/ and metrics.jsonl. `validate` is given
-    the model in evaluation mode with the weights to be judged (the moving average, if there is one).
+    the model in evaluation mode with the weights to be judged (the moving average, if there is one). `losses`, of the
+    model and a batch: the loss summed over the batch's target tokens, and what is told beside it, likewise and without
+    a gradient; without, cross entropy, and that without smoothing.
     """
 
     def __init__(
@@ -78,7 +83,9 @@ class Trainer:
         validate: Callable[[Any], Validated] | None = None,
         show: Display | None = None,
         device: torch.device | str = "cpu",
+        losses: Losses | None = None,
     ) -> None:
+        self.losses = losses
         self.device = torch.device(device)
         self.model = model.to(self.device)
         self.options = options
@@ -202,6 +209,8 @@ class Trainer:
         # only a model that can keep texts of a row apart is given several
         more = {} if batch.documents is None else {"documents": batch.documents}
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.autocast):
+            if self.losses is not None:
+                return self.losses(self.model, batch)
             logits = self.model(source=batch.source, target=batch.target, source_mask=batch.source_mask, **more)
         return with_plain(logits, batch.labels, self.options.label_smoothing)
 

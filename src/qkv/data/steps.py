@@ -1,0 +1,150 @@
+"""Trajectories as what a model reads and answers: windows of steps, side by side."""
+
+from __future__ import annotations
+
+import functools
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from qkv.data.batch import IGNORE, Batch
+from qkv.data.trajectories import Numbers, Sizes, Trajectories, one_hot
+from qkv.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How what happens becomes numbers that a model learns from with ease, learned from trajectories.
+
+    shown: which numbers of a state the model is given; all of them if None. mean, deviation: of these numbers, where
+    they are measured and no marks of 0 and 1. scale: what returns are divided by. best: the highest return seen.
+    """
+
+    sizes: Sizes
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    scale: float
+    best: float
+    shown: tuple[int, ...] | None = None
+
+    @property
+    def state(self) -> int:
+        """How many numbers of a state the model is given."""
+        return len(self.mean)
+
+    @property
+    def width(self) -> int:
+        """How many numbers a step has: its time, its return, its state and its action."""
+        return 2 + self.state + self.sizes.action
+
+    @classmethod
+    def of(cls, data: Trajectories, shown: Sequence[int] | None = None) -> Shown:
+        """Learn it from trajectories. Raises ConfigError for numbers that a state does not have."""
+        if shown is not None and (not shown or not all(0 <= one < data.sizes.state for one in shown)):
+            raise ConfigError([f"data.shown={list(shown)}: a state has the numbers 0 to {data.sizes.state - 1}"])
+        states = data.states if shown is None else data.states[:, list(shown)]
+        marks = ((states == 0) | (states == 1)).all(axis=0)
+        mean = np.where(marks, 0, states.mean(axis=0, dtype=np.float64))
+        deviation = np.where(marks, 1, states.std(axis=0, dtype=np.float64) + 1e-6)
+        returns = data.returns
+        scale = float(np.abs(returns).max()) or 1.0
+        chosen = None if shown is None else tuple(shown)
+        return cls(data.sizes, tuple(mean.tolist()), tuple(deviation.tolist()), scale, float(returns.max()), chosen)
+
+    def states(self, states: Numbers) -> Numbers:
+        """(..., state) as they are -> (..., self.state) as the model is given them."""
+        picked = states if self.shown is None else states[..., list(self.shown)]
+        mean, deviation = (np.asarray(one, dtype=np.float32) for one in (self.mean, self.deviation))
+        return (picked - mean) / deviation
+
+    def actions(self, actions: npt.NDArray[np.int64] | Numbers) -> Numbers:
+        """Actions -> (..., action): 1 at the choice made; of numbers, -1 at the lowest and 1 at the highest."""
+        if self.sizes.choices:
+            return one_hot(actions, self.sizes.action)
+        low, high = self._bounds()
+        scaled: Numbers = (2 * (actions - low) / (high - low) - 1).astype(np.float32)
+        return scaled
+
+    def taken(self, answer: Tensor) -> Numbers:
+        """What the model answers of an action of numbers, (..., action) -> the action."""
+        low, high = self._bounds()
+        found: Numbers = answer.clamp(-1, 1).cpu().numpy()
+        taken: Numbers = (low + (high - low) * (found + 1) / 2).astype(np.float32)
+        return taken
+
+    def _bounds(self) -> tuple[Numbers, Numbers]:
+        return np.asarray(self.sizes.low, dtype=np.float32), np.asarray(self.sizes.high, dtype=np.float32)
+
+    def steps(self, data: Trajectories) -> Numbers:
+        """All steps as the model reads them, (steps, width)."""
+        starts = np.repeat(data.starts, data.lengths)
+        times = np.arange(len(data.rewards)) - starts
+        returns = data.returns_to_go() / self.scale
+        columns = (times[:, None], returns[:, None], self.states(data.states), self.actions(data.actions))
+        return np.concatenate(columns, axis=1).astype(np.float32)
+
+
+class StepWindows:
+    """Episodes cut into windows of up to `context` steps, anew in each epoch.
+
+    Windows are numbered through all epochs, as in `qkv.data.packing.Windows`. An epoch holds each step once: an episode
+    that fits is one window, and a longer one is cut at places that depend only on (seed, epoch, episode); the last
+    window of one may then have a step again.
+    """
+
+    def __init__(self, data: Trajectories, shown: Shown, context: int, seed: int = 0) -> None:
+        if not len(data):
+            raise DataError("there are no episodes to make windows of; give at least one")
+        self._given = torch.from_numpy(shown.steps(data))
+        chosen = data.actions if shown.sizes.choices else np.zeros(len(data.actions), dtype=np.int64)
+        self._labels = torch.from_numpy(np.ascontiguousarray(chosen))
+        self._starts, self._lengths = data.starts, data.lengths
+        self._seed, self.context = seed, context
+        counts = np.where(self._lengths <= context, 1, -(-(self._lengths + context - 1) // context))
+        self._ends = np.cumsum(counts)
+
+    @property
+    def count(self) -> int:
+        """How many windows make an epoch."""
+        return int(self._ends[-1])
+
+    @functools.cached_property
+    def fingerprint(self) -> int:
+        """A number that other steps or another context would not have."""
+        return zlib.crc32(self._given.numpy().tobytes(), self.context)
+
+    def batch(self, numbers: Sequence[int]) -> Batch:
+        """Lay windows side by side, padded after their end, where no causal model sees it.
+
+        source (batch, steps, width) float, its last numbers the action; labels (batch, steps) int64, the choice made, 0
+        for actions that are numbers; IGNORE where padded.
+        """
+        spans = [self._span(number) for number in numbers]
+        longest = max(end - start for start, end in spans)
+        source = self._given.new_zeros(len(spans), longest, self._given.shape[1])
+        labels = self._labels.new_full((len(spans), longest), IGNORE)
+        for row, (start, end) in enumerate(spans):
+            source[row, : end - start] = self._given[start:end]
+            labels[row, : end - start] = self._labels[start:end]
+        return Batch(source, None, None, labels, torch.as_tensor(list(numbers), dtype=torch.int64))
+
+    def _span(self, number: int) -> tuple[int, int]:
+        epoch, window = divmod(number, self.count)
+        episode = int(np.searchsorted(self._ends, window, side="right"))
+        start, length, context = int(self._starts[episode]), int(self._lengths[episode]), self.context
+        if length <= context:
+            return start, start + length
+        place = window - (int(self._ends[episode - 1]) if episode else 0)
+        phase = int(np.random.PCG64([self._seed, epoch, episode]).random_raw()) % context
+        first = min(phase - context + 1 + place * context, length - 1)
+        return start + max(first, 0), start + min(first + context, length)
+
+
+def foretold(answers: Tensor, action: int) -> Tensor:
+    """Of what a model answers to steps, (batch, steps, 1 + state + action), the part that is about actions."""
+    return answers[..., -action:]
