@@ -16,6 +16,8 @@ from qkv.data.batch import IGNORE, Batch
 from qkv.data.trajectories import Numbers, Sizes, Trajectories, one_hot
 from qkv.errors import ConfigError, DataError
 
+Places = npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -93,7 +95,7 @@ class StepWindows:
     """Episodes cut into windows of up to `context` steps, anew in each epoch.
 
     Windows are numbered through all epochs, as in `qkv.data.packing.Windows`. An epoch holds each step once: an episode
-    that fits is one window, and a longer one is cut at places that depend only on (seed, epoch, episode); the last
+    that fits is one window, and a longer one is cut at places that depend only on (seed, epoch); the last
     window of one may then have a step again.
     """
 
@@ -107,6 +109,7 @@ class StepWindows:
         self._seed, self.context = seed, context
         counts = np.where(self._lengths <= context, 1, -(-(self._lengths + context - 1) // context))
         self._ends = np.cumsum(counts)
+        self._phased: tuple[int, Places] | None = None
 
     @property
     def count(self) -> int:
@@ -124,25 +127,31 @@ class StepWindows:
         source (batch, steps, width) float, its last numbers the action; labels (batch, steps) int64, the choice made, 0
         for actions that are numbers; IGNORE where padded.
         """
-        spans = [self._span(number) for number in numbers]
-        longest = max(end - start for start, end in spans)
-        source = self._given.new_zeros(len(spans), longest, self._given.shape[1])
-        labels = self._labels.new_full((len(spans), longest), IGNORE)
-        for row, (start, end) in enumerate(spans):
-            source[row, : end - start] = self._given[start:end]
-            labels[row, : end - start] = self._labels[start:end]
+        starts, ends = self._spans(np.asarray(numbers, dtype=np.int64))
+        places = starts[:, None] + np.arange((ends - starts).max())
+        real = torch.from_numpy(places < ends[:, None])
+        steps = torch.from_numpy(np.minimum(places, ends[:, None] - 1))
+        source = self._given[steps].masked_fill_(~real[..., None], 0.0)
+        labels = self._labels[steps].masked_fill_(~real, IGNORE)
         return Batch(source, None, None, labels, torch.as_tensor(list(numbers), dtype=torch.int64))
 
-    def _span(self, number: int) -> tuple[int, int]:
-        epoch, window = divmod(number, self.count)
-        episode = int(np.searchsorted(self._ends, window, side="right"))
-        start, length, context = int(self._starts[episode]), int(self._lengths[episode]), self.context
-        if length <= context:
-            return start, start + length
-        place = window - (int(self._ends[episode - 1]) if episode else 0)
-        phase = int(np.random.PCG64([self._seed, epoch, episode]).random_raw()) % context
-        first = min(phase - context + 1 + place * context, length - 1)
-        return start + max(first, 0), start + min(first + context, length)
+    def _spans(self, numbers: Places) -> tuple[Places, Places]:
+        """The first step of each window, and the one after its last."""
+        epochs, windows = np.divmod(numbers, self.count)
+        episodes = np.searchsorted(self._ends, windows, side="right")
+        starts, lengths = self._starts[episodes], self._lengths[episodes]
+        place = windows - np.where(episodes > 0, self._ends[episodes - 1], 0)
+        phases = np.array([self._phases(int(one))[two] for one, two in zip(epochs, episodes, strict=True)])
+        cut = np.minimum(phases - self.context + 1 + place * self.context, lengths - 1)
+        first = np.where(lengths <= self.context, 0, cut)
+        return starts + np.maximum(first, 0), starts + np.minimum(first + self.context, lengths)
+
+    def _phases(self, epoch: int) -> Places:
+        """Where each episode is cut first, (episodes,)."""
+        if self._phased is None or self._phased[0] != epoch:
+            drawn = np.random.PCG64([self._seed, epoch, 2]).random_raw(len(self._starts))
+            self._phased = (epoch, (drawn % np.uint64(self.context)).astype(np.int64))
+        return self._phased[1]
 
 
 def foretold(answers: Tensor, action: int) -> Tensor:
