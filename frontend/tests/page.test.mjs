@@ -166,6 +166,15 @@ for (const kind of ["image", "audio", "trajectory"]) {
   });
 }
 
+test("a model without attention says so", async () => {
+  const made = translation();
+  made.document.runs[0].attentions = [];
+  const page = await visit(browser, (await written("none", made)).address);
+  assert.match(await text(page, "main"), /no attention to look at/);
+  assert.deepEqual(page.wrong, []);
+  await page.close();
+});
+
 test("text from right to left, and of wide signs", async () => {
   const arabic = ["\u0627\u0644\u0642\u0637\u0629", "\u062c\u0644\u0633\u062a", "</s>"];
   const chinese = ["\u732b", "\u5750", "\u4e0b", "</s>"];

@@ -21,11 +21,12 @@ const names: Record<Tab, string> = { heads: "Heads", story: "A token\u2019s stor
 
 function tabs(look: Look): Tab[] {
   const run = look.run.value;
+  if (!run.attentions.length) return look.runs.length > 1 ? ["compare"] : [];
   const found: Tab[] = run.long ? [] : ["heads"];
   if (run.described.answers.length && !run.long) found.push("story");
   if (run.described.alignment || run.described.hypotheses?.length) found.push("alignment");
   if (run.long || run.attentions.some((one) => one.queries >= 64)) found.push("context");
-  if (run.attentions.length) found.push("model");
+  found.push("model");
   if (look.runs.length > 1) found.push("compare");
   return found;
 }
