@@ -281,6 +281,8 @@ def test_a_model_learns_is_resumed_to_the_same_bytes_scored_asked_and_looked_int
     assert max(float(worst.max()) for worst in looked.trace.certify().values()) < 1e-5
     pairs = tasks.pictures_of([folder / "toy.npz"])
     assert pairs is not None and tasks.evaluate(runner, pairs).scores["accuracy"].value == 100
+    with pytest.raises(DataError, match="toy.npz#1 is of the class 'below', and 30 of 60 images are of no class"):
+        tasks.pictures_of([folder / "toy.npz"], classes=("above",))
 
 
 def test_a_card_that_does_not_fit_its_model_is_refused(folder: Path, tmp_path: Path) -> None:

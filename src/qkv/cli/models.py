@@ -155,7 +155,7 @@ def evaluate(
         return
     pairs = None
     if isinstance(runner, tasks.Predictor) and runner.sees:
-        pairs = tasks.pictures_of(paths, corpus, options)
+        pairs = tasks.pictures_of(paths, corpus, options, runner.labels)
     if pairs is None:
         pairs = tasks.pairs_of([tasks.origin_of(paths, corpus, options)], runner.task)
     report = tasks.evaluate(runner, pairs, tasks.with_method(runner.decoding, beam=beam), baselines=baselines)

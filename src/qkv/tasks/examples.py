@@ -124,11 +124,14 @@ def texts_of(paths: Sequence[Path], corpus: str | None = None, options: Iterable
     return list(texts.Found(origins))
 
 
-def pictures_of(paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = ()) -> list[Pair] | None:
+def pictures_of(
+    paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = (), classes: Sequence[str] = ()
+) -> list[Pair] | None:
     """The names and classes of the images that a command line names, if it names some: a folder with one for each
     class, an .npz or Parquet file, two IDX files (images, labels), or a corpus of images.
 
-    Raises DataError for what cannot be read, CorpusError for a corpus of something else.
+    Raises DataError for what cannot be read and for a class that is not among `classes`, if some are given, CorpusError
+    for a corpus of something else.
     """
     if corpus is not None:
         named = origin_of(paths, corpus, options)
@@ -142,7 +145,15 @@ def pictures_of(paths: Sequence[Path], corpus: str | None = None, options: Itera
         found = albums.Idx(*paths).album()
     else:
         return None
-    return list(zip(found.names, found.labels, strict=True))
+    pairs = list(zip(found.names, found.labels, strict=True))
+    if classes and (strange := [pair for pair in pairs if pair[1] not in classes]):
+        name, label = strange[0]
+        shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+        raise DataError(
+            f"{name} is of the class {label!r}, and {len(strange):,} of {len(pairs):,} images are of no class that the "
+            f"model has; expected {shown}: name the classes as the model does"
+        )
+    return pairs
 
 
 def name_of(origin: Origin) -> str:
