@@ -31,7 +31,7 @@ from qkv.training import (
     vaswani_peak,
 )
 from qkv.training.loss import IGNORE, cross_entropy, step_tokens
-from qkv.training.optimizer import MovingAverage, build, factor
+from qkv.training.optimizer import MovingAverage, Optimizers, factor
 from qkv.training.progress import Lines, LiveDisplay, Silent, display
 from training_runs import LENGTHS, OPTIONS, VOCAB, Pieces, Tiny, lines, loss_on_three, trainer, weights
 
@@ -106,7 +106,8 @@ def test_a_factor_is_never_above_the_peak_nor_below_zero(schedule: Any, step: in
 
 def test_weight_decay_spares_norms_biases_and_embeddings() -> None:
     model = Tiny()
-    groups = build(model, Optimizer(kind="adamw", weight_decay=0.1)).param_groups
+    [adamw] = Optimizers(model, Optimizer(kind="adamw", weight_decay=0.1)).each
+    groups = adamw.param_groups
     decayed = {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]}
     assert decayed == {id(model.middle.weight), id(model.answer.weight)}
     assert all(group["fused"] for group in groups)

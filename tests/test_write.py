@@ -84,8 +84,9 @@ class Interrupting(Silent):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_run_that_was_stopped_ends_with_the_same_bytes(folder: Path) -> None:
-    whole = recipe(folder, steps=20, dropout=0.3)  # an epoch is 7 steps
+@pytest.mark.parametrize("muon", [None, {"learning_rate": 0.02}])
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(folder: Path, muon: dict[str, float] | None) -> None:
+    whole = recipe(folder, steps=20, dropout=0.3, optimizer={"muon": muon})  # an epoch is 7 steps
     tasks.train(whole, folder=folder / "whole", show=Silent())
     stopped = []
     for stop in (3, 13, None):

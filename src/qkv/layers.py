@@ -129,15 +129,17 @@ class Attention(nn.Module):
         return (key, value) if cache is None else cache.append(key, value)
 
     def _normalised(self, projected: Tensor, heads: int, by: nn.Module | None) -> Tensor:
-        if by is None:
-            return _split(projected, heads)
-        return _split(by(projected), heads) if self.across else by(_split(projected, heads))
+        if by is not None and self.across:
+            projected = by(projected)
+        split = projected.unflatten(-1, (heads, -1))
+        if by is not None and not self.across:
+            split = by(split)  # before heads and length change places: the norm of what lies side by side is cheaper
+        return split.transpose(1, 2)
 
 
 def _split(projected: Tensor, heads: int) -> Tensor:
     """(batch, length, heads * d) -> (batch, heads, length, d)."""
-    batch, length, width = projected.shape
-    return projected.view(batch, length, heads, width // heads).transpose(1, 2)
+    return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 class Recurrence(nn.Module):
@@ -173,8 +175,15 @@ class Recurrence(nn.Module):
         return tap("output", functional.relu(torch.stack(states, dim=1)))
 
 
+def _squared(tensor: Tensor) -> Tensor:
+    """The square of what is positive (So et al. 2021)."""
+    positive = functional.relu(tensor)
+    return positive * positive
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
+    "relu_squared": _squared,
     "gelu": functional.gelu,
     "gelu_tanh": lambda tensor: functional.gelu(tensor, approximate="tanh"),
     "gelu_sigmoid": lambda tensor: tensor * torch.sigmoid(1.702 * tensor),

@@ -13,7 +13,7 @@ from torch.nn import functional
 from qkv.errors import DataError
 
 _IGNORE = -100
-_NUMBERS_AT_ONCE = 2**24
+_NUMBERS_AT_ONCE, _TOKENS_AT_ONCE = 2**24, 2**14  # logits, and with few of them hidden vectors, fill the memory
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def surprise(
     """
     device = next(model.parameters()).device
     rows = sorted((row for text in texts for row in _rows(text, window, bos, eos)), key=lambda row: len(row[0]))
-    at_once = max(1, _NUMBERS_AT_ONCE // (window.context * vocab))
+    at_once = max(1, min(_NUMBERS_AT_ONCE // vocab, _TOKENS_AT_ONCE) // window.context)
     total, count = torch.zeros((), dtype=torch.float64, device=device), 0
     for first in range(0, len(rows), at_once):
         some = rows[first : first + at_once]

@@ -178,7 +178,7 @@ class Attention:
             )
 
 
-Activation: TypeAlias = Literal["relu", "gelu", "gelu_tanh", "gelu_sigmoid", "silu", "tanh"]
+Activation: TypeAlias = Literal["relu", "relu_squared", "gelu", "gelu_tanh", "gelu_sigmoid", "silu", "tanh"]
 """gelu_tanh and gelu_sigmoid are the two approximations of Hendrycks and Gimpel 2016."""
 
 

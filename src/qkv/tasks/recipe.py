@@ -135,7 +135,7 @@ class Transformer:
     decoder_layers: int = 3
     norm_at: Literal["pre", "post"] = "pre"
     norm: spec.Norm = spec.Norm()
-    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu"
+    activation: Literal["relu", "relu_squared", "gelu", "gelu_tanh", "silu"] = "relu"
     gated: bool = False
     position: spec.Rotary | spec.RelativeBias | spec.Alibi | None = None
     sinusoidal: bool = True
@@ -201,7 +201,7 @@ class Decoder:
     layers: int = 4
     d_ff: int = 1024
     norm: spec.Norm = spec.Norm()
-    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "gelu"
+    activation: Literal["relu", "relu_squared", "gelu", "gelu_tanh", "silu"] = "gelu"
     gated: bool = False
     position: spec.Rotary | spec.RelativeBias | spec.Alibi | None = spec.Rotary()
     sinusoidal: bool = False

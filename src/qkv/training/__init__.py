@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qkv.training.options import (
     Cosine,
     InverseSquareRoot,
+    Muon,
     Optimizer,
     Saving,
     Schedule,
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Cosine",
     "InverseSquareRoot",
+    "Muon",
     "Optimizer",
     "Result",
     "Saving",

@@ -14,11 +14,34 @@ from qkv.errors import ConfigError
 
 
 @dataclass(frozen=True)
+class Muon:
+    """Momentum made orthogonal before each step (Jordan et al. 2024), at a peak `learning_rate` of its own.
+
+    A matrix is moved by learning_rate * sqrt(max(1, rows / columns)) times the orthogonal one nearest to its momentum,
+    by `iterations` of Newton and Schulz.
+    """
+
+    learning_rate: float = 0.02
+    momentum: float = 0.95
+    weight_decay: float = 0.0
+    iterations: int = 5
+
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            ("learning_rate", self.learning_rate > 0, "above 0"),
+            ("momentum", 0 <= self.momentum < 1, "at least 0 and below 1"),
+            ("weight_decay", self.weight_decay >= 0, "at least 0"),
+            ("iterations", self.iterations >= 1, "at least 1"),
+        )
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """Adam (Kingma and Ba 2015) or AdamW (Loshchilov and Hutter 2019) at a peak `learning_rate`.
 
     `weight_decay` spares norms, biases and embeddings. `clip` is the largest allowed L2 norm of the whole gradient;
-    None leaves gradients as they are.
+    None leaves gradients as they are. `muon` moves the matrices of the blocks in place of Adam, which keeps all else.
     """
 
     kind: Literal["adam", "adamw"] = "adam"
@@ -28,6 +51,7 @@ class Optimizer:
     epsilon: float = 1e-9
     weight_decay: float = 0.0
     clip: float | None = 1.0
+    muon: Muon | None = None
 
     def __post_init__(self) -> None:
         _check(

@@ -99,7 +99,7 @@ class Trainer:
         self.shelf = Shelf(self.folder / "weights")
         set_dropout(model, options.dropout, attention=options.attention_dropout)
         self.autocast = _half(options.precision, self.device)
-        self.optimizer = optimizer.build(model, options.optimizer)
+        self.optimizers = optimizer.Optimizers(model, options.optimizer)
         self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._parameters = list(self._named.values())
         self.average = optimizer.MovingAverage(self._parameters, options.ema) if options.ema is not None else None
@@ -190,17 +190,15 @@ class Trainer:
         if largest is not None and norm_value > largest:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, largest, norm, foreach=True)
         progress = standing.progress(options, self.examples, ahead=0.5)  # the middle of this step
-        rate = options.optimizer.learning_rate * optimizer.factor(options.schedule, standing.step + 1, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        peak_share = optimizer.factor(options.schedule, standing.step + 1, progress)
+        self.optimizers.step(peak_share)
         standing.step += 1
         if self.average is not None:
             self.average.update(standing.step)
         standing.examples += sum(len(batch.index) for batch in batches)
         standing.target_tokens += tokens
         seconds = time.perf_counter() - started
+        rate = options.optimizer.learning_rate * peak_share
         self._window.add(batches, tokens, loss_value, plain_value, norm_value, rate, seconds)
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -276,7 +274,7 @@ class Trainer:
                 checkpoint.write(self.shelf.path(standing.step), self._weights(), {"step": standing.step})
         tensors = {f"model.{name}": tensor for name, tensor in self._weights().items()}
         for name, parameter in self._named.items():
-            for part, tensor in self.optimizer.state[parameter].items():
+            for part, tensor in self.optimizers.state(parameter).items():
                 tensors[f"optimizer.{name}.{part}"] = tensor
         if self.average is not None:
             tensors |= {f"average.{name}": t for name, t in zip(self._named, self.average.average, strict=True)}
@@ -294,7 +292,7 @@ class Trainer:
 
     def _begin(self, resume: bool) -> None:
         claim(self.folder, resume)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizers.forget()
         if not self.checkpoint.exists():
             if resume:
                 self.show.note(f"{self.folder} holds no checkpoint to resume from: beginning anew.")
@@ -324,11 +322,12 @@ class Trainer:
     def _restore(self, tensors: dict[str, Tensor]) -> None:
         places = {f"model.{name}": tensor for name, tensor in self._weights().items()}
         for name, parameter in self._named.items():
-            state = {part: tensors.pop(f"optimizer.{name}.{part}", None) for part in ("step", "exp_avg", "exp_avg_sq")}
-            if state["step"] is not None:
-                # copies, because what was read may still lie in the file that the next save replaces
-                copies = {part: t.to(self.device, copy=True) for part, t in state.items() if t is not None}
-                self.optimizer.state[parameter] = copies
+            parts = ("step", "exp_avg", "exp_avg_sq", "momentum")  # of Adam, and of Muon
+            state = {part: tensors.pop(f"optimizer.{name}.{part}", None) for part in parts}
+            # copies, because what was read may still lie in the file that the next save replaces
+            copies = {part: t.to(self.device, copy=True) for part, t in state.items() if t is not None}
+            if copies:
+                self.optimizers.restore(parameter, copies)
         if self.average is not None:
             places |= {f"average.{name}": t for name, t in zip(self._named, self.average.average, strict=True)}
         random, cuda = tensors.pop("random"), tensors.pop("random.cuda", None)
