@@ -1,10 +1,10 @@
 """Tiny Shakespeare by character: the recipe `shakespeare` in the time that nanoGPT's CPU setting takes beside it.
 
 nanoGPT's setting (github.com/karpathy/nanoGPT, README, "I only have a macbook"; written anew here in plain torch): 4
-layers, 4 heads, 128 wide, learned positions, LayerNorm and linear layers without biases, GELU, tied vectors of deviation
-0.02, 64 characters of context, 12 of these in a batch, 2,000 steps of AdamW (0.9, 0.99, decay 0.1, clipped at 1), 100
-steps up to 1e-3 and half a cosine down to 1e-4. It is given torch's fused AdamW and causal attention, and no time is
-counted for its validations. 1.88 is published for it.
+layers, 4 heads, 128 wide, learned positions, LayerNorm and linear layers without biases, GELU, tied vectors of
+deviation 0.02, 64 characters of context, 12 of these in a batch, 2,000 steps of AdamW (0.9, 0.99, decay 0.1, clipped
+at 1), 100 steps up to 1e-3 and half a cosine down to 1e-4. It is given torch's fused AdamW and causal attention, and no
+time is counted for its validations. 1.88 is published for it.
 
 Both train by turns in one process, so a busy machine slows both alike; ours ends when it has had as much time, and its
 schedule follows the time that the other is going to take. Both are scored on the whole validation set in windows of 64

@@ -123,9 +123,9 @@ def evaluate(
     """Score MODEL on held-out examples.
 
     PATHS is one file of pairs (.tsv, .jsonl, .gz of these), or two files with the same number of lines. For a language
-    model, all other files and folders are texts, and it is told how well it foretells them. For a model that sees: a
-    folder with one for each class, an .npz or Parquet file, or two IDX files. For a model
-    that acts, PATHS are the returns to ask it for, such as 100 200 500.
+    model, all other files and folders are texts, and each line of a .jsonl with a field `text`: it is told how well it
+    foretells them. For a model that sees: a folder with one for each class, an .npz or Parquet file, or two IDX files.
+    For a model that acts, PATHS are the returns to ask it for, such as 100 200 500.
     """
     from qkv import evaluation, tasks, view
     from qkv.training.checkpoint import replacing

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -12,7 +13,7 @@ from qkv import config
 from qkv.data import albums, corpora, texts
 from qkv.data.cleaning import leakage
 from qkv.data.corpora import Corpus
-from qkv.data.reading import Files, Jsonl, Pair, Tsv, read_pairs
+from qkv.data.reading import Files, Jsonl, Pair, Tsv, lines, read_pairs
 from qkv.data.texts import TextOrigin
 from qkv.errors import DataError
 from qkv.tasks.kinds import Task
@@ -110,13 +111,15 @@ def origin_of(paths: Sequence[Path], corpus: str | None = None, options: Iterabl
 
 
 def texts_of(paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = ()) -> list[str] | None:
-    """The texts that a command line names, if it names no pairs (.tsv, .jsonl): files, folders, or a corpus.
+    """The texts that a command line names, if it names no pairs: files, folders, .jsonl with a field `text`, a corpus.
 
     Raises DataError for a file without text, and for one that is no UTF-8.
     """
-    if corpus is None and (not paths or any({".tsv", ".jsonl"} & set(path.suffixes) for path in paths)):
+    if corpus is None and (not paths or any(_holds_pairs(path) for path in paths)):
         return None
-    origins: list[TextOrigin] = [texts.Files(path) for path in paths]
+    origins: list[TextOrigin] = [
+        texts.Jsonl(path) if ".jsonl" in path.suffixes else texts.Files(path) for path in paths
+    ]
     if corpus is not None:
         named = origin_of(paths, corpus, options)
         assert isinstance(named, Corpus)
@@ -154,6 +157,17 @@ def pictures_of(
             f"model has; expected {shown}: name the classes as the model does"
         )
     return pairs
+
+
+def _holds_pairs(path: Path) -> bool:
+    """Whether a file is of sources and targets: a .tsv, and a .jsonl whose first line has no `text`."""
+    if ".jsonl" not in path.suffixes:
+        return ".tsv" in path.suffixes
+    first = next(iter(lines(path)), "")
+    try:
+        return "text" not in json.loads(first)
+    except (ValueError, TypeError):
+        return True  # which reading it as pairs will explain
 
 
 def name_of(origin: Origin) -> str:

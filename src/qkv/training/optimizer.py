@@ -1,4 +1,4 @@
-"""Adam and AdamW in their fused form, Muon for matrices, learning-rate schedules as pure functions, and the moving average."""
+"""Adam and AdamW in their fused form, Muon for matrices, learning-rate schedules, and the moving average."""
 
 from __future__ import annotations
 
