@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ from qkv.data.texts import Found
 from qkv.evaluation.reading import Window, surprise
 from qkv.tasks import writing
 from qkv.training import Trainer
-from qkv.training import trainer as training
 from qkv.training.progress import Silent
+from qkv.training.progress import Window as Statistics
 
 CONTEXT, ROWS, STEPS = 64, 12, 2000
 D_MODEL, HEADS, LAYERS = 128, 4, 4
@@ -62,7 +63,7 @@ def main() -> None:
                 took["theirs"] += timed(clock, theirs.make_step)
             total = took["theirs"] * options.steps / theirs.step
             while took["ours"] < took["theirs"]:
-                took["ours"] += timed(clock, lambda total=total: ours.make_step(took["ours"], total))
+                took["ours"] += timed(clock, partial(ours.make_step, took["ours"], total))
             if turn % max(options.rounds // 8, 1) == 0:
                 print(
                     f"{took['theirs']:5.0f} s  step {theirs.step:5} {theirs.loss(checked[:20000]):.3f}   "
@@ -112,7 +113,7 @@ class Ours:
         self.trainer = Trainer(
             self.model, recipe.training, lesson.sampler, lesson.collate, folder, validate=lesson.validate, show=Silent()
         )
-        self.trainer._window = training.Window()
+        self.trainer._window = Statistics()
         self.batches = iter(lesson.sampler)
         self.model.train()
 

@@ -83,7 +83,7 @@ def test_it_steps_as_torchs_own_does_with_fewer_digits() -> None:
             other.grad = one.grad.clone()
         optimizers.step(0.5)
         assert all(one.grad is None for one, _ in pairs)
-        peer.step()
+        peer.step()  # type: ignore[no-untyped-call]
     for (one, other), before in zip(pairs, begun, strict=True):
         far = (one - before).norm()
         assert far > 0.02 and (one - other).norm() < 0.03 * far

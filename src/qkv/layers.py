@@ -129,17 +129,17 @@ class Attention(nn.Module):
         return (key, value) if cache is None else cache.append(key, value)
 
     def _normalised(self, projected: Tensor, heads: int, by: nn.Module | None) -> Tensor:
-        if by is not None and self.across:
-            projected = by(projected)
-        split = projected.unflatten(-1, (heads, -1))
-        if by is not None and not self.across:
-            split = by(split)  # before heads and length change places: the norm of what lies side by side is cheaper
+        if by is None or self.across:
+            return _split(projected if by is None else by(projected), heads)
+        # before heads and length change places: the norm of what lies side by side is cheaper
+        split: Tensor = by(_split(projected, heads).transpose(1, 2))
         return split.transpose(1, 2)
 
 
 def _split(projected: Tensor, heads: int) -> Tensor:
     """(batch, length, heads * d) -> (batch, heads, length, d)."""
-    return projected.unflatten(-1, (heads, -1)).transpose(1, 2)
+    batch, length, width = projected.shape
+    return projected.view(batch, length, heads, width // heads).transpose(1, 2)
 
 
 class Recurrence(nn.Module):

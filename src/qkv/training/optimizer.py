@@ -116,7 +116,7 @@ class Muon(torch.optim.Optimizer):
             if matrix.grad is not None:
                 alike[matrix.shape].append(matrix)
         for shape, matrices in alike.items():
-            gradients = [matrix.grad for matrix in matrices]
+            gradients = [matrix.grad for matrix in matrices if matrix.grad is not None]
             for matrix in matrices:
                 self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
             momenta = [self.state[matrix]["momentum"] for matrix in matrices]
