@@ -54,7 +54,7 @@ def specs(draw: Callable[..., Any]) -> spec.Spec:
         )
 
     feed_forward = spec.FeedForward(
-        6, draw(st.sampled_from(["relu", "gelu", "gelu_tanh", "silu"])), draw(st.booleans()), draw(st.booleans())
+        6, draw(st.sampled_from(["relu", "relu_squared", "gelu", "silu"])), draw(st.booleans()), draw(st.booleans())
     )
     norm_at = draw(st.sampled_from(["pre", "post", "both"]))
 

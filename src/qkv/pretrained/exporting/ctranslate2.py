@@ -112,6 +112,8 @@ def _unsupported_stack(stack: spec.Stack, alone: bool) -> Iterator[str]:
         return
     if not isinstance(block.feed_forward, spec.FeedForward) or block.feed_forward.limit is not None:
         yield f"feed_forward={block.feed_forward}"
+    elif block.feed_forward.activation not in _ACTIVATIONS:
+        yield f"feed_forward.activation={block.feed_forward.activation!r}"
     if len(set(stack.blocks)) > 1:
         yield "blocks that differ"
     if stack.repeats > 1:

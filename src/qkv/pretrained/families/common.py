@@ -17,6 +17,7 @@ _ACTIVATIONS: Mapping[str, spec.Activation] = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "quick_gelu": "gelu_sigmoid",
+    "relu2": "relu_squared",
     "silu": "silu",
     "swish": "silu",
     "tanh": "tanh",
