@@ -261,24 +261,27 @@ def test_look_writes_a_page_of_every_attention(kind: str, kept: Kept, picture: P
     line = str(picture) if kind == "see" else lines_for(kind)[0]
     said = answered("look", folder, line, "--html", tmp_path / "look.html").splitlines()[0]
     assert said == answered("run", folder, line).splitlines()[0]
-    document = json.loads(Parts((tmp_path / "look.html").read_text("utf-8")).parts["document"])
-    places = [one["place"] for one in document["attentions"]]
+    [run] = json.loads(Parts((tmp_path / "look.html").read_text("utf-8")).parts["document"])["runs"]
+    places = [one["place"] for one in run["attentions"]]
     assert places and all(place.startswith(("encoder.", "decoder.")) for place in places)
     model = tasks.load(folder).model
     assert len(places) == len([one for one, _ in model.named_modules() if one.endswith("attention")])
     if kind == "embed":
-        assert not document["answers"]  # a vector is no choice
+        assert not run["answers"]  # a vector is no choice
     if kind in ("fill", "classify", "see"):
-        assert document["source"] and not document["target"]
+        assert run["axes"]["source"]["tokens"] and "target" not in run["axes"]
+    if kind == "see":
+        assert run["axes"]["source"]["kind"] == "image" and run["axes"]["source"]["image"]["pixels"]["shape"][2] == 3
     if kind == "continue":
-        assert not document["source"] and document["target"][: len(line.split())] == line.split()
+        assert "source" not in run["axes"]
+        assert run["axes"]["target"]["tokens"][: len(line.split())] == line.split()
 
 
 def test_a_given_answer_can_be_looked_at_where_there_are_answers(kept: Kept, tmp_path: Path) -> None:
     page = tmp_path / "look.html"
     answered("look", kept("continue")[2], "the cat", "--answer", "sat on", "--html", page)
-    document = json.loads(Parts(page.read_text("utf-8")).parts["document"])
-    assert document["target"] == ["the", "cat", "sat", "on"]
+    [run] = json.loads(Parts(page.read_text("utf-8")).parts["document"])["runs"]
+    assert run["axes"]["target"]["tokens"] == ["the", "cat", "sat", "on"]
     assert "reads no answers: leave it out" in refused("look", kept("fill")[2], "a", "--answer", "b", "--html", page)
     assert "expected some text" in refused("look", kept("fill")[2], " ", "--html", page)
 

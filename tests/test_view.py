@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
 import shutil
 import subprocess
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +16,18 @@ from typing import Any, Literal
 import numpy
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
 
 from qkv import spec
 from qkv.errors import QkvError, StorageError
-from qkv.lens import Intervene, Trace, look
+from qkv.lens import Intervene, Recorder, Trace, knock_out, look, report, trace_of
 from qkv.models import build
 from qkv.presets import encoder_decoder
-from qkv.view import page
+from qkv.view import Run, axes, document, overview, page
+from qkv.view.blocks import Blocks, in_steps, rounded
 from test_spec import small
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -56,48 +63,162 @@ def looked(**changes: Any) -> Trace:
     return look(build(small(**changes)).eval(), [1, 2, 3, 4], [1, 4, 5])
 
 
-def block(text: str, described: dict[str, Any]) -> numpy.ndarray[Any, Any]:
-    raw = base64.b64decode(Parts(text).parts["blocks"])
-    return numpy.frombuffer(
-        raw, described["kind"], count=int(numpy.prod(described["shape"])), offset=described["at"]
-    ).reshape(described["shape"])
+def opened_blocks(text: str) -> bytes:
+    return zlib.decompress(base64.b64decode(Parts(text).parts["blocks"]))
+
+
+def kept(raw: bytes, described: dict[str, Any]) -> numpy.ndarray[Any, Any]:
+    """A block as any reader of the file would take it."""
+    count = int(numpy.prod(described["shape"]))
+    found = numpy.frombuffer(raw, described["kind"], count=count, offset=described["at"]).reshape(described["shape"])
+    if "scale" in described:
+        found = found.astype("float32") * kept(raw, described["scale"]).astype("float32")[..., None]
+    return found
 
 
 def test_the_page_holds_the_tensors_themselves(tmp_path: Path) -> None:
     trace = looked(layers=2)
     text = page(trace, tmp_path / "look.html").read_text(encoding="utf-8")
-    document = json.loads(Parts(text).parts["document"])
-    assert [one["place"] for one in document["attentions"]] == list(trace.attentions)
-    for one in document["attentions"]:
+    made, raw = json.loads(Parts(text).parts["document"]), opened_blocks(text)
+    (run,) = made["runs"]
+    assert [one["place"] for one in run["attentions"]] == list(trace.attentions)
+    assert made["numbers"] == {"kind": "float32", "error": 0.0} and not made["live"]
+    for one in run["attentions"]:
         attention = trace[one["place"]]
         for site in ("query", "key", "value", "context"):
-            assert numpy.array_equal(block(text, one[site]), getattr(attention, site)[0].numpy())
-        if "visible" in one:
-            visible = torch.from_numpy(block(text, one["visible"]).copy()).bool().expand(attention.scores()[0].shape)
-            assert torch.equal(visible, attention.scores()[0] > -torch.inf)
+            assert numpy.array_equal(kept(raw, one[site]), getattr(attention, site)[0].numpy())
+        assert one["certified"] == pytest.approx(attention.certify().tolist(), abs=1e-11)
+        reports = [entry for entry in report(trace) if entry.place == one["place"]]
+        for name in ("entropy", "sink", "previous"):
+            assert one["statistics"][name] == pytest.approx([getattr(entry, name) for entry in reports], rel=1e-4)
+        largest = attention.weights()[0].amax(dim=-1).mean(dim=-1).tolist()
+        assert one["statistics"]["largest"] == pytest.approx(largest, rel=1e-4)
     logits = trace.logits
     assert logits is not None
-    for position, answer in enumerate(document["answers"]):
+    for position, answer in enumerate(run["answers"]):
         number, share = answer["chosen"]
         assert number == str([4, 5, int(logits[0, 2].argmax())][position])
         assert share == pytest.approx(logits[0, position].softmax(dim=-1)[int(number)].item())
         assert len(answer["best"]) == 5 and answer["best"] == sorted(answer["best"], key=lambda pair: -pair[1])
 
 
+def recomputed(one: dict[str, Any], raw: bytes) -> Tensor:
+    """The weights (heads, queries, keys) that a page makes of what it is given, by the rules of the document."""
+    query, key = (torch.from_numpy(kept(raw, one[site]).astype("float32")) for site in ("query", "key"))
+    queries, keys = one["n_queries"], one["n_keys"]
+    key = key.repeat_interleave(one["heads"] // one["kv_heads"], dim=0)
+    if "scores" in one:
+        scores = torch.from_numpy(kept(raw, one["scores"]).copy())
+    else:
+        scores = query @ key.mT * one["scale"]
+        if one["softcap"]:
+            scores = one["softcap"] * torch.tanh(scores / one["softcap"])
+    away = torch.arange(keys) - torch.arange(queries)[:, None]
+    if "added" in one:
+        scores = scores + torch.from_numpy(kept(raw, one["added"]).copy())
+    if "added_by_distance" in one:
+        scores = scores + torch.from_numpy(kept(raw, one["added_by_distance"]).copy())[:, away + queries - 1]
+    visible = torch.ones(queries, keys, dtype=torch.bool)
+    if rule := one.get("rule"):
+        ahead = away - rule["past"]
+        visible &= (ahead <= 0) if rule["causal"] else visible
+        visible &= (ahead.abs() < rule["window"]) if rule["window"] is not None else visible
+    elif "visible" in one:
+        visible = torch.from_numpy(kept(raw, one["visible"]).copy()).bool()
+    scores = scores.masked_fill(~visible, -torch.inf)
+    if "sinks" in one:
+        sinks = torch.from_numpy(kept(raw, one["sinks"]).copy())
+        return torch.cat([scores, sinks[:, None, None].expand(-1, queries, 1)], -1).softmax(-1)[..., :-1]
+    return scores.softmax(dim=-1).nan_to_num(0.0)
+
+
+def shapes() -> dict[str, Trace]:
+    """Traces of every kind of attention that a page must recompute by itself."""
+    torch.manual_seed(0)
+    rich = spec.Attention(
+        4, 4, kv_heads=2, d_value=3, causal=True, window=3, position=spec.RelativeBias(4, 8), softcap=2.0, sinks=True
+    )
+    block = spec.Block(rich, spec.FeedForward(8))
+    decoder_only = build(spec.Transformer(None, spec.Stack(8, (block,), spec.Tokens(9)), spec.Vocabulary())).eval()
+    for parameter in decoder_only.parameters():  # what relative positions add is 0 at first
+        torch.nn.init.normal_(parameter, std=0.5)
+    tokens = torch.randint(9, (12,))
+    recorder, state = Recorder(), decoder_only.start(None, 1)
+    for begin in range(0, 12, 5):
+        _, state = decoder_only.step(tokens[None, begin : begin + 5], state, recorder)
+    additive = build(spec.Recurrent("gru", 8, 1, spec.Tokens(9), spec.Tokens(9), "additive")).eval()
+    hidden = knock_out("decoder.*.cross_attention", [1], queries=[2])
+    return {
+        "encoder-decoder": looked(layers=2),
+        "rich": look(decoder_only, target=tokens),
+        "step by step": trace_of(recorder, decoder_only, target=tokens[None]),
+        "additive": look(additive, [1, 2, 3], [1, 4]),
+        "edited": look(build(small()).eval(), [1, 2, 3], [1, 4, 5], tap=hidden),
+    }
+
+
+def test_the_page_has_all_it_takes_to_recompute_the_weights() -> None:
+    for name, trace in shapes().items():
+        made = document(trace)
+        for one in made.described["runs"][0]["attentions"]:
+            expected = trace[one["place"]].weights()[0].detach()
+            assert torch.allclose(recomputed(one, made.blocks), expected, atol=1e-6), (name, one["place"])
+            ruled = name in ("rich", "step by step") or (name == "encoder-decoder" and one["kind"] == "self")
+            assert not ruled or ("rule" in one and "visible" not in one), name
+        assert name != "rich" or one["added_by_distance"]["shape"] == [4, 23]
+
+
+@pytest.mark.parametrize("kind", ["float16", "int8"])
+def test_smaller_numbers_tell_their_error(kind: Literal["float16", "int8"]) -> None:
+    for name, trace in shapes().items():
+        made = document(trace, kind=kind)
+        (run,) = made.described["runs"]
+        worst = 0.0
+        for one in run["attentions"]:
+            assert ("context" in one) == (kind == "float16")
+            difference = (recomputed(one, made.blocks) - trace[one["place"]].weights()[0].detach()).abs().max()
+            worst = max(worst, float(difference))
+        assert made.described["numbers"]["error"] == pytest.approx(worst, abs=1e-6), name
+        assert worst < {"float16": 1e-3, "int8": 0.02}[kind]
+
+
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=9))
+def test_steps_lose_less_than_half_of_one(numbers: list[float]) -> None:
+    tensor = torch.tensor([numbers])
+    steps, _ = in_steps(tensor)
+    rest = (rounded(tensor, "int8") - tensor).abs().max()
+    # beyond half a step: the step is itself rounded, and none is smaller than float16's smallest
+    assert rest <= 0.51 * steps.float() + 2e-3 * tensor.abs().max() + 1e-5
+
+
+def test_two_runs_share_what_is_the_same() -> None:
+    one, two = Run(looked(), name="one"), Run(looked(), name="two")
+    assert document([one, two]).blocks == document(one).blocks
+    assert [run["name"] for run in document([one, two]).described["runs"]] == ["one", "two"]
+    with pytest.raises(QkvError, match="3 runs were given to show; expected one, or two side by side"):
+        document([one, two, one])
+
+
 EVIL = ["</script><script>document.title='hacked'</script>", "<!--<script>", "{{blocks}}", "]]>\u2028&amp;\"'\\"]
 
 
 def test_tokens_cannot_leave_their_place(tmp_path: Path) -> None:
-    text = page(
-        looked(), tmp_path / "look.html", source_tokens=EVIL, target_tokens=EVIL[:3], title=EVIL[0], note=EVIL[1],
+    run = Run(
+        looked(),
+        source=axes.text(EVIL),
+        target=axes.text(EVIL[:3]),
         names=lambda numbers: [EVIL[number % 4] for number in numbers],
-    ).read_text(encoding="utf-8")  # fmt: skip
+        name=EVIL[0],
+        summary=(EVIL[1],),
+        code=EVIL[0],
+    )
+    text = page(run, tmp_path / "look.html", title=EVIL[0], note=EVIL[1]).read_text(encoding="utf-8")
     harmless = page(looked(), tmp_path / "harmless.html").read_text(encoding="utf-8")
     parts = Parts(text)
     assert parts.tags == Parts(harmless).tags
     assert parts.parts["title"] == EVIL[0]
-    document = json.loads(parts.parts["document"])
-    assert document["source"] == EVIL and document["title"] == EVIL[0] and document["note"] == EVIL[1]
+    made = json.loads(parts.parts["document"])
+    assert made["runs"][0]["axes"]["source"]["tokens"] == EVIL and made["title"] == EVIL[0] and made["note"] == EVIL[1]
     assert parts.parts["blocks"] == Parts(harmless).parts["blocks"]
 
 
@@ -107,45 +228,81 @@ def test_the_page_needs_no_network_and_is_small(tmp_path: Path) -> None:
     path = page(look(model, torch.randint(30, (10,)), torch.randint(80, (9,))), tmp_path / "look.html")
     text = path.read_text(encoding="utf-8")
     assert path.stat().st_size < 1_000_000
-    assert Parts(text).addresses == []
-    assert not re.search(r"https?://|@import|url\(|\bfetch\(|XMLHttpRequest|\bimport\s*[({\"']", text)
-    assert "default-src 'none'" in text
+    assert Parts(text).addresses == ["data:,"]
+    assert "default-src 'none'" in text and "connect-src 'none'" in text
 
 
 def test_a_classifier_answers_once(tmp_path: Path) -> None:
     encoder = spec.Stack(8, (spec.Block(spec.Attention(2, 4), spec.FeedForward(8)),), spec.Tokens(9))
     trace = look(build(spec.Transformer(encoder, None, spec.Classes(3))).eval(), [1, 2, 3])
-    text = page(trace, tmp_path / "look.html", names=lambda numbers: ["abc"[i] for i in numbers]).read_text("utf-8")
-    (answer,) = json.loads(Parts(text).parts["document"])["answers"]
+    (run,) = document(Run(trace, names=lambda numbers: ["abc"[i] for i in numbers])).described["runs"]
+    (answer,) = run["answers"]
     assert answer["chosen"] == answer["best"][0] and {name for name, _ in answer["best"]} == {"a", "b", "c"}
+    assert "target" not in run["axes"] and run["axes"]["source"]["tokens"] == ["1", "2", "3"]
 
 
 def test_mistakes_are_named(tmp_path: Path) -> None:
-    with pytest.raises(QkvError, match="source_tokens: 2 strings were given for a trace of 4 tokens"):
-        page(looked(), tmp_path / "look.html", source_tokens=["a", "b"])
+    with pytest.raises(QkvError, match="source: 2 strings were given for a trace of 4 tokens"):
+        Run(looked(), source=axes.text(["a", "b"]))
     with pytest.raises(StorageError, match="Choose another path"):
         page(looked(), tmp_path / "absent" / "look.html")
+    with pytest.raises(QkvError, match=r"expected \(height, width, 3\) uint8"):
+        axes.image(torch.zeros(3, 4, 4), 2, 2)
 
 
-def models() -> dict[str, Trace]:
-    """Traces of every kind of attention that the page must recompute by itself."""
-    torch.manual_seed(0)
-    rich = spec.Attention(
-        4, 4, kv_heads=2, d_value=3, causal=True, window=3, position=spec.RelativeBias(4, 8), softcap=2.0, sinks=True
-    )
-    block = spec.Block(rich, spec.FeedForward(8))
-    decoder_only = build(spec.Transformer(None, spec.Stack(8, (block,), spec.Tokens(9)), spec.Vocabulary()))
-    kinds: tuple[Literal["additive"] | None, ...] = ("additive", None)
-    recurrent = {kind: build(spec.Recurrent("gru", 8, 1, spec.Tokens(9), spec.Tokens(9), kind)) for kind in kinds}
-    return {
-        "encoder-decoder": looked(layers=2),
-        "rich": look(decoder_only.eval(), target=torch.randint(9, (12,))),
-        **{f"recurrent {kind}": look(model.eval(), [1, 2, 3], [1, 4]) for kind, model in recurrent.items()},
-    }
+def test_axes_of_images_sounds_and_trajectories() -> None:
+    blocks = Blocks()
+    pixels = torch.randint(256, (4, 6, 3), dtype=torch.uint8)
+    seen = axes.image(pixels, 2, 3, leading=1).described(blocks)
+    assert seen["tokens"] == ["<1>", "1,1", "1,2", "1,3", "2,1", "2,2", "2,3"]
+    assert seen["image"]["pixels"]["kind"] == "uint8" and seen["image"]["pixels"]["shape"] == [4, 6, 3]
+    samples = torch.sin(torch.arange(16_000) / 10.0)
+    heard = axes.audio(samples, 16_000, 50, 0.02).described(blocks)
+    assert heard["audio"]["seconds"] == 1.0 and heard["tokens"][25] == "0.50 s"
+    peaks = kept(blocks.bytes(), heard["audio"]["peaks"])
+    assert peaks.shape == (2000, 2) and peaks[:, 0].min() == samples.min() and peaks[:, 1].max() == samples.max()
+    assert axes.trajectory(2).described(blocks)["tokens"][3:] == ["return 2", "state 2", "action 2"]
+    assert numpy.array_equal(kept(blocks.bytes(), seen["image"]["pixels"]), pixels.numpy())
 
 
-def opened(path: Path, profile: Path) -> str:
-    """The page's document after its scripts ran, in a browser that can reach nothing."""
+def test_a_long_run_is_told_from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overview, "_LONG", 100)
+    monkeypatch.setattr(overview, "SIDE", 8)
+    monkeypatch.setattr(overview, "_CELLS", 64)
+    trace = shapes()["step by step"]
+    made = document(trace)
+    (run,) = made.described["runs"]
+    (one,) = run["attentions"]
+    assert run["long"] and "query" not in one and one["overview_heads"] == [0, 1, 2, 3]
+    weights = trace["decoder.0.self_attention"].weights()[0].detach()
+    pooled = functional.max_pool2d(weights, 2)
+    assert numpy.allclose(kept(made.blocks, one["overview"]), pooled.numpy(), atol=1e-3)
+    largest = kept(made.blocks, one["per_query"]["largest"])
+    assert numpy.allclose(largest, weights.amax(dim=-1).numpy(), atol=1e-6)
+    assert one["statistics"]["largest"] == pytest.approx(largest.mean(axis=-1).tolist(), rel=1e-4)
+    assert max(one["certified"]) < 1e-5
+    monkeypatch.setattr(overview, "_WORK", 1.0)
+    (one,) = document(trace).described["runs"][0]["attentions"]
+    assert one["overview_heads"] == [0] and one["statistics"]["entropy"][1:] == [None] * 3
+
+
+def test_a_tile_is_what_the_matrix_has_there() -> None:
+    attention = shapes()["step by step"]["decoder.0.self_attention"]
+    weights = attention.weights(1)[0].detach()
+    for rows, columns, size in (((0, 12), (0, 12), 12), ((3, 10), (2, 9), 3), ((0, 5), (5, 12), 4)):
+        found, pooled = overview.tile(attention, 1, rows, columns, size)
+        down, across = pooled
+        part = weights[slice(*rows), slice(*columns)]
+        for i, j in itertools.product(range(found.shape[0]), range(found.shape[1])):
+            cell = part[i * down : (i + 1) * down, j * across : (j + 1) * across]
+            assert float(found[i, j]) == pytest.approx(float(cell.max()), abs=1e-6)
+        assert max(found.shape) <= size
+    with pytest.raises(QkvError, match="rows 3 to 13 were asked for; expected some from 0 to 12"):
+        overview.tile(attention, 0, (3, 13), (0, 2), 4)
+
+
+def in_a_browser(path: Path, profile: Path) -> str:
+    """The page's document after its program ran, in a browser that can reach nothing."""
     command = [
         str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -157,26 +314,15 @@ def opened(path: Path, profile: Path) -> str:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs a browser; install chromium to run it")
 def test_the_page_certifies_itself_in_a_browser(tmp_path: Path) -> None:
-    frames = []
-    traces = models()
     # A context that is not what the weights give must be found out.
     torch.manual_seed(0)
     bent = Intervene("decoder.0.cross_attention", "context", lambda context: context + 0.5)
-    traces["bent"] = look(build(small()).eval(), [1, 2, 3], [1, 4], tap=bent)
-    evil = EVIL[:2] + ["a", "b"]
-    for number, (name, trace) in enumerate(traces.items()):
-        named = name == "encoder-decoder"
-        page(trace, tmp_path / f"{number}.html", source_tokens=evil if named else (), title=EVIL[0] if named else name)
-        frames.append(opened(tmp_path / f"{number}.html", tmp_path / "profile"))
-    for name, text in zip(traces, frames, strict=True):
+    traces = {**shapes(), "bent": look(build(small()).eval(), [1, 2, 3], [1, 4], tap=bent)}
+    for name, trace in traces.items():
+        run = Run(trace, source=axes.text(EVIL)) if name == "encoder-decoder" else trace
+        page(run, tmp_path / "look.html", title=EVIL[0], note=EVIL[1])
+        text = in_a_browser(tmp_path / "look.html", tmp_path / "profile")
         certified = re.search(r'data-certified="([^"]+)"', text)
-        if name == "recurrent None":
-            assert "no attention to look at" in text and certified is None
-            continue
-        assert certified is not None, f"{name}: the page's script did not finish"
-        if name == "bent":
-            assert float(certified[1]) > 0.4 and "Not certified" in text
-        else:
-            assert float(certified[1]) < 1e-5, name
-            assert "looks at" in text and "asks" in text
-    assert "<title>hacked" not in frames[0]
+        assert certified is not None, f"{name}: the page's program did not finish"
+        assert float(certified[1]) > 0.4 if name == "bent" else float(certified[1]) < 1e-5, name
+        assert "<title>hacked" not in text

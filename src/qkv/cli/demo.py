@@ -33,7 +33,7 @@ def demo(minutes: float, folder: Path) -> None:
         click.echo(f"{word:12} {answers[0].text}")
 
     _say(f"qkv look pronounce {LOOKED} --html look.html")
-    write_page(runner, "pronounce", LOOKED, Path("look.html"))
+    write_page([("pronounce", runner)], LOOKED, Path("look.html"))
     click.echo(f"Open {Path('look.html').resolve()} in a browser: queries, keys and values of every head.")
 
     place = _fresh(folder)

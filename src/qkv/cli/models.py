@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import sys
-import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,8 @@ import click
 from qkv.errors import DataError
 
 if TYPE_CHECKING:
-    from qkv.tasks import Agent, Answer, Numbers, Predictor, Runner
+    from qkv.tasks import Answer, Numbers
+    from qkv.view.looking import Opened
 
 _beam = click.option("--beam", type=click.IntRange(min=1), help="Hypotheses to follow at a time; 1 is greedy.")
 
@@ -170,41 +171,73 @@ def evaluate(
 
 @click.command()
 @click.argument("model")
-@click.argument("text")
+@click.argument("text", required=False)
 @click.option("--answer", help="Look at how the model reads this answer, in place of its own.")
-@click.option("--html", "page", required=True, type=click.Path(path_type=Path), help="The page to write.")
+@click.option("--beside", metavar="MODEL", help="Show a second model, or another checkpoint of it, beside the first.")
+@click.option("--html", "page", type=click.Path(path_type=Path), help="The page to write: one file, for any browser.")
+@click.option("--serve", is_flag=True, help="Answer what is asked and changed on the page, on this machine alone.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Where to serve; any free port unless given.")
 @_numbers
 @_legacy
-def look(model: str, text: str, answer: str | None, page: Path, numbers: Numbers, legacy: bool) -> None:
-    """Write a page that shows what led to an answer.
+def look(
+    model: str,
+    text: str | None,
+    answer: str | None,
+    beside: str | None,
+    page: Path | None,
+    serve: bool,
+    port: int,
+    numbers: Numbers,
+    legacy: bool,
+) -> None:
+    """Show what led to an answer: on a page in a file (--html), or on one that you can ask and change (--serve).
 
-    It shows the query, key, value, scores, weights and context of every attention, and opens without a network.
+    It shows the query, key, value, scores, weights and context of every attention, and needs no network. TEXT is what
+    the model reads; - takes it from standard input.
     """
     from qkv import tasks
 
-    said = write_page(tasks.load(model, numbers=numbers, legacy=legacy), model, text, page, answer)
-    click.echo(f"{said}\nLook inside: {page}")
+    if serve == (page is not None):
+        raise click.UsageError("give one of --html FILE and --serve: a file to keep, or a page that answers")
+    if text is None and not serve:
+        raise click.UsageError("Missing argument 'TEXT': what shall the model read?")
+    runners = [(name, tasks.load(name, numbers=numbers, legacy=legacy)) for name in (model, beside) if name is not None]
+    line = click.prompt("What shall it read") if text is None else sys.stdin.read() if text == "-" else text
+    if page is not None:
+        click.echo(f"{write_page(runners, line, page, answer)}\nLook inside: {page}")
+    else:
+        _serve(runners, line, answer, port)
 
 
-def write_page(runner: Runner | Predictor | Agent, model: str, text: str, page: Path, answer: str | None = None) -> str:
-    """Write the page about one answer of a model, and return the answer."""
+def write_page(runners: Sequence[tuple[str, Opened]], line: str, page: Path, answer: str | None = None) -> str:
+    """Write the page about one answer of a model, or of two side by side, and return the answers."""
     from qkv import view
 
-    looked = runner.look(text, answer)
-    if unread := runner.unread(text):
-        click.echo(
-            f"Note: the text is longer than the model reads; its last {unread:,} tokens were not read.", err=True
-        )
-    view.page(
-        looked.trace,
-        page,
-        source_tokens=looked.source_tokens,
-        target_tokens=looked.target_tokens,
-        names=runner.names,
-        title=text,
-        note=f"{text} -> {textwrap.shorten(looked.answer.text, 300, placeholder=' ...')}, by {model}",
-    )
-    return "\n".join([looked.answer.text, *looked.copied])
+    runs = [view.seen(runner, line, answer, name=name) for name, runner in runners]
+    _tell_unread(runners, line)
+    view.page(view.shown(runs, line), page)
+    return "\n".join(run.answer if len(runs) == 1 else f"{run.name}: {run.answer}" for run in runs)
+
+
+def _serve(runners: Sequence[tuple[str, Opened]], line: str, answer: str | None, port: int) -> None:
+    """Serve the page until Ctrl-C."""
+    from qkv import view
+
+    session = view.Session(runners, line, answer)
+    server = view.Server(session, port)
+    _tell_unread(runners, line)
+    for run in session.runs:
+        click.echo(run.answer if len(session.runs) == 1 else f"{run.name}: {run.answer}")
+    click.echo(f"Look inside: {server.address}\nCtrl-C ends it.")
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+
+
+def _tell_unread(runners: Sequence[tuple[str, Opened]], line: str) -> None:
+    """Say how much of a line that is longer than a model reads was left out."""
+    for name, runner in runners:
+        if unread := runner.unread(line):
+            click.echo(f"Note: {name} does not read all of the text, which is {unread:,} tokens too long.", err=True)
 
 
 def _batches() -> Iterator[Iterable[str]]:

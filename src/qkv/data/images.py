@@ -130,6 +130,12 @@ class ImagePreparation:
         mean, deviation = (torch.tensor(values)[:, None, None] for values in (self.mean, self.deviation))
         return (pixels.float() * self.rescale - mean) / deviation
 
+    def shown(self, prepared: Tensor) -> Tensor:
+        """What a prepared image (channels, height, width) looks like: (height, width, 3) uint8."""
+        mean, deviation = (torch.tensor(values)[:, None, None] for values in (self.mean, self.deviation))
+        pixels = (prepared * deviation + mean) / self.rescale
+        return pixels.round().clamp(0, 255).to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).contiguous()
+
     def _resized(self, height: int, width: int) -> tuple[int, int]:
         if isinstance(self.resize, tuple):
             return self.resize

@@ -80,6 +80,7 @@ def decode_all(
     prefixes: Prefixes | None = None,
     generator: torch.Generator | None = None,
     budget: int = 4096,
+    tap: Tap = NO_TAP,
 ) -> list[list[Hypothesis]]:
     """Find the answers to any number of sources, given as token ids; one in, one out, in the order given.
 
@@ -100,7 +101,7 @@ def decode_all(
         own = [prefixes[number] for number in numbers] if prefixes is not None else None
         results = decode(
             model, source, mask, bos=bos, eos=eos, decoding=decoding, never=never, first=first, last=last,
-            never_first=never_first, prefixes=own, generator=generator,
+            never_first=never_first, prefixes=own, generator=generator, tap=tap,
         )  # fmt: skip
         found.update(zip(numbers, results, strict=True))
     return [found[number] for number in range(len(given))]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,12 +69,12 @@ class Recorder(Tap):
     """Keeps a reference to everything that passes, by place; changes nothing and costs no fused kernel.
 
     Several calls at one place, as in decoding step by step, are kept one after the other. `inner` may be a tap
-    that intervenes: what is recorded is what the model went on with.
+    that intervenes: what is recorded is what the model went on with. sites: which to keep; all unless given.
     """
 
-    def __init__(self, inner: Tap = NO_TAP) -> None:
+    def __init__(self, inner: Tap = NO_TAP, sites: Collection[Site] | None = None) -> None:
         self.calls: dict[str, list[Call]] = {}
-        self._inner = inner
+        self._inner, self._sites = inner, sites
         self._place = ""
 
     def wants(self, site: Site) -> bool:
@@ -84,7 +84,7 @@ class Recorder(Tap):
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
         """Keep a reference to the tensor and return it, unless the inner tap replaces it."""
         tensor = self._inner(site, tensor)
-        if site not in _QUADRATIC:
+        if site not in _QUADRATIC and (self._sites is None or site in self._sites):
             kept = tensor.detach() if tensor.requires_grad else tensor
             self._call(site).keep(site, kept, self._before())
         return tensor
@@ -100,7 +100,7 @@ class Recorder(Tap):
 
     def at(self, place: str) -> Recorder:
         """Return the recorder for a part of the model; it shares the record with this one."""
-        part = Recorder(self._inner.at(place))
+        part = Recorder(self._inner.at(place), self._sites)
         part.calls = self.calls
         part._place = f"{self._place}.{place}" if self._place else place
         return part

@@ -48,6 +48,7 @@ class Statistics:
     received: Tensor
 
 
+@torch.no_grad()
 def measure(
     attention: AttentionTrace, *, top: int = 8, first: int = 4, heads: Sequence[int] | None = None
 ) -> Statistics:

@@ -20,6 +20,7 @@ from qkv.decoding.acting import Performance, perform
 from qkv.decoding.options import Acting
 from qkv.errors import CheckpointError, DataError
 from qkv.models import SequenceModel
+from qkv.tap import NO_TAP, Tap
 from qkv.tasks import folders
 from qkv.tasks.kinds import TASKS, Task
 from qkv.tasks.runner import Answer, Looked
@@ -113,10 +114,11 @@ class Agent:
         """What to call its choices."""
         return [f"action {number}" for number in numbers]
 
-    def look(self, line: str, answer: str | None = None) -> Looked:
+    def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> Looked:
         """Play an episode and look at every attention that led to one of its actions: the last, unless told.
 
-        line: a return, or a return and a step, as in "500@120". Raises DataError for what is neither.
+        line: a return, or a return and a step, as in "500@120". tap: one that intervenes in what is looked at, and not
+        in what was played. Raises DataError for what is neither.
         """
         if answer is not None:
             raise DataError(f"answer={answer!r} was given; an agent plays by itself: leave it out")
@@ -128,7 +130,7 @@ class Agent:
         first = max(0, last - self.acting.context)
         steps = torch.from_numpy(self.shown.steps(_alone(played, self.shown)))
         steps[:, 1] = torch.from_numpy(played.left) / self.shown.scale
-        trace = lens.look(self.model.eval(), steps[None, first:last])
+        trace = lens.look(self.model.eval(), steps[None, first:last], tap=tap)
         return Looked(line, _answer(played), self.positions(played, first, last), [], replace(trace, logits=None))
 
     def positions(self, played: Performance, first: int, last: int) -> list[str]:

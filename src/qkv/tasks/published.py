@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -18,10 +19,11 @@ from qkv.decoding.options import Beam
 from qkv.errors import CheckpointError, DataError
 from qkv.models import SequenceModel
 from qkv.pretrained import Published, tokenizers
+from qkv.tap import NO_TAP, Tap
 from qkv.tasks import folders
 from qkv.tasks.folders import read_json
 from qkv.tasks.kinds import TASKS, Task
-from qkv.tasks.runner import Answer, Looked, Runner, strange_to
+from qkv.tasks.runner import FRAMES, Answer, Looked, Picture, Runner, Sound, strange_to
 from qkv.text import Tokenizer
 
 _IMAGES_AT_ONCE = 50
@@ -32,10 +34,11 @@ _LONGEST = 64
 
 @dataclass(frozen=True)
 class Given:
-    """One line as the model is given it: source (1, ...), and what to call its positions."""
+    """One line as the model is given it: source (1, ...), what to call its positions, what was seen or heard."""
 
     source: Tensor
     names: list[str]
+    perceived: Picture | Sound | None = None
 
 
 Preparation: TypeAlias = Tokenizer | images.ImagePreparation | audio.LogMel | audio.Waveform
@@ -83,7 +86,8 @@ class Predictor:
             case images.ImagePreparation():
                 assert isinstance(reads, spec.Patches)
                 return _picture(line, self.preparation, reads)
-        return Given(self.preparation(audio.read(line.strip(), self.preparation.rate))[None], [])
+        samples = audio.read(line.strip(), self.preparation.rate)
+        return Given(self.preparation(samples)[None], [], _sound(samples, self.preparation, reads))
 
     @property
     def _encoder(self) -> spec.Stack:
@@ -179,19 +183,22 @@ class Predictor:
         """The characters of a line that the model does not know, each once."""
         return [] if self.tokenizer is None else strange_to(self.tokenizer, line)
 
-    def look(self, line: str, answer: str | None = None) -> Looked:
-        """Look at every attention that led to its own answer. Raises DataError for a line without text."""
+    def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> Looked:
+        """Look at every attention that led to its own answer. Raises DataError for a line without text.
+
+        tap: one that intervenes.
+        """
         if answer is not None:
             raise DataError(f"answer={answer!r} was given; this model reads no answers: leave it out")
         if not line.strip():
             raise DataError(f"{line!r} was given to look at; expected some text or a file")
         given = self.give(line)
-        trace = lens.look(self.model.eval(), given.source)
+        trace = lens.look(self.model.eval(), given.source, tap=tap)
         assert trace.logits is not None
         own = self._answers(given, trace.logits[0], 1)[0]
         if self.task.name == "embed":  # a vector is no choice among its numbers
             trace = replace(trace, logits=None)
-        return Looked(line, own, given.names, [], trace)
+        return Looked(line, own, given.names, [], trace, perceived=given.perceived)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model folder, as `Runner.save` does."""
@@ -315,7 +322,14 @@ def _picture(line: str, preparation: images.ImagePreparation, reads: spec.Patche
     rows, columns = (side // reads.size for side in image.shape[1:])
     leading = [f"<{number + 1}>" for number in range(reads.leading + reads.registers)]
     places = [f"{row + 1},{column + 1}" for row in range(rows) for column in range(columns)]
-    return Given(image[None], leading + places)
+    return Given(image[None], leading + places, Picture(preparation.shown(image), rows, columns, len(leading)))
+
+
+def _sound(samples: Tensor, preparation: audio.LogMel | audio.Waveform, reads: spec.Reads) -> Sound:
+    """A sound, with how long what the model makes a position of is."""
+    hop = preparation.hop if isinstance(preparation, audio.LogMel) else 1
+    strides = [one.stride for one in reads.convolutions] if isinstance(reads, spec.Waveform) else [FRAMES]
+    return Sound(samples, preparation.rate, hop * math.prod(strides) / preparation.rate)
 
 
 def _preprocessor(path: Path, usual: str = "none") -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qkv import config, lens, spec
 from qkv.data import audio
@@ -18,6 +19,7 @@ from qkv.errors import ConfigError, DataError, SpecError, VocabularyError
 from qkv.lens import Trace
 from qkv.models import SequenceModel
 from qkv.pretrained import Generation
+from qkv.tap import NO_TAP, Tap
 from qkv.tasks import folders
 from qkv.tasks.kinds import Task
 from qkv.text import Tokenizer
@@ -26,6 +28,8 @@ LONGEST = 4096
 """The most tokens a line may have: time and memory grow with its square, and no sentence comes near."""
 
 _LINES_AT_ONCE = 512
+FRAMES = 2
+"""Of a spectrogram, which become one position (see `spec.Frames`)."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +43,31 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """An image that was read: its pixels (height, width, 3) uint8, seen as rows x columns patches, which come after
+    `leading` positions that are no place in it."""
+
+    pixels: Tensor
+    rows: int
+    columns: int
+    leading: int
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A sound that was read: (samples,), `rate` of them a second; each position covers `per_token` seconds."""
+
+    samples: Tensor
+    rate: int
+    per_token: float
+
+
+@dataclass(frozen=True)
 class Looked:
-    """What the model saw, asked and took while it gave `answer` to `line`."""
+    """What the model saw, asked and took while it gave `answer` to `line`; the image or the sound, if it read one.
+
+    begin: the position in the target of the first token that is the model's own answer, and no begin token or prompt.
+    """
 
     line: str
     answer: Answer
@@ -49,6 +76,8 @@ class Looked:
     trace: Trace
     copied: Sequence[str] = ()
     """In words, which tokens of the answer came out of the source; of a model that copies."""
+    perceived: Picture | Sound | None = None
+    begin: int = 1
 
 
 @dataclass(frozen=True)
@@ -79,9 +108,12 @@ class Runner:
                     "take the tokenizer from the model's own folder"
                 )
 
-    def run(self, lines: Iterable[str], decoding: Decoding | None = None, seed: int = 0) -> Iterator[list[Answer]]:
+    def run(
+        self, lines: Iterable[str], decoding: Decoding | None = None, seed: int = 0, tap: Tap = NO_TAP
+    ) -> Iterator[list[Answer]]:
         """Answer each line, best answer first; one line in, one list out, in order. An empty line answers itself.
 
+        tap: sees and changes every step, of many lines at once: give one line where it names positions.
         Raises DataError, with its number, for a line of more than LONGEST tokens.
         """
         decoding = decoding or self.decoding
@@ -89,7 +121,7 @@ class Runner:
         rest, before = iter(lines), 0
         while chunk := list(islice(rest, 1 if self.hearing else _LINES_AT_ONCE)):
             if self.hearing is not None:
-                yield from self._heard(chunk, self.hearing, decoding, generator)
+                yield from self._heard(chunk, self.hearing, decoding, generator, tap)
                 continue
             ids = self.read(chunk, before)
             before += len(chunk)
@@ -101,6 +133,7 @@ class Runner:
                 prefixes=None if self.reads_apart else given,
                 decoding=decoding,
                 generator=generator,
+                tap=tap,
                 **self.rules(),
             )
             answers = dict(zip(full, found, strict=True))
@@ -122,11 +155,11 @@ class Runner:
         return not isinstance(shape, spec.Transformer) or shape.encoder is not None
 
     def _heard(
-        self, paths: Sequence[str], hearing: LogMel, decoding: Decoding, generator: torch.Generator
+        self, paths: Sequence[str], hearing: LogMel, decoding: Decoding, generator: torch.Generator, tap: Tap
     ) -> Iterator[list[Answer]]:
         for path in paths:
             source = hearing(audio.read(path.strip(), hearing.rate))[None]
-            found = decode(self.model, source, decoding=decoding, generator=generator, **self.rules())[0]
+            found = decode(self.model, source, decoding=decoding, generator=generator, tap=tap, **self.rules())[0]
             yield [self._answer(one, 0) for one in found]
 
     def _answer(self, found: Hypothesis, prompt: int) -> Answer:
@@ -138,10 +171,10 @@ class Runner:
             text = whole.removeprefix(begun) if whole.startswith(begun) else text
         return Answer(text, found.score, found.log_probability, found.tokens)
 
-    def read(self, lines: Sequence[str], before: int = 0) -> list[list[int]]:
+    def read(self, lines: Sequence[str], before: int = 0, longest: int = LONGEST) -> list[list[int]]:
         """The tokens of some lines as the model is given them, `before` lines coming before them; none for no text.
 
-        Raises DataError, with its number, for a line of more than LONGEST tokens.
+        Raises DataError, with its number, for a line of more than `longest` tokens.
         """
         if self.hearing is not None:
             return []
@@ -155,9 +188,9 @@ class Runner:
             encoded = (own[: self.longest_source] for own in self.source.encode_all(prepared))
             ids = [[*own, *around] if line else [] for line, own in zip(prepared, encoded, strict=True)]
         for number, (line, own) in enumerate(zip(lines, ids, strict=True), before + 1):
-            if len(own) > LONGEST:
+            if len(own) > longest:
                 raise DataError(
-                    f"line {number} ({line[:30]!r}...) has {len(own):,} tokens; expected at most {LONGEST:,}: "
+                    f"line {number} ({line[:30]!r}...) has {len(own):,} tokens; expected at most {longest:,}: "
                     "cut it into sentences, one a line"
                 )
         return ids
@@ -181,14 +214,18 @@ class Runner:
         """The characters of a line (symbols, where tokens are words) that the model does not know, each once."""
         return [] if self.hearing else strange_to(self.source, self.task.prepare(line))
 
-    def look(self, line: str, answer: str | None = None) -> Looked:
+    def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> Looked:
         """Answer a line (or take the given answer) and look at every attention that led to it.
 
+        tap: one that intervenes, in answering and in what is looked at.
         Raises DataError for a line without text, VocabularyError for an answer that the model cannot give.
         """
+        perceived = None
         if self.hearing is not None:
-            source: Any = self.hearing(audio.read(line.strip(), self.hearing.rate))[None]
+            samples = audio.read(line.strip(), self.hearing.rate)
+            source: Any = self.hearing(samples)[None]
             named, prompt = [], []
+            perceived = Sound(samples, self.hearing.rate, FRAMES * self.hearing.hop / self.hearing.rate)
         else:
             [read] = self.read([line])
             if not read:
@@ -197,8 +234,8 @@ class Runner:
             prompt = [] if self.reads_apart else read
         rules = self.rules()
         ends = (rules["eos"],) if isinstance(rules["eos"], int) else tuple(rules["eos"])
-        if answer is None:
-            given = next(self.run([line]))[0]
+        if not isinstance(answer, str):
+            given = next(self.run([line], tap=tap))[0] if answer is None else answer
             tokens = given.tokens
         else:
             if strange := strange_to(self.target, answer):
@@ -208,10 +245,12 @@ class Runner:
                 )
             tokens = (*prompt, *rules.get("first", ()), *self.target.encode(answer), *ends[:1])
             given = Answer(answer, float("nan"), float("nan"), tokens)
-        begin = (*([] if rules["bos"] is None else [rules["bos"]]), *tokens)
-        begin = begin[:-1] if begin[-1] in ends and len(begin) > 1 else begin  # after an end nothing was asked
-        trace = lens.look(self.model.eval(), source, begin)
-        return Looked(line, given, named, self.target.tokens(begin), trace, self._copied(trace))
+        first = () if rules["bos"] is None else (rules["bos"],)
+        whole = (*first, *tokens)
+        whole = whole[:-1] if whole[-1] in ends and len(whole) > 1 else whole  # after an end nothing was asked
+        trace = lens.look(self.model.eval(), source, whole, tap=tap)
+        begin = max(1, len(first) + len(rules.get("first", ())) + len(prompt))
+        return Looked(line, given, named, self.target.tokens(whole), trace, self._copied(trace), perceived, begin)
 
     def _copied(self, trace: Trace) -> list[str]:
         shape = self.model.spec

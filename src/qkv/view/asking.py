@@ -1,0 +1,175 @@
+"""What a page that is alive asks, and the answers: runs with changes, reasons, rows, tiles and statistics."""
+
+from __future__ import annotations
+
+import textwrap
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from qkv import lens
+from qkv.errors import QkvError
+from qkv.lens import AttentionTrace
+from qkv.view import overview
+from qkv.view.blocks import Blocks
+from qkv.view.document import Document, document
+from qkv.view.looking import Opened, seen
+from qkv.view.run import Edit, Run, why_described
+
+Request = Mapping[str, Any]
+
+_LARGEST = 512  # rows and columns of a tile that is sent
+
+
+class Session:
+    """One page that is alive: the models it shows, side by side, and what it shows of them now.
+
+    runners: by what each is opened by. A line is read by all of them; questions are answered one at a time.
+    """
+
+    def __init__(self, runners: Sequence[tuple[str, Opened]], line: str, answer: str | None = None) -> None:
+        self.runners = list(runners)
+        self.line, self.answer = line, answer
+        self.runs = [self._seen(number, line, answer, ()) for number in range(len(self.runners))]
+        self._statistics: dict[tuple[int, str, int], lens.Statistics] = {}
+        self._lock = threading.Lock()
+
+    def document(self) -> Document:
+        """The page as it is now."""
+        return shown(self.runs, self.line, live=True)
+
+    def ask(self, request: object) -> tuple[dict[str, Any], bytes]:
+        """Answer a question: what it is to say, and the blocks that are named in it.
+
+        A question that cannot be answered is told why, as {"error": message}; nothing is raised for it.
+        """
+        blocks = Blocks()
+        try:
+            with self._lock, torch.no_grad():
+                reply = self._answer(request, blocks)
+        except QkvError as error:
+            return {"error": str(error)}, b""
+        return reply, blocks.bytes()
+
+    def _answer(self, request: object, blocks: Blocks) -> dict[str, Any]:
+        ways: dict[str, Callable[[_Asked, int, Blocks], dict[str, Any]]] = {
+            "look": self._look,
+            "why": self._why,
+            "row": self._row,
+            "tile": self._tile,
+            "statistics": self._counted,
+        }
+        asked = _Asked(request)
+        number = asked.whole("run", 0)
+        if not 0 <= number < len(self.runs):
+            raise QkvError(f"run {number} was asked about; there are {len(self.runs)}, counted from 0")
+        return ways[asked.one_of("ask", ways)](asked, number, blocks)
+
+    def _look(self, asked: _Asked, number: int, blocks: Blocks) -> dict[str, Any]:
+        line = asked.text("text") or self.line
+        answer = asked.text("answer")
+        if answer is None and line == self.line:
+            answer = self.answer
+        run = self._seen(number, line, answer, asked.edits())
+        described = run.described(blocks)
+        self.line, self.answer = line, answer
+        self.runs[number] = run
+        self._statistics = {key: value for key, value in self._statistics.items() if key[0] != number}
+        return {"run": described}
+
+    def _why(self, asked: _Asked, number: int, blocks: Blocks) -> dict[str, Any]:
+        run, (_, runner) = self.runs[number], self.runners[number]
+        if run.trace.target is None:
+            raise QkvError("why was asked of a model that writes nothing; expected one that answers token by token")
+        if run.edits:
+            raise QkvError("why was asked of a run with changes; take them back first")
+        found = lens.why(runner.model, run.trace.source, run.trace.target, asked.whole("position"))
+        return {"why": why_described(found, runner.names([found.token])[0])}
+
+    def _row(self, asked: _Asked, number: int, blocks: Blocks) -> dict[str, Any]:
+        run, attention, head = self._head(asked, number)
+        query = asked.whole("query")
+        weights = attention.weights(head, [query])[run.row, 0]
+        scores = attention.scores(head, [query])[run.row, 0]
+        return {"row": blocks.add(weights), "scores": blocks.add(scores)}
+
+    def _tile(self, asked: _Asked, number: int, blocks: Blocks) -> dict[str, Any]:
+        run, attention, head = self._head(asked, number)
+        rows, columns = asked.span("rows"), asked.span("columns")
+        size = min(asked.whole("size", 256), _LARGEST)
+        if size < 1:
+            raise QkvError(f"a tile of size {size} was asked for; expected 1 to {_LARGEST}")
+        normaliser = self._counts(number, attention, head).normaliser if overview.is_long(attention) else None
+        tile, pooled = overview.tile(attention, head, rows, columns, size, normaliser, run.row)
+        return {"tile": blocks.add(tile), "rows": list(rows), "columns": list(columns), "pooled": list(pooled)}
+
+    def _counted(self, asked: _Asked, number: int, blocks: Blocks) -> dict[str, Any]:
+        run, attention, head = self._head(asked, number)
+        return {"head": head} | overview.described(attention, self._counts(number, attention, head), blocks, run.row)
+
+    def _counts(self, number: int, attention: AttentionTrace, head: int) -> lens.Statistics:
+        key = number, attention.place, head
+        if key not in self._statistics:
+            self._statistics[key] = overview.counted(attention, [head])
+        return self._statistics[key]
+
+    def _head(self, asked: _Asked, number: int) -> tuple[Run, AttentionTrace, int]:
+        run = self.runs[number]
+        place = asked.text("place")
+        attention = run.trace["" if place is None else place]
+        head = asked.whole("head", 0)
+        if not 0 <= head < attention.heads:
+            raise QkvError(f"{place}: head {head} was asked about; it has heads 0 to {attention.heads - 1}")
+        return run, attention, head
+
+    def _seen(self, number: int, line: str, answer: str | None, edits: Sequence[Edit]) -> Run:
+        name, runner = self.runners[number]
+        return seen(runner, line, answer, name=name, edits=edits)
+
+
+def shown(runs: Sequence[Run], line: str, *, live: bool = False) -> Document:
+    """The document of one run of a line, or of two side by side; its head says what was read and what was answered."""
+    answers = "; ".join(f"{textwrap.shorten(run.answer, 300, placeholder=' ...')}, by {run.name}" for run in runs)
+    title = textwrap.shorten(line, 200, placeholder=" ...")
+    return document(runs, title=title, note=f"{title} -> {answers}", live=live)
+
+
+class _Asked:
+    """A question, whose parts are taken with their types checked."""
+
+    def __init__(self, request: object) -> None:
+        if not isinstance(request, Mapping):
+            raise QkvError(f"a question of type {type(request).__name__} was asked; expected an object with `ask`")
+        self._request = request
+
+    def whole(self, name: str, default: int | None = None) -> int:
+        value = self._request.get(name, default)
+        if type(value) is not int:
+            raise QkvError(f"{name}={value!r} was asked for; expected a whole number")
+        return value
+
+    def text(self, name: str) -> str | None:
+        value = self._request.get(name)
+        if value is not None and not isinstance(value, str):
+            raise QkvError(f"{name}={value!r} was asked for; expected a text")
+        return value
+
+    def one_of(self, name: str, known: Mapping[str, object]) -> str:
+        value = self._request.get(name)
+        if not isinstance(value, str) or value not in known:
+            raise QkvError(f"{name}={value!r} was asked; expected one of {', '.join(known)}")
+        return value
+
+    def span(self, name: str) -> tuple[int, int]:
+        value = self._request.get(name)
+        if not isinstance(value, list) or len(value) != 2 or any(type(one) is not int for one in value):
+            raise QkvError(f"{name}={value!r} was asked for; expected [first, one after the last]")
+        return value[0], value[1]
+
+    def edits(self) -> list[Edit]:
+        value = self._request.get("edits") or []
+        if not isinstance(value, list):
+            raise QkvError(f"edits={value!r} was asked for; expected a list")
+        return value

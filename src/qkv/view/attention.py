@@ -1,0 +1,208 @@
+"""One attention for the page: its tensors, how its scores are formed, and each of its heads in numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkv import lens
+from qkv.attend import additions
+from qkv.lens import AttentionTrace, HeadReport, Trace
+from qkv.lens.recorder import Call
+from qkv.mask import Mask
+from qkv.view.blocks import Blocks, Kind, rounded
+
+_ROWS = 256  # of a matrix that are made at once
+
+Rule = dict[str, Any]
+"""How all queries see keys: {"causal", "window", "past"}; see `rule_of`."""
+
+_REPORTED = ("previous", "sink", "entropy", "distance", "positional", "duplicate", "induction", "share")
+
+
+def of_all(trace: Trace, row: int, blocks: Blocks, contexts: bool) -> list[dict[str, Any]]:
+    """All attentions for the page, with every head's statistics."""
+    reports = {(one.place, one.head): one for one in lens.report(trace, row)}
+    return [described(one, row, blocks, contexts) | {"statistics": statistics(one, row, reports)} for one in trace]
+
+
+def outline(attention: AttentionTrace) -> dict[str, Any]:
+    """What an attention is, without its tensors."""
+    parts = attention.place.split(".")
+    crossing = parts[-1] == "cross_attention"
+    asks = "source" if parts[0] == "encoder" else "target"
+    return {
+        "place": attention.place,
+        "stack": parts[0],
+        "layer": next((int(part) for part in parts if part.isdigit()), 0),
+        "kind": "cross" if crossing else "self",
+        "queries": asks,
+        "keys": "source" if crossing else asks,
+        "heads": attention.heads,
+        "kv_heads": attention.kv_heads,
+        "n_queries": attention.queries,
+        "n_keys": attention.keys,
+        "scale": attention.scale,
+        "softcap": attention.terms.get("softcap"),
+    }
+
+
+def described(attention: AttentionTrace, row: int, blocks: Blocks, contexts: bool) -> dict[str, Any]:
+    """An attention for the page: what it is, and its tensors for one row of the batch."""
+    found = outline(attention)
+    found["certified"] = [round(float(one), 12) for one in attention.certify()]
+    for site in ("query", "key", "value"):
+        found[site] = blocks.add(getattr(attention, site)[row])
+    if contexts:
+        found["context"] = blocks.add(attention.context[row])
+    rule = rule_of(attention)
+    if attention.terms.get("score") is not None or rule is None or _has_bias(attention):
+        added, visible = _additions(attention, row)
+        rule = rule or _rule_in(visible)
+        if rule is None:
+            found["visible"] = blocks.add(visible)
+        if attention.terms.get("score") is not None:
+            # Not a dot product: the page cannot recompute it, so it is told.
+            scores = attention.scores()[row]
+            found["scores"] = blocks.add(scores.masked_fill(scores == -torch.inf, 0.0), "float32")
+        elif added is not None:
+            distances = by_distance(added)
+            found["added" if distances is None else "added_by_distance"] = blocks.add(
+                added if distances is None else distances, "float32"
+            )
+    if rule is not None:
+        found["rule"] = rule
+    if (sinks := attention.terms.get("sinks")) is not None:
+        found["sinks"] = blocks.add(sinks, "float32")
+    found["norms"] = blocks.add(norms(attention, row), "float16" if blocks.kind == "int8" else None)
+    return found
+
+
+def norms(attention: AttentionTrace, row: int) -> Tensor:
+    """How much each key can give, |value @ W_O| or, where there is no W_O, |value|: (heads, keys)."""
+    value = attention.value[row].float().repeat_interleave(attention.heads // attention.kv_heads, dim=0)
+    if attention.output_parameter is not None:
+        value = value @ attention.output_parameter.float()
+    found: Tensor = torch.linalg.vector_norm(value, dim=-1)
+    return found
+
+
+def rule_of(attention: AttentionTrace) -> Rule | None:
+    """The rule by which all queries see keys, if one says it all: {"causal", "window", "past"}.
+
+    A query is at position `past` + its number; causal: it sees keys up to there; window: those nearer than this.
+    """
+    rules: set[tuple[bool, int | None, int]] = set()
+    offset = 0
+    for call in attention.calls:
+        mask = call.terms.get("mask")
+        if mask is None and call["key"].shape[2] == attention.keys:
+            rules.add((False, None, 0))
+        elif isinstance(mask, Mask) and mask.documents is None and (mask.keys is None or bool(mask.keys.all())):
+            past = mask.past - offset if mask.causal or mask.window is not None else 0
+            rules.add((mask.causal, mask.window, past))
+        else:
+            return None
+        offset += call["query"].shape[2]
+    if len(rules) != 1 or _hides(attention):
+        return None
+    causal, window, past = rules.pop()
+    return {"causal": causal, "window": window, "past": past}
+
+
+def _rule_in(visible: Tensor) -> Rule | None:
+    """The rule that says what a matrix (heads or 1, queries, keys) does, if one does."""
+    queries, keys = visible.shape[1:]
+    seen = visible[0, -1].nonzero()
+    if len(visible) > 1 or not len(seen):
+        return None
+    first, last = int(seen[0]), int(seen[-1])
+    past = last - queries + 1
+    for causal, window in ((False, None), (True, None), (True, last - first + 1)):
+        rule = Mask(causal, window, past if causal else 0)
+        matrix = rule.matrix(queries, keys, visible.device)
+        if past >= 0 and bool((visible[0] == (True if matrix is None else matrix)).all()):
+            return {"causal": causal, "window": window, "past": rule.past}
+    return None
+
+
+def by_distance(added: Tensor) -> Tensor | None:
+    """What is added to scores (heads, queries, keys), if it depends on key - query alone: (heads, distances).
+
+    The distance of key 0 and the last query comes first.
+    """
+    if bool((added[:, 1:, 1:] != added[:, :-1, :-1]).any()):
+        return None
+    return torch.cat([added[:, :, 0].flip(1), added[:, 0, 1:]], dim=1)
+
+
+def statistics(
+    attention: AttentionTrace, row: int, reports: dict[tuple[str, int], HeadReport]
+) -> dict[str, list[float | None]]:
+    """Each head in numbers, by name: what `lens.report` says, and the mean largest weight and that on the diagonal."""
+    own = [reports[attention.place, head] for head in range(attention.heads)]
+    found = {name: [_short(getattr(one, name)) for one in own] for name in _REPORTED}
+    largest, diagonal = torch.zeros(attention.heads), torch.zeros(attention.heads)
+    for begin in range(0, attention.queries, _ROWS):
+        weights = attention.weights(rows=range(begin, min(begin + _ROWS, attention.queries)))[row].float()
+        largest += weights.amax(dim=-1).sum(dim=-1)
+        diagonal += weights.diagonal(begin, dim1=-2, dim2=-1).sum(dim=-1)
+    found["largest"] = [_short(float(one)) for one in largest / attention.queries]
+    found["diagonal"] = [_short(float(one)) for one in diagonal / min(attention.queries, attention.keys)]
+    return found
+
+
+def worst_weight(attention: AttentionTrace, row: int, kind: Kind) -> float:
+    """The largest difference of any weight from that of queries and keys kept in a kind."""
+    worst = 0.0
+    if kind == "float32" or attention.terms.get("score") is not None:
+        return worst
+    calls = []
+    for call in attention.calls:
+        kept = Call(terms=call.terms)
+        for site in ("query", "key", "value", "context"):
+            own = call[site][row : row + 1]
+            kept.tensors[site] = rounded(own, kind) if site in ("query", "key") else own
+        calls.append(kept)
+    other = AttentionTrace(attention.place, calls)
+    for begin in range(0, attention.queries, _ROWS):
+        rows = range(begin, min(begin + _ROWS, attention.queries))
+        difference = other.weights(rows=rows) - attention.weights(rows=rows)[row : row + 1]
+        worst = max(worst, float(difference.abs().max()))
+    return worst
+
+
+def _has_bias(attention: AttentionTrace) -> bool:
+    return any(call.terms.get("bias") is not None for call in attention.calls)
+
+
+def _hides(attention: AttentionTrace) -> bool:
+    """Whether a bias hides keys, as an intervention does."""
+    biases = [call.terms.get("bias") for call in attention.calls]
+    return any(bias is not None and bool(torch.isneginf(bias).any()) for bias in biases)
+
+
+def _additions(attention: AttentionTrace, row: int) -> tuple[Tensor | None, Tensor]:
+    """What is added to the scores, and what is visible: (heads or 1, queries, keys), over all calls."""
+    added_parts: list[Tensor] = []
+    visible_parts: list[Tensor] = []
+    for call in attention.calls:
+        query, key = call["query"], call["key"]
+        added, visible = additions(call.terms.get("mask"), call.terms.get("bias"), query, key)
+        shape, absent = (query.shape[0], attention.heads, query.shape[2], key.shape[2]), attention.keys - key.shape[2]
+        added = torch.zeros(()) if added is None else added.detach()
+        visible = torch.ones((), dtype=torch.bool) if visible is None else visible
+        added_parts.append(torch.nn.functional.pad(added.expand(shape)[row], (0, absent)))
+        visible_parts.append(torch.nn.functional.pad(visible.expand(shape)[row], (0, absent), value=False))
+    added, visible = torch.cat(added_parts, dim=1), torch.cat(visible_parts, dim=1)
+    return (_one_if_alike(added) if added.any() else None), _one_if_alike(visible)
+
+
+def _one_if_alike(tensor: Tensor) -> Tensor:
+    return tensor[:1] if bool((tensor == tensor[:1]).all()) else tensor
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.5g}")

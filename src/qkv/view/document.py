@@ -1,0 +1,91 @@
+"""What every host of the page is given: one JSON document, and the blocks of numbers that it names.
+
+See docs/architecture.md, "The page", for the document, and frontend/ for who reads it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qkv.errors import QkvError
+from qkv.lens import Trace
+from qkv.view import attention as attentions
+from qkv.view import overview
+from qkv.view.blocks import Blocks, Kind
+from qkv.view.run import Run
+
+VERSION = 1
+
+_MOST = 20_000_000
+"""Numbers (queries, keys, values and contexts) beyond which a run is shown from afar, as a long one."""
+
+_ROOM: tuple[tuple[Kind, int, int], ...] = (("float32", 4, 4_000_000), ("float16", 2, 8_000_000))
+"""Numbers are kept in the first kind, of so many bytes each, in which all of them stay below so many bytes."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One page: its JSON, and the blocks that it names."""
+
+    described: dict[str, Any]
+    blocks: bytes
+
+    @property
+    def text(self) -> str:
+        """The JSON, which holds no character that could end or begin an element of HTML."""
+        return safe_json(self.described)
+
+
+def document(
+    shown: Run | Trace | Sequence[Run], *, title: str = "", note: str = "", live: bool = False, kind: Kind | None = None
+) -> Document:
+    """Describe one run, or two to be seen side by side.
+
+    title, note: what stands at the head, e.g. the word and the model's name. live: whether somebody answers the
+    page's questions. kind: how numbers are kept; by their number, unless given.
+    Raises QkvError for no run or for more than two.
+    """
+    runs = [Run(shown)] if isinstance(shown, Trace) else [shown] if isinstance(shown, Run) else list(shown)
+    if not 1 <= len(runs) <= 2:
+        raise QkvError(f"{len(runs)} runs were given to show; expected one, or two side by side")
+    long = _size(runs) > _MOST or any(overview.is_long(one) for run in runs for one in run.trace)
+    kind = kind or ("float32" if long else _kind(_size(runs)))
+    blocks = Blocks(kind)
+    described = {
+        "version": VERSION,
+        "title": title,
+        "note": note,
+        # in int8, what the model itself computed would be no check of what is recomputed
+        "runs": [run.described(blocks, contexts=kind != "int8", long=long) for run in runs],
+        "numbers": {
+            "kind": kind,
+            "error": max(
+                (attentions.worst_weight(one, run.row, kind) for run in runs for one in run.trace), default=0.0
+            ),
+        },
+        "live": live,
+    }
+    return Document(described, blocks.bytes())
+
+
+def safe_json(value: object) -> str:
+    """JSON in ASCII that cannot end its <script> element, whatever the tokens are."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _kind(count: int) -> Kind:
+    return next((kind for kind, size, room in _ROOM if count * size <= room), "int8")
+
+
+def _size(runs: Sequence[Run]) -> int:
+    """How many numbers all queries, keys, values and contexts are."""
+    count = 0
+    for run in runs:
+        for one in run.trace:
+            asked = one.heads * one.queries * (one.query.shape[-1] + one.value.shape[-1])
+            count += asked + one.kv_heads * one.keys * (one.key.shape[-1] + one.value.shape[-1])
+    return count

@@ -1,0 +1,62 @@
+"""The page as a widget of a notebook (Jupyter, marimo, VS Code), through anywidget. Needs the extra `notebook`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from qkv.errors import MissingExtraError
+from qkv.lens import Trace
+from qkv.view import writing
+from qkv.view.asking import Session
+from qkv.view.document import Document, document
+from qkv.view.looking import Opened
+from qkv.view.run import Run
+
+
+def show(shown: Run | Trace | Sequence[Run], *, title: str = "", note: str = "") -> Any:
+    """Show one run, or two side by side, in a notebook: the last value of a cell is shown.
+
+    Raises MissingExtraError without anywidget, QkvError for no run or for more than two.
+    """
+    return _widget(document(shown, title=title, note=note), None)
+
+
+def explore(*runners: Opened, line: str, answer: str | None = None, names: Sequence[str] = ()) -> Any:
+    """Show in a notebook what one model, or two side by side, see in a line, and answer what is asked on the page.
+
+    names: what the models are called, and opened by. Raises MissingExtraError without anywidget, and as `look` does.
+    """
+    named = [*names, *("" for _ in runners[len(names) :])]
+    session = Session(list(zip(named, runners, strict=True)), line, answer)
+    return _widget(session.document(), session)
+
+
+def _widget(made: Document, session: Session | None) -> Any:
+    try:
+        import anywidget
+        import traitlets
+    except ImportError as error:
+        raise MissingExtraError(
+            "pages in a notebook need anywidget, which is not installed; run: pip install 'qkv[notebook]'"
+        ) from error
+
+    class Look(anywidget.AnyWidget):
+        """The page, what it shows, and what answers it."""
+
+        _esm = writing.module()
+        document = traitlets.Dict().tag(sync=True)
+        blocks = traitlets.Bytes().tag(sync=True)
+
+    widget = Look(document=made.described, blocks=made.blocks)
+    if session is not None:
+
+        def answer(_: object, content: Any, buffers: object) -> None:
+            """Answer {"id", "request"} by {"id", "reply"} and the reply's blocks."""
+            if not isinstance(content, dict):
+                return
+            reply, blocks = session.ask(content.get("request"))
+            widget.send({"id": content.get("id"), "reply": reply}, [blocks] if blocks else None)
+
+        widget.on_msg(answer)
+    return widget

@@ -1,0 +1,151 @@
+"""A long attention from far away: one head's matrix as a small picture, its statistics along the tokens, and tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qkv import lens
+from qkv.errors import QkvError
+from qkv.lens import AttentionTrace, Statistics, Trace
+from qkv.lens.recomputing import Span
+from qkv.view.attention import outline, rule_of
+from qkv.view.blocks import Blocks
+
+SIDE = 512
+"""The most rows and columns of an overview."""
+
+_WORK = 4e9  # weights, of all heads that a page begins with, hidden ones included
+_CERTIFIED = 64  # queries
+_CELLS = 2**22  # weights made at once
+_LONG = 2**22  # weights of a head beyond which its matrix is not made whole
+
+
+def of_all(trace: Trace, row: int, blocks: Blocks) -> list[dict[str, Any]]:
+    """All attentions for the page, with the overviews and statistics of as many heads as `_WORK` allows."""
+    chosen = _chosen(list(trace))
+    found = []
+    for attention in trace:
+        said = outline(attention)
+        said["rule"] = rule_of(attention)
+        last = max(0, attention.queries - _CERTIFIED), attention.queries
+        said |= {"certified": certified(attention, last), "certified_queries": list(last)}
+        heads = chosen[attention.place]
+        said["statistics"] = {name: [None] * attention.heads for name in ("entropy", "distance", "sink", "largest")}
+        if heads:
+            numbers = counted(attention, heads)
+            said |= described(attention, numbers, blocks, row)
+            means = {
+                "entropy": numbers.entropy,
+                "distance": numbers.distance,
+                "sink": numbers.first + 1 - numbers.mass,
+                "largest": numbers.top_weights[..., 0],
+            }
+            for name, values in means.items():
+                for head, value in zip(heads, values[row].mean(dim=-1).tolist(), strict=True):
+                    said["statistics"][name][head] = float(f"{value:.5g}")
+        found.append(said)
+    return found
+
+
+def certified(attention: AttentionTrace, queries: Span) -> list[float]:
+    """The largest |weights @ value - context| of each head, for some queries."""
+    worst = []
+    for head in range(attention.heads):
+        weights = attention.weights(head, range(*queries))
+        value = attention.value[:, head * attention.kv_heads // attention.heads].to(weights.dtype)
+        difference = weights @ value - attention.context[:, head, queries[0] : queries[1]]
+        worst.append(float(difference.abs().max()))
+    return worst
+
+
+def _chosen(attentions: Sequence[AttentionTrace]) -> dict[str, list[int]]:
+    """Which heads to make overviews of: the last attention's first one, then one of each in turn."""
+    chosen: dict[str, list[int]] = {one.place: [] for one in attentions}
+    work = 0.0
+    for head in range(max((one.heads for one in attentions), default=0)):
+        for one in reversed(attentions):
+            if head < one.heads and (work == 0 or work + one.queries * one.keys <= _WORK):
+                chosen[one.place].append(head)
+                work += one.queries * one.keys
+    return chosen
+
+
+def is_long(attention: AttentionTrace) -> bool:
+    """Whether a head's matrix is too large to be made whole."""
+    return attention.queries * attention.keys > _LONG
+
+
+def counted(attention: AttentionTrace, heads: Sequence[int]) -> Statistics:
+    """The statistics of some heads, over all of their rows."""
+    return lens.measure(attention, top=1, first=1, heads=heads)
+
+
+def described(attention: AttentionTrace, found: Statistics, blocks: Blocks, row: int = 0) -> dict[str, Any]:
+    """Some heads for the page: the largest weights of up to 512 x 512 parts of each matrix, and numbers by token."""
+    pictures = []
+    for number, head in enumerate(found.heads):
+        normaliser = found.normaliser[:, [number]]
+        whole = (0, attention.queries), (0, attention.keys)
+        pictures.append(tile(attention, head, *whole, SIDE, normaliser, row)[0])
+    numbers = {
+        "entropy": found.entropy,
+        "distance": found.distance,
+        "sink": found.first + 1 - found.mass,
+        "largest": found.top_weights[..., 0],
+        "logsumexp": found.normaliser,
+        "received": found.received.float(),
+    }
+    return {
+        "overview": blocks.add(torch.stack(pictures), "float16"),
+        "overview_heads": list(found.heads),
+        "per_query": {name: blocks.add(value[row], "float32") for name, value in numbers.items()},
+    }
+
+
+def tile(
+    attention: AttentionTrace,
+    head: int,
+    rows: Span,
+    columns: Span,
+    size: int,
+    normaliser: Tensor | None = None,
+    row: int = 0,
+) -> tuple[Tensor, Span]:
+    """A part of one head's weights in at most size x size entries, and how many rows and columns one stands for.
+
+    Each is the largest weight of its rows and columns. normaliser: `Statistics.normaliser` of this head, (batch, 1,
+    queries); without it the scores of whole rows are computed. Raises QkvError for rows or columns there are not.
+    """
+    for name, span, count in (("rows", rows, attention.queries), ("columns", columns, attention.keys)):
+        if not 0 <= span[0] < span[1] <= count:
+            raise QkvError(f"{name} {span[0]} to {span[1]} were asked for; expected some from 0 to {count}")
+    down, across = (-(-(span[1] - span[0]) // size) for span in (rows, columns))
+    every = None if normaliser is None else normaliser.expand(-1, attention.heads, -1)
+    step = max(1, _CELLS // (down * (columns[1] - columns[0]))) * down
+    rule = rule_of(attention)
+    parts = []
+    for begin in range(rows[0], rows[1], step):
+        end = min(begin + step, rows[1])
+        last = rule["past"] + end if rule is not None and rule["causal"] else attention.keys
+        seen = max(columns[0], min(columns[1], last))
+        weights = attention.tile(head, (begin, end), (columns[0], seen), every)[row].float()
+        # what no row may see is 0, and so is what fills the last parts
+        padding = (
+            0,
+            (columns[1] - columns[0]) + _short(columns, across) - weights.shape[1],
+            0,
+            _short((begin, end), down),
+        )
+        whole = functional.pad(weights, padding)
+        parts.append(whole.view(whole.shape[0] // down, down, -1, across).amax(dim=(1, 3)))
+    return torch.cat(parts), (down, across)
+
+
+def _short(span: Span, step: int) -> int:
+    """How many are missing to a multiple of a step."""
+    return -(span[1] - span[0]) % step

@@ -1,0 +1,210 @@
+"""One run of a model as it is shown: what it saw, what to call its tokens, and what else there is to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkv import lens
+from qkv.errors import QkvError
+from qkv.lens import Trace, Why
+from qkv.view import attention as attentions
+from qkv.view import overview
+from qkv.view.axes import Axis, text
+from qkv.view.blocks import Blocks
+
+Names = Callable[[list[int]], list[str]]
+"""The display strings of token numbers, e.g. `Tokenizer.tokens`."""
+
+Edit = dict[str, Any]
+"""A change of a run, as the page says it: see `qkv.view.edits`."""
+
+_ALTERNATIVES = 5
+_ALIGNING = 2  # heads of cross-attention that make the alignment
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One answer of a beam: its text, its tokens' names, its scores, and the source token of each of its tokens."""
+
+    text: str
+    tokens: tuple[str, ...]
+    score: float
+    log_probability: float
+    alignment: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the page shows of one run, one row of the batch in a trace.
+
+    source, target: what stands on the axes; token numbers, unless given. names: names the answers, e.g. the target
+    tokenizer's `tokens`; without it they are numbers. name: the model's. answer: what it said in all. summary: its
+    spec in words. story: why its answers are what they are. edits: what was changed in it. code: the Python that makes
+    it again. given: of a text that was only read, the probability that each token after the first was given (queries
+    - 1,); the trace's logits may then be those of its last queries alone.
+    """
+
+    trace: Trace
+    source: Axis | None = None
+    target: Axis | None = None
+    names: Names | None = None
+    name: str = ""
+    answer: str = ""
+    summary: tuple[str, ...] = ()
+    hypotheses: tuple[Hypothesis, ...] = ()
+    story: tuple[Why, ...] = ()
+    given: Tensor | None = None
+    edits: tuple[Edit, ...] = ()
+    code: str = ""
+    row: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self.source, self.trace.source, "source")
+        _check(self.target, self.trace.target, "target")
+
+    @torch.no_grad()
+    def described(self, blocks: Blocks, *, contexts: bool = True, long: bool = False) -> dict[str, Any]:
+        """The run for the page, its tensors in `blocks`; with or without the contexts the model really used.
+
+        long: heads are told by overviews and statistics alone, as many heads as take a few seconds.
+        """
+        return {
+            "long": long,
+            "name": self.name,
+            "summary": list(self.summary),
+            "axes": {
+                name: axis.described(blocks)
+                for name, axis in (("source", self._axis("source")), ("target", self._axis("target")))
+                if axis is not None
+            },
+            "answers": self._answers(),
+            "attentions": overview.of_all(self.trace, self.row, blocks)
+            if long
+            else attentions.of_all(self.trace, self.row, blocks, contexts),
+            "hypotheses": [
+                {
+                    "text": one.text,
+                    "tokens": list(one.tokens),
+                    "score": _finite(one.score),
+                    "log_probability": _finite(one.log_probability),
+                    "alignment": [list(link) for link in one.alignment],
+                }
+                for one in self.hypotheses
+            ],
+            "alignment": None if long else self._alignment(blocks),
+            "story": [self._why(one) for one in self.story],
+            "edits": list(self.edits),
+            "code": self.code,
+        }
+
+    def tokens(self, side: str) -> list[str]:
+        """What the tokens of "source" or "target" are called."""
+        axis = self._axis(side)
+        return [] if axis is None else list(axis.tokens)
+
+    def _axis(self, side: str) -> Axis | None:
+        given: Axis | None = getattr(self, side)
+        numbers: Tensor | None = getattr(self.trace, side)
+        if given is not None or numbers is None:
+            return given
+        if not numbers.is_floating_point():
+            return text([str(number) for number in numbers[self.row].tolist()])
+        lengths = [one.keys for one in self.trace if one.place.startswith("encoder" if side == "source" else "decoder")]
+        return text([str(number + 1) for number in range(lengths[0] if lengths else 0)])
+
+    def _answers(self) -> list[dict[str, Any]]:
+        """For each position what was answered there, how probable it was, and the likeliest answers."""
+        if self.trace.logits is None:
+            return []
+        if self.given is not None:
+            return self._read_answers(self.given, self.trace.logits[self.row])
+        logits = self.trace.logits[self.row].float()
+        probabilities = (logits if logits.dim() == 2 else logits[None]).softmax(dim=-1)
+        chosen = probabilities.argmax(dim=-1).tolist()
+        if self.trace.target is not None and not self.trace.target.is_floating_point():
+            chosen[:-1] = self.trace.target[self.row, 1:].tolist()
+        top = probabilities.topk(min(_ALTERNATIVES, probabilities.shape[-1]), dim=-1)
+        answers = []
+        for position, number in enumerate(chosen):
+            numbers = [number, *top.indices[position].tolist()]
+            shares = [probabilities[position, item].item() for item in numbers]
+            pairs = [[string, share] for string, share in zip(self._named(numbers), shares, strict=True)]
+            answers.append({"chosen": pairs[0], "best": pairs[1:]})
+        return answers
+
+    def _read_answers(self, given: Tensor, logits: Tensor) -> list[dict[str, Any]]:
+        """The same of a text that was read: what came, and at the last positions what was likeliest."""
+        names = self.tokens("target")
+        answers: list[dict[str, Any]] = [
+            {"chosen": [name, share], "best": []} for name, share in zip(names[1:], given.tolist(), strict=True)
+        ]
+        top = logits.float().softmax(dim=-1).topk(min(_ALTERNATIVES, logits.shape[-1]), dim=-1)
+        best = [
+            [list(pair) for pair in zip(self._named(numbers), shares, strict=True)]
+            for numbers, shares in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        ]
+        answers.append({"chosen": best[-1][0], "best": []})
+        for answer, likeliest in zip(answers[-len(best) :], best, strict=True):
+            answer["best"] = likeliest
+        return answers
+
+    def _named(self, numbers: list[int]) -> list[str]:
+        return self.names(numbers) if self.names is not None else [str(item) for item in numbers]
+
+    def _alignment(self, blocks: Blocks) -> dict[str, Any] | None:
+        """Which source token each answer takes from, by the heads of cross-attention that look most like aligning."""
+        crossing = [one for one in self.trace if one.place.endswith("cross_attention")]
+        if not crossing or self.trace.target is None or len(self.trace.target) > 1:
+            return None
+        heads = lens.best_heads([self.trace], count=_ALIGNING)
+        found = lens.align(self.trace, [head for head, _ in heads])
+        return {
+            "heads": [[place, head, round(score, 4)] for (place, head), score in heads],
+            "weights": blocks.add(found.weights, "float32"),
+            "links": sorted(map(list, found.links)),
+            "omitted": found.omitted(),
+            "repeated": found.repeated(),
+        }
+
+    def _why(self, found: Why) -> dict[str, Any]:
+        return why_described(found, self._named([found.token])[0])
+
+
+def why_described(found: Why, token: str) -> dict[str, Any]:
+    """Why a token was answered, for the page."""
+    return {
+        "position": found.position,
+        "token": token,
+        "p": found.probability,
+        "effects": [
+            {
+                "side": one.side,
+                "key": one.position,
+                "p_without": one.without,
+                "by_match": one.match,
+                "by_content": one.content,
+                "heads": [[head.place, head.head, head.probability] for head in one.heads],
+            }
+            for one in found.reasons
+        ],
+    }
+
+
+def _check(axis: Axis | None, numbers: Tensor | None, side: str) -> None:
+    if axis is None or (numbers is not None and numbers.is_floating_point()):
+        return  # an image or a sound: what it became is not known here
+    expected = 0 if numbers is None else numbers.shape[1]
+    if len(axis.tokens) != expected:
+        raise QkvError(
+            f"{side}: {len(axis.tokens)} strings were given for a trace of {expected} tokens; "
+            "give one string for each number the model was given, <s> and </s> included"
+        )
+
+
+def _finite(value: float) -> float | None:
+    return value if torch.isfinite(torch.tensor(value)) else None
