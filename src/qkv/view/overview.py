@@ -12,7 +12,7 @@ from torch.nn import functional
 from qkv import lens
 from qkv.errors import QkvError
 from qkv.lens import AttentionTrace, Statistics, Trace
-from qkv.lens.recomputing import Span
+from qkv.mask import Span
 from qkv.view.attention import outline, rule_of
 from qkv.view.blocks import Blocks
 
