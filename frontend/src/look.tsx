@@ -15,11 +15,21 @@ export function mount(element: Element | ShadowRoot, host: Host): () => void {
   const follow = () => { look.dark.value = preference.matches; };
   follow();
   preference.addEventListener("change", follow);
-  const stop: (() => void)[] = [() => preference.removeEventListener("change", follow)];
+  const stop: (() => void)[] = [() => preference.removeEventListener("change", follow), onPaper(look)];
   start(look);
   if (host.address) stop.push(follows(look));
   draw(<Provide value={look}><App /></Provide>, element as Element);
   return () => { for (const one of stop) one(); draw(null, element as Element); };
+}
+
+/** Paper is light, whatever the screen is. */
+function onPaper(look: Look): () => void {
+  let dark = false;
+  const before = () => { dark = look.dark.value; look.dark.value = false; };
+  const after = () => { look.dark.value = dark; };
+  addEventListener("beforeprint", before);
+  addEventListener("afterprint", after);
+  return () => { removeEventListener("beforeprint", before); removeEventListener("afterprint", after); };
 }
 
 function start(look: Look): void {

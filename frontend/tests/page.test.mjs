@@ -204,6 +204,16 @@ test("pictures are saved as SVG and PNG, tables as CSV", async () => {
   await page.close();
 });
 
+test("it prints light, whatever the screen is", async () => {
+  const page = await visit(browser, (await written("print", translation())).address, { colorScheme: "dark" });
+  assert.equal(await page.locator(".qkv").getAttribute("data-theme"), "dark");
+  await page.evaluate(() => { addEventListener("beforeprint", () => { window.printed = document.querySelector(".qkv").dataset.theme; }); });
+  assert.ok((await page.pdf()).length > 20_000);
+  assert.equal(await page.evaluate(() => window.printed), "light");
+  await page.waitForFunction(() => document.querySelector(".qkv").dataset.theme === "dark");
+  await page.close();
+});
+
 test("a notebook's widget shows the same, in a root of its own", async () => {
   const { document: described, blocks } = translation({ live: true });
   const page = await browser.newPage();
