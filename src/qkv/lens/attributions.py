@@ -165,7 +165,9 @@ class _Weights(Tap):
 def _answering(model: SequenceModel) -> tuple[str, Stack, VocabularyAnswer]:
     """The stack that a Transformer answers from, its name, and its answer."""
     if not isinstance(model, Transformer) or not isinstance(model.answer, VocabularyAnswer):
-        raise QkvError("logits were to be read from a residual; expected a Transformer that answers tokens")
+        raise QkvError(
+            "logits were to be read from a residual; expected a Transformer that answers tokens of its vocabulary alone"
+        )
     name, stack = ("decoder", model.decoder) if model.decoder is not None else ("encoder", model.encoder)
     assert stack is not None
     return name, stack, model.answer
