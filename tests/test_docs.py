@@ -65,6 +65,17 @@ def test_the_python_of_the_readme_works(place: Path) -> None:
     assert weights.shape[1] == 4 and weights.sum(-1).allclose(weights.new_ones(()))  # type: ignore[attr-defined]
 
 
+def test_the_python_of_the_walk_through_works(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (README.parent / "docs" / "looking.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)), names)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("'AA1' (past 2): 0.92 -> 0.0")
+    for line in said[2:]:
+        before, after = (float(number) for number in re.findall(r"0\.\d+", line))
+        assert before < 0.1 and after > 0.2, line
+
+
 def test_the_shipped_pronouncer_is_small_and_right_about_words_it_knows() -> None:
     runner = tasks.load("pronounce")
     folder = Path(tasks.__file__).parents[1] / "shipped" / "pronounce"
