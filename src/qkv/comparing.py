@@ -46,6 +46,8 @@ def ideas(choice: spec.Spec) -> dict[str, str]:
             said |= {f"{name}: {what}" if len(stacks) == 2 else what: words for what, words in _stack(stack).items()}
     if len(stacks) == 2:
         said["source and target vectors"] = "shared" if choice.shared_embedding else "apart"
+        beside = choice.encoder_answers
+        said["the encoder's own answer"] = "none" if beside is None else f"labels{_choices(beside)}"
     return said | _answer(choice.answers)
 
 
@@ -68,6 +70,8 @@ def sizes(choice: spec.Spec) -> dict[str, str]:
     for what in ("count", "width"):
         if (number := getattr(choice.answers, what, None)) is not None:
             said[f"answer: {what}"] = str(number)
+    if choice.encoder_answers is not None:
+        said["the encoder's own answer: count"] = str(choice.encoder_answers.count)
     return said
 
 

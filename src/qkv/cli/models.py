@@ -126,10 +126,10 @@ def evaluate(
     PATHS is one file of pairs (.tsv, .jsonl, .gz of these), or two files with the same number of lines. For a language
     model, all other files and folders are texts, and each line of a .jsonl with a field `text`: it is told how well it
     foretells them. For a model that sees: a folder with one for each class, an .npz or Parquet file, or two IDX files.
+    For a model that hears, it is one manifest of recordings, a folder or an .npz file.
     For a model that acts, PATHS are the returns to ask it for, such as 100 200 500.
     """
     from qkv import evaluation, tasks, view
-    from qkv.training.checkpoint import replacing
 
     if corpus is not None and paths:
         tasks.origin_of(paths, corpus, options)  # refuses both, before a model is opened
@@ -147,6 +147,14 @@ def evaluate(
         return
     if plot is not None:
         raise DataError("--plot was given; it draws what a model that acts achieved, and this one answers lines")
+    if tasks.heard_by(runner) is not None:
+        if multi_bleu or baselines:
+            raise DataError("--multi-bleu or --baselines was given; they are for texts, and this model hears")
+        found = tasks.recordings_of(paths, corpus, options)
+        heard = tasks.evaluate_recordings(runner, found, tasks.with_method(runner.decoding, beam=beam))
+        click.echo(heard)
+        _write_answers(heard.answers, answers)
+        return
     if runner.task.name == "continue" and (texts := tasks.texts_of(paths, corpus, options)) is not None:
         if beam or multi_bleu or baselines or answers:
             raise DataError(
@@ -161,9 +169,7 @@ def evaluate(
         pairs = tasks.pairs_of([tasks.origin_of(paths, corpus, options)], runner.task)
     report = tasks.evaluate(runner, pairs, tasks.with_method(runner.decoding, beam=beam), baselines=baselines)
     click.echo(report)
-    if answers is not None:
-        with replacing(answers) as part:
-            part.write_text("".join(f"{answer}\n" for answer in report.answers), encoding="utf-8")
+    _write_answers(report.answers, answers)
     if multi_bleu:
         single = [own[0] for own in report.references]
         click.echo(evaluation.multi_bleu(report.answers, single, multi_bleu))
@@ -175,6 +181,9 @@ def evaluate(
 @click.option("--answer", help="Look at how the model reads this answer, in place of its own.")
 @click.option("--beside", metavar="MODEL", help="Show a second model, or another checkpoint of it, beside the first.")
 @click.option("--html", "page", type=click.Path(path_type=Path), help="The page to write: one file, for any browser.")
+@click.option(
+    "--words", type=click.Path(path_type=Path), help="Of a sound: a picture (.svg) of when each word is said."
+)
 @click.option("--serve", is_flag=True, help="Answer what is asked and changed on the page, on this machine alone.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Where to serve; any free port unless given.")
 @_numbers
@@ -185,6 +194,7 @@ def look(
     answer: str | None,
     beside: str | None,
     page: Path | None,
+    words: Path | None,
     serve: bool,
     port: int,
     numbers: Numbers,
@@ -203,6 +213,8 @@ def look(
         raise click.UsageError("Missing argument 'TEXT': what shall the model read?")
     runners = [(name, tasks.load(name, numbers=numbers, legacy=legacy)) for name in (model, beside) if name is not None]
     line = click.prompt("What shall it read") if text is None else sys.stdin.read() if text == "-" else text
+    if words is not None:
+        _draw_words(runners[0][1], line, answer, words)
     if page is not None:
         click.echo(f"{write_page(runners, line, page, answer)}\nLook inside: {page}")
     else:
@@ -238,6 +250,27 @@ def _tell_unread(runners: Sequence[tuple[str, Opened]], line: str) -> None:
     for name, runner in runners:
         if unread := runner.unread(line):
             click.echo(f"Note: {name} does not read all of the text, which is {unread:,} tokens too long.", err=True)
+
+
+def _draw_words(runner: Opened, line: str, answer: str | None, path: Path) -> None:
+    """Draw the sound that a line names, and when each word of the answer was said."""
+    from qkv import tasks, view
+
+    features = tasks.heard_by(runner) if isinstance(runner, tasks.Runner) else None
+    if features is None or not isinstance(runner, tasks.Runner) or runner.hearing is None:
+        raise DataError(f"--words {path} was given; this model writes down no sounds: leave it out")
+    looked = runner.look(line, answer)
+    assert isinstance(looked.perceived, tasks.Sound)
+    samples = looked.perceived.samples
+    view.draw_sound(samples, features.rate, runner.hearing.frames(samples)[0], looked.words, path, line)
+
+
+def _write_answers(answers: list[str], path: Path | None) -> None:
+    from qkv.training.checkpoint import replacing
+
+    if path is not None:
+        with replacing(path) as part:
+            part.write_text("".join(f"{answer}\n" for answer in answers), encoding="utf-8")
 
 
 def _batches() -> Iterator[Iterable[str]]:

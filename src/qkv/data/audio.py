@@ -37,6 +37,11 @@ def read(path: str | os.PathLike[str], rate: int, *, longest: float = 3600.0) ->
     Raises DataError, with the path, for a file that is missing, broken, cut short, empty, longer than `longest`
     seconds or not finite; MissingExtraError without soundfile.
     """
+    return resample(*read_stored(path, longest=longest), rate)
+
+
+def read_stored(path: str | os.PathLike[str], *, longest: float = 3600.0) -> tuple[Tensor, int]:
+    """The samples of a sound file as `read` gives them, at the rate they are stored at; and that rate."""
     soundfile = _soundfile()
     name = os.fspath(path)
     try:
@@ -56,7 +61,7 @@ def read(path: str | os.PathLike[str], rate: int, *, longest: float = 3600.0) ->
         raise DataError(f"{name} holds no sound; expected at least one sample")
     if not samples.isfinite().all():
         raise DataError(f"{name} holds samples that are not finite; expected numbers around -1..1: convert it again")
-    return resample(samples, stored, rate)
+    return samples, stored
 
 
 def resample(samples: Tensor, old: int, new: int) -> Tensor:

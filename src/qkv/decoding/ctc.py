@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+from qkv.errors import DataError
 
 
 def read_labels(logits: Tensor, blank: int, mask: Tensor | None = None) -> list[list[int]]:
@@ -18,3 +23,55 @@ def read_labels(logits: Tensor, blank: int, mask: Tensor | None = None) -> list[
     before = torch.cat((torch.full_like(best[:, :1], blank), best[:, :-1]), dim=1)
     kept = (best != before) & (best != blank)
     return [row[keep].tolist() for row, keep in zip(best, kept, strict=True)]
+
+
+@torch.no_grad()
+def log_probabilities(
+    logits: Tensor, texts: Sequence[Sequence[int]], blank: int, mask: Tensor | None = None
+) -> list[float]:
+    """The log-probability of each row's text, summed over all ways to read it (Graves et al. 2006, section 4.1).
+
+    logits and mask as for `read_labels`; -inf for a text that has no room among the positions.
+    """
+    lengths = torch.tensor([len(text) for text in texts])
+    targets = torch.full((len(texts), max(1, int(lengths.max()))), blank + 1 if blank == 0 else 0)
+    for row, text in enumerate(texts):
+        targets[row, : len(text)] = torch.as_tensor(list(text), dtype=torch.int64)
+    places = torch.full((len(texts),), logits.shape[1]) if mask is None else mask.sum(dim=1)
+    losses = functional.ctc_loss(
+        logits.float().log_softmax(-1).transpose(0, 1), targets, places, lengths, blank, reduction="none"
+    )
+    return [-loss for loss in losses.tolist()]
+
+
+@torch.no_grad()
+def align(logits: Tensor, text: Sequence[int], blank: int) -> list[tuple[int, int]]:
+    """Where each label of a text is read, as (first position, position after the last): the most probable way.
+
+    logits (positions, labels) of one sound. A label's stretch is where it, and no blank, is said: the Viterbi path of
+    the same lattice (Graves et al. 2006). Raises DataError for a text that has no room among the positions.
+    """
+    values = logits.float().log_softmax(-1)
+    states = [blank, *(label for token in text for label in (token, blank))]
+    if len(text) + sum(one == other for one, other in zip(text, text[1:], strict=False)) > len(values) or not text:
+        raise DataError(f"{len(text)} labels were to be found at {len(values)} positions; expected 1 or more, no more")
+    heard = values[:, states]
+    skips = torch.tensor(
+        [number > 1 and one != blank and one != states[number - 2] for number, one in enumerate(states)]
+    )
+    best = torch.full((len(states),), float("-inf"))
+    best[:2] = heard[0, :2]
+    came = []
+    for row in heard[1:]:
+        one = torch.cat((best.new_full((1,), float("-inf")), best[:-1]))
+        two = torch.cat((best.new_full((2,), float("-inf")), best[:-2])).masked_fill(~skips, float("-inf"))
+        best, steps = torch.stack((best, one, two)).max(dim=0)
+        best = best + row
+        came.append(steps.tolist())
+    state = len(states) - 1 if best[-1] >= best[-2] else len(states) - 2
+    path = [state]
+    for steps in reversed(came):
+        state -= steps[state]
+        path.append(state)
+    path.reverse()
+    return [(path.index(2 * number + 1), len(path) - path[::-1].index(2 * number + 1)) for number in range(len(text))]

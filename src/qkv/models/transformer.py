@@ -170,6 +170,10 @@ class Transformer(SequenceModel):
                 self.answer = ActionsAnswer(choice.answers, d_model, last.choice.reads)
             case spec.States():
                 self.answer = StatesAnswer(choice.answers, d_model)
+        self.encoder_answer: LabelsAnswer | None = None
+        if choice.encoder_answers is not None:
+            assert choice.encoder is not None
+            self.encoder_answer = LabelsAnswer(choice.encoder_answers, choice.encoder.d_model)
         self.initialise()
 
     def initialise(self) -> None:
@@ -221,6 +225,28 @@ class Transformer(SequenceModel):
             return Memory(states, mask, source, self.answer.keys(states))
         return Memory(states, mask)
 
+    def label(self, memory: Memory) -> Tensor:
+        """What the encoder answers by itself: logits (batch, sources, labels). Raises SpecError if it does not."""
+        if self.encoder_answer is None:
+            raise SpecError("this model's encoder answers nothing by itself; expected a spec with encoder_answers")
+        logits: Tensor = self.encoder_answer(memory.states)
+        return logits
+
+    def answer_to(
+        self,
+        target: Tensor,
+        memory: Memory | None = None,
+        target_mask: Tensor | None = None,
+        tap: Tap = NO_TAP,
+        documents: Tensor | None = None,
+    ) -> Tensor:
+        """The logits of `forward`, of a source that `encode` has read."""
+        assert self.decoder is not None
+        # Padding stands after the last token, where a causal decoder cannot see it, so no mask is needed for it
+        # unless somebody gives one.
+        hidden = self.decoder(target, target_mask, memory, tap=tap.at("decoder"), documents=documents)
+        return tap("logits", self._answered(hidden, memory, tap))
+
     def start(self, memory: Memory | None, rows: int) -> TransformerState:
         if self.decoder is None:
             raise SpecError("this model has an encoder alone and predicts no sequence; call it with source= instead")
@@ -255,10 +281,7 @@ class Transformer(SequenceModel):
             return tap("logits", self.answer(hidden))
         assert target is not None
         memory = None if source is None else self.encode(source, source_mask, tap)
-        # Padding stands after the last token, where a causal decoder cannot see it, so no mask is needed for it
-        # unless somebody gives one.
-        hidden = self.decoder(target, target_mask, memory, tap=tap.at("decoder"), documents=documents)
-        return tap("logits", self._answered(hidden, memory, tap))
+        return self.answer_to(target, memory, target_mask, tap, documents)
 
     def _answered(self, hidden: Tensor, memory: Memory | None, tap: Tap) -> Tensor:
         if not isinstance(self.answer, PointerGeneratorAnswer):

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from qkv.spec.answers import Actions, Answers, PointerGenerator, Vector, Vocabulary
+from qkv.spec.answers import Actions, Answers, Labels, PointerGenerator, Vector, Vocabulary
 from qkv.spec.blocks import Attention, Block, Norm, RelativeBias
 from qkv.spec.inputs import Convolved, Learned, Patches, Reads, Sinusoidal, Tokens, Trajectory
 from qkv.spec.rules import require, require_choices, require_positive
@@ -64,13 +64,16 @@ class Stack:
 class Transformer:
     """An encoder and a decoder (translation), a decoder alone (language model) or an encoder alone (classifier).
 
-    shared_embedding: source and target use one embedding (Vaswani et al. 2017, section 3.4).
+    shared_embedding: source and target use one embedding (Vaswani et al. 2017, section 3.4). encoder_answers: what the
+    encoder answers by itself beside the decoder, a label for each position, of which some read in order are the answer
+    as well (CTC beside attention, Watanabe et al. 2017).
     """
 
     encoder: Stack | None
     decoder: Stack | None
     answers: Answers
     shared_embedding: bool = False
+    encoder_answers: Labels | None = None
 
     def __post_init__(self) -> None:
         encoder, decoder = self.encoder, self.decoder
@@ -116,6 +119,11 @@ class Transformer:
                 "answers=PointerGenerator was given without shared_embedding; a token that is copied from the source "
                 "must be the same token in the target",
             )
+        require(
+            self.encoder_answers is None or (encoder is not None and decoder is not None),
+            self,
+            "encoder_answers was given without encoder and decoder; an encoder alone answers by answers=Labels",
+        )
         if self.shared_embedding:
             require(encoder is not None and decoder is not None, self, "shared_embedding needs encoder and decoder")
             assert encoder is not None and decoder is not None

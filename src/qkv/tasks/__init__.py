@@ -17,6 +17,7 @@ from qkv.tasks.recipe import (
     Data,
     Decoder,
     From,
+    HearRecipe,
     Origin,
     Recipe,
     Recurrent,
@@ -31,23 +32,23 @@ from qkv.tasks.seen import SeeRecipe, Vision
 
 if TYPE_CHECKING:
     from qkv.tasks.agent import Agent, asked_of, measure
-    from qkv.tasks.examples import Examples, gather, origin_of, pairs_of, pictures_of, texts_of
-    from qkv.tasks.judging import Reading, Report, evaluate, read_texts
+    from qkv.tasks.examples import Examples, gather, origin_of, pairs_of, pictures_of, recordings_of, texts_of
+    from qkv.tasks.judging import Reading, Report, evaluate, evaluate_recordings, heard_by, read_texts
     from qkv.tasks.kinds import TASKS, Task
     from qkv.tasks.learning import Learned, gathered, learn, train
     from qkv.tasks.loading import SHIPPED, Numbers, load, load_folder
     from qkv.tasks.published import Predictor
-    from qkv.tasks.runner import Answer, Looked, Runner, with_method
+    from qkv.tasks.runner import Answer, Looked, Runner, Sound, with_method
 
 _WHERE = {
     "agent": ("Agent", "asked_of", "measure"),
-    "examples": ("Examples", "gather", "origin_of", "pairs_of", "pictures_of", "texts_of"),
-    "judging": ("Reading", "Report", "evaluate", "read_texts"),
+    "examples": ("Examples", "gather", "origin_of", "pairs_of", "pictures_of", "recordings_of", "texts_of"),
+    "judging": ("Reading", "Report", "evaluate", "evaluate_recordings", "heard_by", "read_texts"),
     "kinds": ("TASKS", "Task"),
     "learning": ("Learned", "gathered", "learn", "train"),
     "loading": ("SHIPPED", "Numbers", "load", "load_folder"),
     "published": ("Predictor",),
-    "runner": ("Answer", "Looked", "Runner", "with_method"),
+    "runner": ("Answer", "Looked", "Runner", "Sound", "with_method"),
 }
 _HOME = {name: home for home, names in _WHERE.items() for name in names}
 
@@ -65,6 +66,7 @@ __all__ = [
     "EpisodeData",
     "Examples",
     "From",
+    "HearRecipe",
     "Learned",
     "Looked",
     "Numbers",
@@ -75,6 +77,7 @@ __all__ = [
     "Recurrent",
     "Report",
     "Runner",
+    "Sound",
     "SeeRecipe",
     "Task",
     "Text",
@@ -85,8 +88,10 @@ __all__ = [
     "WriteRecipe",
     "asked_of",
     "evaluate",
+    "evaluate_recordings",
     "gather",
     "gathered",
+    "heard_by",
     "learn",
     "load",
     "load_folder",
@@ -97,6 +102,7 @@ __all__ = [
     "pictures_of",
     "read_recipe",
     "read_texts",
+    "recordings_of",
     "texts_of",
     "train",
     "with_method",

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Protocol
 
 from qkv import config
-from qkv.data import albums, corpora, texts
+from qkv.data import albums, corpora, hearing, texts
 from qkv.data.cleaning import leakage
 from qkv.data.corpora import Corpus
 from qkv.data.reading import Files, Jsonl, Pair, Tsv, lines, read_pairs
+from qkv.data.recordings import Recording
 from qkv.data.texts import TextOrigin
 from qkv.errors import DataError
 from qkv.tasks.kinds import Task
@@ -168,6 +169,23 @@ def _holds_pairs(path: Path) -> bool:
         return "text" not in json.loads(first)
     except (ValueError, TypeError):
         return True  # which reading it as pairs will explain
+
+
+def recordings_of(paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = ()) -> list[Recording]:
+    """The recordings that a command line names: one manifest or folder, or the corpus fsdd with options.
+
+    Raises DataError or CorpusError for what cannot be read.
+    """
+    if corpus is not None and paths:
+        raise DataError(f"the corpus {corpus} and {len(paths)} files were given; expected one of the two")
+    if corpus is not None and corpus != "fsdd":
+        raise DataError(f"the corpus {corpus} has no recordings; expected fsdd, a manifest or a folder")
+    if corpus is None and len(paths) != 1:
+        raise DataError(f"{len(paths)} files were given; expected one manifest, folder or .npz file of recordings")
+    if corpus is not None:
+        return config.read(hearing.Fsdd, config.override({"split": "test"}, options), "--with").recordings()
+    given = config.override({"path": str(paths[0])}, options)
+    return config.read(hearing.Recordings, given, "--with").recordings()
 
 
 def name_of(origin: Origin) -> str:

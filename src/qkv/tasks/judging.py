@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from torch import Tensor
+
 from qkv import spec
+from qkv.data.audio import LogMel, resample
+from qkv.data.frames import at_least
 from qkv.data.reading import Pair
+from qkv.data.recordings import Recording
 from qkv.decoding import Decoding
 from qkv.errors import DataError
 from qkv.evaluation import Bucket, Score, bits_per_byte, by_length, lead, nats_per_token, oracle, perplexity
 from qkv.evaluation.reading import Window, surprise
+from qkv.tasks.listening import labelled
 from qkv.tasks.published import Predictor
 from qkv.tasks.runner import Runner
 
@@ -74,6 +80,75 @@ def evaluate(
         beside["the first sentence"] = task.score(lead(sources), references)
         beside["the best sentence (oracle)"] = task.score(oracle(sources, references), references)
     return Report(task.score(answers, references), buckets, seconds, answers, references, unread, beside)
+
+
+def evaluate_recordings(
+    runner: Runner | Predictor, recordings: Sequence[Recording], decoding: Decoding | None = None
+) -> Report:
+    """Answer every recording and score the answers as the task does, also by the number of words said.
+
+    Raises DataError if there is nothing to score, a recording is unreadable, or the model does not hear.
+    """
+    if not recordings:
+        raise DataError("there are no recordings to evaluate on; give at least one")
+    features = heard_by(runner)
+    if features is None:
+        raise DataError("this model reads no sounds; expected one that hears, for recordings (qkv train hear)")
+    task = runner.task
+    begun = time.perf_counter()
+    times: list[tuple[tuple[float, float], ...]] = []
+
+    def sounds() -> Iterator[Tensor]:
+        for one in recordings:
+            sound = one.load()
+            times.append(sound.times)
+            yield resample(sound.samples, sound.rate, features.rate)
+
+    samples = sounds()
+    if isinstance(runner, Runner):
+        found = runner.hear(samples, decoding)
+    else:
+        found = (runner.name(at_least(one, features)) for one in samples)
+    answers = [answer.text for answer, *_ in found]
+    seconds = time.perf_counter() - begun
+    references: list[tuple[str, ...]] = [(one.text,) for one in recordings]
+    scores = task.score(answers, references)
+    right = [number for number, own in enumerate(references) if times[number] and answers[number] == own[0]]
+    if isinstance(runner, Runner) and runner.hearing is not None and runner.hearing.ctc and right:
+        scores |= _timed(runner, [recordings[number] for number in right])
+    buckets = by_length(
+        lambda some, own: task.score(some, own)[task.metric],
+        answers,
+        references,
+        [len(one.text.split()) for one in recordings],
+        (2, 4, 8, 16),
+    )
+    return Report(scores, buckets, seconds, answers, references)
+
+
+def _timed(runner: Runner, recordings: Sequence[Recording]) -> dict[str, Score]:
+    """How far the words of right answers are from where they were said: milliseconds, the mean over all words."""
+    assert runner.hearing is not None
+    begins, ends = [], []
+    for one in recordings:
+        sound = one.load()
+        source = runner.hearing.frames(resample(sound.samples, sound.rate, runner.hearing.features.rate))
+        words = labelled(runner, source, runner.target.encode(one.text))
+        for word, (begin, end) in zip(words, sound.times, strict=False):
+            begins.append(1000 * abs(word.start - begin))
+            ends.append(1000 * abs(word.end - end))
+    said = f"ms|mean-absolute|words:{len(begins)}|of:right-answers"
+    return {
+        "begin": Score("begin", sum(begins) / max(1, len(begins)), said),
+        "end": Score("end", sum(ends) / max(1, len(ends)), said),
+    }
+
+
+def heard_by(runner: Runner | Predictor) -> LogMel | None:
+    """The features by which a model hears; None if it reads something else."""
+    if isinstance(runner, Runner):
+        return None if runner.hearing is None else runner.hearing.features
+    return runner.preparation if isinstance(runner.preparation, LogMel) else None
 
 
 _CONTEXT = 1024

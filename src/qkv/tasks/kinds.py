@@ -7,7 +7,7 @@ summarize   a text to what sums it up; ROUGE and chrF against all summaries that
 and of published models:
 
 continue    a text to what comes after it; how many continuations equal the reference
-transcribe  a sound file to what is said; word error rate, lower-cased, without punctuation
+transcribe  a sound file to what is said; word error rate, lower-cased, without punctuation, and texts wholly right
 fill        a text with masked words to the text without; classify, a text or an image file to its class; label, one
             label for each token or frame: how many equal the reference
 embed       a text or an image file to a vector, which is not scored
@@ -106,12 +106,13 @@ def _exact(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> di
 
 
 def _transcript(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
-    score = transcript_errors([_spoken(one) for one in hypotheses], [_spoken(own[0]) for own in references])
+    score = transcript_errors([spoken(one) for one in hypotheses], [spoken(own[0]) for own in references])
     signature = score.signature.replace("case:mixed", "case:lc|punctuation:removed")
-    return {"wer": replace(score, signature=signature)}
+    right = _exact([spoken(one) for one in hypotheses], [[spoken(own[0])] for own in references])["accuracy"]
+    return {"wer": replace(score, signature=signature), "right": replace(right, name="right")}
 
 
-def _spoken(line: str) -> str:
+def spoken(line: str) -> str:
     """A transcript as its words alone, so that spelling conventions do not count."""
     kept = "".join(letter if letter.isalnum() or letter == "'" else " " for letter in line.lower())
     return " ".join(kept.split())

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 from qkv import config
 from qkv.errors import QkvError, TrainingError
-from qkv.tasks import acting, pairs, seeing, writing
+from qkv.tasks import acting, hearing, pairs, seeing, writing
 from qkv.tasks.actor import ActRecipe
 from qkv.tasks.agent import Agent
 from qkv.tasks.lesson import Lesson
 from qkv.tasks.published import Predictor
-from qkv.tasks.recipe import AnyRecipe, Recipe, WriteRecipe
+from qkv.tasks.recipe import AnyRecipe, HearRecipe, Recipe, WriteRecipe
 from qkv.tasks.recipes import read_recipe
 from qkv.tasks.runner import Runner
 from qkv.tasks.seen import SeeRecipe
@@ -42,6 +42,7 @@ _WAYS = {
     WriteRecipe: _Way(writing.gather, writing.lesson),
     SeeRecipe: _Way(seeing.gather, seeing.lesson),
     ActRecipe: _Way(acting.gather, acting.lesson),
+    HearRecipe: _Way(hearing.gather, hearing.lesson),
 }
 
 

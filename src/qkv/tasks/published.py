@@ -14,6 +14,7 @@ from torch import Tensor
 
 from qkv import config, lens, pretrained, spec
 from qkv.data import audio, images, pictures
+from qkv.data.frames import at_least
 from qkv.decoding import Decoding, Greedy, Length, Sample
 from qkv.decoding.options import Beam
 from qkv.errors import CheckpointError, DataError
@@ -23,6 +24,7 @@ from qkv.tap import NO_TAP, Tap
 from qkv.tasks import folders
 from qkv.tasks.folders import read_json
 from qkv.tasks.kinds import TASKS, Task
+from qkv.tasks.listening import Hearing
 from qkv.tasks.runner import FRAMES, Answer, Looked, Picture, Runner, Sound, strange_to
 from qkv.text import Tokenizer
 
@@ -87,6 +89,8 @@ class Predictor:
                 assert isinstance(reads, spec.Patches)
                 return _picture(line, self.preparation, reads)
         samples = audio.read(line.strip(), self.preparation.rate)
+        if isinstance(self.preparation, audio.LogMel):
+            samples = at_least(samples, self.preparation)
         return Given(self.preparation(samples)[None], [], _sound(samples, self.preparation, reads))
 
     @property
@@ -108,6 +112,13 @@ class Predictor:
         rest = iter(lines)
         while some := list(islice(rest, _IMAGES_AT_ONCE if self.sees else 1)):
             yield from self._all(some, count)
+
+    @torch.no_grad()
+    def name(self, samples: Tensor) -> list[Answer]:
+        """Answer a sound, samples (samples,) at the rate of the preparation, best answer first."""
+        assert isinstance(self.preparation, audio.LogMel | audio.Waveform)
+        given = Given(self.preparation(samples)[None], [])
+        return self._answers(given, self.model(given.source)[0], 1)
 
     def _all(self, lines: Sequence[str], count: int) -> Iterator[list[Answer]]:
         """Answer some lines together if what they give is alike, up to one that cannot be read."""
@@ -307,7 +318,7 @@ def _hearing(published: Published, path: Path) -> Runner:
     tokenizer = tokenizers.read(path, published.config)
     decoding = Decoding(Greedy(), Length(0.0, 200))
     return Runner(
-        published.model, tokenizer, tokenizer, TASKS["transcribe"], decoding, {}, published.generation, hearing
+        published.model, tokenizer, tokenizer, TASKS["transcribe"], decoding, {}, published.generation, Hearing(hearing)
     )
 
 

@@ -3,7 +3,8 @@
 The same tree is written as YAML, changed on the command line (`training.minutes=3`) and built in Python. This file
 needs no torch.
 
-    task      what is learned: translate, pronounce, summarize (`Recipe`), write (`WriteRecipe`), see (`SeeRecipe`)
+    task      what is learned: translate, pronounce, summarize (`Recipe`), write (`WriteRecipe`), see (`SeeRecipe`),
+              hear (`HearRecipe`)
     data      which examples, from where, and how many tokens make a batch
     text      how text becomes tokens
     model     the shape of the model; its vocabularies come from the text. Or a model to go on from (kind: from)
@@ -25,6 +26,7 @@ from qkv.data.texts import TextOrigin
 from qkv.decoding.options import Decoding, Length, Sample
 from qkv.errors import ConfigError, SpecError
 from qkv.tasks.actor import ActRecipe
+from qkv.tasks.listener import Classifier, Ctc, Listener, SoundData
 from qkv.tasks.seen import SeeRecipe
 from qkv.text.training import Kind
 from qkv.training.options import Training
@@ -284,7 +286,26 @@ class WriteRecipe:
         _check_text(self.model, self.text, Words())
 
 
-AnyRecipe: TypeAlias = Recipe | WriteRecipe | SeeRecipe | ActRecipe
+@dataclass(frozen=True)
+class HearRecipe:
+    """All that makes a trained model that writes down what it hears, or names it; the same bytes as with `Recipe`.
+
+    A classifier needs no `text`, `ctc` and `decoding`.
+    """
+
+    task: Literal["hear"]
+    data: SoundData
+    training: Training
+    text: Words = Words()
+    model: Listener | Classifier | From = field(default_factory=Listener)
+    ctc: Ctc = Ctc()
+    decoding: Decoding = Decoding()
+
+    def __post_init__(self) -> None:
+        _check_text(self.model, self.text, Words())
+
+
+AnyRecipe: TypeAlias = Recipe | WriteRecipe | SeeRecipe | ActRecipe | HearRecipe
 
 RECIPES: dict[str, type[AnyRecipe]] = {
     "translate": Recipe,
@@ -293,11 +314,12 @@ RECIPES: dict[str, type[AnyRecipe]] = {
     "write": WriteRecipe,
     "see": SeeRecipe,
     "act": ActRecipe,
+    "hear": HearRecipe,
 }
 """What the recipe of each task holds."""
 
 
-def _check_text(model: Model, text: Text | Words, none: Text | Words) -> None:
+def _check_text(model: Model | Listener | Classifier, text: Text | Words, none: Text | Words) -> None:
     if isinstance(model, From) and text != none:
         raise ConfigError(
             [

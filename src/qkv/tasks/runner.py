@@ -13,15 +13,16 @@ from torch import Tensor
 
 from qkv import config, lens, spec
 from qkv.data import audio
-from qkv.data.audio import LogMel
-from qkv.decoding import Beam, Decoding, Greedy, Hypothesis, Sample, decode, decode_all
+from qkv.decoding import Beam, Decoding, Greedy, Hypothesis, Sample, decode_all
 from qkv.errors import ConfigError, DataError, SpecError, VocabularyError
 from qkv.lens import Trace
+from qkv.lens.speech import Span
 from qkv.models import SequenceModel
 from qkv.pretrained import Generation
 from qkv.tap import NO_TAP, Tap
-from qkv.tasks import folders
+from qkv.tasks import folders, listening
 from qkv.tasks.kinds import Task
+from qkv.tasks.listening import Hearing
 from qkv.text import Tokenizer
 
 LONGEST = 4096
@@ -67,6 +68,7 @@ class Looked:
     """What the model saw, asked and took while it gave `answer` to `line`; the image or the sound, if it read one.
 
     begin: the position in the target of the first token that is the model's own answer, and no begin token or prompt.
+    words: of a sound, when each word of the answer was said.
     """
 
     line: str
@@ -78,6 +80,7 @@ class Looked:
     """In words, which tokens of the answer came out of the source; of a model that copies."""
     perceived: Picture | Sound | None = None
     begin: int = 1
+    words: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ class Runner:
     """A model that answers in words, its tokenizers, its task and how it decodes.
 
     generation: what answers begin and end with; that of a model trained here unless given. hearing: what makes the
-    input of a model that hears, whose lines name sound files.
+    input of a model that hears, whose lines name sound files, and how it answers.
     """
 
     model: SequenceModel
@@ -95,7 +98,7 @@ class Runner:
     decoding: Decoding = Decoding()
     card: dict[str, Any] | None = None
     generation: Generation | None = None
-    hearing: LogMel | None = None
+    hearing: Hearing | None = None
 
     def __post_init__(self) -> None:
         for name, tokenizer, size in zip(
@@ -119,10 +122,10 @@ class Runner:
         decoding = decoding or self.decoding
         generator = torch.Generator().manual_seed(seed)
         rest, before = iter(lines), 0
-        while chunk := list(islice(rest, 1 if self.hearing else _LINES_AT_ONCE)):
-            if self.hearing is not None:
-                yield from self._heard(chunk, self.hearing, decoding, generator, tap)
-                continue
+        if self.hearing is not None:
+            yield from self._heard(rest, self.hearing, decoding, generator, tap)
+            return
+        while chunk := list(islice(rest, _LINES_AT_ONCE)):
             ids = self.read(chunk, before)
             before += len(chunk)
             full = [number for number, one in enumerate(ids) if one]
@@ -155,11 +158,31 @@ class Runner:
         return not isinstance(shape, spec.Transformer) or shape.encoder is not None
 
     def _heard(
-        self, paths: Sequence[str], hearing: LogMel, decoding: Decoding, generator: torch.Generator, tap: Tap
+        self, paths: Iterable[str], hearing: Hearing, decoding: Decoding, generator: torch.Generator, tap: Tap
     ) -> Iterator[list[Answer]]:
-        for path in paths:
-            source = hearing(audio.read(path.strip(), hearing.rate))[None]
-            found = decode(self.model, source, decoding=decoding, generator=generator, tap=tap, **self.rules())[0]
+        wrong: list[DataError] = []
+
+        def sounds() -> Iterator[Tensor]:
+            """End at a file that cannot be read, so that those before it are answered first."""
+            try:
+                for path in paths:
+                    yield audio.read(path.strip(), hearing.features.rate)
+            except DataError as error:
+                wrong.append(error)
+
+        yield from self.hear(sounds(), decoding, generator, tap)
+        if wrong:
+            raise wrong[0]
+
+    def hear(
+        self,
+        sounds: Iterable[Tensor],
+        decoding: Decoding | None = None,
+        generator: torch.Generator | None = None,
+        tap: Tap = NO_TAP,
+    ) -> Iterator[list[Answer]]:
+        """Answer each sound, samples (samples,) at the rate of the features, best answer first."""
+        for found in listening.hear(self, sounds, decoding or self.decoding, generator, tap):
             yield [self._answer(one, 0) for one in found]
 
     def _answer(self, found: Hypothesis, prompt: int) -> Answer:
@@ -222,10 +245,10 @@ class Runner:
         """
         perceived = None
         if self.hearing is not None:
-            samples = audio.read(line.strip(), self.hearing.rate)
-            source: Any = self.hearing(samples)[None]
+            samples = audio.read(line.strip(), self.hearing.features.rate)
+            source: Any = self.hearing.frames(samples)
             named, prompt = [], []
-            perceived = Sound(samples, self.hearing.rate, FRAMES * self.hearing.hop / self.hearing.rate)
+            perceived = Sound(samples, self.hearing.features.rate, self.hearing.seconds)
         else:
             [read] = self.read([line])
             if not read:
@@ -250,7 +273,10 @@ class Runner:
         whole = whole[:-1] if whole[-1] in ends and len(whole) > 1 else whole  # after an end nothing was asked
         trace = lens.look(self.model.eval(), source, whole, tap=tap)
         begin = max(1, len(first) + len(rules.get("first", ())) + len(prompt))
-        return Looked(line, given, named, self.target.tokens(whole), trace, self._copied(trace), perceived, begin)
+        heard = None if perceived is None else len(perceived.samples)
+        words = () if heard is None else listening.spans(self, source, heard, tokens, trace, ends)
+        copied = self._copied(trace)
+        return Looked(line, given, named, self.target.tokens(whole), trace, copied, perceived, begin, words)
 
     def _copied(self, trace: Trace) -> list[str]:
         shape = self.model.spec
@@ -278,6 +304,7 @@ class Runner:
             "task": self.task.name,
             "decoding": config.write(self.decoding),
             **({} if self.generation is None else {"generation": asdict(self.generation)}),
+            **({} if self.hearing is None else {"hearing": config.write(self.hearing)}),
             "tokenizers": {"source": self.source.digest, "target": self.target.digest},
         }
         folders.write(Path(folder), self.model, card, files, dtype)
@@ -295,7 +322,9 @@ class Runner:
         decoding = config.read(Decoding, card.get("decoding", {}), str(place / "card.json"))
         said = card.pop("generation", None)
         rules = None if said is None else Generation(**{name: _frozen(value) for name, value in said.items()})
-        return cls(opened.model, source, target, opened.task, decoding, card, rules)
+        heard = card.pop("hearing", None)
+        hearing = None if heard is None else config.read(Hearing, heard, str(place / "card.json"))
+        return cls(opened.model, source, target, opened.task, decoding, card, rules, hearing)
 
 
 def vocabularies(choice: spec.Spec) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from qkv.view.looking import seen
 from qkv.view.notebook import explore, show
 from qkv.view.run import Hypothesis, Run
 from qkv.view.serving import Server
+from qkv.view.sound import draw_sound
 from qkv.view.writing import page
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Session",
     "achieved",
     "document",
+    "draw_sound",
     "explore",
     "page",
     "seen",

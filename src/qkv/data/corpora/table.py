@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qkv.data.corpora.dictionary import cmudict, published
+from qkv.data.corpora.digits import digit_pairs
 from qkv.data.corpora.entry import Entry, File
 from qkv.data.corpora.interface import WHEELS, interface_texts
 from qkv.data.corpora.pictures import cifar, digits, mnist, named
@@ -84,6 +85,7 @@ _FILES = (
         "680a60c80dc244c43f9da27f6e4c8cc51135ce8f2f65d83b57be850f59e5fb76",
     ),
     ("cifar10-jpeg/cifar10_test_jpeg.npz", 3072355, "d5eee7d7f4bce7641222f83db42ff78d2738f614d1ac9a983b4618111cfe315d"),
+    ("fsdd/fsdd_8k.npz", 15426852, "06681dc5d0618e7c096ebbbcd22be5a5c1bff819ced55c92f47f1a61635efb59"),
     ("ui-strings/ui.en-de.tsv.gz", 2593744, "1b720ae6fabce9c4c6b0b96bb92b748a3063518e249c8937c56bc36eda6a09f5"),
     ("ui-strings/ui.en-es.tsv.gz", 2612800, "fd915be88cd550d839b6122009afe6cdf07324aa7c594719e17398a9ce6d4510"),
     ("ui-strings/ui.en-fr.tsv.gz", 1796150, "8487d3529c893f3357122604a0b3647db6cdef4f4685c728954239150d639355"),
@@ -253,5 +255,15 @@ ENTRIES = (
         files=tuple(_files("cifar10-jpeg/")),
         read=named,
         album=cifar,
+    ),
+    Entry(
+        name="fsdd",
+        description="Free Spoken Digit Dataset: six speakers say each digit 50 times, 8,000 samples a second",
+        licence="CC BY-SA 4.0",
+        citation="Jackson et al. 2018, Free Spoken Digit Dataset, doi:10.5281/zenodo.1342401",
+        home="https://github.com/Jakobovski/free-spoken-digit-dataset (its recordings in QKV_DATA/fsdd/recordings)",
+        splits={"train": 2_400, "valid": 300, "test": 300},
+        files=tuple(_files("fsdd/")),
+        read=digit_pairs,
     ),
 )

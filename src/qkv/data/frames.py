@@ -1,0 +1,253 @@
+"""Recordings as frames and tokens, kept in two files that are mapped and not read; and what is done to frames."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from qkv.data.audio import LogMel, mask_spectrogram, resample
+from qkv.data.batch import Batch, Ids, SpecialTokens, collate
+from qkv.data.cleaning import Cleaning, Encoder, Finding, Report
+from qkv.data.hearing import Augmentation
+from qkv.data.recordings import Recording
+from qkv.errors import DataError, StorageError
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class FrameStore:
+    """Examples as (frames, target ids).
+
+    frames (all frames, mels) float16 holds those of all examples one after the other, ids (tokens,) int64 the tokens;
+    bounds (examples + 1, 2) int64 says where the frames and the tokens of each begin.
+    """
+
+    frames: npt.NDArray[np.float16]
+    ids: npt.NDArray[np.int64]
+    bounds: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Ids]:
+        """The frames (mels, frames) float32 and the tokens, without special ones, of an example."""
+        (start, first), (end, last) = self.bounds[number], self.bounds[number + 1]
+        return torch.from_numpy(self.frames[start:end].astype(np.float32)).T, self.ids[first:last]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """The frames of each example, and its tokens with the one special one: (examples, 2)."""
+        lengths: npt.NDArray[np.int64] = np.diff(self.bounds, axis=0) + np.array([0, 1])
+        return lengths
+
+    @classmethod
+    def open(cls, folder: Path) -> FrameStore:
+        """Map a store that `prepare` wrote; DataError if it is missing, cut short or altered."""
+        try:
+            frames, ids, bounds = (
+                np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+                for name in ("frames", "ids", "bounds")
+            )
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"the store of frames {folder} cannot be read ({error}); {_REMEDY}") from error
+        whole = frames.ndim == 2 and frames.dtype == np.float16 and ids.dtype == bounds.dtype == np.int64
+        if not (whole and bounds.ndim == 2 and len(bounds) and (bounds[-1] == [len(frames), len(ids)]).all()):
+            raise DataError(f"the store of frames {folder} does not fit together; {_REMEDY}")
+        return cls(np.asarray(frames), np.asarray(ids), np.asarray(bounds))
+
+
+_REMEDY = "delete that folder, it is made again from the recordings"
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How recordings become examples: features, the tokens of their texts, and which of them are kept.
+
+    prepare: what happens to a text before its tokens. labels: whether the tokens must find room among the positions,
+    two frames each, one after the other and blanks between equal ones (CTC, Graves et al. 2006).
+    """
+
+    features: LogMel
+    tokenizer: Encoder
+    cleaning: Cleaning
+    longest: float
+    labels: bool
+    prepare: Callable[[str], str]
+
+    def __call__(self, recordings: Sequence[Recording], cache: Path | None = None) -> tuple[FrameStore, list[int], str]:
+        """The examples, the numbers of the recordings they were, and what there is to say about them.
+
+        With a `cache` folder the store is kept there under a name made from all that decides what is in it, and found
+        again. Raises DataError if more is dropped than allowed, or nothing is left.
+        """
+        folder = None if cache is None else cache / f"frames-{self._key(recordings)}"
+        if folder is not None and folder.exists():
+            kept: list[int] = np.load(folder / "kept.npy", allow_pickle=False).tolist()
+            return FrameStore.open(folder), kept, f"{len(kept):,} recordings, kept from before in {folder}"
+        with tempfile.TemporaryDirectory(prefix="qkv-frames-", dir=_made(cache)) as beside:
+            place = Path(beside) / "whole"
+            place.mkdir()
+            kept, told = self._write(recordings, place)
+            if folder is None:
+                store = FrameStore.open(place)
+                return FrameStore(np.array(store.frames), np.array(store.ids), np.array(store.bounds)), kept, told
+            if not folder.exists():
+                os.rename(place, folder)
+        return FrameStore.open(folder), kept, told
+
+    def _write(self, recordings: Sequence[Recording], place: Path) -> tuple[list[int], str]:
+        report, rates = Report(), dict.fromkeys((self.features.rate,), 0)
+        bounds, ids, kept = [(0, 0)], [], []
+        seconds = 0.0
+        texts = [self.prepare(one.text) for one in recordings]
+        tokens = self.tokenizer.encode_all(texts)
+        try:
+            with open(place / "raw", "wb") as raw:
+                for number, (one, own) in enumerate(zip(recordings, tokens, strict=True)):
+                    frames, reason, rate = self._frames(one, texts[number], own)
+                    if frames is None:
+                        report.dropped.setdefault(reason, Finding()).add(number + 1, one.name)
+                        continue
+                    raw.write(np.ascontiguousarray(frames.T.numpy().astype(np.float16)).tobytes())
+                    rates[rate] = rates.get(rate, 0) + 1
+                    bounds.append((bounds[-1][0] + frames.shape[1], bounds[-1][1] + len(own)))
+                    ids += own
+                    kept.append(number)
+                    seconds += frames.shape[1] * self.features.hop / self.features.rate
+            report.kept = len(kept)
+            report.check(self.cleaning)
+            flat = np.memmap(place / "raw", np.float16, "r", shape=(bounds[-1][0], self.features.mels))
+            for name, array in (("frames", flat), ("ids", ids), ("bounds", bounds), ("kept", kept)):
+                np.save(place / f"{name}.npy", np.asarray(array, dtype=None if name == "frames" else np.int64))
+            del flat
+            (place / "raw").unlink()
+        except OSError as error:
+            raise StorageError(f"cannot write {place}: {error}; free some space or choose another folder") from error
+        return kept, _told(report, rates, self.features.rate, seconds)
+
+    def _frames(self, one: Recording, text: str, own: list[int]) -> tuple[Tensor | None, str, int]:
+        """The frames of a recording, or why there are none; and the rate it is stored at."""
+        if not text.strip() or not own:
+            return None, "without a text, or one that is not known", 0
+        if len(own) > self.cleaning.max_length:
+            return None, f"a text longer than {self.cleaning.max_length} tokens", 0
+        try:
+            sound = one.load()
+            samples = resample(sound.samples, sound.rate, self.features.rate)
+        except DataError as error:
+            return None, f"unreadable ({str(error).replace(one.name, 'it')})", 0
+        if len(samples) > self.longest * self.features.rate:
+            return None, f"longer than {self.longest:g} seconds", 0
+        samples = at_least(samples, self.features)
+        frames = self.features(samples)
+        room = -(-frames.shape[1] // 2)
+        needed = len(own) + sum(left == right for left, right in zip(own, own[1:], strict=False))
+        if self.labels and needed > room:
+            return None, "too short for its text", 0
+        return frames, "", sound.rate
+
+    def _key(self, recordings: Iterable[Recording]) -> str:
+        head = [_FORMAT, self.features, self.cleaning, self.longest, self.labels, self.tokenizer.digest]
+        hashed = hashlib.sha256(repr(head).encode())
+        for one in recordings:
+            hashed.update(repr((one.name, self.prepare(one.text), one.stamp)).encode())
+        return hashed.hexdigest()[:32]
+
+
+def at_least(samples: Tensor, features: LogMel) -> Tensor:
+    """The same sound with silence after it, if it is too short for a frame."""
+    missing = max(features.window, features.hop) - len(samples)
+    return torch.nn.functional.pad(samples, (0, missing)) if missing > 0 else samples
+
+
+def _told(report: Report, rates: dict[int, int], rate: int, seconds: float) -> str:
+    told = [f"{seconds / 60:.1f} minutes of sound. {report}"]
+    for stored, count in sorted(rates.items()):
+        if stored != rate and count:
+            above = f"; they have nothing above {stored // 2:,} Hz" if stored < rate else ""
+            told.append(f"  {count:,} recordings of {stored:,} samples per second resampled to {rate:,}{above}")
+    return "\n".join(told)
+
+
+def _made(cache: Path | None) -> Path | None:
+    if cache is not None:
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{cache} could not be made: {error}; choose a folder that can be written") from error
+    return cache
+
+
+def heard(
+    examples: Sequence[tuple[Tensor, Ids]],
+    tokenizer: SpecialTokens,
+    index: Sequence[int],
+    augmentation: Augmentation | None = None,
+) -> Batch:
+    """Lay examples of frames (mels, frames) and target ids side by side: source (batch, mels, frames) float32.
+
+    Augmentation draws from torch's own generator.
+    """
+    source, mask = side_by_side(sources(examples, augmentation))
+    texts = collate([(None, ids) for _, ids in examples], None, tokenizer, index)
+    return Batch(source, mask, texts.target, texts.labels, texts.index)
+
+
+def sources(examples: Sequence[tuple[Tensor, Ids]], augmentation: Augmentation | None = None) -> list[Tensor]:
+    """The frames of examples, changed at random if told."""
+    return [frames if augmentation is None else augment(frames, augmentation) for frames, _ in examples]
+
+
+def side_by_side(sources: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Frames (mels, frames) padded with zeros to (batch, mels, longest), and which are real, (batch, longest) bool."""
+    lengths = torch.tensor([frames.shape[1] for frames in sources])
+    source = sources[0].new_zeros(len(sources), sources[0].shape[0], int(lengths.max()))
+    for row, frames in enumerate(sources):
+        source[row, :, : frames.shape[1]] = frames
+    return source, torch.arange(source.shape[2]) < lengths[:, None]
+
+
+def augment(frames: Tensor, how: Augmentation) -> Tensor:
+    """Change frames (mels, frames) at random, drawn from torch's own generator: see `Augmentation`."""
+    if how.stretch:
+        factor = math.exp(_between(-how.stretch, how.stretch))
+        frames = _drawn_out(frames, round(frames.shape[1] * factor))
+    if how.warp:
+        bands = torch.arange(frames.shape[0]) * math.exp(_between(-how.warp, how.warp))
+        frames = _between_rows(frames.T, bands).T
+    return mask_spectrogram(
+        frames,
+        frequency_masks=how.frequency_masks,
+        frequency_width=how.frequency_width,
+        time_masks=how.time_masks,
+        time_width=how.time_width,
+        time_fraction=how.time_share,
+    )
+
+
+def _between(low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand(()))
+
+
+def _drawn_out(frames: Tensor, count: int) -> Tensor:
+    count = max(2, count)
+    return _between_rows(frames, torch.arange(count) * ((frames.shape[1] - 1) / (count - 1)))
+
+
+def _between_rows(table: Tensor, places: Tensor) -> Tensor:
+    """The columns of a table (rows, columns) at places between them; beyond the last there is only the last."""
+    places = places.clamp(max=table.shape[1] - 1)
+    before = places.long()
+    share = places - before
+    return table[:, before] * (1 - share) + table[:, (before + 1).clamp(max=table.shape[1] - 1)] * share
