@@ -9,10 +9,10 @@ import os
 import shutil
 import signal
 import sys
-import xml.dom.minidom
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -446,8 +446,7 @@ def test_a_listener_learns_and_is_asked_from_the_command_line(folder: Path) -> N
     drawn, page = folder / "words.svg", ["--html", str(folder / "page.html")]
     found = shell.invoke(main, ["look", str(folder / "run"), files[1], *page, "--words", str(drawn)])
     assert found.exit_code == 0, found.output
-    picture = xml.dom.minidom.parse(str(drawn))
-    named = [one.firstChild.data for one in picture.getElementsByTagName("text")]
+    named = [str(one.text) for one in ElementTree.parse(drawn).iter("{http://www.w3.org/2000/svg}text")]
     assert [word.text for word in looked.words] == [name for name in named if not name.endswith(" s")]
     found = shell.invoke(main, ["look", "pronounce", "cat", *page, "--words", str(drawn)])
     assert found.exit_code == 2 and "writes down no sounds" in found.stderr
