@@ -44,18 +44,6 @@ def report(recipe: str, assignments: tuple[str, ...]) -> None:
         for note in tasks.gathered(tree).notes:
             click.echo(note)
         return
-    if isinstance(tree, tasks.SeeRecipe):
-        from qkv.tasks import seeing
-
-        for note in seeing.gather(tree).notes:
-            click.echo(note)
-        return
-    if isinstance(tree, tasks.HearRecipe):
-        from qkv.tasks import hearing
-
-        for note in hearing.gather(tree).notes:
-            click.echo(note)
-        return
     examples = tasks.gather(tree.data, tasks.TASKS[tree.task])
     for part, pairs in zip(tree.data.train, examples.train, strict=True):
         click.echo(f"{name_of(part)}: {len(pairs):,} examples to learn from")
