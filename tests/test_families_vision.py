@@ -372,7 +372,7 @@ def test_a_fresh_model_of_images_begins_well() -> None:
         assert 0.01 < float(learned.std()) < 0.03
     pictures = torch.randn(16, 1, 16, 16)
     assert 0.5 < float(embed(pictures)[:, 1:].std()) < 2
-    assert 0.2 < float(model(pictures).std()) < 3
+    assert not model(pictures).any()  # every class as likely: class scores begin at zero
 
 
 def test_a_fresh_model_of_images_learns() -> None:
@@ -380,7 +380,7 @@ def test_a_fresh_model_of_images_learns() -> None:
     pictures = torch.randn(16, 1, 16, 16)
     pictures[brighter == 1, :, :8, :8] += 1.0
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-    for _ in range(30):
+    for _ in range(60):
         loss = torch.nn.functional.cross_entropy(model(pictures), brighter)
         optimizer.zero_grad()
         loss.backward()
