@@ -238,10 +238,10 @@ def _serve(runners: Sequence[tuple[str, Opened]], line: str, answer: str | None,
     session = view.Session(runners, line, answer)
     server = view.Server(session, port)
     _tell_unread(runners, line)
-    for run in session.runs:
-        click.echo(run.answer if len(session.runs) == 1 else f"{run.name}: {run.answer}")
-    click.echo(f"Look inside: {server.address}\nCtrl-C ends it.")
     with contextlib.suppress(KeyboardInterrupt):
+        for run in session.runs:
+            click.echo(run.answer if len(session.runs) == 1 else f"{run.name}: {run.answer}")
+        click.echo(f"Look inside: {server.address}\nCtrl-C ends it.")
         server.run()
 
 
