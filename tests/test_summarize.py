@@ -284,8 +284,10 @@ def test_the_command_tells_of_cuts_copies_and_baselines(tmp_path: Path) -> None:
     assert done.stdout.count("\n") == 3 and "3 of the lines are longer than the model reads; 76 tokens" in done.stderr
     done = qkv("evaluate", place, str(tmp_path / "pairs.jsonl"), "--baselines")
     assert "rougeL" in done.output and "the first sentence: rouge1" in done.output
-    done = qkv("look", place, next(iter(TEXTS)), "--html", str(tmp_path / "page.html"))
-    assert "came more out of the source" in done.output and "26 tokens were not read" in done.output
+    text, summary = next(iter(TEXTS.items()))
+    done = qkv("look", place, text, "--answer", summary, "--html", str(tmp_path / "page.html"))
+    assert f"of {len(summary)} tokens came more out of the source" in done.output
+    assert "which is 26 tokens too long" in done.output
     assert "answer.cross_attention" in (tmp_path / "page.html").read_text(encoding="utf-8")
     done = qkv("describe", place)
     assert "PointerGenerator(d_key=16)" in done.output

@@ -65,7 +65,7 @@ test("clicks: an answer, a head, a cell, a line; all views follow", async () => 
   await page.locator("select").first().selectOption("entropy");
   assert.equal(await page.locator(".thumbnail").count(), 12);
   assert.match(await page.locator(".thumbnail").first().getAttribute("aria-label"), /head 1, entropy 0.60/);
-  assert.match(page.url(), /#encoder\.0\.self_attention\/1\/0\//);
+  await page.waitForURL(/#encoder\.0\.self_attention\/1\/0\//); // written a moment after the last click
   assert.deepEqual(page.wrong, []);
   await page.close();
 });
