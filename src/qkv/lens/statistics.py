@@ -21,6 +21,7 @@ from qkv.mask import Mask, Span
 
 _ELEMENTS = 2**21  # scores made by one product, which is slow for few rows: 8 MiB
 _COUNTED = 2**20  # of these, how many are counted at once: 4 MiB, which stay in a processor's cache
+_WINDOWED = 128  # rows made by one product where a rule hides what is far
 _GROUP = 64  # neighbouring keys of which only the largest is looked at first, to find the top ones
 
 
@@ -86,11 +87,16 @@ def measure(
 def _scored(call: Call, heads: Sequence[int], batch: int) -> Iterator[tuple[Span, Span, Span, Tensor]]:
     """The scores of a few of `heads` and queries at a time, with which these are and which keys they are of: many rows
     of one head where they are long."""
-    queries, width = call["query"].shape[2], call["key"].shape[2]
+    queries = call["query"].shape[2]
     numbers = call["query"].shape[3] if call.terms.get("score") is not None else 1  # such scores may build them all
+    width, longest = call["key"].shape[2], queries
+    mask = call.terms.get("mask")
+    if isinstance(mask, Mask) and mask.window is not None:  # that many rows see little more than their windows
+        longest = _WINDOWED
+        width = min(width, _WINDOWED + 2 * mask.window)
     room = max(1, _ELEMENTS // (batch * numbers * max(width, 1)))
     together = max(1, min(len(heads), room // min(queries, 64)))
-    length = max(1, room // together)
+    length = max(1, min(longest, room // together))
     counted = max(1, _COUNTED // (batch * together * max(width, 1)))
     for head in range(0, len(heads), together):
         part = head, min(head + together, len(heads))
