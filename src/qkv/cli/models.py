@@ -37,6 +37,16 @@ _legacy = click.option("--legacy", is_flag=True, help="Open files of torch.save,
 @_beam
 @click.option("--n-best", type=click.IntRange(min=1), help="Answers to each line, best first, with tabs between them.")
 @click.option("--json", "as_json", is_flag=True, help="Write each line's answers as JSON, with their scores.")
+@click.option("--must", multiple=True, metavar="PHRASE", help="What every answer has to hold.")
+@click.option("--never", multiple=True, metavar="PHRASE", help="What no answer may hold.")
+@click.option(
+    "--terms",
+    type=click.Path(path_type=Path),
+    help="A glossary, a term and a tab and its translation a line: answers to lines with the one hold the other.",
+)
+@click.option("--placeholders", is_flag=True, help="Keep {name}, %s, ${x} and the like as they are in the line.")
+@click.option("--tags", is_flag=True, help="Put <b>tags</b> of a line around the same words of its answer.")
+@click.option("--before", default="", metavar="TEXT", help="Put this before every line, such as <2de>.")
 @_numbers
 @_legacy
 def run(
@@ -45,6 +55,12 @@ def run(
     beam: int | None,
     n_best: int | None,
     as_json: bool,
+    must: tuple[str, ...],
+    never: tuple[str, ...],
+    terms: Path | None,
+    placeholders: bool,
+    tags: bool,
+    before: str,
     numbers: Numbers,
     legacy: bool,
 ) -> None:
@@ -53,27 +69,47 @@ def run(
     One line in, one line out, in order, whatever the options.
     """
     from qkv import tasks
+    from qkv.data import reading
 
+    glossary = () if terms is None else tuple(reading.Tsv(terms))
+    wanted = tasks.Wanted(must, never, glossary, placeholders)
     runner = tasks.load(model, numbers=numbers, legacy=legacy)
+    if (wanted or tags) and not isinstance(runner, tasks.Runner):
+        raise DataError("phrases, placeholders or tags were given; they are for models that answer in words")
     decoding = tasks.with_method(runner.decoding, beam=beam, n_best=n_best)
     strange: dict[str, None] = {}
     unread: list[int] = []
     wrong: list[DataError] = []
+    missed: list[str] = []
 
     def noting(lines: Iterable[str]) -> Iterator[str]:
         """End at a line that cannot be answered, so that what came before it is answered first."""
         try:
-            for line in lines:
-                runner.read([line], next(before))
-                strange.update(dict.fromkeys(runner.unknown(line)))
-                unread.extend(filter(None, [runner.unread(line)]))
+            for given in lines:
+                line = f"{before} {given}" if before and given.strip() else given
+                bare = tasks.without_tags(line) if tags else line
+                runner.read([bare], next(number))
+                strange.update(dict.fromkeys(runner.unknown(bare)))
+                unread.extend(filter(None, [runner.unread(bare)]))
+                asked.append(bare)
                 yield line
         except DataError as error:
             wrong.append(error)
 
-    before = itertools.count()
+    def answered(lines: Iterable[str]) -> Iterator[list[Answer]]:
+        if not isinstance(runner, tasks.Runner):
+            return runner.run(lines, decoding)
+        if tags:
+            return tasks.answer_marked(runner, lines, decoding, wanted)
+        return runner.run(lines, decoding, wanted=wanted)
+
+    number = itertools.count()
     for batch in [text] if text else _batches():
-        for answers in runner.run(noting(batch), decoding):
+        asked: list[str] = []
+        for answers, line in zip(answered(noting(batch)), asked, strict=False):
+            answer = tasks.without_tags(answers[0].text) if tags else answers[0].text
+            if line.strip() and (problems := wanted.of(line).missed(answer)):
+                missed.append(f"{line[:40]!r}: {', '.join(problems)}")
             click.echo(_json(answers) if as_json else "\t".join(_line(answer) for answer in answers))
         if wrong:
             break
@@ -86,6 +122,8 @@ def run(
             "were not read.",
             err=True,
         )
+    if missed:
+        click.echo(f"Note: {len(missed):,} answers do not keep to what was asked for, such as {missed[0]}.", err=True)
     if wrong:
         raise wrong[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor
 
 from qkv.decoding.coverage import Coverage
 from qkv.decoding.options import Beam, may_stop
+from qkv.decoding.phrases import shared_out
 from qkv.decoding.stepping import Constraints, Hypothesis, Stepper
 from qkv.errors import DataError
 
 DEAD = -torch.inf
+_MOST_BANKS = 32
 
 
 @torch.no_grad()
@@ -26,7 +29,8 @@ def beam(
     """Search each sentence for its highest-scoring continuations; at most n_best a sentence, best first, at least one.
 
     `state` has one row a sentence. Sentences that are done leave the batch; no sentence changes another's result.
-    A hypothesis with score -inf says that nothing was possible under the constraints.
+    A hypothesis with score -inf says that nothing was possible under the constraints. Where phrases must be held the
+    beam is wider, by a hypothesis for each of their tokens, and the rules are `best`.
     """
     return _Search(stepper, constraints, options or Beam(), coverage).run(state)
 
@@ -39,6 +43,9 @@ class _Search:
     """
 
     def __init__(self, stepper: Stepper, constraints: Constraints, options: Beam, coverage: Coverage | None) -> None:
+        if more := max((one.tokens for one in constraints.phrases or ()), default=0):
+            # room for the banks; and the rules of programs that know no phrases say nothing of these
+            options = replace(options, size=options.size + min(more, _MOST_BANKS), rules="best")
         self.stepper, self.constraints, self.options, self.coverage = stepper, constraints, options, coverage
         self.rules = options.resolved()
         self.given = constraints.given
@@ -57,8 +64,7 @@ class _Search:
         while True:
             values, parents, choices = self._candidates(log_probs)
             self._collect(values, parents, choices)
-            values, order = values.masked_fill(self.constraints.ended(choices), DEAD).topk(self.options.size)
-            parents, choices = parents.gather(1, order), choices.gather(1, order)
+            values, parents, choices = self._chosen(values, parents, choices)
             going = self._going(values)
             if not going:
                 return [found[: self.options.n_best] for found in self.collected]
@@ -100,13 +106,72 @@ class _Search:
             last = [group for group, sentence in enumerate(self.sentences) if self._last(sentence)]
             others = ~self.constraints.ended(torch.arange(vocab, device=log_probs.device))
             log_probs[last] = log_probs[last].masked_fill(others, DEAD)
+        self._forbid(log_probs)
         totals = log_probs.add_(self.living[..., None]).flatten(1)
         wanted = max(2, 1 + len(self.constraints.ends)) * self.options.size  # of a hypothesis, every end may be best
         values, index = totals.topk(min(wanted, totals.shape[1]))
+        if any(self.constraints.must(sentence) for sentence in self.sentences):
+            more, real = self._advancing(totals, vocab)
+            wanted += more.shape[1]
+            real &= ~(index[:, :, None] == more[:, None]).any(1)
+            values = torch.cat((values, totals.gather(1, more).masked_fill(~real, DEAD)), 1)
+            values, order = values.sort(dim=1, descending=True, stable=True)
+            index = torch.cat((index, more), 1).gather(1, order)
         missing = wanted - values.shape[1]  # a small vocabulary, at the first steps
         values = torch.nn.functional.pad(values, (0, missing), value=DEAD)
         index = torch.nn.functional.pad(index, (0, missing))
         return values, index // vocab, index % vocab
+
+    def _answer(self, group: int, rank: int) -> list[int]:
+        """The tokens that a living hypothesis has added to what its sentence was given."""
+        tokens: list[int] = self.tokens[group, rank].tolist()[len(self.given[self.sentences[group]]) :]
+        return tokens
+
+    def _forbid(self, log_probs: Tensor) -> None:
+        """What phrases forbid each living hypothesis to go on with."""
+        if self.constraints.phrases is None:
+            return
+        for group, sentence in enumerate(self.sentences):
+            if self.tokens.shape[2] >= len(self.given[sentence]):
+                for rank in range(log_probs.shape[1]):
+                    self.constraints.forbid(log_probs[group, rank], sentence, self._answer(group, rank))
+
+    def _advancing(self, totals: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+        """For sentences whose answers must hold phrases: what would add to these, the ends and each hypothesis' best.
+
+        As indices (sentences, most) into hypotheses times vocabulary, and which of them are real.
+        """
+        found = []
+        for group, sentence in enumerate(self.sentences):
+            own: set[int] = set()
+            if phrases := self.constraints.must(sentence):
+                best = totals[group].view(-1, vocab).argmax(1).tolist()
+                for rank, likely in enumerate(best):
+                    wanted = phrases.adding(self._answer(group, rank))
+                    own |= {rank * vocab + token for token in (likely, *wanted, *self.constraints.ends)}
+            found.append(sorted(own))
+        most = max(map(len, found))
+        index = torch.tensor([own + [0] * (most - len(own)) for own in found], device=totals.device)
+        counts = torch.tensor([len(own) for own in found], device=totals.device)
+        return index, torch.arange(most, device=totals.device) < counts[:, None]
+
+    def _chosen(self, values: Tensor, parents: Tensor, choices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Which of the candidates live on: the best K that have not ended, or of each bank of phrases its best."""
+        open_ = values.masked_fill(self.constraints.ended(choices), DEAD)
+        kept, order = open_.topk(self.options.size)
+        for group, sentence in enumerate(self.sentences):
+            if phrases := self.constraints.must(sentence):
+                able = [rank for rank, value in enumerate(open_[group].tolist()) if value > DEAD]
+                banks = [
+                    phrases.bank([*self._answer(group, int(parents[group, rank])), int(choices[group, rank])])
+                    for rank in able
+                ]
+                own = [able[number] for number in shared_out(banks, self.options.size)]
+                spare = [rank for rank in range(open_.shape[1]) if rank not in own][: self.options.size - len(own)]
+                order[group] = torch.tensor(own + spare, device=order.device)
+                kept[group] = open_[group, order[group]]
+                kept[group, len(own) :] = DEAD
+        return kept, parents.gather(1, order), choices.gather(1, order)
 
     def _collect(self, values: Tensor, parents: Tensor, choices: Tensor) -> None:
         """Put the candidates that ended, and at the greatest length those the rules keep, among the collected."""

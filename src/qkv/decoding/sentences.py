@@ -12,6 +12,7 @@ from torch import Tensor
 from qkv.cache import Memory
 from qkv.decoding.coverage import Coverage, CrossWeights
 from qkv.decoding.options import Beam, Decoding, Greedy, Sample
+from qkv.decoding.phrases import Phrases
 from qkv.decoding.search import beam
 from qkv.decoding.stepping import Constraints, Hypothesis
 from qkv.decoding.walking import drawn, greedy, most_probable, sample, walk
@@ -36,6 +37,7 @@ def decode(
     last: int | None = None,
     never_first: Sequence[int] = (),
     prefixes: Prefixes | None = None,
+    phrases: Sequence[Phrases] | None = None,
     generator: torch.Generator | None = None,
     tap: Tap = NO_TAP,
 ) -> list[list[Hypothesis]]:
@@ -43,16 +45,20 @@ def decode(
 
     source (batch, sources), source_mask the same, True = a real token; None for a model without an encoder, whose
     prompts are the prefixes. bos, eos: begin and end token; never: tokens not to be generated; first, last: what an
-    answer has to begin with, and to have at the greatest length; never_first: what may not come right after `first`
-    (see `Constraints`). generator: for sampling. tap: sees and changes every step. Dropout is off meanwhile. Raises
-    DataError, ConfigError.
+    answer has to begin with, and to have at the greatest length; never_first: what may not come right after `first`;
+    phrases: what each answer must and must not hold (see `Constraints`). generator: for sampling. tap: sees and changes
+    every step. Dropout is off meanwhile. Raises DataError, ConfigError.
     """
     decoding = decoding or Decoding()
     method = decoding.method
+    if not isinstance(method, Beam) and any(one.must for one in phrases or ()):
+        raise ConfigError([f"method={method}: an answer that must hold phrases is found by a beam search; use a beam"])
     with _evaluating(model):
         stepper, state, longest, mask = _begin(model, source, source_mask, decoding, prefixes, tap)
         least = decoding.length.least
-        constraints = Constraints(longest, bos, eos, never, least, prefixes, _device(model), first, last, never_first)
+        constraints = Constraints(
+            longest, bos, eos, never, least, prefixes, _device(model), first, last, never_first, phrases
+        )
         if isinstance(method, Greedy):
             return [[hypothesis] for hypothesis in greedy(stepper, state, constraints)]
         if isinstance(method, Sample):
@@ -78,6 +84,7 @@ def decode_all(
     last: int | None = None,
     never_first: Sequence[int] = (),
     prefixes: Prefixes | None = None,
+    phrases: Sequence[Phrases] | None = None,
     generator: torch.Generator | None = None,
     budget: int = 4096,
     tap: Tap = NO_TAP,
@@ -99,9 +106,10 @@ def decode_all(
         numbers, order = order[:rows], order[rows:]
         source, mask = (None, None) if sources is None else _padded([sources[one] for one in numbers], device)
         own = [prefixes[number] for number in numbers] if prefixes is not None else None
+        held = [phrases[number] for number in numbers] if phrases is not None else None
         results = decode(
             model, source, mask, bos=bos, eos=eos, decoding=decoding, never=never, first=first, last=last,
-            never_first=never_first, prefixes=own, generator=generator, tap=tap,
+            never_first=never_first, prefixes=own, phrases=held, generator=generator, tap=tap,
         )  # fmt: skip
         found.update(zip(numbers, results, strict=True))
     return [found[number] for number in range(len(given))]

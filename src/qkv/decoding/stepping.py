@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from qkv.decoding.phrases import Phrases
 from qkv.errors import DataError
 
 
@@ -48,7 +49,7 @@ class Constraints:
     first: what every answer has to begin with, such as the token of a language; it counts in an answer's length and
     not in its log-probability, but stands before a prefix if there is one, as a part of that. last: the token that
     has to stand at the greatest length; it counts likewise. never_first: not to be generated as the first token that
-    is free, after all that an answer begins with.
+    is free, after all that an answer begins with. phrases: what the answer to each sentence must and must not hold.
     """
 
     longest: Sequence[int]
@@ -61,8 +62,13 @@ class Constraints:
     first: Sequence[int] = ()
     last: int | None = None
     never_first: Sequence[int] = ()
+    phrases: Sequence[Phrases] | None = None
 
     def __post_init__(self) -> None:
+        if self.phrases is not None and len(self.phrases) != len(self.longest):
+            raise DataError(
+                f"phrases for {len(self.phrases)} of {len(self.longest)} sentences; give each its own, empty for none"
+            )
         if self.prefixes is not None and len(self.prefixes) != len(self.longest):
             raise DataError(
                 f"{len(self.prefixes)} prefixes for {len(self.longest)} sentences; give one each, empty for none"
@@ -113,6 +119,23 @@ class Constraints:
     def hidden(self) -> int:
         """How many of the tokens fed are no part of a hypothesis: the begin token."""
         return 0 if self.bos is None else 1
+
+    def must(self, sentence: int) -> Phrases | None:
+        """The phrases of a sentence, if its answer must hold some."""
+        return self.phrases[sentence] if self.phrases is not None and self.phrases[sentence].must else None
+
+    def forbid(self, log_probs: Tensor, sentence: int, tokens: Sequence[int]) -> None:
+        """Forbid, in place in `log_probs` (vocab,), what phrases forbid after `tokens`: those the answer begins with.
+
+        An answer that does not hold all it must may not end.
+        """
+        if self.phrases is None:
+            return
+        phrases = self.phrases[sentence]
+        if banned := phrases.forbidden(tokens):
+            log_probs[banned] = -torch.inf
+        if phrases.must and phrases.lacks(tokens):
+            log_probs[list(self.ends)] = -torch.inf
 
     def restrict(
         self,

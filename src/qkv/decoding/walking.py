@@ -91,6 +91,7 @@ def walk(
     tokens = torch.tensor([one[:common] for one in given], device=constraints.device)
     logits, state = stepper.step(tokens, state)
     rows = list(range(len(given) * copies))
+    written: list[list[int]] = [[] for _ in rows]
     index = torch.arange(len(rows), device=tokens.device) // copies
     fed = common
     if copies > 1:
@@ -100,10 +101,16 @@ def walk(
         owns = [given[row // copies] for row in rows]
         forced = [own[fed] if fed < len(own) else None for own in owns]
         constraints.restrict(log_probs, [row // copies for row in rows], forced, [fed + 1 - len(own) for own in owns])
+        for place, (row, held) in enumerate(zip(rows, forced, strict=True)):
+            if held is None:
+                constraints.forbid(log_probs[place], row // copies, written[row])
         chosen = choose(log_probs)
         values = log_probs.gather(1, chosen[:, None])[:, 0].tolist()
         taken = [Taken(row, token, value) for row, token, value in zip(rows, chosen.tolist(), values, strict=True)]
         yield [one for one, held in zip(taken, forced, strict=True) if held is None]
+        for one, held in zip(taken, forced, strict=True):
+            if held is None:
+                written[one.row].append(one.token)
         fed += 1
         staying = []
         for place, one in enumerate(taken):

@@ -37,8 +37,10 @@ if TYPE_CHECKING:
     from qkv.tasks.kinds import TASKS, Task
     from qkv.tasks.learning import Learned, gathered, learn, train
     from qkv.tasks.loading import SHIPPED, Numbers, load, load_folder
+    from qkv.tasks.markup import answer_marked, without_tags
     from qkv.tasks.published import Predictor
     from qkv.tasks.runner import Answer, Looked, Runner, Sound, with_method
+    from qkv.tasks.wishes import Wanted, Wishes
 
 _WHERE = {
     "agent": ("Agent", "asked_of", "measure"),
@@ -47,8 +49,10 @@ _WHERE = {
     "kinds": ("TASKS", "Task"),
     "learning": ("Learned", "gathered", "learn", "train"),
     "loading": ("SHIPPED", "Numbers", "load", "load_folder"),
+    "markup": ("answer_marked", "without_tags"),
     "published": ("Predictor",),
     "runner": ("Answer", "Looked", "Runner", "Sound", "with_method"),
+    "wishes": ("Wanted", "Wishes"),
 }
 _HOME = {name: home for home, names in _WHERE.items() for name in names}
 
@@ -84,8 +88,11 @@ __all__ = [
     "TextData",
     "Transformer",
     "Vision",
+    "Wanted",
+    "Wishes",
     "Words",
     "WriteRecipe",
+    "answer_marked",
     "asked_of",
     "evaluate",
     "evaluate_recordings",
@@ -106,6 +113,7 @@ __all__ = [
     "texts_of",
     "train",
     "with_method",
+    "without_tags",
 ]
 
 

@@ -23,6 +23,7 @@ from qkv.tap import NO_TAP, Tap
 from qkv.tasks import folders, listening
 from qkv.tasks.kinds import Task
 from qkv.tasks.listening import Hearing
+from qkv.tasks.wishes import Wanted, phrases_of
 from qkv.text import Tokenizer
 
 LONGEST = 4096
@@ -112,17 +113,27 @@ class Runner:
                 )
 
     def run(
-        self, lines: Iterable[str], decoding: Decoding | None = None, seed: int = 0, tap: Tap = NO_TAP
+        self,
+        lines: Iterable[str],
+        decoding: Decoding | None = None,
+        seed: int = 0,
+        tap: Tap = NO_TAP,
+        wanted: Wanted | None = None,
     ) -> Iterator[list[Answer]]:
         """Answer each line, best answer first; one line in, one list out, in order. An empty line answers itself.
 
-        tap: sees and changes every step, of many lines at once: give one line where it names positions.
-        Raises DataError, with its number, for a line of more than LONGEST tokens.
+        tap: sees and changes every step, of many lines at once: give one line where it names positions. wanted: what
+        the answers are to hold and what not; one that does not keep to it (see `Wishes.missed`) is given where none was
+        found that does. Raises DataError, with its number, for a line of more than LONGEST tokens, and for what is
+        wanted of a model that hears; ConfigError for phrases to hold without a beam, VocabularyError for one that the
+        model cannot spell.
         """
         decoding = decoding or self.decoding
         generator = torch.Generator().manual_seed(seed)
         rest, before = iter(lines), 0
         if self.hearing is not None:
+            if wanted:
+                raise DataError("phrases are wanted of a model that hears; expected one that reads")
             yield from self._heard(rest, self.hearing, decoding, generator, tap)
             return
         while chunk := list(islice(rest, _LINES_AT_ONCE)):
@@ -130,10 +141,12 @@ class Runner:
             before += len(chunk)
             full = [number for number, one in enumerate(ids) if one]
             given = [ids[number] for number in full]
+            wishes = [wanted.of(chunk[number]) for number in full] if wanted else None
             found = decode_all(
                 self.model,
                 given if self.reads_apart else None,
                 prefixes=None if self.reads_apart else given,
+                phrases=None if wishes is None else phrases_of(wishes, self.target),
                 decoding=decoding,
                 generator=generator,
                 tap=tap,

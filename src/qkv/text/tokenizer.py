@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -131,6 +132,22 @@ class Tokenizer:
     def pieces(self) -> list[str]:
         """Give every token as the vocabulary spells it, in the order of their numbers."""
         return [self._inner.id_to_token(number) or f"<{number}?>" for number in range(self.size)]
+
+    def spelt(self) -> list[bytes]:
+        """Give what every token adds to a text in UTF-8, with the space before a word; nothing for special tokens."""
+        special = {number for number, token in self._inner.get_added_tokens_decoder().items() if token.special}
+        special |= set(range(len(SPECIALS))) if self._own else set()
+        return [b"" if number in special else self._bytes_of(piece) for number, piece in enumerate(self.pieces())]
+
+    def _bytes_of(self, piece: str) -> bytes:
+        if self._by_word:
+            return f" {piece}".encode()
+        table = _byte_of()
+        if self._by_byte and all(character in table for character in piece):
+            return bytes(table[character] for character in piece)
+        if re.fullmatch("<0x[0-9A-F]{2}>", piece):
+            return bytes([int(piece[3:5], 16)])
+        return piece.replace("\u2581", " ").encode()
 
     def for_language(self, token: str) -> Tokenizer:
         """Give the tokenizer for texts of another language, whose token stands around them, e.g. "fra_Latn".

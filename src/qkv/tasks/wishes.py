@@ -1,0 +1,80 @@
+"""What an answer is to hold and what not: phrases, a glossary's terms, and the placeholders of its source."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from qkv.data.reading import Pair
+from qkv.decoding.phrases import Phrases, Spelling
+from qkv.errors import DataError, VocabularyError
+from qkv.text import Tokenizer
+
+PLACEHOLDER = re.compile(
+    r"%\(\w+\)[a-zA-Z]|%\d+\$[a-zA-Z@]|%(?:\.\d+)?[sdifrx@](?!\w)"  # printf: %(name)s, %1$s, %d, %.2f
+    r"|\$\{[^{}\s]+\}|\{\{\s*[^{}\s]+\s*\}\}|\{[^{}\s,]*\}"  # ${name}, {{ name }}, {name}, {0}, {}
+)
+"""What programs fill in, in the texts of their interfaces."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the answer to one line must hold, each as often as it is given, and what it must not; as text."""
+
+    must: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
+
+    def missed(self, answer: str) -> list[str]:
+        """In words, what an answer does not keep to."""
+        lacking = [
+            f"{phrase!r} is missing" for phrase, times in Counter(self.must).items() if answer.count(phrase) < times
+        ]
+        return lacking + [f"{phrase!r} is there" for phrase in self.never if phrase in answer]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is wanted of the answers to all lines.
+
+    must, never: of every answer. terms: (in the source, in the answer): where a source holds the first, as a word and
+    in whatever case, its answer must hold the second. placeholders: those of the source must be held, as often.
+    """
+
+    must: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
+    terms: tuple[Pair, ...] = ()
+    placeholders: bool = False
+
+    def __post_init__(self) -> None:
+        if not all([*self.must, *self.never, *(part.strip() for pair in self.terms for part in pair)]):
+            raise DataError("an empty phrase was given to hold or not to hold; expected some text")
+        for one in self.must:
+            for other in self.never:
+                if other in one:
+                    raise DataError(f"{one!r} must be held and {other!r} must not; the one holds the other")
+
+    def __bool__(self) -> bool:
+        return bool(self.must or self.never or self.terms or self.placeholders)
+
+    def of(self, line: str) -> Wishes:
+        """What is wanted of the answer to a line."""
+        must = list(self.must)
+        for source, target in self.terms:
+            if re.search(rf"(?<!\w){re.escape(source)}(?!\w)", line, re.IGNORECASE) and target not in must:
+                must.append(target)
+        if self.placeholders:
+            must += [found[0] for found in PLACEHOLDER.finditer(line)]
+        return Wishes(tuple(must), self.never)
+
+
+def phrases_of(wishes: Sequence[Wishes], tokenizer: Tokenizer) -> list[Phrases]:
+    """The same for a search. Raises VocabularyError for a phrase that the model cannot spell."""
+    for phrase in dict.fromkeys(phrase for one in wishes for phrase in one.must):
+        if tokenizer.decode(tokenizer.encode(phrase)).strip() != phrase.strip():
+            raise VocabularyError(
+                f"an answer has to hold {phrase!r}, which this model cannot spell; expected what answers are made of"
+            )
+    spelling = Spelling(tokenizer.spelt())
+    return [Phrases(spelling, one.must, one.never) for one in wishes]

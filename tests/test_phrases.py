@@ -1,0 +1,242 @@
+"""Phrases that answers must and must not hold, and tags that follow their words."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qkv import tasks
+from qkv.cli import main
+from qkv.decoding import Beam, Constraints, Decoding, Greedy, Length, LengthPenalty, Sample, beam
+from qkv.decoding.phrases import Phrases, Spelling, shared_out
+from qkv.errors import ConfigError, DataError, VocabularyError
+from qkv.models import build
+from qkv.tasks import TASKS, Runner, Transformer, Wanted
+from qkv.tasks.markup import Marked, parse, placed
+from qkv.tasks.wishes import PLACEHOLDER, phrases_of
+from qkv.text import train
+
+PIECES = [b"", b"", b"a", b"b", b" a", b"ab", b" "]
+BOS, EOS = 0, 1
+
+
+class Table:
+    """Log-probabilities that depend on the last token alone."""
+
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.table = torch.randn(len(PIECES), len(PIECES), generator=generator) * 2
+
+    def step(self, tokens: Any, state: Any) -> Any:
+        return self.table[tokens], state
+
+
+class Nothing:
+    def reorder(self, index: Any) -> Nothing:
+        return self
+
+
+def everything(seed: int, longest: int) -> dict[tuple[int, ...], float]:
+    """Every answer there is, with its log-probability."""
+    log_probs = Table(seed).table.log_softmax(-1)
+    log_probs[:, BOS] = -torch.inf
+    found = {}
+    for length in range(longest):
+        for body in product(range(2, len(PIECES)), repeat=length):
+            path = (BOS, *body, EOS)
+            found[path[1:]] = sum(float(log_probs[a, b]) for a, b in zip(path, path[1:], strict=False))
+    return found
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 10**6), st.lists(st.sampled_from(["a", "ab", "ba", "b a", "bb"]), max_size=2), st.booleans())
+def test_a_wide_beam_finds_the_best_of_all_answers_that_keep_to_it(seed: int, must: list[str], some: bool) -> None:
+    never = ["aa"] if some and "aa" not in "".join(must) else []
+    phrases = Phrases(Spelling(PIECES), must, never)
+    [[best]] = beam(
+        Table(seed),
+        Nothing(),
+        Constraints([5], BOS, EOS, never=[BOS], phrases=[phrases]),
+        Beam(300, LengthPenalty("power", 0.0)),
+    )
+    allowed = {
+        tokens: value
+        for tokens, value in everything(seed, 5).items()
+        if all(spelt(tokens).count(one) >= times for one, times in Counter(must).items())
+        and not any(one in spelt(tokens) for one in never)
+    }
+    assert best.log_probability == pytest.approx(max(allowed.values()), abs=1e-4) and best.tokens in allowed
+
+
+def spelt(tokens: tuple[int, ...]) -> str:
+    return b"".join(PIECES[token] for token in tokens).decode()
+
+
+@given(st.integers(0, 10**6), st.sampled_from(["aba", "b a", "bbb", "ab ab"]))
+def test_a_narrow_beam_holds_what_it_must(seed: int, phrase: str) -> None:
+    constraints = Constraints([9], BOS, EOS, never=[BOS], phrases=[Phrases(Spelling(PIECES), [phrase])])
+    [[best]] = beam(Table(seed), Nothing(), constraints, Beam(2))
+    assert best.ended and phrase in spelt(best.tokens)
+
+
+def test_a_phrase_is_held_whatever_it_is_spelt_with() -> None:
+    phrases = Phrases(Spelling(PIECES), ["aab"])
+    assert phrases.tokens == 2  # a, ab
+    assert not phrases.lacks([4, 5]) and not phrases.lacks([2, 2, 3]) and phrases.lacks([4, 4])
+    assert [phrases.bank(tokens) for tokens in ([], [3], [3, 4], [4, 2], [4, 5])] == [0, 0, 1, 2, 3]
+    assert phrases.adding([3, 2]) == {2, 5} and phrases.adding([3]) == {4}  # a word ends before another begins
+    twice = Phrases(Spelling(PIECES), ["ab", "ab"])
+    assert twice.lacks([5]) and not twice.lacks([5, 2, 3])
+
+
+def test_what_must_not_be_held_is_not_completed() -> None:
+    phrases = Phrases(Spelling(PIECES), never=["ba"])
+    assert set(phrases.forbidden([3])) == {2, 5} and phrases.forbidden([2]) == []
+    assert set(Phrases(Spelling(PIECES), never=["b"]).forbidden([])) == {3, 5}
+
+
+def test_banks_share_a_beam() -> None:
+    assert shared_out([0, 0, 0, 2, 1, 0], 4) == [0, 1, 3, 4] and shared_out([0, 1], 4) == [0, 1]
+
+
+def runner() -> Runner:
+    torch.manual_seed(0)
+    tokenizer = train(["the cat sat on the mat", "die Katze {name} saß (%s) auf der Matte", "<b>"] * 3, "bpe", 300)
+    shape = Transformer(16, 2, 16, 1, 1).spec(tokenizer.size, tokenizer.size, shared=True)
+    decoding = Decoding(Beam(3), Length(1.0, 25))
+    return Runner(build(shape).eval(), tokenizer, tokenizer, TASKS["translate"], decoding)
+
+
+@pytest.fixture(scope="module")
+def model() -> Runner:
+    return runner()
+
+
+def test_answers_keep_to_what_is_wanted(model: Runner) -> None:
+    wanted = Wanted(must=("Katze",), never=("a m",), terms=(("Mat", "Matte"),), placeholders=True)
+    lines = ["the cat {name}", "on the mat, twice %s and %s", ""]
+    for line, [answer, *_] in zip(lines, model.run(lines, wanted=wanted), strict=True):
+        assert not line or wanted.of(line).missed(answer.text) == []
+    assert wanted.of(lines[1]).must == ("Katze", "Matte", "%s", "%s")
+    assert wanted.of("no format").must == ("Katze",)
+    plain = list(model.run(lines))
+    assert [one[0].text for one in plain] == [one[0].text for one in model.run(lines, wanted=Wanted())]
+    for method in (Greedy(), Sample()):
+        [[answer]] = model.run(["the cat"], Decoding(method, Length(1.0, 9)), wanted=Wanted(never=("e", "t")))
+        assert "e" not in answer.text and "t" not in answer.text
+
+
+def test_what_cannot_be_wanted_is_refused(model: Runner) -> None:
+    with pytest.raises(ConfigError, match="must hold phrases is found by a beam search; use a beam"):
+        list(model.run(["the cat"], Decoding(Greedy()), wanted=Wanted(must=("Katze",))))
+    with pytest.raises(DataError, match="an empty phrase"):
+        Wanted(must=("",))
+    with pytest.raises(DataError, match="'Katze' must be held and 'atz' must not"):
+        Wanted(must=("Katze",), never=("atz",))
+    letters = train(["abc"], "character")
+    with pytest.raises(VocabularyError, match="has to hold 'xyz', which this model cannot spell"):
+        phrases_of([Wanted(must=("xyz",)).of("")], letters)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("{name} has {0} of %(count)s, %s and 100 % sure", ["{name}", "{0}", "%(count)s", "%s"]),
+        (
+            "${HOME} {{ user.name }} %1$s %.2f {count, plural, one {# item}}",
+            ["${HOME}", "{{ user.name }}", "%1$s", "%.2f"],
+        ),
+        ("50% done, {}", ["{}"]),
+    ],
+)
+def test_placeholders_are_found(text: str, found: list[str]) -> None:
+    assert [one[0] for one in PLACEHOLDER.finditer(text)] == found
+
+
+WORDS = ["red", "dog", "runs", "far"]
+
+
+@given(st.permutations(range(4)), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=3))
+def test_tags_follow_their_words_and_none_is_lost(order: list[int], spans: list[tuple[int, int]]) -> None:
+    pieces = list(WORDS)
+    used: set[int] = set()
+    for number, (begin, end) in enumerate(spans):
+        held = set(range(begin, end + 1))
+        if begin > end or used & held:
+            continue
+        used |= held
+        pieces[begin] = f"<t{number}>{pieces[begin]}"
+        pieces[end] += f"</t{number}>"
+    line = " ".join(pieces)
+    marked = parse(line)
+    assert marked.text == " ".join(WORDS)
+    answer = " ".join(WORDS[number].upper() for number in order)
+    weights = torch.eye(4)[list(order)]
+    found = placed(marked, answer, weights)
+    assert re.sub(r"<[^<>]*>", "", found) == answer
+    tags = re.compile(r"<[^<>]*>")
+    assert sorted(tags.findall(found)) == sorted(tags.findall(line))
+    assert well_formed(tags.findall(found))
+    if list(order) == [0, 1, 2, 3]:
+        assert found.lower() == line
+
+
+def well_formed(tags: list[str]) -> bool:
+    open_: list[str] = []
+    for tag in tags:
+        if not tag.startswith("</"):
+            open_.append(tag[1:-1])
+        elif not open_ or open_.pop() != tag[2:-1]:
+            return False
+    return not open_
+
+
+@pytest.mark.parametrize(
+    ("line", "answer", "order", "expected"),
+    [
+        ("Press <b>Save</b>.", "Drücken Sie Speichern.", [0, 0, 1], "Drücken Sie <b>Speichern</b>."),
+        ("a <i>b <b>c</b></i>.", "C B A.", [2, 1, 0], "<i><b>C</b> B</i> A."),
+        ("<p>one two</p>", "zwei eins", [1, 0], "<p>zwei eins</p>"),
+        ("one<br/>two", "zwei eins", [1, 0], "<br/>zwei eins"),
+        ("one <b>two", "eins zwei", [0, 1], "eins <b>zwei"),
+        ("one</b> two", "eins zwei", [0, 1], "eins </b>zwei"),
+        ("(<b>one</b>) two", "(eins) zwei", [0, 1], "(<b>eins</b>) zwei"),
+    ],
+)
+def test_where_tags_go(line: str, answer: str, order: list[int], expected: str) -> None:
+    marked = parse(line)
+    assert placed(marked, answer, torch.eye(len(marked.text.split()))[order]) == expected
+
+
+def test_tags_are_placed_by_the_models_own_attention(model: Runner) -> None:
+    lines = ["the <b>cat</b> sat", "", "on <i>the <b>mat</b></i>", "plain"]
+    found = list(tasks.answer_marked(model, lines))
+    plain = list(model.run([parse(line).text for line in lines]))
+    assert [re.sub(r"<[^<>]*>", "", one[0].text) for one in found] == [one[0].text for one in plain]
+    assert re.findall(r"<[^<>]*>", found[2][0].text) == ["<i>", "<b>", "</b>", "</i>"]
+    assert isinstance(parse(lines[0]), Marked)
+
+
+def test_the_command(model: Runner, tmp_path: Path) -> None:
+    model.save(tmp_path / "model")
+    (tmp_path / "terms.tsv").write_text("cat\tKatze\n")
+    command = ["run", str(tmp_path / "model"), "the <b>cat</b> {name}", "sat", "--terms", str(tmp_path / "terms.tsv")]
+    done = CliRunner().invoke(main, [*command, "--never", "x", "--placeholders", "--tags"])
+    assert done.exit_code == 0, done.output
+    first, second = done.stdout.splitlines()
+    assert "Katze" in re.sub("</?b>", "", first) and "{name}" in re.sub("</?b>", "", first) and "<b>" in first
+    assert "x" not in second and "Note" not in done.stderr
+    many = ["--must", "Katze" * 30]
+    done = CliRunner().invoke(main, ["run", str(tmp_path / "model"), "sat", *many])
+    assert "1 answers do not keep to what was asked for, such as 'sat': 'Katze" in done.stderr
+    done = CliRunner().invoke(main, ["run", str(tmp_path / "model"), "sat", "--must", "Katze", "--beam", "1"])
+    assert done.exit_code == 2 and "use a beam" in done.output
