@@ -16,11 +16,13 @@ from hypothesis import strategies as st
 
 from qkv import tasks
 from qkv.cli import main
+from qkv.data.reading import Tsv
 from qkv.decoding import Beam, Constraints, Decoding, Greedy, Length, LengthPenalty, Sample, beam
 from qkv.decoding.phrases import Phrases, Spelling, shared_out
 from qkv.errors import ConfigError, DataError, VocabularyError
 from qkv.models import build
 from qkv.tasks import TASKS, Runner, Transformer, Wanted
+from qkv.tasks.examples import Read
 from qkv.tasks.markup import Marked, parse, placed
 from qkv.tasks.wishes import PLACEHOLDER, phrases_of
 from qkv.text import train
@@ -240,3 +242,14 @@ def test_the_command(model: Runner, tmp_path: Path) -> None:
     assert "1 answers do not keep to what was asked for, such as 'sat': 'Katze" in done.stderr
     done = CliRunner().invoke(main, ["run", str(tmp_path / "model"), "sat", "--must", "Katze", "--beam", "1"])
     assert done.exit_code == 2 and "use a beam" in done.output
+
+
+def test_what_stands_before_a_source_is_learned_and_asked(model: Runner, tmp_path: Path) -> None:
+    (tmp_path / "pairs.tsv").write_text("the cat\tdie Katze\n\tx\n")
+    origin = Tsv(tmp_path / "pairs.tsv", before="<2de>")
+    assert tasks.pairs_of([origin], TASKS["translate"]) == [("<2de> the cat", "die Katze"), ("", "x")]
+    assert list(Read(origin, TASKS["translate"])) == tasks.pairs_of([origin], TASKS["translate"])
+    model.save(tmp_path / "model")
+    done = CliRunner().invoke(main, ["run", str(tmp_path / "model"), "--before", "<2de>", "the cat", ""])
+    [[answer]] = model.run(["<2de> the cat"], Decoding(Beam(3), Length(1.0, 25)))
+    assert done.stdout == f"{answer.text}\n\n"

@@ -86,7 +86,7 @@ def run(
         """End at a line that cannot be answered, so that what came before it is answered first."""
         try:
             for given in lines:
-                line = f"{before} {given}" if before and given.strip() else given
+                line = tasks.led(given, before)
                 bare = tasks.without_tags(line) if tags else line
                 runner.read([bare], next(number))
                 strange.update(dict.fromkeys(runner.unknown(bare)))

@@ -67,10 +67,14 @@ def lines_of(stream: BinaryIO, name: str) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Files:
-    """Two files, line by line: a source and a target."""
+    """Two files, line by line: a source and a target.
+
+    before: what is put before every source, such as `<2de>`, which says what language the target is in.
+    """
 
     source: Path
     target: Path
+    before: str = ""
 
     def __iter__(self) -> Iterator[Pair]:
         counts = [0, 0]
@@ -88,11 +92,12 @@ class Files:
 
 @dataclass(frozen=True)
 class Tsv:
-    """One file, columns between tabs (no quoting); `source` and `target` count columns from 0."""
+    """One file, columns between tabs (no quoting); `source` and `target` count columns from 0; `before` as of Files."""
 
     path: Path
     source: int = 0
     target: int = 1
+    before: str = ""
 
     def __iter__(self) -> Iterator[Pair]:
         expected = 0
@@ -114,11 +119,12 @@ class Tsv:
 
 @dataclass(frozen=True)
 class Jsonl:
-    """One file, a JSON object on each line; `source` and `target` are the keys of two strings."""
+    """One file, a JSON object on each line; `source` and `target` are the keys of two strings; `before` as of Files."""
 
     path: Path
     source: str = "source"
     target: str = "target"
+    before: str = ""
 
     def __iter__(self) -> Iterator[Pair]:
         for number, line in enumerate(lines(self.path), 1):

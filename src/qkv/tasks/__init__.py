@@ -32,7 +32,7 @@ from qkv.tasks.seen import SeeRecipe, Vision
 
 if TYPE_CHECKING:
     from qkv.tasks.agent import Agent, asked_of, measure
-    from qkv.tasks.examples import Examples, gather, origin_of, pairs_of, pictures_of, recordings_of, texts_of
+    from qkv.tasks.examples import Examples, gather, led, origin_of, pairs_of, pictures_of, recordings_of, texts_of
     from qkv.tasks.judging import Reading, Report, evaluate, evaluate_recordings, heard_by, read_texts
     from qkv.tasks.kinds import TASKS, Task
     from qkv.tasks.learning import Learned, gathered, learn, train
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "agent": ("Agent", "asked_of", "measure"),
-    "examples": ("Examples", "gather", "origin_of", "pairs_of", "pictures_of", "recordings_of", "texts_of"),
+    "examples": ("Examples", "gather", "led", "origin_of", "pairs_of", "pictures_of", "recordings_of", "texts_of"),
     "judging": ("Reading", "Report", "evaluate", "evaluate_recordings", "heard_by", "read_texts"),
     "kinds": ("TASKS", "Task"),
     "learning": ("Learned", "gathered", "learn", "train"),
@@ -100,6 +100,7 @@ __all__ = [
     "gathered",
     "heard_by",
     "learn",
+    "led",
     "load",
     "load_folder",
     "measure",

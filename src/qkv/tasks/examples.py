@@ -42,7 +42,7 @@ class Read:
         kept = every = 0
         for line, target in self.origin:
             every += 1
-            source = self.task.prepare(line)
+            source = self.task.prepare(led(line, self.origin.before))
             if source not in self.hidden:
                 kept += 1
                 yield source, target
@@ -89,7 +89,16 @@ def gather(data: Data, task: Task) -> Examples:
 
 def pairs_of(origins: Iterable[Origin], task: Task) -> list[Pair]:
     """Read the examples of some origins, one after the other."""
-    return [(task.prepare(source), target) for origin in origins for source, target in read_pairs(origin)]
+    return [
+        (task.prepare(led(source, origin.before)), target)
+        for origin in origins
+        for source, target in read_pairs(origin)
+    ]
+
+
+def led(line: str, before: str) -> str:
+    """A line with something put before it, unless it holds no text."""
+    return f"{before} {line.strip()}" if before and line.strip() else line
 
 
 def origin_of(paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = ()) -> Origin:

@@ -22,7 +22,8 @@ class Corpus:
     """A named corpus: which split, from which language to which, and without which held-out words.
 
     `source` and `target` are languages (the usual ones unless told), `stress` is for pronouncing dictionaries that
-    mark it; `without` names splits of corpora, as in "cmudict-0.7b/test", whose sources are left out.
+    mark it; `without` names splits of corpora, as in "cmudict-0.7b/test", whose sources are left out. `before`: what is
+    put before every source of a task that learns from pairs, such as `<2de>`, which says what language to answer in.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Corpus:
     target: str | None = None
     stress: bool | None = None
     without: tuple[str, ...] = ()
+    before: str = ""
 
     def __iter__(self) -> Iterator[Pair]:
         others = [_other(name) for name in self.without]
