@@ -76,6 +76,15 @@ def test_the_python_of_the_walk_through_works(capsys: pytest.CaptureFixture[str]
         assert before < 0.1 and after > 0.2, line
 
 
+def test_the_shipped_translator_is_small_and_knows_the_texts_of_interfaces() -> None:
+    runner = tasks.load("translate")
+    folder = Path(tasks.__file__).parents[1] / "shipped" / "translate"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 12 * 1024**2
+    texts = {"Delete account": "Konto l\u00f6schen", "Settings saved": "Einstellungen gespeichert"}
+    assert [one[0].text for one in runner.run(texts)] == list(texts.values())
+    assert "program interfaces" in (runner.card or {})["about"]
+
+
 def test_the_shipped_pronouncer_is_small_and_right_about_words_it_knows() -> None:
     runner = tasks.load("pronounce")
     folder = Path(tasks.__file__).parents[1] / "shipped" / "pronounce"

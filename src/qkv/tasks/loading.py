@@ -17,7 +17,7 @@ from qkv.tasks.agent import Agent
 from qkv.tasks.published import Predictor, open_published
 from qkv.tasks.runner import Runner
 
-SHIPPED = ("pronounce",)
+SHIPPED = ("pronounce", "translate")
 """The models that come with the package, by name."""
 
 Numbers = Literal["float32", "bfloat16", "int8", "stored"]
