@@ -38,7 +38,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_command_of_the_readme_works(place: Path) -> None:
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 6
     for command in COMMANDS:
         words = shlex.split(command)[1:]
         stdin = stdout = None
@@ -47,7 +47,7 @@ def test_every_command_of_the_readme_works(place: Path) -> None:
             stdout = place / words[words.index(">") + 1]
             words = words[: words.index("<")]
         if words[0] == "train":  # the same command, only shorter
-            words += ["training.epochs=null", "training.steps=2", "text.source.vocab=300", "model.d_model=16"]
+            words += ["training.minutes=null", "training.steps=2", "text.source.vocab=300", "model.d_model=16"]
         done = CliRunner().invoke(main, words, input=stdin)
         assert done.exit_code == 0, (command, done.output)
         if stdout is not None:
