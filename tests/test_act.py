@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qkv import config, tasks
+from qkv import config, tasks, view
 from qkv.cli import main
 from qkv.data import IGNORE
 from qkv.data.environments import KeyToDoor, behave, make, play
@@ -338,6 +339,14 @@ def test_an_agent_learns_resumes_plays_and_shows(tmp_path: Path) -> None:
     assert looked.source_tokens[0] == "1: return 1" and len(looked.source_tokens) == 15
     assert looked.trace["encoder.1.self_attention"].keys == 15
     assert looked.source_tokens[-1] == f"5: action {first.actions[4]}"
+    assert isinstance(looked.perceived, tasks.Steps) and looked.perceived.first == 0
+    held = looked.perceived.numbers
+    assert {kind: len(one) for kind, one in held.items()} == {"return": 5, "state": 5, "action": 5}
+    assert held["action"][:, 0].tolist() == first.actions[:5] and held["state"].tolist() == first.states[:5]
+    later = replace(agent, acting=Acting(context=4)).look("1@9").perceived
+    assert isinstance(later, tasks.Steps) and later.first == 5 and len(later.numbers["action"]) == 4
+    axis = view.seen(agent, "1@5").source
+    assert axis is not None and axis.kind == "trajectory" and list(axis.numbers) == ["return", "state", "action"]
     for wrong in ("1@0", "1@99", "1@x"):
         with pytest.raises(DataError, match="the episode has steps 1 to"):
             agent.look(wrong)

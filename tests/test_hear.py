@@ -20,7 +20,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from qkv import config, spec, tasks
+from qkv import config, spec, tasks, view
 from qkv.cli import main
 from qkv.data import corpora, frames, generated
 from qkv.data.audio import LogMel
@@ -434,6 +434,8 @@ def test_a_listener_learns_and_is_asked_from_the_command_line(folder: Path) -> N
     looked = runner.look(files[1])
     assert isinstance(looked.perceived, tasks.Sound) and len(looked.perceived.samples) == len(said("high mid"))
     assert " ".join(word.text for word in looked.words) == looked.answer.text
+    axis = view.seen(runner, files[1]).source
+    assert axis is not None and axis.words == looked.words and any(name.endswith(" s high") for name in axis.tokens)
     assert all(0 <= word.start < word.end <= len(looked.perceived.samples) / RATE + 0.05 for word in looked.words)
     shell = CliRunner()
     found = shell.invoke(main, ["run", str(folder / "run"), files[0], str(folder / "absent.wav"), files[1]])

@@ -24,6 +24,7 @@ from torch.nn import functional
 from qkv import spec
 from qkv.errors import QkvError, StorageError
 from qkv.lens import Intervene, Recorder, Trace, knock_out, look, report, trace_of
+from qkv.lens.speech import Span
 from qkv.models import build
 from qkv.presets import encoder_decoder
 from qkv.view import Run, axes, document, overview, page
@@ -261,7 +262,16 @@ def test_axes_of_images_sounds_and_trajectories() -> None:
     assert heard["audio"]["seconds"] == 1.0 and heard["tokens"][25] == "0.50 s"
     peaks = kept(blocks.bytes(), heard["audio"]["peaks"])
     assert peaks.shape == (2000, 2) and peaks[:, 0].min() == samples.min() and peaks[:, 1].max() == samples.max()
-    assert axes.trajectory(2).described(blocks)["tokens"][3:] == ["return 2", "state 2", "action 2"]
+    said = axes.audio(samples, 16_000, 50, 0.02, [Span("one", 0.1, 0.31), Span("two", 0.31, 0.4)]).described(blocks)
+    assert said["audio"]["words"] == [["one", 0.1, 0.31], ["two", 0.31, 0.4]] and said["audio"]["samples"] == 16_000
+    assert said["tokens"][4:6] == ["0.08 s", "0.10 s one"] and said["tokens"][15:21:5] == ["0.30 s two", "0.40 s"]
+    held = {"state": torch.randn(2, 4), "action": torch.tensor([[0.0], [1.0]])}
+    acted = axes.trajectory(["state 5", "action 5", "state 6", "action 6"], held, first=4).described(blocks)
+    assert acted["trajectory"]["kinds"] == ["state", "action"] and acted["trajectory"]["first"] == 4
+    for kind, numbers in held.items():
+        assert numpy.array_equal(kept(blocks.bytes(), acted["trajectory"]["numbers"][kind]), numbers.numpy())
+    with pytest.raises(QkvError, match="3 positions and numbers of shapes .* given; expected one a kind and step"):
+        axes.trajectory(["a", "b", "c"], held)
     assert numpy.array_equal(kept(blocks.bytes(), seen["image"]["pixels"]), pixels.numpy())
 
 

@@ -39,8 +39,11 @@ function start(look: Look): void {
     if (wished && fromAddress(look, wished)) return;
     const { at, head } = run.mostTelling();
     // Of a long text the last token is asked about, of a short one the second.
-    const queries = run.attentions[at]?.queries ?? 0;
-    look.choose({ at, head, row: queries > 64 ? queries - 1 : 1 });
+    const attention = run.attentions[at];
+    const queries = attention?.queries ?? 0;
+    // An agent chose its last action when it saw its last state, the position before that action.
+    const acting = attention && run.axis(attention.described.queries)?.trajectory;
+    look.choose({ at, head, row: acting ? queries - 2 : queries > 64 ? queries - 1 : 1 });
   };
   const loading = Promise.all(look.runs.map((one) => look.load(one)));
   loading.catch((problem: Error) => { look.error.value = problem.message; });

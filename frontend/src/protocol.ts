@@ -7,12 +7,16 @@ export interface Block {
   scale?: Block;
 }
 
+/**
+ * samples: how many the sound has. words: each word of the answer, with the seconds at which it begins and ends.
+ * first: the number of the first step, from 0. numbers: what each kind of position holds, (steps, numbers).
+ */
 export interface Axis {
   kind: "text" | "image" | "audio" | "trajectory";
   tokens: string[];
   image?: { rows: number; columns: number; leading: number; pixels: Block };
-  audio?: { peaks: Block; seconds: number; leading: number; per_token: number };
-  trajectory?: { kinds: string[] };
+  audio?: { peaks: Block; samples: number; seconds: number; leading: number; per_token: number; words?: [string, number, number][] };
+  trajectory?: { kinds: string[]; first: number; numbers: Record<string, Block> };
 }
 
 export type Side = "source" | "target";

@@ -36,7 +36,7 @@ for (const colorScheme of ["light", "dark"]) {
 
   test(`pictures and long texts, ${colorScheme}`, async () => {
     const all = [];
-    for (const [name, made] of [["access-image", perceived("image")], ["access-long", large(96, 2, 2, 8)]]) {
+    for (const [name, made] of [["access-image", perceived("image")], ["access-audio", perceived("audio")], ["access-trajectory", perceived("trajectory")], ["access-long", large(96, 2, 2, 8)]]) {
       const page = await visit(browser, (await written(name, made)).address, { colorScheme });
       await page.evaluate(axe);
       for (const tab of await page.locator("[role=tab]").all()) {

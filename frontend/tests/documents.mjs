@@ -118,8 +118,8 @@ export function perceived(kind) {
   const [blocks, next] = [new Blocks(), random(3)];
   const axes = {
     image: { tokens: ["<1>", ...Array.from({ length: 9 }, (_, i) => `${Math.floor(i / 3) + 1},${(i % 3) + 1}`)], image: { rows: 3, columns: 3, leading: 1, pixels: blocks.add(Array.from({ length: 27 * 27 * 3 }, () => next() * 255), [27, 27, 3], "uint8") } },
-    audio: { tokens: Array.from({ length: 20 }, (_, i) => `${(i * 0.1).toFixed(2)} s`), audio: { peaks: blocks.add(Array.from({ length: 200 }, (_, i) => (i % 2 ? 1 : -1) * next()), [100, 2]), seconds: 2, leading: 0, per_token: 0.1 } },
-    trajectory: { tokens: Array.from({ length: 12 }, (_, i) => `${["return", "state", "action"][i % 3]} ${Math.floor(i / 3) + 1}`), trajectory: { kinds: ["return", "state", "action"] } },
+    audio: { tokens: Array.from({ length: 20 }, (_, i) => `${(i * 0.1).toFixed(2)} s${i === 9 ? " two" : i === 12 ? " three" : ""}`), audio: { peaks: blocks.add(Array.from({ length: 200 }, (_, i) => (i % 2 ? 1 : -1) * next()), [100, 2]), samples: 16000, seconds: 2, leading: 0, per_token: 0.1, words: [["one", 0.2, 0.55], ["incomprehensible", 0.6, 0.7], ["two", 0.72, 1.1], ["three", 1.12, 1.9]] } },
+    trajectory: { tokens: Array.from({ length: 12 }, (_, i) => `${["return", "state", "action"][i % 3]} ${Math.floor(i / 3) + 1}`), trajectory: { kinds: ["return", "state", "action"], first: 36, numbers: { return: blocks.add([9, 8, 7, 6], [4, 1]), state: blocks.add(Array.from({ length: 16 }, next), [4, 4]), action: blocks.add([0, 1, 1, 0], [4, 1]) } } },
   };
   const axis = { kind, ...axes[kind] };
   const length = axis.tokens.length;

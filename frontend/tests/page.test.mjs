@@ -161,6 +161,22 @@ for (const kind of ["image", "audio", "trajectory"]) {
       await picture.click({ position: { x: 10, y: 10 } });
       assert.match(await text(page, "#cell-title"), /^1,1 asks/);
     }
+    if (kind === "audio") {
+      assert.match(await picture.getAttribute("aria-label"), /Heard in it: one at 0\.20 s, incomprehensible at 0\.60 s, two at 0\.72 s, three at 1\.12 s\./);
+      const { width } = await picture.boundingBox();
+      await picture.click({ position: { x: (width * 0.95) / 2, y: 60 } });
+      assert.match(await text(page, "#cell-title"), /^0\.90 s two asks/);
+      await picture.hover({ position: { x: (width * 1.25) / 2, y: 60 } });
+      assert.match(await picture.getAttribute("title"), /^1\.20 s three: \d/);
+      assert.match(await text(page, "figcaption"), /Words stand where the model itself shows to have heard them\. The waveform: the lowest and the highest sample of each of 100 stretches\./);
+    }
+    if (kind === "trajectory") {
+      assert.match(await text(page, "figcaption"), /Of each state 4 numbers, each in its own range\./);
+      await picture.click({ position: { x: 84 + 30 * 2 + 5, y: 54 + 10 } }); // the third step's state
+      assert.match(await text(page, "#cell-title"), /^state 3 asks/);
+      await picture.hover({ position: { x: 84 + 5, y: 2 * 54 + 10 } });
+      assert.match(await picture.getAttribute("title"), /^action 1: \d/);
+    }
     assert.deepEqual(page.wrong, []);
     await page.close();
   });
@@ -180,6 +196,8 @@ test("text from right to left, and of wide signs", async () => {
   const chinese = ["\u732b", "\u5750", "\u4e0b", "</s>"];
   const page = await visit(browser, (await written("arabic", translation({ source: arabic, answer: chinese }))).address);
   assert.equal(await page.locator(".tokens li").first().getAttribute("dir"), "auto");
+  const [one, two] = await Promise.all([0, 1].map((i) => page.locator(".tokens li").nth(i).boundingBox()));
+  assert.ok(one.x > two.x, "what it read begins at the right");
   await page.locator("[data-tab=alignment]").click();
   const download = page.waitForEvent("download");
   await page.locator("button", { hasText: "SVG" }).first().click();

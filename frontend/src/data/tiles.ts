@@ -31,6 +31,9 @@ export class Tiles {
   /** Whether single cells can be seen. */
   get deep(): boolean { return this.here || this.live; }
 
+  /** Whether there are tiles where a pixel holds so many cells. */
+  tiled(per: number): boolean { return this.here || (this.live && Math.log2(per) + 0.01 < farthest + 1); }
+
   private whole(): Small | null {
     const { overview } = this.attention.tensors;
     const at = this.attention.described.overview_heads?.indexOf(this.head) ?? this.head;

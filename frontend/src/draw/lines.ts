@@ -1,6 +1,6 @@
 // Tokens and lines: who asks on one side, who answers on the other, a line as strong as its weight.
 import type { Palette } from "./palette";
-import { label, widest, widthOf, type Drawing, type Pen } from "./pen";
+import { cut, label, widest, widthOf, type Drawing, type Pen } from "./pen";
 
 export interface Line { query: number; key: number; weight: number; strong: boolean }
 export interface Lines {
@@ -62,7 +62,7 @@ function name(pen: Pen, text: string, x: number, y: number, align: CanvasTextAli
   pen.textAlign = align;
   pen.font = label(13, bold);
   pen.fillStyle = colour;
-  pen.fillText(text, x, y, most);
+  pen.fillText(cut(text, most, pen.font), x, y);
 }
 
 interface Across {

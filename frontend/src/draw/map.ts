@@ -3,7 +3,7 @@ import type { Small } from "../data/pooling";
 import { side, type Tile, type Tiles } from "../data/tiles";
 import { pixels } from "./matrix";
 import type { Palette } from "./palette";
-import { digits, label, type Drawing, type Pen } from "./pen";
+import { cut, digits, label, type Drawing, type Pen } from "./pen";
 import { along, readable, rgb } from "./ramp";
 
 // Weights along a long context are small: here colour goes by their fourth root.
@@ -113,7 +113,7 @@ function ticks(pen: Pen, { window: { row, column, per }, size, queries, keys, ch
     pen.font = label(12, at === chosen.row);
     pen.fillStyle = at === chosen.row ? colours.query : colours.muted;
     pen.textAlign = "right";
-    pen.fillText(text(queries, at), margin.left - 6, margin.top + (at + 0.5 - row) / per, margin.left - 10);
+    pen.fillText(cut(text(queries, at), margin.left - 10, pen.font), margin.left - 6, margin.top + (at + 0.5 - row) / per);
   }
   for (const at of marks(column, tiles.attention.keys)) {
     pen.font = label(12, at === chosen.column);
@@ -122,7 +122,7 @@ function ticks(pen: Pen, { window: { row, column, per }, size, queries, keys, ch
     pen.translate(margin.left + (at + 0.5 - column) / per, margin.top - 6);
     pen.rotate(-Math.PI / 2);
     pen.textAlign = "left";
-    pen.fillText(text(keys, at), 0, 0, margin.top - 10);
+    pen.fillText(cut(text(keys, at), margin.top - 10, pen.font), 0, 0);
     pen.restore();
   }
 }

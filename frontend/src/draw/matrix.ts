@@ -2,7 +2,7 @@
 import type { Attention, Show } from "../data/attention";
 import { largest } from "../numbers";
 import type { Palette } from "./palette";
-import { digits, label, widest, type Drawing, type Pen } from "./pen";
+import { cut, digits, label, widest, type Drawing, type Pen } from "./pen";
 import { along, css, readable, rgb, word, words } from "./ramp";
 
 export interface At { row: number; column: number }
@@ -14,11 +14,14 @@ export interface Plane {
   extent: number;
   show: Show;
   image: HTMLCanvasElement | null;
+  /** How many cells a pixel of the image stands for, down and across: the one that is furthest from 0. */
+  pooled: readonly [number, number];
 }
-export interface Place { left: number; top: number; size: number; turned: boolean; width: number; height: number }
+/** wide, high: of a cell, in pixels. */
+export interface Place { left: number; top: number; wide: number; high: number; turned: boolean; width: number; height: number }
 
 /** What a picture of one head shows, with its pixels where cells are too small to be drawn one by one. */
-export function plane(attention: Attention, head: number, show: Show, dark: boolean, small: boolean): Plane {
+export function plane(attention: Attention, head: number, show: Show, dark: boolean, small: boolean, pooled: readonly [number, number] = [1, 1]): Plane {
   const { scores, weights } = attention.matrix(head);
   const { queries: rows, keys: columns } = attention;
   const values = show === "scores" ? scores : new Float32Array(rows * columns);
@@ -29,10 +32,33 @@ export function plane(attention: Attention, head: number, show: Show, dark: bool
     }
   }
   const extent = largest(values);
-  return { rows, columns, values, extent, show, image: small ? pixels({ rows, columns, values, extent, show }, dark) : null };
+  const made = pooled[0] * pooled[1] > 1 ? furthest(rows, columns, values, pooled) : { rows, columns, values };
+  return { rows, columns, values, extent, show, pooled, image: small ? pixels({ ...made, extent, show }, dark) : null };
 }
 
-export function pixels({ rows, columns, values, extent, show }: Omit<Plane, "image">, dark: boolean): HTMLCanvasElement {
+/** Of each down x across cells the one that is furthest from 0. */
+export function furthest(rows: number, columns: number, values: Float32Array, [down, across]: readonly [number, number]) {
+  const [high, wide] = [Math.ceil(rows / down), Math.ceil(columns / across)];
+  const found = new Float32Array(high * wide).fill(NaN);
+  for (let row = 0, at = 0; row < rows; row += 1) {
+    const begin = Math.floor(row / down) * wide;
+    for (let column = 0; column < columns; column += 1, at += 1) {
+      const value = values[at];
+      if (value !== value) continue;
+      const to = begin + Math.floor(column / across);
+      if (!(Math.abs(value) <= Math.abs(found[to]))) found[to] = value;
+    }
+  }
+  return { rows: high, columns: wide, values: found };
+}
+
+/** How many cells lie on one pixel of the screen, down and across. */
+export function onPixel({ wide, high }: Place, ratio = window.devicePixelRatio || 1): readonly [number, number] {
+  const count = (size: number) => Math.max(1, Math.ceil(1 / (size * ratio) - 0.05));
+  return [count(high), count(wide)];
+}
+
+export function pixels({ rows, columns, values, extent, show }: Pick<Plane, "rows" | "columns" | "values" | "extent" | "show">, dark: boolean): HTMLCanvasElement {
   const canvas = document.createElement("canvas");
   canvas.width = columns;
   canvas.height = rows;
@@ -51,11 +77,21 @@ export function pixels({ rows, columns, values, extent, show }: Omit<Plane, "ima
 export function layOut(rows: number, columns: number, rowLabels: string[], columnLabels: string[], room: number, roomBelow: number): Place {
   const left = Math.min(widest(rowLabels) + 16, 180);
   const keyWidth = Math.min(widest(columnLabels), 130);
-  const space = Math.min((room - left - 12) / columns, roomBelow / rows);
+  const [across, below] = [(room - left - 12) / columns, roomBelow / rows];
+  const space = Math.min(across, below);
   const size = space >= 3 ? Math.min(64, Math.floor(space)) : Math.max(space, 0.05);
-  const turned = keyWidth + 6 > size;
+  // Cells are squares, but for a few queries that face very many keys, or the other way round.
+  const long = (most: number) => (rows === columns || size >= 12 ? size : Math.max(size, Math.min(16, most)));
+  const [wide, high] = [long(across), long(below)];
+  const turned = keyWidth + 6 > wide;
   const top = turned ? keyWidth + 14 : 26;
-  return { left, top, size, turned, width: Math.ceil(left + size * columns + 12), height: Math.ceil(top + size * rows + 4) };
+  return { left, top, wide, high, turned, width: Math.ceil(left + wide * columns + 12), height: Math.ceil(top + high * rows + 4) };
+}
+
+/** The cell at a point of a picture, if there is one. */
+export function cellAt({ left, top, wide, high }: Place, rows: number, columns: number, x: number, y: number): At | null {
+  const [row, column] = [Math.floor((y - top) / high), Math.floor((x - left) / wide)];
+  return row >= 0 && column >= 0 && row < rows && column < columns ? { row, column } : null;
 }
 
 interface Scene {
@@ -75,7 +111,7 @@ export function matrixDrawing(scene: Scene): Drawing {
     width: place.width,
     height: place.height,
     paint(pen) {
-      if (shown.image) pen.image(shown.image, place.left, place.top, place.size * shown.columns, place.size * shown.rows);
+      if (shown.image) pen.image(shown.image, place.left, place.top, place.wide * shown.image.width * shown.pooled[1], place.high * shown.image.height * shown.pooled[0]);
       else cells(pen, scene);
       const at = pointed ?? chosen;
       labels(pen, scene, at);
@@ -85,64 +121,67 @@ export function matrixDrawing(scene: Scene): Drawing {
   };
 }
 
-function cells(pen: Pen, { plane: { rows, columns, values, extent, show }, place: { left, top, size }, colours, dark }: Scene): void {
+function cells(pen: Pen, { plane: { rows, columns, values, extent, show }, place: { left, top, wide, high }, colours, dark }: Scene): void {
+  const size = Math.min(wide, high);
   const gap = size >= 12 ? 1 : 0;
   for (let row = 0; row < rows; row += 1) {
     for (let column = 0; column < columns; column += 1) {
       const value = values[row * columns + column];
-      const [x, y] = [left + column * size, top + row * size];
+      const [x, y] = [left + column * wide, top + row * high];
       if (Number.isNaN(value)) {
         const dot = size >= 12 ? 3 : 1;
         pen.fillStyle = colours.quiet;
-        pen.fillRect(x + (size - gap - dot) / 2, y + (size - gap - dot) / 2, dot, dot);
+        pen.fillRect(x + (wide - gap - dot) / 2, y + (high - gap - dot) / 2, dot, dot);
         continue;
       }
       const parts = rgb(along(show, value, extent), dark);
       pen.fillStyle = css(parts);
-      pen.fillRect(x, y, size - gap, size - gap);
+      pen.fillRect(x, y, wide - gap, high - gap);
       if (size < 34) continue;
       pen.fillStyle = readable(parts);
       pen.font = digits(size >= 46 ? 12 : 10);
       pen.textAlign = "center";
       pen.textBaseline = "middle";
       const text = show === "weights" ? value.toFixed(2).replace(/^0/, "") : value.toFixed(size >= 46 ? 2 : 1);
-      pen.fillText(text, x + (size - gap) / 2, y + size / 2);
+      pen.fillText(text, x + (wide - gap) / 2, y + high / 2);
     }
   }
 }
 
-function labels(pen: Pen, { rowLabels, columnLabels, place: { left, top, size, turned }, colours }: Scene, at: At): void {
-  const every = Math.max(1, Math.ceil(13 / size));
+function labels(pen: Pen, { rowLabels, columnLabels, place: { left, top, wide, high, turned }, colours }: Scene, at: At): void {
   // Where there is no room for every label, the chosen one pushes its neighbours away.
-  const skipped = (i: number, chosen: number) => i !== chosen && (i % every !== 0 || Math.abs(i - chosen) < every);
+  const skips = (size: number, chosen: number) => {
+    const every = Math.max(1, Math.ceil(13 / size));
+    return (i: number) => i !== chosen && (i % every !== 0 || Math.abs(i - chosen) < every);
+  };
+  const [rowSkipped, columnSkipped] = [skips(high, at.row), skips(wide, at.column)];
   pen.textBaseline = "middle";
   rowLabels.forEach((text, row) => {
-    if (skipped(row, at.row)) return;
+    if (rowSkipped(row)) return;
     pen.font = label(13, row === at.row);
     pen.fillStyle = row === at.row ? colours.query : colours.muted;
     pen.textAlign = "right";
-    pen.fillText(text, left - 8, top + row * size + size / 2, left - 10);
+    pen.fillText(cut(text, left - 10, pen.font), left - 8, top + (row + 0.5) * high);
   });
   columnLabels.forEach((text, column) => {
-    if (skipped(column, at.column)) return;
+    if (columnSkipped(column)) return;
     pen.font = label(13, column === at.column);
     pen.fillStyle = column === at.column ? colours.key : colours.muted;
     pen.save();
-    pen.translate(left + column * size + size / 2, top - 8);
+    pen.translate(left + (column + 0.5) * wide, top - 8);
     if (turned) pen.rotate(-Math.PI / 2);
     pen.textAlign = turned ? "left" : "center";
     pen.textBaseline = turned ? "middle" : "alphabetic";
-    pen.fillText(text, 0, 0, 130);
+    pen.fillText(cut(text, 130, pen.font), 0, 0);
     pen.restore();
   });
 }
 
-function outline(pen: Pen, { left, top, size }: Place, { row, column }: At, style: string, width: number): void {
-  const gap = size >= 12 ? 1 : 0;
-  const side = Math.max(size - gap, 3) + 2;
+function outline(pen: Pen, { left, top, wide, high }: Place, { row, column }: At, style: string, width: number): void {
+  const gap = Math.min(wide, high) >= 12 ? 1 : 0;
   pen.strokeStyle = style;
   pen.lineWidth = width;
-  pen.strokeRect(left + column * size - 1, top + row * size - 1, side, side);
+  pen.strokeRect(left + column * wide - 1, top + row * high - 1, Math.max(wide - gap, 3) + 2, Math.max(high - gap, 3) + 2);
 }
 
 /** The colours of a picture, and which numbers they stand for. */

@@ -9,7 +9,7 @@ export interface Pen {
   textBaseline: CanvasTextBaseline;
   fillRect(x: number, y: number, width: number, height: number): void;
   strokeRect(x: number, y: number, width: number, height: number): void;
-  fillText(text: string, x: number, y: number, most?: number): void;
+  fillText(text: string, x: number, y: number): void;
   beginPath(): void;
   moveTo(x: number, y: number): void;
   lineTo(x: number, y: number): void;
@@ -46,6 +46,18 @@ export function widthOf(text: string, font = label()): number {
     widths.set(id, found);
   }
   return found;
+}
+
+/** A text, or as much of its beginning as there is room for. */
+export function cut(text: string, room: number, font = label()): string {
+  if (widthOf(text, font) <= room) return text;
+  const signs = [...text];
+  let [fits, not] = [0, signs.length];
+  while (not - fits > 1) {
+    const middle = (fits + not) >> 1;
+    if (widthOf(`${signs.slice(0, middle).join("")}\u2026`, font) <= room) fits = middle; else not = middle;
+  }
+  return `${signs.slice(0, fits).join("").trimEnd()}\u2026`;
 }
 
 export const widest = (texts: string[], font = label()): number => {

@@ -1,7 +1,7 @@
 // Rows of bars, one for each dimension or for each key; and curves along a context.
 import { largest } from "../numbers";
 import type { Colour, Palette } from "./palette";
-import { label, type Drawing, type Pen } from "./pen";
+import { cut, label, widthOf, type Drawing, type Pen } from "./pen";
 
 /** Bars up and down from a middle line, one for each dimension; `behind` is drawn pale under them. */
 export function stripDrawing(
@@ -34,7 +34,7 @@ export function stripDrawing(
   };
 }
 
-/** A bar for the share of each key, the chosen one named. */
+/** A bar for the share of each key, the chosen one named, and others where there is room. */
 export function sharesDrawing(tokens: string[], weights: ArrayLike<number>, chosen: number, width: number, colours: Palette): Drawing {
   const step = Math.min(width / tokens.length, 64);
   const greatest = largest(weights);
@@ -46,15 +46,23 @@ export function sharesDrawing(tokens: string[], weights: ArrayLike<number>, chos
         const tall = Math.max(greatest > 0 ? (weights[i] / greatest) * 46 : 0, 0.75);
         pen.fillStyle = i === chosen ? colours.key : colours.quiet;
         pen.fillRect(i * step + step * 0.12, 48 - tall, Math.max(step * 0.76, 1), tall);
-        if (step < 12 && i !== chosen) continue;
-        pen.fillStyle = i === chosen ? colours.key : colours.muted;
-        pen.font = label(12, i === chosen);
-        pen.textBaseline = "top";
-        const room = Math.max(step - 2, 24);
-        const x = i * step + step / 2;
-        pen.textAlign = x < room ? "left" : x > width - room ? "right" : "center";
-        pen.fillText(tokens[i], pen.textAlign === "left" ? x - step / 2 : pen.textAlign === "right" ? x + step / 2 : x, 51, i === chosen ? 120 : room);
       }
+      pen.textBaseline = "top";
+      pen.textAlign = "left";
+      const taken: [number, number][] = [];
+      const name = (i: number, room: number) => {
+        pen.font = label(12, i === chosen);
+        const text = cut(tokens[i], room, pen.font);
+        const wide = widthOf(text, pen.font);
+        const left = Math.max(0, Math.min(width - wide, (i + 0.5) * step - wide / 2));
+        if (taken.some(([from, to]) => left < to + 5 && left + wide > from - 5)) return;
+        taken.push([left, left + wide]);
+        pen.fillStyle = i === chosen ? colours.key : colours.muted;
+        pen.fillText(text, left, 51);
+      };
+      name(chosen, 160);
+      const every = Math.max(1, Math.ceil(14 / step));
+      for (let i = 0; i < weights.length; i += every) if (i !== chosen) name(i, Math.max(step - 3, 70));
     },
   };
 }

@@ -2,7 +2,7 @@
 import { useMemo, useState } from "preact/hooks";
 import type { Attention } from "../data/attention";
 import type { Run } from "../data/run";
-import { layOut, matrixDrawing, pixels, plane, type Plane } from "../draw/matrix";
+import { furthest, layOut, matrixDrawing, onPixel, pixels, plane, type Plane } from "../draw/matrix";
 import { palette } from "../draw/palette";
 import { allShown, largest, percent, short, shown } from "../numbers";
 import { useLook, type Cell } from "../state";
@@ -75,7 +75,8 @@ function Matrix({ rows, columns, plane: values, title, cell, onChoose }: Shown) 
   const dark = look.dark.value;
   const [box, width] = useWidth<HTMLDivElement>(500);
   const place = layOut(rows.length, columns.length, rows, columns, Math.max(width, 260), 460);
-  const shownPlane = place.size < 8 && !values.image ? { ...values, image: pixels(values, dark) } : values;
+  const pooled = onPixel(place);
+  const shownPlane = Math.min(place.wide, place.high) < 8 ? { ...values, pooled, image: pixels({ ...values, ...furthest(values.rows, values.columns, values.values, pooled) }, dark) } : values;
   const drawing = matrixDrawing({ plane: shownPlane, place, rowLabels: rows, columnLabels: columns, chosen: cell, pointed: null, colours: palette(dark), dark });
   const clamp = (at: Cell) => onChoose({ row: Math.max(0, Math.min(rows.length - 1, at.row)), column: Math.max(0, Math.min(columns.length - 1, at.column)) });
   const keys = (event: KeyboardEvent) => {
@@ -88,7 +89,7 @@ function Matrix({ rows, columns, plane: values, title, cell, onChoose }: Shown) 
   return (
     <div ref={box}>
       <div class="picture"><Picture drawing={drawing} class="matrix" tabIndex={0} role="application" aria-roledescription="matrix" aria-label={`${title}. ${rows[cell.row]} to ${columns[cell.column]}: ${short(value)}. Arrow keys move.`} onKeyDown={keys}
-        onClick={(event: MouseEvent) => clamp({ row: Math.floor((event.offsetY - place.top) / place.size), column: Math.floor((event.offsetX - place.left) / place.size) })} /></div>
+        onClick={(event: MouseEvent) => clamp({ row: Math.floor((event.offsetY - place.top) / place.high), column: Math.floor((event.offsetX - place.left) / place.wide) })} /></div>
       <p class="legend"><span><b class="query" dir="auto">{rows[cell.row]}</b> {"\u2192"} <b class="key" dir="auto">{columns[cell.column]}</b>: {short(value)}</span> <Exports drawing={() => drawing} name={title} /></p>
     </div>
   );
@@ -105,7 +106,7 @@ function Difference({ both: [a, b], cell, onChoose }: { both: Chosen[]; cell: Ce
   const values = useMemo((): Plane => {
     const [one, other] = [a, b].map(({ attention, head }) => attention.matrix(head).weights);
     const difference = one.map((weight, at) => weight - other[at]);
-    return { rows: a.attention.queries, columns: a.attention.keys, values: difference, extent: largest(difference), show: "scores", image: null };
+    return { rows: a.attention.queries, columns: a.attention.keys, values: difference, extent: largest(difference), show: "scores", image: null, pooled: [1, 1] };
   }, [a.attention, a.head, b.attention, b.head]);
   return (
     <section class="wide">

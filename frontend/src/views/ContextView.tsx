@@ -95,6 +95,9 @@ function Map({ tiles }: { tiles: Tiles }) {
     event.preventDefault();
     event.stopPropagation();
   };
+  // Where no tiles are to be had, the overview's parts are larger than pixels.
+  const part = (all: number, parts: number) => Math.max(view.per, tiles.tiled(view.per) || !parts ? 1 : all / parts);
+  const finest = [part(attention.queries, tiles.overview?.rows ?? 0), part(attention.keys, tiles.overview?.columns ?? 0)].map(short).join(" \u00d7 ");
   const go = (per: number) => setView(held({ per: Math.min(whole, per), row: chosen.row - (size * per) / 2, column: chosen.column - (size * per) / 2 }));
   return (
     <div class="map-box" ref={box}>
@@ -103,7 +106,7 @@ function Map({ tiles }: { tiles: Tiles }) {
         <button type="button" class="small" onClick={() => zoom(2)} aria-label="Zoom out">{"\u2212"}</button>
         <button type="button" class="small" onClick={() => setView({ row: 0, column: 0, per: whole })}>All</button>
         {tiles.deep && <button type="button" class="small" onClick={() => go(1 / 30)}>Single cells at the choice</button>}
-        <span class="muted">{view.per >= 1 ? `each pixel shows the largest of ${short(view.per)} \u00d7 ${short(view.per)} cells` : "single cells"}{tiles.deep ? "" : "; closer than this needs a live host"}; colour by the fourth root of the weight</span>
+        <span class="muted">{view.per >= 1 ? `each pixel shows the largest of ${finest} cells` : "single cells"}{tiles.deep ? "" : "; closer than this needs a live host"}; colour by the fourth root of the weight</span>
         <Exports drawing={() => drawing} name={`${attention.place} head ${head} map`} />
       </div>
       <Picture drawing={drawing} class="map" tabIndex={0} role="application" aria-roledescription="map of the attention" aria-label={`Map of ${attention.place}, head ${head}. Plus and minus zoom, arrow keys move the chosen cell, 0 shows all. Chosen: query ${chosen.row}, key ${chosen.column}. The tables below hold the numbers.`}

@@ -1,7 +1,11 @@
 // What was asked and what was answered; answers can be chosen.
-import { percent, shown } from "../numbers";
+import { useMemo } from "preact/hooks";
+import type { Pen } from "../draw/pen";
+import { percent, rightToLeft, shown } from "../numbers";
 import { useLook } from "../state";
 import type { Answer, Axis } from "../protocol";
+import { canvasOf } from "./AxisPicture";
+import { Picture, useTensor } from "./Picture";
 
 const most = 160;
 
@@ -26,7 +30,7 @@ function Read({ title, axis }: { title: string; axis: Axis }) {
   const { row, column } = look.cell.value;
   if (axis.kind === "image" || axis.kind === "audio") {
     const words = axis.image ? `a picture of ${axis.image.rows} \u00d7 ${axis.image.columns} patches` : `a sound of ${axis.audio?.seconds.toFixed(1)} s in ${axis.tokens.length} positions`;
-    return <div class="read"><h2>{title}</h2><p>{words}</p></div>;
+    return <div class="read"><h2>{title}</h2>{axis.image && <Seen axis={axis} />}<p>{words}</p></div>;
   }
   const isKeys = attention && run.axis(attention.described.keys) === axis;
   const isQueries = attention && run.axis(attention.described.queries) === axis;
@@ -34,13 +38,27 @@ function Read({ title, axis }: { title: string; axis: Axis }) {
   return (
     <div class="read">
       <h2>{title}{axis.tokens.length > most ? ` (${axis.tokens.length.toLocaleString("en")} tokens; here ${from} to ${from + most - 1})` : ""}</h2>
-      <ol class={axis.tokens.length > 40 ? "tokens many" : "tokens"} tabIndex={axis.tokens.length > 40 ? 0 : undefined} aria-label={title}>
+      <ol class={axis.tokens.length > 40 ? "tokens many" : "tokens"} dir={rightToLeft(axis.tokens) ? "rtl" : undefined} tabIndex={axis.tokens.length > 40 ? 0 : undefined} aria-label={title}>
         {axis.tokens.slice(from, from + most).map((text, i) => (
           <li key={from + i} dir="auto" class={`${isKeys && from + i === column ? "is-key" : ""} ${isQueries && from + i === row ? "is-query" : ""}`}>{shown(text)}</li>
         ))}
       </ol>
     </div>
   );
+}
+
+/** The picture as it is, without what a head makes of it. */
+function Seen({ axis }: { axis: Axis }) {
+  const look = useLook();
+  const { pixels } = axis.image as NonNullable<Axis["image"]>;
+  const tensor = useTensor(pixels, look.run.value.source);
+  const drawing = useMemo(() => {
+    const [high, wide] = pixels.shape;
+    const scale = 96 / Math.max(high, wide);
+    const picture = tensor && canvasOf(tensor);
+    return { width: wide * scale, height: high * scale, paint(pen: Pen) { if (picture) pen.image(picture, 0, 0, wide * scale, high * scale); } };
+  }, [tensor]);
+  return <Picture drawing={drawing} class="seen" role="img" aria-label="The picture it read" />;
 }
 
 function Said({ answers }: { answers: Answer[] }) {
@@ -52,7 +70,7 @@ function Said({ answers }: { answers: Answer[] }) {
   return (
     <div class="said">
       <h2>It answered{before ? ", with your changes" : ""}{answers.length > 1 ? <span class="hint"> choose a token to see why</span> : null}</h2>
-      <ol class={many ? "answers many" : "answers"} tabIndex={many ? 0 : undefined} aria-label="It answered">
+      <ol class={many ? "answers many" : "answers"} dir={rightToLeft(answers.slice(0, 200).map((one) => one.chosen[0])) ? "rtl" : undefined} tabIndex={many ? 0 : undefined} aria-label="It answered">
         {answers.slice(from, from + most).map((answer, i) => <One key={from + i} answer={answer} row={from + i} chosen={chosen === from + i} before={before?.[from + i]} />)}
       </ol>
     </div>

@@ -42,7 +42,7 @@ export function Glance() {
             <p class="muted says">less sure of it once no head could see</p>
             <ol>{why.effects.slice(0, 3).map((effect) => (
               <li key={`${effect.side} ${effect.key}`} class="glance-item">
-                <span class="glance-name"><bdi>{shown(names(effect.side)[effect.key] ?? "")}</bdi> <span class="muted">{effect.key}</span></span>
+                <span class="glance-name" dir="auto"><bdi>{shown(names(effect.side)[effect.key] ?? "")}</bdi> <span class="muted">{effect.key}</span></span>
                 <span class="glance-bar" style={{ "--share": `${effect.p_without * 100}%` }} />
                 <span class="glance-number">{percent(effect.p_without)}</span>
               </li>))}
@@ -66,7 +66,7 @@ function Part({ name, title, says, items }: { name: string; title: string; says:
         {items.map(({ name: text, share, text: figure, column }) => (
           <li key={column}>
             <button type="button" class="glance-item" onClick={() => look.choose({ row: look.seen.value.row, column })}>
-              <span class="glance-name"><bdi>{text}</bdi> <span class="muted">{column}</span></span>
+              <span class="glance-name" dir="auto"><bdi>{text}</bdi> <span class="muted">{column}</span></span>
               <span class="glance-bar" style={{ "--share": `${Math.max(0, Math.min(1, share)) * 100}%` }} />
               <span class="glance-number">{figure}</span>
             </button>

@@ -2,7 +2,7 @@
 import { useMemo } from "preact/hooks";
 import type { Attention, Show } from "../data/attention";
 import { ranked } from "../data/run";
-import { legendDrawing, layOut, matrixDrawing, plane } from "../draw/matrix";
+import { cellAt, legendDrawing, layOut, matrixDrawing, onPixel, plane } from "../draw/matrix";
 import { downDrawing, lineHeight, type Line } from "../draw/lines";
 import { palette } from "../draw/palette";
 import type { Answer } from "../protocol";
@@ -99,15 +99,13 @@ function MatrixPicture({ attention, width }: { attention: Attention; width: numb
     const names = { rows: rowLabels(look, attention), columns: allShown(run.keyTokens(attention)) };
     return { ...names, place: layOut(attention.queries, attention.keys, names.rows, names.columns, Math.max(width, 280), Math.max(340, window.innerHeight - 480)) };
   }, [attention, run, width]);
-  const shownPlane = useMemo(() => plane(attention, head, show, dark, place.size < 8), [attention, head, show, dark, changes, place.size < 8]);
+  const small = Math.min(place.wide, place.high) < 8;
+  const [down, across] = onPixel(place);
+  const shownPlane = useMemo(() => plane(attention, head, show, dark, small, [down, across]), [attention, head, show, dark, changes, small, down, across]);
   const [chosen, pointed] = [look.cell.value, look.pointed.value];
   const drawing = useMemo(() => matrixDrawing({ plane: shownPlane, place, rowLabels: rows, columnLabels: columns, chosen, pointed, colours: palette(dark), dark }), [shownPlane, place, chosen, pointed, dark]);
   const legend = useMemo(() => legendDrawing(show, shownPlane.extent, palette(dark), dark), [show, shownPlane, dark]);
-  const cellAt = (event: MouseEvent): Cell | null => {
-    const column = Math.floor((event.offsetX - place.left) / place.size);
-    const row = Math.floor((event.offsetY - place.top) / place.size);
-    return row >= 0 && column >= 0 && row < attention.queries && column < attention.keys ? { row, column } : null;
-  };
+  const under = (event: MouseEvent): Cell | null => cellAt(place, attention.queries, attention.keys, event.offsetX, event.offsetY);
   const point = (cell: Cell | null) => {
     const before = look.pointed.value;
     if (cell?.row !== before?.row || cell?.column !== before?.column) look.pointed.value = cell;
@@ -117,12 +115,12 @@ function MatrixPicture({ attention, width }: { attention: Attention; width: numb
       <div class="picture">
         <Picture drawing={drawing} class="matrix" tabIndex={0} role="application" aria-roledescription="matrix"
           aria-label={`${attention.place}, head ${head}. ${aloud(rows, columns, chosen, attention, head)}. Arrow keys move; the table holds the same numbers.`}
-          onPointerMove={(event) => point(cellAt(event))} onPointerLeave={() => point(null)}
-          onClick={(event) => { const cell = cellAt(event); if (cell) look.choose(cell); }} onKeyDown={(event) => moveInMatrix(event, look, attention)} />
+          onPointerMove={(event) => point(under(event))} onPointerLeave={() => point(null)}
+          onClick={(event) => { const cell = under(event); if (cell) look.choose(cell); }} onKeyDown={(event) => moveInMatrix(event, look, attention)} />
       </div>
       <div class="legend">
         <Picture drawing={legend} aria-hidden="true" />
-        <p class="muted">{shows[show]}</p>
+        <p class="muted">{shows[show]}{down * across > 1 ? ` There are more cells than pixels: of each ${down} \u00d7 ${across} cells, the one furthest from 0 is shown. The table and the tab Long context have them all.` : ""}</p>
         <Exports drawing={() => drawing} name={`${attention.place} head ${head} ${show}`} />
       </div>
     </>

@@ -53,11 +53,19 @@ export function Heads({ size: wanted }: { size?: number }) {
   return (
     <nav class="heads" ref={box} aria-label="Attention heads" onKeyDown={move}>
       <Controls />
+      {sampled(run.attentions, size) && <p class="muted small-text">{sampled(run.attentions, size)}</p>}
       {look.sort.value !== "place" && <p class="muted small-text">{explained[look.sort.value] ?? ""}, the largest first</p>}
       {look.sort.value !== "place" && <div class="ranked">{list.map((one) => <Thumbnail key={`${one.at} ${one.head}`} {...one} size={size} named />)}</div>}
       {groups.map((group) => <Group key={group} group={group} list={list.filter((one) => one.attention.group === group)} size={size} />)}
     </nav>
   );
+}
+
+/** What the small pictures leave out, in words. */
+function sampled(attentions: Attention[], size: number): string {
+  if (attentions.some((one) => !one.exact && one.described.overview)) return "Small pictures: the largest weight of each part of a matrix.";
+  if (!attentions.some((one) => one.exact && (one.queries > size || one.keys > size))) return "";
+  return `Small pictures of more than ${size} tokens: ${size} queries, evenly spread; of their neighbouring keys, the largest weight.`;
 }
 
 function Group({ group, list, size }: { group: string; list: HeadAt[]; size: number }) {

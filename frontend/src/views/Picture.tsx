@@ -1,9 +1,11 @@
 // A canvas that a drawing is painted on, and its way out: SVG and PNG.
 import type { CanvasHTMLAttributes } from "preact";
-import { useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { tensorOf, type Tensor } from "../data/blocks";
 import { palette } from "../draw/palette";
 import { paint, type Drawing } from "../draw/pen";
 import { asSvg, savePng, saveText } from "../draw/svg";
+import type { Block, Source } from "../protocol";
 import { useLook } from "../state";
 
 type Given = CanvasHTMLAttributes<HTMLCanvasElement>;
@@ -12,6 +14,16 @@ export function Picture({ drawing, ...rest }: { drawing: Drawing } & Given) {
   const canvas = useRef<HTMLCanvasElement>(null);
   useLayoutEffect(() => { if (canvas.current) paint(canvas.current, drawing); }, [drawing]);
   return <canvas ref={canvas} {...rest} />;
+}
+
+/** A tensor of the run, once it is there. */
+export function useTensor(block: Block, source: Source): Tensor | null {
+  const [found, setFound] = useState<Tensor | null>(null);
+  useEffect(() => {
+    const tensor = tensorOf(block, source);
+    if (tensor instanceof Promise) void tensor.then(setFound); else setFound(tensor);
+  }, [block, source]);
+  return found;
 }
 
 /** How wide an element is, as it changes. */

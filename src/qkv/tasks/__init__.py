@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from qkv.tasks.loading import SHIPPED, Numbers, load, load_folder
     from qkv.tasks.markup import answer_marked, without_tags
     from qkv.tasks.published import Predictor
-    from qkv.tasks.runner import Answer, Looked, Runner, Sound, with_method
+    from qkv.tasks.runner import Answer, Looked, Runner, Sound, Steps, with_method
     from qkv.tasks.wishes import Wanted, Wishes
 
 _WHERE = {
@@ -51,7 +51,7 @@ _WHERE = {
     "loading": ("SHIPPED", "Numbers", "load", "load_folder"),
     "markup": ("answer_marked", "without_tags"),
     "published": ("Predictor",),
-    "runner": ("Answer", "Looked", "Runner", "Sound", "with_method"),
+    "runner": ("Answer", "Looked", "Runner", "Sound", "Steps", "with_method"),
     "wishes": ("Wanted", "Wishes"),
 }
 _HOME = {name: home for home, names in _WHERE.items() for name in names}
@@ -82,6 +82,7 @@ __all__ = [
     "Report",
     "Runner",
     "Sound",
+    "Steps",
     "SeeRecipe",
     "Task",
     "Text",

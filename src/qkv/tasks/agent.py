@@ -14,7 +14,7 @@ import torch
 from qkv import config, lens, spec
 from qkv.data.environments import Environment, make
 from qkv.data.steps import Shown
-from qkv.data.trajectories import Trajectories
+from qkv.data.trajectories import Numbers, Trajectories
 from qkv.decoding import Decoding, Greedy
 from qkv.decoding.acting import Performance, perform
 from qkv.decoding.options import Acting
@@ -23,7 +23,7 @@ from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Tap
 from qkv.tasks import folders
 from qkv.tasks.kinds import TASKS, Task
-from qkv.tasks.runner import Answer, Looked
+from qkv.tasks.runner import Answer, Looked, Steps
 
 _AT_ONCE = 100
 
@@ -131,7 +131,17 @@ class Agent:
         steps = torch.from_numpy(self.shown.steps(_alone(played, self.shown)))
         steps[:, 1] = torch.from_numpy(played.left) / self.shown.scale
         trace = lens.look(self.model.eval(), steps[None, first:last], tap=tap)
-        return Looked(line, _answer(played), self.positions(played, first, last), [], replace(trace, logits=None))
+        held = Steps({kind: torch.from_numpy(one[first:last]) for kind, one in self.held(played).items()}, first)
+        named = self.positions(played, first, last)
+        return Looked(line, _answer(played), named, [], replace(trace, logits=None), perceived=held)
+
+    def held(self, played: Performance) -> dict[str, Numbers]:
+        """What each position of an episode holds, as it was, (steps, numbers) by kind, in their order within a step."""
+        episode = played.episode
+        states = episode.states if self.shown.shown is None else episode.states[:, list(self.shown.shown)]
+        returns = {"return": played.left} if _reads(self.model).returns else {}
+        found = {**returns, "state": states, "action": episode.actions}
+        return {kind: one.reshape(played.length, -1).astype("float32") for kind, one in found.items()}
 
     def positions(self, played: Performance, first: int, last: int) -> list[str]:
         """What to call the positions of some steps: what is still to be reached, what is seen, what is done."""

@@ -65,8 +65,17 @@ class Sound:
 
 
 @dataclass(frozen=True)
+class Steps:
+    """Steps of an agent that were read, from the step `first` on: by kind, in their order within a step, what each
+    position held, (steps, numbers)."""
+
+    numbers: dict[str, Tensor]
+    first: int
+
+
+@dataclass(frozen=True)
 class Looked:
-    """What the model saw, asked and took while it gave `answer` to `line`; the image or the sound, if it read one.
+    """What the model saw, asked and took while it gave `answer` to `line`; the image, sound or steps, if it read any.
 
     begin: the position in the target of the first token that is the model's own answer, and no begin token or prompt.
     words: of a sound, when each word of the answer was said.
@@ -79,7 +88,7 @@ class Looked:
     trace: Trace
     copied: Sequence[str] = ()
     """In words, which tokens of the answer came out of the source; of a model that copies."""
-    perceived: Picture | Sound | None = None
+    perceived: Picture | Sound | Steps | None = None
     begin: int = 1
     words: tuple[Span, ...] = ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -132,8 +133,9 @@ class Session:
 def shown(runs: Sequence[Run], line: str, *, live: bool = False) -> Document:
     """The document of one run of a line, or of two side by side; its head says what was read and what was answered."""
     answers = "; ".join(f"{textwrap.shorten(run.answer, 300, placeholder=' ...')}, by {run.name}" for run in runs)
-    title = textwrap.shorten(line, 200, placeholder=" ...")
-    return document(runs, title=title, note=f"{title} -> {answers}", live=live)
+    if any(run.source is not None and run.source.kind in ("image", "audio") for run in runs):
+        line = Path(line.strip()).name  # a file was read
+    return document(runs, title=textwrap.shorten(line, 200, placeholder=" ..."), note=answers, live=live)
 
 
 class _Asked:

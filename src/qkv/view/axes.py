@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from qkv.errors import QkvError
+from qkv.lens.speech import Span
 from qkv.view.blocks import Blocks
 
 _PEAKS = 2000  # of a waveform: about what a wide screen has pixels
@@ -20,7 +21,8 @@ class Axis:
     """The tokens of one side, in order, and what they are a picture, a sound or a trajectory of.
 
     image: (height, width, 3) uint8, whose rows x columns patches come after `leading` tokens that are no place in it.
-    audio: (samples,), of which each token covers `per_token` seconds.
+    audio: (samples,), of which each token covers `per_token` seconds. words: when each word of the answer was said.
+    numbers: what each kind of position of a step holds, (steps, numbers), by kind, in order; `first` is the first step.
     """
 
     tokens: tuple[str, ...]
@@ -32,7 +34,9 @@ class Axis:
     audio: Tensor | None = None
     seconds: float = 0.0
     per_token: float = 0.0
-    kinds: tuple[str, ...] = ()
+    words: tuple[Span, ...] = ()
+    numbers: Mapping[str, Tensor] = field(default_factory=dict)
+    first: int = 0
 
     def described(self, blocks: Blocks) -> dict[str, Any]:
         """The axis for the page."""
@@ -42,10 +46,12 @@ class Axis:
             found["image"] = {**shape, "pixels": blocks.add(self.image)}
         if self.audio is not None:
             peaks = blocks.add(_peaks(self.audio), "float32")
-            times = {"seconds": self.seconds, "per_token": self.per_token}
-            found["audio"] = {**times, "leading": self.leading, "peaks": peaks}
-        if self.kinds:
-            found["trajectory"] = {"kinds": list(self.kinds)}
+            times = {"seconds": self.seconds, "per_token": self.per_token, "leading": self.leading}
+            words = [[one.text, one.start, one.end] for one in self.words]
+            found["audio"] = {**times, "samples": len(self.audio), "peaks": peaks, "words": words}
+        if self.numbers:
+            kept = {kind: blocks.add(numbers, "float32") for kind, numbers in self.numbers.items()}
+            found["trajectory"] = {"kinds": list(self.numbers), "first": self.first, "numbers": kept}
         return found
 
 
@@ -68,16 +74,31 @@ def image(pixels: Tensor, rows: int, columns: int, leading: int = 0) -> Axis:
     return Axis(tuple(names), "image", image=pixels, rows=rows, columns=columns, leading=leading)
 
 
-def audio(samples: Tensor, rate: int, positions: int, per_token: float) -> Axis:
-    """The positions of a sound (samples,) taken `rate` times a second; each covers `per_token` seconds."""
-    names = tuple(f"{number * per_token:.2f} s" for number in range(positions))
-    return Axis(names, "audio", audio=samples, seconds=len(samples) / rate, per_token=per_token)
+def audio(samples: Tensor, rate: int, positions: int, per_token: float, words: Sequence[Span] = ()) -> Axis:
+    """The positions of a sound (samples,) taken `rate` times a second; each covers `per_token` seconds.
+
+    words: when each word of the answer was said; a position in whose middle one is heard is named by it too.
+    """
+    names = []
+    for number in range(positions):
+        middle = (number + 0.5) * per_token
+        heard = next((one.text for one in words if one.start <= middle < one.end), "")
+        names.append(f"{number * per_token:.2f} s {heard}".rstrip())
+    seconds = len(samples) / rate
+    return Axis(tuple(names), "audio", audio=samples, seconds=seconds, per_token=per_token, words=tuple(words))
 
 
-def trajectory(steps: int, kinds: Sequence[str] = ("return", "state", "action")) -> Axis:
-    """The positions of an agent's steps, each of which has one of every kind."""
-    names = [f"{kind} {step + 1}" for step in range(steps) for kind in kinds]
-    return Axis(tuple(names), "trajectory", kinds=tuple(kinds))
+def trajectory(tokens: Sequence[str], numbers: Mapping[str, Tensor], first: int = 0) -> Axis:
+    """The positions of an agent's steps from the step `first` on, each of which has one of every kind.
+
+    numbers: what the positions of each kind hold, (steps, numbers), by kind, in their order within a step.
+    Raises QkvError for another number of tokens, or of steps.
+    """
+    steps = {len(one) for one in numbers.values()}
+    if len(steps) != 1 or len(tokens) != len(numbers) * min(steps):
+        shapes = {kind: tuple(one.shape) for kind, one in numbers.items()}
+        raise QkvError(f"{len(tokens)} positions and numbers of shapes {shapes} given; expected one a kind and step")
+    return Axis(tuple(tokens), "trajectory", numbers=dict(numbers), first=first)
 
 
 def _peaks(samples: Tensor) -> Tensor:

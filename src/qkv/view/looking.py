@@ -16,7 +16,7 @@ from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Tap
 from qkv.tasks.agent import Agent
 from qkv.tasks.published import Predictor
-from qkv.tasks.runner import LONGEST, Looked, Picture, Runner, Sound
+from qkv.tasks.runner import LONGEST, Looked, Picture, Runner, Sound, Steps
 from qkv.view import axes, editing
 from qkv.view.axes import Axis
 from qkv.view.run import Edit, Hypothesis, Run
@@ -57,7 +57,7 @@ def seen(runner: Opened, line: str, answer: str | None = None, *, name: str = ""
     looked = runner.look(line, answer, tap=tap) if edits else base
     run = Run(
         looked.trace,
-        source=_source(looked, runner.model.spec),
+        source=_source(looked),
         target=axes.text(looked.target_tokens) if looked.target_tokens else None,
         names=runner.names,
         name=name,
@@ -108,7 +108,7 @@ def summary(choice: spec.Spec) -> tuple[str, ...]:
     return tuple(f"{what}: {words}" for what, words in said.items())
 
 
-def _source(looked: Looked, choice: spec.Spec) -> Axis | None:
+def _source(looked: Looked) -> Axis | None:
     match looked.perceived:
         case Picture():
             seen = looked.perceived
@@ -116,11 +116,10 @@ def _source(looked: Looked, choice: spec.Spec) -> Axis | None:
         case Sound():
             heard = looked.perceived
             first = next((one for one in looked.trace if one.place.startswith("encoder")), None)
-            return axes.audio(heard.samples, heard.rate, 0 if first is None else first.keys, heard.per_token)
-    encoder = choice.encoder if isinstance(choice, spec.Transformer) else None
-    if encoder is not None and isinstance(encoder.reads, spec.Trajectory):
-        kinds = ("return", "state", "action") if encoder.reads.returns else ("state", "action")
-        return Axis(tuple(looked.source_tokens), "trajectory", kinds=kinds)
+            positions = 0 if first is None else first.keys
+            return axes.audio(heard.samples, heard.rate, positions, heard.per_token, looked.words)
+        case Steps():
+            return axes.trajectory(looked.source_tokens, looked.perceived.numbers, looked.perceived.first)
     return axes.text(looked.source_tokens) if looked.source_tokens else None
 
 
