@@ -19,6 +19,7 @@ import test_families_gru
 import test_families_marian
 import test_families_speech
 import test_families_vision
+import test_speech
 from published import Case
 from qkv.pretrained.families import FAMILIES, family_of
 from qkv.pretrained.family import Family
@@ -167,6 +168,7 @@ WEIGHTS = {
     "albert": ("ALBERT of RXNMapper", test_families_encoders, "test_the_albert_of_rxnmapper_answers_the_same"),
     "dinov2": ("ViT-S/14 (ONNX)", test_families_vision, "test_a_published_backbone_in_a_graph_gives_what_onnxruntime_gives"),  # noqa: E501
     "marian_own": ("Bergamot en-pt, pt-en", test_families_marian, "TestTheTranslator"),
+    "whisper": ("tiny.en (CTranslate2)", test_speech, "test_whisper_writes_down_a_speech_and_when_it_was_said"),
     "g2p_gru": ("g2p-en", test_families_gru, "test_the_published_one_is_the_plain_formula"),
 }  # fmt: skip
 """`model_type` -> which published weights are tried, and the test that does."""

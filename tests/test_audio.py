@@ -274,3 +274,18 @@ def test_without_soundfile_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setitem(sys.modules, "soundfile", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'qkv\[audio\]'"):
         audio.read(tmp_path / "sound.wav", 16_000)
+
+
+@given(length=st.integers(1, 5000), longest=st.floats(0.3, 3.0), seed=st.integers(0, 99))
+def test_pieces_are_the_whole_sound(length: int, longest: float, seed: int) -> None:
+    samples = torch.randn(length, generator=torch.Generator().manual_seed(seed))
+    pieces = audio.pieces(samples, 1000, longest)
+    assert torch.equal(torch.cat(pieces), samples)
+    assert all(0 < len(piece) <= longest * 1000 for piece in pieces)
+
+
+def test_a_sound_is_cut_where_it_is_quiet() -> None:
+    samples = torch.ones(3000)
+    samples[750:900] = 0
+    first, *_ = audio.pieces(samples, 1000, 1.0)
+    assert 760 <= len(first) <= 890

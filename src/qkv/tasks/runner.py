@@ -268,6 +268,11 @@ class Runner:
         perceived = None
         if self.hearing is not None:
             samples = audio.read(line.strip(), self.hearing.features.rate)
+            if (most := self.hearing.features.seconds) and len(samples) > most * self.hearing.features.rate:
+                raise DataError(
+                    f"{line.strip()} is {len(samples) / self.hearing.features.rate:.1f} seconds long; expected at most "
+                    f"{most:g} to look at, which the model hears at once: cut the sound (`qkv run` answers all of it)"
+                )
             source: Any = self.hearing.frames(samples)
             named, prompt = [], []
             perceived = Sound(samples, self.hearing.features.rate, self.hearing.seconds)
