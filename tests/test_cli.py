@@ -175,6 +175,19 @@ def test_describe_reads_a_spec_and_a_folder(tmp_path: Path) -> None:
     assert ask("describe", tmp_path).exit_code == 2
 
 
+def test_describe_says_what_a_model_is_for(tmp_path: Path) -> None:
+    for name, words in (("translate", "English to German, for the texts of program interfaces"), ("pronounce", "CMU")):
+        said, empty, tree, *_ = ask("describe", name).stdout.splitlines()
+        assert words in said and empty == "" and tree.startswith("Transformer(")
+    (tmp_path / "spec.json").write_text(spec.to_json(spec.Recurrent("gru", 8, 1, spec.Tokens(10), spec.Tokens(12))))
+    (tmp_path / "card.json").write_text('{"task": "translate", "about": "dogs to cats"}')
+    assert ask("describe", tmp_path).stdout.startswith("dogs to cats\n\nRecurrent(")
+    assert ask("describe", tmp_path, tmp_path).stdout.startswith(f"{tmp_path} -> {tmp_path}: no change")
+    (tmp_path / "card.json").write_text('{"task"')
+    done = ask("describe", tmp_path)
+    assert done.exit_code == 2 and "card.json is cut short or altered" in done.output
+
+
 def test_run_answers_each_line_with_a_line(model: Path) -> None:
     done = ask("run", model, stdin="\n".join(LINES) + "\n")
     assert done.exit_code == 0, done.output

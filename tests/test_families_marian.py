@@ -19,9 +19,10 @@ import pytest
 import torch
 import yaml
 from numpy.typing import NDArray
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 from published import close
-from qkv import lens, pretrained
+from qkv import lens, pretrained, tasks
 from qkv.decoding import Decoding, Greedy, Length, decode
 from qkv.errors import CheckpointError
 from qkv.pretrained import tokenizers, weights
@@ -168,6 +169,23 @@ def test_it_is_written_as_a_folder(tmp_path: Path) -> None:
     assert again.generation == published.generation == pretrained.Generation(30, (0,), (1, 30))
 
 
+def test_a_line_is_read_with_its_end_though_no_tokenizer_file_says_so(tmp_path: Path) -> None:
+    path, _ = written(tmp_path / "model.npz", SAYS)
+    pieces = [("</s>", 0.0), ("<unk>", 0.0), *((f"\u2581{chr(97 + number)}", -1.0) for number in range(26))]
+    inner = Tokenizer(models.Unigram(pieces, unk_id=1))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace()
+    inner.add_special_tokens(["</s>", "<unk>"])
+    inner.save(str(tmp_path / "tokenizer.json"))
+    runner = tasks.load(path)
+    assert isinstance(runner, tasks.Runner) and runner.read(["a c"]) == [[2, 4, 0]]
+    pretrained.write(pretrained.read(path), tmp_path / "folder")
+    (tmp_path / "folder" / "tokenizer.json").write_bytes((tmp_path / "tokenizer.json").read_bytes())
+    assert tasks.load(tmp_path / "folder").read(["a c"]) == [[2, 4, 0]]
+    (tmp_path / "tokenizer.json").rename(tmp_path / "other.bin")
+    with pytest.raises(CheckpointError, match="give the file: .*model.npz or .*other.bin"):
+        tasks.load(tmp_path)
+
+
 def test_what_cannot_be_followed_is_named(tmp_path: Path) -> None:
     for change, expected in (
         ({"transformer-postprocess": "da"}, "transformer-postprocess='da'"),
@@ -216,6 +234,8 @@ class TestTheTranslator:
     )  # fmt: skip
     def test_it_translates(self, name: str, text: str, expected: str) -> None:
         assert translated(name, text) == expected
+        [[answer]] = tasks.load(PACKAGE / name.format("model", "intgemm.alphas.bin")).run([text])
+        assert answer.text == expected
 
     @torch.no_grad()
     def test_its_logits_are_those_of_the_formulas(self) -> None:

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from published import Case, Written, close, mask_of, writer
-from qkv import comparing, lens, models, pretrained, spec
+from qkv import comparing, lens, models, pretrained, spec, tasks
 from qkv.errors import CheckpointError, DataError, QkvError, SpecError
 from qkv.inputs import reader
 from qkv.presets import vision_transformer
@@ -254,6 +254,21 @@ def test_a_file_alone_says_by_its_shapes_what_it_is(written: Written, tmp_path: 
         assert pretrained.read_spec(tmp_path / "model.safetensors") == ours.model.spec
         pretrained.write(ours, tmp_path / "folder")
         close(pretrained.read(tmp_path / "folder").model(images()), ours.model(images()))
+
+
+def test_what_prepares_images_for_a_file_alone_lies_beside_it(written: Written, tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="needs the extra qkv[see]")
+    large = {**IMAGE, "hidden_size": 128, "num_attention_heads": 2, "num_channels": 3}
+    _, folder = written(Case("DINOv2-64", "Dinov2Config", "Dinov2Model", large))
+    file = tmp_path / "model.safetensors"
+    in_one_file(folder, file)
+    with pytest.raises(CheckpointError, match=r"preprocessor_config.json is not there; it says how images"):
+        tasks.load(file)
+    says = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(says), encoding="utf-8")
+    image.new("RGB", (20, 10), (200, 10, 90)).save(tmp_path / "a.png")
+    [[answer]] = tasks.load(file).run([str(tmp_path / "a.png")])
+    assert len(answer.text.split()) == 128
 
 
 def test_a_file_alone_that_says_too_little_is_refused(written: Written, tmp_path: Path) -> None:

@@ -232,6 +232,7 @@ def test_a_summarizer_trains_answers_scores_and_shows(tmp_path: Path, model: str
     assert 0 < first <= best and "beside it, the best sentence (oracle): rouge1" in str(report)
     looked = runner.look("short", "A cat")
     assert all(differences.max() < 1e-5 for differences in looked.trace.certify().values())
+    assert not runner.look("short", "").copied, "of an empty answer nothing is told"
     if model == "copies":
         assert "answer.cross_attention" in looked.trace.attentions and "tokens came more out of" in looked.copied[0]
     else:

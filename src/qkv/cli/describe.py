@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qkv import comparing, presets, spec
-from qkv.errors import SpecError
+from qkv.errors import CheckpointError, SpecError
 
 if TYPE_CHECKING:
     from qkv.models import SequenceModel
 
+_SHIPPED = Path(str(resources.files("qkv") / "shipped"))
 _BYTES = 4  # of a float32
 _WITH_ADAM = 4  # the parameter, its gradient and Adam's two averages
 
@@ -31,6 +33,8 @@ def describe(model: str, other: str | None) -> None:
     Of a spec.json, of a model (trained here or published), or of a preset: transformer-base, transformer-big.
     """
     choice = find(model)
+    if other is None and (said := about(model)):
+        click.echo(f"{said}\n")
     if other is not None:
         click.echo("\n".join(difference(choice, find(other), f"{model} -> {other}")))
         return
@@ -54,8 +58,7 @@ def find(name: str) -> spec.Spec:
         from qkv import pretrained
 
         return pretrained.read_spec(place)
-    shipped = Path(str(resources.files("qkv") / "shipped"))
-    for path in (place, place / "spec.json", shipped / name / "spec.json"):
+    for path in (place, place / "spec.json", _SHIPPED / name / "spec.json"):
         if path.is_file():
             try:
                 return spec.from_json(path.read_text(encoding="utf-8"))
@@ -72,6 +75,16 @@ def find(name: str) -> spec.Spec:
         f"{name}: there is no such spec.json, model folder or preset; the presets are {', '.join(presets.PRESETS)}"
         + (f"; did you mean {near[0]}?" if near else "")
     )
+
+
+def about(name: str) -> str:
+    """What the card of a model folder says that the model is for; nothing where there is no folder or no such word."""
+    card = next((one for one in (Path(name) / "card.json", _SHIPPED / name / "card.json") if one.is_file()), None)
+    try:
+        said = {} if card is None else json.loads(card.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{card} is cut short or altered: {error}; copy the model folder again") from error
+    return str(said.get("about", "")) if isinstance(said, dict) else ""
 
 
 def difference(before: spec.Spec, after: spec.Spec, title: str) -> Iterator[str]:

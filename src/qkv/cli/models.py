@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from qkv.tasks import Answer, Numbers
     from qkv.view.looking import Opened
 
+_SHOWN = 4  # numbers of a vector
+
 _beam = click.option("--beam", type=click.IntRange(min=1), help="Hypotheses to follow at a time; 1 is greedy.")
 
 
@@ -266,7 +268,16 @@ def write_page(runners: Sequence[tuple[str, Opened]], line: str, page: Path, ans
     runs = [view.seen(runner, line, answer, name=name) for name, runner in runners]
     _tell_unread(runners, line)
     view.page(view.shown(runs, line), page)
-    return "\n".join(run.answer if len(runs) == 1 else f"{run.name}: {run.answer}" for run in runs)
+    return "\n".join(_told(runners, [run.answer for run in runs]))
+
+
+def _told(runners: Sequence[tuple[str, Opened]], answers: Sequence[str]) -> Iterator[str]:
+    """Yield the answer of each model as it is, and of a vector its first numbers."""
+    for (name, runner), answer in zip(runners, answers, strict=True):
+        numbers = answer.split()
+        if runner.task.name == "embed":
+            answer = f"a vector of {len(numbers)} numbers: {' '.join(numbers[:_SHOWN])} ..."
+        yield answer if len(runners) == 1 else f"{name}: {answer}"
 
 
 def _serve(runners: Sequence[tuple[str, Opened]], line: str, answer: str | None, port: int) -> None:
@@ -277,8 +288,8 @@ def _serve(runners: Sequence[tuple[str, Opened]], line: str, answer: str | None,
     server = view.Server(session, port)
     _tell_unread(runners, line)
     with contextlib.suppress(KeyboardInterrupt):
-        for run in session.runs:
-            click.echo(run.answer if len(session.runs) == 1 else f"{run.name}: {run.answer}")
+        for answer in _told(runners, [run.answer for run in session.runs]):
+            click.echo(answer)
         click.echo(f"Look inside: {server.address}\nCtrl-C ends it.")
         server.run()
 

@@ -20,6 +20,9 @@ from qkv.tasks.runner import Runner
 SHIPPED = ("pronounce", "translate")
 """The models that come with the package, by name."""
 
+_ALONE = (".gguf", ".onnx", ".npz", ".bin", ".safetensors")
+"""How files end that can hold a whole model."""
+
 Numbers = Literal["float32", "bfloat16", "int8", "stored"]
 """How parameters are kept: as they are stored, in one of two floating types, or matrices in one byte a number."""
 
@@ -53,10 +56,11 @@ def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False
             opened.model.float()  # what is no matrix
         return opened
     if not any((place / known).is_file() for known in ("spec.json", "recipe.yaml", "card.json")):
-        files = [str(path) for path in sorted(place.glob("*.gguf"))]
+        files = [str(path) for path in sorted(place.iterdir()) if path.suffix in _ALONE] if place.is_dir() else []
         raise CheckpointError(
             f"{place} is no whole model folder: it has neither spec.json, as runs have, nor config.json, as published "
-            "checkpoints have; " + (f"give the file: {files[0]}" if files else "copy or download all of its files")
+            "checkpoints have; "
+            + (f"give the file: {' or '.join(files)}" if files else "copy or download all of its files")
         )
     if numbers != "float32" or legacy:
         raise CheckpointError(

@@ -354,8 +354,15 @@ def _sound(samples: Tensor, preparation: audio.LogMel | audio.Waveform, reads: s
 
 
 def _preprocessor(path: Path, usual: str = "none") -> dict[str, Any]:
-    """What preprocessor_config.json says; older ones do not name what reads them, and mean the usual one."""
-    return {"feature_extractor_type": usual, **read_json(path / "preprocessor_config.json")}
+    """What preprocessor_config.json says, in a model's folder or beside its one file; older ones do not name what
+    reads them, and mean the usual one."""
+    place = (path if path.is_dir() else path.parent) / "preprocessor_config.json"
+    if not place.is_file():
+        raise CheckpointError(
+            f"{place} is not there; it says how images or sounds are prepared for {path}: copy it from where the model "
+            "came from, or write it as the Hugging Face Hub's have it"
+        )
+    return {"feature_extractor_type": usual, **read_json(place)}
 
 
 _PREPARED: dict[type[spec.Reads], type[Preparation]] = {

@@ -310,6 +310,8 @@ class Runner:
         if not isinstance(shape, spec.Transformer) or not isinstance(shape.answers, spec.PointerGenerator):
             return []
         every = lens.pointed(self.model, trace)
+        if not every:  # an empty answer
+            return []
         names = self.target.tokens([one.token for one in every])
         told = [
             f"  {name} ({one.copied:.0%} copied, from {one.source})"

@@ -162,6 +162,7 @@ def _settled(stored: Weights) -> tuple[Config, Mapping[str, Tensor]] | None:
         "pad_token_id": begin,
         "eos_token_id": _END,
         "bad_words_ids": [[_UNKNOWN], [begin]],
+        "tokenizer_class": "MarianTokenizer",  # a source ends with the end token, which their files do not say
     }
     return {**says, "model_type": "marian_own", **rules}, _Counted(stored)
 
