@@ -24,6 +24,7 @@ from qkv.errors import CheckpointError, MissingExtraError, QkvError, SpecError, 
 from qkv.models import SequenceModel, build
 from qkv.pretrained import exporting
 from qkv.pretrained.exporting import folders
+from qkv.tasks.listener import Listener
 from qkv.text import Specials, Tokenizer, train
 
 SIZES = {
@@ -395,6 +396,35 @@ def test_an_onnx_encoder_answers_as_ours_does(length: int | None, tmp_path: Path
     source, mask = tokens(2, 15), mask_of([15, 3], 15)
     found, expected = run(graph, source=source, source_mask=mask)["answer"], model(source, source_mask=mask)
     near(found[mask.numpy()], expected[mask])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("traceable")
+@torch.no_grad()
+def test_onnx_graphs_write_down_sounds_as_ours_do(tmp_path: Path) -> None:
+    model = random(Listener(32, 4, 64, 2, 2).spec(16, 30, labels=False))
+    exporting.to_onnx(model, tmp_path)
+    encoder, decoder = session(tmp_path / "encoder.onnx"), session(tmp_path / "decoder.onnx")
+    for rows, frames in ((1, 8), (3, 51)):
+        sound, target = torch.randn(rows, 16, frames), tokens(rows, 5) % 26 + 4
+        memory = run(encoder, source=sound)
+        real = torch.ones(rows, -(-frames // 2), dtype=torch.bool)
+        found = run(decoder, tokens=target, source_mask=real, **memory, **no_past(decoder, rows))
+        near(found["logits"], model(sound, target))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("traceable")
+@torch.no_grad()
+def test_an_onnx_encoder_reads_samples_as_ours_does(tmp_path: Path) -> None:
+    reads = spec.Waveform((spec.Convolution(8, 10, 5), spec.Convolution(8, 3, 2)))
+    block = spec.Block(spec.Attention(4, 8), spec.FeedForward(48))
+    model = random(spec.Transformer(spec.Stack(32, (block,), reads), None, spec.Labels(5)))
+    exporting.to_onnx(model, tmp_path)
+    graph = session(tmp_path / "model.onnx")
+    for rows, samples in ((1, 100), (2, 1234)):
+        sound = torch.randn(rows, samples)
+        near(run(graph, source=sound)["answer"], model(sound))
 
 
 def test_what_has_no_graph_is_named(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ from qkv.pretrained.exporting.folders import library
 _OPSET = 23
 _BATCH, _LENGTH, _PAST, _SOURCES = 2, 3, 4, 5  # of the example that is traced; none equals another by accident
 
+_FRAMES, _SAMPLES = 20, 16_000
+
 Axes = Mapping[int, str]
 
 
@@ -51,7 +53,8 @@ def to_onnx(model: SequenceModel, folder: Path) -> None:
     An encoder alone is model.onnx: source, source_mask (batch, sources) -> its answer. A decoder alone is model.onnx:
     tokens (batch, length), past.N.key, past.N.value (batch, kv_heads, past, d) -> logits (batch, length, vocab),
     present.N.key, present.N.value, the past of the next step; it begins with a past of length 0. With both,
-    encoder.onnx gives memory.N.key, memory.N.value, and decoder.onnx takes them and source_mask as well.
+    encoder.onnx gives memory.N.key, memory.N.value, and decoder.onnx takes them and source_mask as well. Images and
+    sounds go in without a mask: source (batch, channels, height, width), (batch, mels, frames) or (batch, samples).
     Masks are bool, True = real. Raises SpecError for a model of another kind, MissingExtraError without onnxscript.
     """
     library("onnxscript", "onnx")
@@ -220,7 +223,15 @@ def _crossing(model: Transformer) -> Iterator[Attention]:
 
 
 def _sources(choice: spec.Stack) -> tuple[dict[str, tuple[Tensor, Axes]], ...]:
-    """What an encoder reads: tokens and which of them are real, or images of the one size it has positions for."""
+    """What an encoder reads: tokens and which of them are real, images of the one size it has positions for, or sounds
+    of equal length, which it is if there are positions for so many frames alone.
+    """
+    if isinstance(choice.reads, spec.Frames):
+        learned = choice.positions.length if isinstance(choice.positions, spec.Learned) else None
+        frames = torch.zeros(_BATCH, choice.reads.mels, 2 * (learned or _FRAMES))
+        return ({"source": (frames, {0: "batch"} if learned else {0: "batch", 2: "frames"})},)
+    if isinstance(choice.reads, spec.Waveform):
+        return ({"source": (torch.zeros(_BATCH, _SAMPLES), {0: "batch", 1: "samples"})},)
     if isinstance(choice.reads, spec.Patches) and isinstance(choice.positions, spec.Learned):
         side = math.isqrt(choice.positions.length - choice.reads.leading) * choice.reads.size
         return ({"source": (torch.zeros(_BATCH, choice.reads.channels, side, side), {0: "batch"})},)
@@ -236,7 +247,7 @@ def _require_tokens(choice: spec.Stack, name: str) -> None:
     if not isinstance(choice.reads, spec.Tokens):
         raise SpecError(
             f"the {name} reads {type(choice.reads).__name__}; ONNX graphs are made of models that read Tokens, or of "
-            "encoders that read Patches with Learned positions"
+            "encoders that read Frames, a Waveform, or Patches with Learned positions"
         )
 
 
