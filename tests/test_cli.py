@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 import qkv
 from qkv import spec
 from qkv.cli import main
-from qkv.errors import QkvError, SpecError
+from qkv.errors import DataError, QkvError, SpecError
 
 LINES = ["cat", "", "queue", "a cat"]
 
@@ -53,6 +53,20 @@ def test_help_names_every_command_and_imports_no_torch() -> None:
     assert done.stdout.splitlines()[-1] == "HEAVY []"
     for command in ("train", "run", "evaluate", "look", "data", "describe", "version", "--debug"):
         assert command in done.stdout
+
+
+def test_python_runs_the_package_as_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "qkv", "version"], capture_output=True, text=True, check=True)
+    assert done.stdout == ask("version").stdout
+
+
+def test_lines_before_one_that_cannot_be_answered_are_answered(model: Path) -> None:
+    from qkv import tasks
+
+    answers = tasks.load(model).run(["ab", "", "a" * 200_000, "ba"])
+    assert len(next(answers)) == 1 and next(answers)[0].text == ""
+    with pytest.raises(DataError, match="line 3 .* has"):
+        next(answers)
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ class Runner:
             yield from self._heard(rest, self.hearing, decoding, generator, tap)
             return
         while chunk := list(islice(rest, _LINES_AT_ONCE)):
-            ids = self.read(chunk, before)
+            ids, wrong = self._readable(chunk, before)
             before += len(chunk)
             full = [number for number, one in enumerate(ids) if one]
             given = [ids[number] for number in full]
@@ -162,9 +162,24 @@ class Runner:
                 **self.rules(),
             )
             answers = dict(zip(full, found, strict=True))
-            for number in range(len(chunk)):
-                prompt = 0 if self.reads_apart else len(ids[number])
+            for number, read in enumerate(ids):
+                prompt = 0 if self.reads_apart else len(read)
                 yield [self._answer(one, prompt) for one in answers.get(number, ())] or [Answer("", 0.0, 0.0, ())]
+            if wrong is not None:
+                raise wrong
+
+    def _readable(self, lines: Sequence[str], before: int) -> tuple[list[list[int]], DataError | None]:
+        """What `read` gives of the lines before one that cannot be answered, and what is wrong with that one."""
+        try:
+            return self.read(lines, before), None
+        except DataError:
+            found: list[list[int]] = []
+            for number, line in enumerate(lines, before):
+                try:
+                    found += self.read([line], number)
+                except DataError as wrong:
+                    return found, wrong
+            raise
 
     def rules(self) -> dict[str, Any]:
         """What answers begin and end with and may not hold, as keywords of `qkv.decoding.decode`."""
