@@ -91,3 +91,30 @@ def test_the_shipped_pronouncer_is_small_and_right_about_words_it_knows() -> Non
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 8 * 1024**2
     words = {"attention": "AH0 T EH1 N SH AH0 N", "transformer": "T R AE0 N S F AO1 R M ER0", "key": "K IY1"}
     assert [one[0].text for one in runner.run(words)] == list(words.values())
+
+
+def test_links_and_pictures_of_the_documentation_are_there() -> None:
+    root = README.parent
+    for page in (README, *root.glob("docs/**/*.md")):
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), (page, link)
+    assert sum(path.stat().st_size for path in root.glob("docs/pictures/*.png")) < 2.2e6
+
+
+def test_the_commands_of_the_documentation_have_the_options_they_name() -> None:
+    """Of all pages but the README, whose commands run whole: each command, its options, and recipes by name."""
+    pages = [path for path in README.parent.glob("docs/**/*.md") if path.name != "results.md"]
+    found = 0
+    for page in pages:
+        for block in re.findall(r"```(?:sh|console)\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if not (command := re.search(r"(?:^|\s)qkv (\w+)(.*)", line.split(" # ")[0].split("    #")[0])):
+                    continue
+                words = shlex.split(command[2].split(" < ")[0].split(" > ")[0])
+                assert command[1] in main.commands, line
+                options = {flag for one in main.commands[command[1]].params for flag in one.opts}
+                assert {word for word in words if word.startswith("--")} <= options, (page, line)
+                if command[1] == "train":
+                    assert words[0] in tasks.named_recipes(), (page, line)
+                found += 1
+    assert found > 50
