@@ -454,3 +454,10 @@ def test_gymnasium_is_acted_in(tmp_path: Path) -> None:
     pendulum = "data.train=[{kind: played, environment: Pendulum-v1, episodes: 3}]"
     learned = tasks.train(recipe(pendulum, "data.context=5", "data.valid_episodes=1"), folder=tmp_path, show=Silent())
     assert set(learned.result.metrics) == {"loss", "return"}
+
+
+def test_a_state_of_zeros_is_told_as_such() -> None:
+    from qkv.tasks import agent
+
+    told = [agent._numbers(np.array(state)) for state in ([0.0] * 6, [0.0, 1.0, 1.0], [0.5, 0.0])]
+    assert told == ["0 0 0 0 ...", "1,2", "0.5 0"]

@@ -299,6 +299,6 @@ def _numbers(value: Any) -> str:
     """Some numbers in short: of marks, which are set; of others, the first four."""
     if value.ndim == 0:
         return f"{value:g}"
-    if len(value) > 1 and set(value.tolist()) <= {0.0, 1.0}:
+    if len(value) > 1 and value.any() and set(value.tolist()) <= {0.0, 1.0}:
         return ",".join(str(place) for place in value.nonzero()[0].tolist())
     return " ".join(f"{one:.3g}" for one in value[:4].tolist()) + (" ..." if len(value) > 4 else "")
