@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from qkv.tasks import Answer, Numbers
     from qkv.view.looking import Opened
 
-_SHOWN = 4  # numbers of a vector
 
 _beam = click.option("--beam", type=click.IntRange(min=1), help="Hypotheses to follow at a time; 1 is greedy.")
 
@@ -272,11 +271,8 @@ def write_page(runners: Sequence[tuple[str, Opened]], line: str, page: Path, ans
 
 
 def _told(runners: Sequence[tuple[str, Opened]], answers: Sequence[str]) -> Iterator[str]:
-    """Yield the answer of each model as it is, and of a vector its first numbers."""
-    for (name, runner), answer in zip(runners, answers, strict=True):
-        numbers = answer.split()
-        if runner.task.name == "embed":
-            answer = f"a vector of {len(numbers)} numbers: {' '.join(numbers[:_SHOWN])} ..."
+    """Yield the answer of each model, of several with its name."""
+    for (name, _), answer in zip(runners, answers, strict=True):
         yield answer if len(runners) == 1 else f"{name}: {answer}"
 
 

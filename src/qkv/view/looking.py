@@ -55,13 +55,17 @@ def seen(runner: Opened, line: str, answer: str | None = None, *, name: str = ""
     base = runner.look(line, answer)
     tap = editing.tap(edits, base.trace) if edits else NO_TAP
     looked = runner.look(line, answer, tap=tap) if edits else base
+    said = looked.answer.text
+    if runner.task.name == "embed":
+        numbers = said.split()
+        said = f"a vector of {len(numbers):,} numbers: {' '.join(numbers[:4])} ..."
     run = Run(
         looked.trace,
         source=_source(looked),
         target=axes.text(looked.target_tokens) if looked.target_tokens else None,
         names=runner.names,
         name=name,
-        answer="\n".join([looked.answer.text, *looked.copied]),
+        answer="\n".join([said, *looked.copied]),
         summary=summary(runner.model.spec),
         edits=tuple(edits),
         code=editing.code(name, line, answer, edits, base.trace),
