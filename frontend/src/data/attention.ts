@@ -208,7 +208,7 @@ export class Attention {
   /** Queries and keys of the head that was asked for last, in the numbers that arithmetic is done in. */
   private doubles(head: number): { query: Float64Array; key: Float64Array } {
     if (this.double?.head !== head) {
-      this.double = { head, query: Float64Array.from(this.vectors("query", head)), key: Float64Array.from(this.vectors("key", head)) };
+      this.double = { head, query: new Float64Array(this.vectors("query", head)), key: new Float64Array(this.vectors("key", head)) };
     }
     return this.double;
   }

@@ -9,7 +9,7 @@ export interface At { row: number; column: number }
 export interface Plane {
   rows: number;
   columns: number;
-  /** NaN where nothing may be seen. */
+  /** NaN where nothing may be seen; none where there is an image. */
   values: Float32Array;
   extent: number;
   show: Show;
@@ -20,33 +20,42 @@ export interface Plane {
 /** wide, high: of a cell, in pixels. */
 export interface Place { left: number; top: number; wide: number; high: number; turned: boolean; width: number; height: number }
 
-/** What a picture of one head shows, with its pixels where cells are too small to be drawn one by one. */
+/** What a picture of one head shows; where cells are too small to be drawn one by one, its pixels instead of its values. */
 export function plane(attention: Attention, head: number, show: Show, dark: boolean, small: boolean, pooled: readonly [number, number] = [1, 1]): Plane {
   const { scores, weights } = attention.matrix(head);
   const { queries: rows, keys: columns } = attention;
-  const values = show === "scores" ? scores : new Float32Array(rows * columns);
-  if (show !== "scores") {
-    const gives = show === "flow" ? Float32Array.from({ length: columns }, (_, column) => attention.norm(head, column)) : null;
-    for (let at = 0; at < values.length; at += 1) {
-      values[at] = Number.isNaN(scores[at]) ? NaN : gives ? weights[at] * gives[at % columns] : weights[at];
-    }
+  let values = show === "scores" ? scores : weights;
+  if (show === "flow") {
+    const gives = Float32Array.from({ length: columns }, (_, column) => attention.norm(head, column));
+    values = new Float32Array(rows * columns);
+    for (let at = 0; at < values.length; at += 1) values[at] = weights[at] * gives[at % columns];
   }
-  const extent = largest(values);
-  const made = pooled[0] * pooled[1] > 1 ? furthest(rows, columns, values, pooled) : { rows, columns, values };
-  return { rows, columns, values, extent, show, pooled, image: small ? pixels({ ...made, extent, show }, dark) : null };
+  const extent = show === "weights" ? 1 : largest(values);
+  const known = { rows, columns, extent, show, pooled };
+  if (small) return { ...known, values: new Float32Array(0), image: pixels({ ...furthest(rows, columns, values, pooled, scores), extent, show }, dark) };
+  if (show !== "scores") {
+    values = show === "flow" ? values : values.slice();
+    for (let at = 0; at < values.length; at += 1) if (scores[at] !== scores[at]) values[at] = NaN;
+  }
+  return { ...known, values, image: null };
 }
 
-/** Of each down x across cells the one that is furthest from 0. */
-export function furthest(rows: number, columns: number, values: Float32Array, [down, across]: readonly [number, number]) {
+/** Of each down x across cells the one that is furthest from 0; NaN where `seen` is for all of them. */
+export function furthest(rows: number, columns: number, values: Float32Array, [down, across]: readonly [number, number], seen = values) {
   const [high, wide] = [Math.ceil(rows / down), Math.ceil(columns / across)];
   const found = new Float32Array(high * wide).fill(NaN);
-  for (let row = 0, at = 0; row < rows; row += 1) {
+  for (let row = 0; row < rows; row += 1) {
     const begin = Math.floor(row / down) * wide;
-    for (let column = 0; column < columns; column += 1, at += 1) {
-      const value = values[at];
-      if (value !== value) continue;
-      const to = begin + Math.floor(column / across);
-      if (!(Math.abs(value) <= Math.abs(found[to]))) found[to] = value;
+    const own = row * columns;
+    for (let to = 0; to < wide; to += 1) {
+      const end = Math.min(columns, (to + 1) * across);
+      let best = found[begin + to];
+      for (let column = to * across; column < end; column += 1) {
+        if (seen[own + column] !== seen[own + column]) continue;
+        const value = values[own + column];
+        if (!(Math.abs(value) <= Math.abs(best))) best = value;
+      }
+      found[begin + to] = best;
     }
   }
   return { rows: high, columns: wide, values: found };
@@ -58,8 +67,7 @@ export function onPixel({ wide, high }: Place, ratio = window.devicePixelRatio |
   return [count(high), count(wide)];
 }
 
-export function pixels({ rows, columns, values, extent, show }: Pick<Plane, "rows" | "columns" | "values" | "extent" | "show">, dark: boolean): HTMLCanvasElement {
-  const canvas = document.createElement("canvas");
+export function pixels({ rows, columns, values, extent, show }: Pick<Plane, "rows" | "columns" | "values" | "extent" | "show">, dark: boolean, canvas = document.createElement("canvas")): HTMLCanvasElement {
   canvas.width = columns;
   canvas.height = rows;
   const pen = canvas.getContext("2d") as CanvasRenderingContext2D;

@@ -48,9 +48,13 @@ function Patches({ axis, weights, query, chosen, onChoose }: Given) {
       const greatest = largest(weights.subarray(leading));
       for (let at = leading; at < Math.min(weights.length, leading + rows * columns); at += 1) {
         const [x, y] = [((at - leading) % columns) * size, Math.floor((at - leading) / columns) * size];
-        // What is looked at stays bright; the rest is dimmed.
-        pen.globalAlpha = 0.82 * (1 - Math.sqrt(greatest > 0 ? weights[at] / greatest : 0));
+        // What is looked at stays bright, and turns blue where the picture itself is dark; the rest is dimmed.
+        const share = Math.sqrt(greatest > 0 ? weights[at] / greatest : 0);
+        pen.globalAlpha = 0.82 * (1 - share);
         pen.fillStyle = "#0b0d10";
+        pen.fillRect(x, y, size, size);
+        pen.globalAlpha = 0.4 * share;
+        pen.fillStyle = "#3d93e0";
         pen.fillRect(x, y, size, size);
         pen.globalAlpha = 1;
         if (at === query || at === chosen) {
@@ -64,8 +68,8 @@ function Patches({ axis, weights, query, chosen, onChoose }: Given) {
   const at = (event: MouseEvent) => leading + Math.floor(event.offsetY / size) * columns + Math.floor(event.offsetX / size);
   return (
     <figure>
-      <Picture drawing={drawing} class="patches" role="img" aria-label={`The picture: bright where this query looks. ${Array.from({ length: leading }, (_, i) => `${axis.tokens[i]} ${percent(weights[i])}`).join(", ")}. The table holds every weight.`} onClick={(event) => onChoose(at(event))} />
-      <figcaption class="muted">Bright where it looks; orange: who asks; blue: the chosen key.{query >= 0 ? " Choose a patch to let it ask." : ""}
+      <Picture drawing={drawing} class="patches" role="img" aria-label={`The picture: bright and blue where this query looks. ${Array.from({ length: leading }, (_, i) => `${axis.tokens[i]} ${percent(weights[i])}`).join(", ")}. The table holds every weight.`} onClick={(event) => onChoose(at(event))} />
+      <figcaption class="muted">Bright and blue where it looks; orange: who asks; framed in blue: the chosen key.{query >= 0 ? " Choose a patch to let it ask." : ""}
         {leading > 0 && <span class="leading">{Array.from({ length: leading }, (_, i) => <button type="button" class="small" key={i} onClick={() => onChoose(i)}>{shown(axis.tokens[i])} {percent(weights[i])}</button>)}</span>}
       </figcaption>
     </figure>

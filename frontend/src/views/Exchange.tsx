@@ -1,4 +1,5 @@
 // What was asked and what was answered; answers can be chosen.
+import { useComputed } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import type { Pen } from "../draw/pen";
 import { percent, rightToLeft, shown } from "../numbers";
@@ -63,7 +64,7 @@ function Seen({ axis }: { axis: Axis }) {
 
 function Said({ answers }: { answers: Answer[] }) {
   const look = useLook();
-  const chosen = look.answers() ? look.cell.value.row : -1;
+  const chosen = useComputed(() => (look.answers() ? look.cell.value.row : -1)).value;
   const before = look.edited.value ? look.base.value.described.answers : null;
   const many = answers.length > 16;
   const from = answers.length > most ? Math.max(0, Math.min(chosen - most / 2, answers.length - most)) : 0;

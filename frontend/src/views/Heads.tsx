@@ -1,4 +1,5 @@
 // The model: layers x heads as thumbnails, by place or ranked by a statistic.
+import { useComputed } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import type { Attention } from "../data/attention";
 import { small } from "../data/pooling";
@@ -89,7 +90,8 @@ function Group({ group, list, size }: { group: string; list: HeadAt[]; size: num
 
 function Thumbnail({ at, head, attention, value, size, named }: HeadAt & { size: number; named?: boolean }) {
   const look = useLook();
-  const chosen = look.at.value === at && look.head.value === head;
+  // Of all thumbnails, only the two that a choice concerns are made anew.
+  const chosen = useComputed(() => look.at.value === at && look.head.value === head).value;
   const { layer, stack, kind } = attention.described;
   const figure = value === null ? "" : short(value);
   return (
@@ -114,10 +116,7 @@ function Small({ attention, head, size }: { attention: Attention; head: number; 
     const cancel = soon(() => {
       const { rows, columns, data } = small(attention, head, size);
       if (!canvas.current || !rows) return;
-      const made = pixels({ rows, columns, values: data, extent: 1, show: "weights" }, dark);
-      canvas.current.width = columns;
-      canvas.current.height = rows;
-      canvas.current.getContext("2d")?.drawImage(made, 0, 0);
+      pixels({ rows, columns, values: data, extent: 1, show: "weights" }, dark, canvas.current);
     });
     return cancel;
   }, [attention, head, size, dark, ready, changed]);
