@@ -70,7 +70,7 @@ def test_the_python_of_the_walk_through_works(capsys: pytest.CaptureFixture[str]
     names: dict[str, object] = {}
     exec("\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)), names)
     said = capsys.readouterr().out.splitlines()
-    assert said[0].startswith("'AA1' (past 2): 0.92 -> 0.0")
+    assert said[0].startswith("'o' (source 3): 0.93 -> 0.0") and said[1].startswith("'AA1' (past 2): 0.93 -> 0.0")
     for line in said[2:]:
         before, after = (float(number) for number in re.findall(r"0\.\d+", line))
         assert before < 0.1 and after > 0.2, line
