@@ -5,46 +5,27 @@ The operators are those of opset 23, in which attention is one of them (Attentio
 
 from __future__ import annotations
 
-import logging
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from qkv import spec
-from qkv.cache import BlockCache, KeyValues, Memory
+from qkv.cache import Carried, KeyValues, Memory
 from qkv.errors import SpecError
 from qkv.layers import Attention, Placing
 from qkv.models import SequenceModel
+from qkv.models.recurrent import Recurrent
 from qkv.models.transformer import Transformer
+from qkv.outputs import PointerGeneratorAnswer
 from qkv.pretrained.exporting.folders import library
-
-_OPSET = 23
-_BATCH, _LENGTH, _PAST, _SOURCES = 2, 3, 4, 5  # of the example that is traced; none equals another by accident
+from qkv.pretrained.exporting.graphs import BATCH, LENGTH, PAST, SOURCES, Graph, Inputs, save
+from qkv.pretrained.exporting.onnx_recurrent import recurrent_graphs, without_loops
 
 _FRAMES, _SAMPLES = 20, 16_000
-
-Axes = Mapping[int, str]
-
-
-@dataclass(frozen=True)
-class _Graph:
-    """A module without state, what it takes, by name, and the names of what it gives.
-
-    inputs: for each argument, an example or several, each with the names of those of its axes whose size may change.
-    """
-
-    module: nn.Module
-    inputs: tuple[dict[str, tuple[Tensor, Axes]], ...]
-    outputs: tuple[str, ...]
 
 
 def to_onnx(model: SequenceModel, folder: Path) -> None:
@@ -52,24 +33,36 @@ def to_onnx(model: SequenceModel, folder: Path) -> None:
 
     An encoder alone is model.onnx: source, source_mask (batch, sources) -> its answer. A decoder alone is model.onnx:
     tokens (batch, length), past.N.key, past.N.value (batch, kv_heads, past, d) -> logits (batch, length, vocab),
-    present.N.key, present.N.value, the past of the next step; it begins with a past of length 0. With both,
-    encoder.onnx gives memory.N.key, memory.N.value, and decoder.onnx takes them and source_mask as well. Images and
-    sounds go in without a mask: source (batch, channels, height, width), (batch, mels, frames) or (batch, samples).
-    Masks are bool, True = real. Raises SpecError for a model of another kind, MissingExtraError without onnxscript.
+    present.N.key, present.N.value, the past of the next step; it begins with a past of length 0. A block that is
+    recurrent has past.N.state (batch, d_model), first 0, and past.length () int64 if nothing else says how long it is.
+    With both, encoder.onnx gives memory.N.key, memory.N.value, and decoder.onnx takes them and source_mask as well; one
+    that copies gives memory.states and memory.key, and takes source, too. Of a recurrent model, encoder.onnx gives the
+    first past.N.state, past.N.cell, and memory.states, memory.key if it looks back; with additive attention, tokens are
+    (batch, 1). Images and sounds go in without a mask: source (batch, channels, height, width), (batch, mels, frames)
+    or (batch, samples); steps of an agent with one: (batch, steps, 2 + state + action). Masks are bool, True = real.
+    Raises SpecError for a model of another kind, MissingExtraError without onnxscript.
     """
     library("onnxscript", "onnx")
-    if not isinstance(model, Transformer):
-        raise SpecError(f"a {type(model.spec).__name__} was given; ONNX graphs are made of a Transformer alone")
     model.eval()
+    for name, graph in _graphs(model).items():
+        save(graph, folder / name)
+
+
+def _graphs(model: SequenceModel) -> dict[str, Graph]:
+    """The graphs of a model, by the names of their files."""
+    if isinstance(model, Recurrent):
+        return recurrent_graphs(model)
+    if not isinstance(model, Transformer):
+        raise SpecError(
+            f"a {type(model.spec).__name__} was given; ONNX graphs are made of a Transformer or a Recurrent alone"
+        )
     _require_traceable(model.spec)
+    model = without_loops(model)
     if model.decoder is None:
-        _save(_alone(model), folder / "model.onnx")
-        return
+        return {"model.onnx": _alone(model)}
     if model.encoder is None:
-        _save(_decoder(model), folder / "model.onnx")
-        return
-    _save(_encoder(model), folder / "encoder.onnx")
-    _save(_decoder(model), folder / "decoder.onnx")
+        return {"model.onnx": _decoder(model)}
+    return {"encoder.onnx": _encoder(model), "decoder.onnx": _decoder(model)}
 
 
 class _Given(KeyValues):
@@ -88,19 +81,6 @@ class _Given(KeyValues):
         return key, value
 
 
-class _WholeMasks(TorchFunctionMode):
-    """Gives every attention a mask with a row for each query: onnxruntime takes none that broadcasts over them."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if function is functional.scaled_dot_product_attention and kwargs.get("attn_mask") is not None:
-            mask, query, key = kwargs["attn_mask"], args[0], args[1]
-            kwargs["attn_mask"] = mask.expand(*mask.shape[:-2], query.shape[-2], key.shape[-2])
-        return function(*args, **kwargs)
-
-
 class _Alone(nn.Module):
     """An encoder and its answer."""
 
@@ -114,7 +94,10 @@ class _Alone(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """An encoder, and what each attention over the memory makes of it: keys and values, one after the other."""
+    """An encoder, and what each attention over the memory makes of it: keys and values, one after the other.
+
+    Then the memory and its keys, of a model that copies.
+    """
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
@@ -126,6 +109,8 @@ class _Encoder(nn.Module):
         pairs: list[Tensor] = []
         for attention in _crossing(self.model):
             pairs += attention.keys_and_values(memory.states, memory.states, Placing(), None)
+        if memory.key is not None:
+            pairs += [memory.states, memory.key]
         return pairs
 
 
@@ -137,79 +122,123 @@ class _Decoder(nn.Module):
         self.model = model
 
     def forward(
-        self, tokens: Tensor, past: list[Tensor], memories: Sequence[Tensor] = (), source_mask: Tensor | None = None
+        self,
+        tokens: Tensor,
+        past: Tensor | list[Tensor],
+        memories: Sequence[Tensor] = (),
+        source_mask: Tensor | None = None,
+        source: Tensor | None = None,
     ) -> list[Tensor]:
-        decoder = self.model.decoder
+        decoder, answer = self.model.decoder, self.model.answer
         assert decoder is not None
-        pasts, rest = iter(past), iter(memories)
-        caches: list[Any] = []
-        for block in [*decoder.blocks] * decoder.choice.repeats:
-            across = _Given() if block.cross_attention is None else _Given(next(rest), next(rest))
-            caches.append(BlockCache(_Given(next(pasts), next(pasts)), across))
-        memory = Memory(memories[0], source_mask) if memories else None  # its states are not looked at: keys are kept
-        hidden = decoder(tokens, None, memory, caches, past=past[0].shape[2])
-        present = [tensor for cache in caches for tensor in cache.self_attention.kept()]
-        return [self.model.answer(hidden), *present]
+        pasts, rest = iter([past] if isinstance(past, Tensor) else past), iter(memories)
+        caches, length = decoder.caches(), 0
+        for block, cache in zip([*decoder.blocks] * decoder.choice.repeats, caches, strict=True):
+            if isinstance(cache.self_attention, Carried):
+                cache.self_attention.state = next(pasts)
+            else:
+                cache.self_attention = _Given(next(pasts), next(pasts))
+                length = cache.self_attention.length
+            if block.cross_attention is not None:
+                cache.cross_attention = _Given(next(rest), next(rest))
+        told = next(pasts, None)
+        if told is not None:
+            length = _told(told, tokens.shape[1], decoder.choice.positions)
+        memory = None
+        if isinstance(answer, PointerGeneratorAnswer):
+            memory = Memory(next(rest), source_mask, source, next(rest))
+        elif memories:
+            memory = Memory(memories[0], source_mask)  # its states are not looked at: keys are kept
+        hidden = decoder(tokens, None, memory, caches, past=length)
+        found = [answer(hidden) if memory is None or memory.key is None else answer(hidden, memory)]
+        for cache in caches:
+            kept = cache.self_attention
+            found += [kept.state] if isinstance(kept, Carried) else kept.kept() or ()
+        return found if told is None else [*found, told + tokens.shape[1]]
+
+
+def _told(past: Tensor, length: int, positions: object) -> int:
+    """A length that is a number in the graph, and not an axis of something."""
+    number: Any = past.item()
+    promise: Any = torch._check  # what the trace may take for granted, since it cannot look
+    promise(number >= 0)
+    if isinstance(positions, spec.Learned):
+        promise(number + length <= positions.length)
+    told: int = number
+    return told
 
 
 def _require_traceable(choice: Any) -> None:
     """Raise SpecError for what reads no tokens, and for blocks whose computation depends on what is computed."""
-    if isinstance(choice.answers, spec.PointerGenerator):
-        raise SpecError("answers=PointerGenerator was given; ONNX graphs are made of models that do not copy")
     if choice.decoder is not None:
         _require_tokens(choice.decoder, "decoder")
     for name in ("encoder", "decoder"):
         stack = getattr(choice, name)
         for block in stack.blocks if stack else ():
-            for part, known in (("self_attention", spec.Attention), ("feed_forward", spec.FeedForward)):
-                if not isinstance(getattr(block, part), known):
-                    raise SpecError(
-                        f"{name} blocks have {part}={type(getattr(block, part)).__name__}; "
-                        f"ONNX graphs are made of blocks whose {part} is {known.__name__}"
-                    )
+            if not isinstance(block.feed_forward, spec.FeedForward):
+                raise SpecError(
+                    f"{name} blocks have feed_forward={type(block.feed_forward).__name__}; "
+                    "ONNX graphs are made of blocks whose feed_forward is FeedForward"
+                )
 
 
-def _alone(model: Transformer) -> _Graph:
+def _alone(model: Transformer) -> Graph:
     """The graph of an encoder alone."""
     choice: Any = model.spec
-    return _Graph(_Alone(model), _sources(choice.encoder), ("answer",))
+    return Graph(_Alone(model), _sources(choice.encoder), ("answer",))
 
 
-def _encoder(model: Transformer) -> _Graph:
+def _encoder(model: Transformer) -> Graph:
     choice: Any = model.spec
-    return _Graph(_Encoder(model), _sources(choice.encoder), tuple(_memories(model)))
+    return Graph(_Encoder(model), _sources(choice.encoder), tuple(_memories(model)))
 
 
-def _decoder(model: Transformer) -> _Graph:
+def _decoder(model: Transformer) -> Graph:
     whole: Any = model.spec
     choice, decoder = whole.decoder, model.decoder
     assert decoder is not None
-    tokens = torch.zeros(_BATCH, _LENGTH, dtype=torch.long)
-    past: dict[str, tuple[Tensor, Axes]] = {}
+    tokens = torch.zeros(BATCH, LENGTH, dtype=torch.long)
+    past: Inputs = {}
     for number in range(decoder.depth):
         attention = choice.blocks[number % len(choice.blocks)].self_attention
-        past |= _pair(f"past.{number}", attention, _PAST, "past")
-    inputs: list[dict[str, tuple[Tensor, Axes]]] = [{"tokens": (tokens, {0: "batch", 1: "length"})}, past]
+        if isinstance(attention, spec.Recurrence):
+            past[f"past.{number}.state"] = (torch.zeros(BATCH, choice.d_model), {0: "batch"})
+        else:
+            past |= _pair(f"past.{number}", attention, PAST, "past")
+    if choice.positions is not None and all(
+        isinstance(block.self_attention, spec.Recurrence) for block in choice.blocks
+    ):
+        past["past.length"] = (torch.tensor(PAST), {})
+    inputs: list[Inputs] = [{"tokens": (tokens, {0: "batch", 1: "length"})}, past]
     if model.encoder is not None:
-        mask = torch.ones(_BATCH, _SOURCES, dtype=torch.bool)
+        mask = torch.ones(BATCH, SOURCES, dtype=torch.bool)
         inputs += [_memories(model), {"source_mask": (mask, {0: "batch", 1: "sources"})}]
-    return _Graph(_Decoder(model), tuple(inputs), ("logits", *(name.replace("past", "present") for name in past)))
+        if isinstance(model.answer, PointerGeneratorAnswer):
+            source = torch.zeros(BATCH, SOURCES, dtype=torch.long)
+            inputs.append({"source": (source, {0: "batch", 1: "sources"})})
+    return Graph(_Decoder(model), tuple(inputs), ("logits", *(name.replace("past", "present") for name in past)))
 
 
-def _memories(model: Transformer) -> dict[str, tuple[Tensor, Axes]]:
-    """Keys and values of each attention over the memory, by name."""
-    pairs: dict[str, tuple[Tensor, Axes]] = {}
+def _memories(model: Transformer) -> Inputs:
+    """Keys and values of each attention over the memory, by name; of a model that copies, the memory and its keys."""
+    pairs: Inputs = {}
     for number, attention in enumerate(_crossing(model)):
-        pairs |= _pair(f"memory.{number}", attention.choice, _SOURCES, "sources")
+        pairs |= _pair(f"memory.{number}", attention.choice, SOURCES, "sources")
+    whole: Any = model.spec
+    if isinstance(whole.answers, spec.PointerGenerator):
+        states = torch.zeros(BATCH, SOURCES, whole.encoder.d_model)
+        pairs["memory.states"] = (states, {0: "batch", 1: "sources"})
+        key = torch.zeros(BATCH, 1, SOURCES, whole.answers.d_key)
+        pairs["memory.key"] = (key, {0: "batch", 2: "sources"})
     return pairs
 
 
-def _pair(name: str, choice: spec.Attention, length: int, axis: str) -> dict[str, tuple[Tensor, Axes]]:
+def _pair(name: str, choice: spec.Attention, length: int, axis: str) -> Inputs:
     heads = choice.kv_heads or choice.heads
     axes = {0: "batch", 2: axis}
     return {
-        f"{name}.key": (torch.zeros(_BATCH, heads, length, choice.d_key), axes),
-        f"{name}.value": (torch.zeros(_BATCH, heads, length, choice.d_value or choice.d_key), axes),
+        f"{name}.key": (torch.zeros(BATCH, heads, length, choice.d_key), axes),
+        f"{name}.value": (torch.zeros(BATCH, heads, length, choice.d_value or choice.d_key), axes),
     }
 
 
@@ -222,24 +251,30 @@ def _crossing(model: Transformer) -> Iterator[Attention]:
             yield block.cross_attention
 
 
-def _sources(choice: spec.Stack) -> tuple[dict[str, tuple[Tensor, Axes]], ...]:
+def _sources(choice: spec.Stack) -> tuple[Inputs, ...]:
     """What an encoder reads: tokens and which of them are real, images of the one size it has positions for, or sounds
     of equal length, which it is if there are positions for so many frames alone.
     """
     if isinstance(choice.reads, spec.Frames):
         learned = choice.positions.length if isinstance(choice.positions, spec.Learned) else None
-        frames = torch.zeros(_BATCH, choice.reads.mels, 2 * (learned or _FRAMES))
+        frames = torch.zeros(BATCH, choice.reads.mels, 2 * (learned or _FRAMES))
         return ({"source": (frames, {0: "batch"} if learned else {0: "batch", 2: "frames"})},)
     if isinstance(choice.reads, spec.Waveform):
-        return ({"source": (torch.zeros(_BATCH, _SAMPLES), {0: "batch", 1: "samples"})},)
+        return ({"source": (torch.zeros(BATCH, _SAMPLES), {0: "batch", 1: "samples"})},)
     if isinstance(choice.reads, spec.Patches) and isinstance(choice.positions, spec.Learned):
         side = math.isqrt(choice.positions.length - choice.reads.leading) * choice.reads.size
-        return ({"source": (torch.zeros(_BATCH, choice.reads.channels, side, side), {0: "batch"})},)
-    _require_tokens(choice, "encoder")
+        return ({"source": (torch.zeros(BATCH, choice.reads.channels, side, side), {0: "batch"})},)
     axes = {0: "batch", 1: "sources"}
+    if isinstance(choice.reads, spec.Trajectory):
+        steps = torch.zeros(BATCH, SOURCES, 2 + choice.reads.state + choice.reads.action)
+        return (
+            {"source": (steps, {0: "batch", 1: "steps"})},
+            {"source_mask": (torch.ones(BATCH, SOURCES, dtype=torch.bool), {0: "batch", 1: "steps"})},
+        )
+    _require_tokens(choice, "encoder")
     return (
-        {"source": (torch.zeros(_BATCH, _SOURCES, dtype=torch.long), axes)},
-        {"source_mask": (torch.ones(_BATCH, _SOURCES, dtype=torch.bool), axes)},
+        {"source": (torch.zeros(BATCH, SOURCES, dtype=torch.long), axes)},
+        {"source_mask": (torch.ones(BATCH, SOURCES, dtype=torch.bool), axes)},
     )
 
 
@@ -247,49 +282,5 @@ def _require_tokens(choice: spec.Stack, name: str) -> None:
     if not isinstance(choice.reads, spec.Tokens):
         raise SpecError(
             f"the {name} reads {type(choice.reads).__name__}; ONNX graphs are made of models that read Tokens, or of "
-            "encoders that read Frames, a Waveform, or Patches with Learned positions"
+            "encoders that read Frames, a Waveform, a Trajectory, or Patches with Learned positions"
         )
-
-
-def _save(graph: _Graph, path: Path) -> None:
-    """Trace a module with its example and write the graph, with the parameters in it or, from 2 GB on, beside it."""
-    example = tuple(_form([tensor for tensor, _ in one.values()]) for one in graph.inputs)
-    free = tuple(
-        _form([dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for _, axes in one.values()]) for one in graph.inputs
-    )
-    named = tuple(_form([dict(axes) for _, axes in one.values()]) for one in graph.inputs)
-    with torch.no_grad(), _quiet():
-        # What a model asks of sizes, such as no more tokens than there are positions, must not bind the graph to
-        # the example's: it is left to the operators.
-        with _WholeMasks():
-            traced = torch.export.export(
-                graph.module, example, dynamic_shapes=free, prefer_deferred_runtime_asserts_over_guards=True
-            )
-        program = torch.onnx.export(
-            traced,
-            opset_version=_OPSET,
-            input_names=[name for one in graph.inputs for name in one],
-            output_names=list(graph.outputs),
-            dynamic_shapes=named,
-            verbose=False,
-        )
-    assert program is not None
-    program.save(path)
-
-
-def _form(one: list[Any]) -> Any:
-    return one[0] if len(one) == 1 else one
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what the exporter says of itself, and of libraries it looks for, from the user's screen."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)

@@ -1,0 +1,207 @@
+"""Recurrence as ONNX has it: its operators GRU and LSTM in the place of ours, and the graphs of a recurrent model.
+
+They take the length of each row, so that padding is passed by. Their gates stand in another order than torch's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from qkv import spec
+from qkv.cache import Carried, Memory
+from qkv.layers import Block, Placing, Recurrence
+from qkv.models.recurrent import Recurrent, RecurrentState
+from qkv.pretrained.exporting.graphs import BATCH, LENGTH, OPSET, SOURCES, Axes, Graph, Inputs
+from qkv.tap import NO_TAP, Tap
+
+_ORDER = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
+"""Which of torch's gates comes when: update, reset, new; and input, output, forget, new."""
+
+Given = TypeVar("Given", bound=nn.Module)
+
+
+def without_loops(model: Given) -> Given:
+    """A copy of a model, with the same parameters, whose recurrences are operators where they were loops."""
+    copied = copy.deepcopy(model, {id(one): one for one in model.parameters()})
+    for module in list(copied.modules()):
+        if isinstance(module, Block) and isinstance(module.self_attention, Recurrence):
+            module.self_attention = _Recurrence(module.self_attention)  # type: ignore[assignment]
+        elif isinstance(module, nn.ModuleList):
+            for number, layer in enumerate(module):
+                if isinstance(layer, nn.GRU | nn.LSTM):
+                    module[number] = _Layer(layer)
+    return copied
+
+
+class _Operator(nn.Module):
+    """The operator GRU or LSTM with its parameters: each (directions, ...), gates in the order of ONNX."""
+
+    weight: Tensor
+    recurrent: Tensor
+    bias: Tensor
+
+    def __init__(self, name: str, weight: Tensor, recurrent: Tensor, bias: Tensor, **attributes: Any) -> None:
+        super().__init__()
+        self.name, self.directions, self.width = name, recurrent.shape[0], recurrent.shape[2]
+        direction = "bidirectional" if self.directions == 2 else "forward"
+        self.attributes = {"hidden_size": self.width, "direction": direction, **attributes}
+        for part, tensor in (("weight", weight), ("recurrent", recurrent), ("bias", bias)):
+            self.register_buffer(part, tensor.detach())
+
+    def forward(
+        self, inputs: Tensor, first: Sequence[Tensor] = (), lengths: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """inputs (batch, n, d), first states each (directions, batch, width), lengths (batch,) ->
+        (batch, n, directions * width), 0 after a row's length, and the last states."""
+        batch, length = inputs.shape[:2]
+        given = [inputs.transpose(0, 1), self.weight, self.recurrent, self.bias]
+        states = (self.directions, batch, self.width)
+        shapes = [(length, *states), states, *([states] if self.name == "LSTM" else [])]
+        found = torch.onnx.ops.symbolic_multi_out(
+            self.name,
+            [*given, None if lengths is None else lengths.int(), *first],
+            self.attributes,
+            dtypes=[inputs.dtype] * len(shapes),
+            shapes=shapes,
+            version=OPSET,
+        )
+        return found[0].permute(2, 0, 1, 3).flatten(2), tuple(found[1:])
+
+
+class _Layer(nn.Module):
+    """A layer of torch's, called as it is."""
+
+    def __init__(self, layer: nn.GRU | nn.LSTM) -> None:
+        super().__init__()
+        name = "GRU" if isinstance(layer, nn.GRU) else "LSTM"
+        ends = ["", "_reverse"] if layer.bidirectional else [""]
+
+        def whole(*parts: str) -> Tensor:
+            """Some of its parameters after each other, for each direction."""
+            chosen = [[getattr(layer, f"{part}_l0{end}") for part in parts] for end in ends]
+            return torch.stack([torch.cat([_ordered(one, name) for one in parts]) for parts in chosen])
+
+        # torch resets what the state has become, not the state
+        more: dict[str, Any] = {"linear_before_reset": 1} if name == "GRU" else {}
+        weights = whole("weight_ih"), whole("weight_hh"), whole("bias_ih", "bias_hh")
+        self.operator = _Operator(name, *weights, **more)
+
+    def forward(
+        self, inputs: Tensor, first: Tensor | tuple[Tensor, ...] = (), lengths: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, ...]]:
+        states, last = self.operator(inputs, (first,) if isinstance(first, Tensor) else first, lengths)
+        return states, last if len(last) > 1 else last[0]
+
+
+def _ordered(parameter: Tensor, name: str) -> Tensor:
+    gates = parameter.chunk(len(_ORDER[name]))
+    return torch.cat([gates[number] for number in _ORDER[name]])
+
+
+class _Recurrence(nn.Module):
+    """A recurrence in the place of attention: a GRU that sees no state in its gates, and whose new is not bent."""
+
+    def __init__(self, layer: Recurrence) -> None:
+        super().__init__()
+        forget, value = layer.forget.weight, layer.value.weight
+        bias = torch.cat([layer.forget.bias, forget.new_zeros(5 * len(forget))])
+        self.operator = _Operator(
+            "GRU",
+            torch.cat([forget, torch.zeros_like(forget), value])[None],
+            forget.new_zeros(1, 3 * len(forget), len(forget)),
+            bias[None],
+            activations=["Sigmoid", "Affine"],
+            activation_alpha=[1.0],
+            activation_beta=[0.0],
+        )
+
+    def forward(
+        self, hidden: Tensor, placing: Placing, memory: None = None, cache: Carried | None = None, tap: Tap = NO_TAP
+    ) -> Tensor:
+        first = () if cache is None or cache.state is None else (cache.state[None],)
+        lengths = placing.mask.sum(dim=1) if isinstance(placing.mask, Tensor) else None
+        states, last = self.operator(hidden, first, lengths)
+        if cache is not None:
+            cache.state = last[0][0]
+        return functional.relu(states)
+
+
+class _Encoder(nn.Module):
+    """Memory and its keys, of a model that looks back, and what each layer of the decoder remembers at first."""
+
+    def __init__(self, model: Recurrent) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, source: Tensor, source_mask: Tensor) -> list[Tensor]:
+        encoder, decoder = self.model.encoder, self.model.decoder
+        lengths = source_mask.sum(dim=1)
+        states = encoder.embedding(source)
+        for layer in encoder.layers:
+            states, _ = layer(states, lengths=lengths)
+        memory = Memory(states, source_mask)
+        first = [part for layer in decoder.start(memory) for part in layer]
+        return first if decoder.cross_attention is None else [states, decoder.cross_attention.keys(memory), *first]
+
+
+class _Decoder(nn.Module):
+    """Some steps of a decoder that is told what its layers remember, and tells it for the next."""
+
+    def __init__(self, model: Recurrent) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        tokens: Tensor,
+        past: Tensor | list[Tensor],
+        memories: Sequence[Tensor] = (),
+        source_mask: Tensor | None = None,
+    ) -> list[Tensor]:
+        decoder = self.model.decoder
+        parts = decoder.parts
+        past = [past] if isinstance(past, Tensor) else past
+        hidden = tuple(tuple(past[begin : begin + parts]) for begin in range(0, len(past), parts))
+        # without attention, nothing looks at the memory
+        states, key = memories or (past[0][:, None], None)
+        state = RecurrentState(torch.zeros(0), Memory(states, source_mask), key, hidden)
+        result, after = decoder(tokens, state)
+        return [self.model.answer(result), *(part for layer in after.hidden for part in layer)]
+
+
+def recurrent_graphs(model: Recurrent) -> dict[str, Graph]:
+    """The graphs of a recurrent model, by the names of their files."""
+    choice: Any = model.spec
+    assert isinstance(choice, spec.Recurrent)
+    model = without_loops(model)
+    mask: Inputs = {"source_mask": (torch.ones(BATCH, SOURCES, dtype=torch.bool), {0: "batch", 1: "sources"})}
+    source: Inputs = {"source": (torch.zeros(BATCH, SOURCES, dtype=torch.long), {0: "batch", 1: "sources"})}
+    # who looks back before each step takes one at a time
+    steps = 1 if choice.attention == "additive" else LENGTH
+    axes: Axes = {0: "batch"} if steps == 1 else {0: "batch", 1: "length"}
+    tokens: Inputs = {"tokens": (torch.zeros(BATCH, steps, dtype=torch.long), axes)}
+    parts = ("state", "cell") if choice.cell == "lstm" else ("state",)
+    past: Inputs = {
+        f"past.{number}.{part}": (torch.zeros(BATCH, choice.d_model), {0: "batch"})
+        for number in range(choice.layers)
+        for part in parts
+    }
+    memory: Inputs = {}
+    if choice.attention is not None:
+        memory = {
+            "memory.states": (torch.zeros(BATCH, SOURCES, choice.d_model), {0: "batch", 1: "sources"}),
+            "memory.key": (torch.zeros(BATCH, 1, SOURCES, choice.d_model), {0: "batch", 2: "sources"}),
+        }
+    present = (name.replace("past", "present") for name in past)
+    return {
+        "encoder.onnx": Graph(_Encoder(model), (source, mask), (*memory, *past)),
+        "decoder.onnx": Graph(
+            _Decoder(model), (tokens, past, *((memory, mask) if memory else ())), ("logits", *present)
+        ),
+    }
