@@ -129,7 +129,7 @@ def test_an_onnx_decoder_carries_its_past_as_ours_does(stack: spec.Stack, tmp_pa
 @pytest.mark.usefixtures("traceable")
 @torch.no_grad()
 def test_onnx_graphs_with_recurrence_on_both_sides_translate_as_ours_do(tmp_path: Path) -> None:
-    """As in the translators of Marian; the encoder passes padding by."""
+    """The decoder as in the translators of Marian."""
     crossing = replace(CARRYING, cross_attention=spec.Attention(4, 8), norm_at="post")
     encoder = carrying(replace(CARRYING, norm_at="post"), positions=spec.Sinusoidal())
     decoder = carrying(crossing, crossing, positions=spec.Sinusoidal())

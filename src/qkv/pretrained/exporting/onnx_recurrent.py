@@ -125,8 +125,7 @@ class _Recurrence(nn.Module):
         self, hidden: Tensor, placing: Placing, memory: None = None, cache: Carried | None = None, tap: Tap = NO_TAP
     ) -> Tensor:
         first = () if cache is None or cache.state is None else (cache.state[None],)
-        lengths = placing.mask.sum(dim=1) if isinstance(placing.mask, Tensor) else None
-        states, last = self.operator(hidden, first, lengths)
+        states, last = self.operator(hidden, first)  # padding comes after, where it changes nothing before
         if cache is not None:
             cache.state = last[0][0]
         return functional.relu(states)
