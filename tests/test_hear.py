@@ -25,13 +25,14 @@ from qkv.cli import main
 from qkv.data import corpora, frames, generated
 from qkv.data.audio import LogMel
 from qkv.data.cleaning import Cleaning
-from qkv.data.hearing import Augmentation, Fsdd, Numbers, Recordings
+from qkv.data.hearing import Augmentation, Features, Fsdd, Numbers, Recordings
 from qkv.data.joining import Joining, join
 from qkv.data.recordings import Recording, Sound, recording, recordings
 from qkv.decoding.ctc import align, log_probabilities, read_labels
 from qkv.errors import ConfigError, CorpusError, DataError, MissingExtraError, SpecError, StorageError, VocabularyError
 from qkv.models import build
 from qkv.tasks.hearing import gather, joint
+from qkv.tasks.listening import log_mel
 from qkv.tasks.naming import Names
 from qkv.training.progress import Silent
 
@@ -310,6 +311,13 @@ def test_a_sound_needs_room_for_its_labels() -> None:
     ready = preparation(tokenizer=tokenizer, labels=True, cleaning=everything)
     assert ready([one("dd", short), one("ddd", short)])[1] == [0]
     assert len(preparation(tokenizer=tokenizer)([one("ddd", short)])[1]) == 1
+
+
+def test_a_recipe_says_how_loudness_is_scaled() -> None:
+    sound = torch.from_numpy(tone("mid"))
+    for scaling in ("utterance", "peak"):
+        features = Features(8, RATE, 128, 64, scaling=scaling)
+        assert torch.equal(log_mel(features)(sound), LogMel(8, RATE, 128, 64, scaling=scaling)(sound))
 
 
 def test_frames_change_at_random_by_torchs_seed_alone() -> None:

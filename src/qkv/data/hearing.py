@@ -80,9 +80,11 @@ def _joined(parts: list[Recording], how: Joining | None) -> list[Recording]:
 
 @dataclass(frozen=True)
 class Features:
-    """How sound becomes frames: `qkv.data.audio.LogMel`, each band of which has mean 0 and variance 1 over a sound.
+    """How sound becomes frames: `qkv.data.audio.LogMel`. A sound of another rate is resampled.
 
-    A sound of another rate is resampled. window, hop: in samples.
+    window, hop: in samples. scaling: "utterance" gives each band mean 0 and variance 1 over a sound, which takes away
+    what the microphone did to it; "peak" keeps how loud bands are beside each other, which tells the words of a short
+    sound apart.
     """
 
     mels: int = 80
@@ -91,6 +93,7 @@ class Features:
     hop: int = 160
     lowest: float = 0.0
     highest: float | None = None
+    scaling: Literal["utterance", "peak"] = "utterance"
 
     def __post_init__(self) -> None:
         highest = self.rate / 2 if self.highest is None else self.highest

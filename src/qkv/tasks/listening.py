@@ -53,7 +53,7 @@ class Hearing:
 
 def log_mel(features: Features) -> LogMel:
     """What makes the frames."""
-    return LogMel(features.mels, features.rate, features.window, features.hop, features.lowest, features.highest)
+    return LogMel(**vars(features))
 
 
 def hear(
