@@ -113,6 +113,7 @@ def test_states_and_actions_become_numbers_and_come_back() -> None:
     assert shown.taken(torch.tensor([-9.0, 9.0])).tolist() == [-2.0, 10.0]
     marks = Trajectories(sizes, np.eye(3, dtype=np.float32), data.actions[:3], data.rewards[:3], np.array([3]))
     np.testing.assert_array_equal(Shown.of(marks).states(marks.states), marks.states)
+    assert Shown.of(marks).marks and not shown.marks
     for wrong in ([], [3], [-1]):
         with pytest.raises(ConfigError, match="0 to 2"):
             Shown.of(data, wrong)
@@ -459,5 +460,6 @@ def test_gymnasium_is_acted_in(tmp_path: Path) -> None:
 def test_a_state_of_zeros_is_told_as_such() -> None:
     from qkv.tasks import agent
 
-    told = [agent._numbers(np.array(state)) for state in ([0.0] * 6, [0.0, 1.0, 1.0], [0.5, 0.0])]
+    told = [agent._marks(np.array(state)) for state in ([0.0] * 6, [0.0, 1.0, 1.0], [0.5, 0.0])]
     assert told == ["0 0 0 0 ...", "1,2", "0.5 0"]
+    assert agent._numbers(np.array([0.0, 1.0])) == "0 1"  # measured, and by chance what marks could be

@@ -10,16 +10,24 @@ export async function measure(browser, address, heads = null) {
       if (document.querySelector("canvas.matrix, canvas.map")) { requestAnimationFrame(() => setTimeout(() => { window.shown = performance.now(); })); observer.disconnect(); }
     }).observe(document, { childList: true, subtree: true });
   });
+  // What the page's own thread computes, whatever else the machine does meanwhile.
+  const session = await page.context().newCDPSession(page);
+  await session.send("Performance.enable", { timeDomain: "threadTicks" });
+  const busy = async () => 1000 * (await session.send("Performance.getMetrics")).metrics.find((one) => one.name === "TaskDuration").value;
   await page.goto(address, { timeout: 120_000 });
   const wait = (what) => page.waitForFunction(what, null, { timeout: 120_000 });
   await wait(() => window.shown);
+  const shownBusy = await busy();
   await wait(() => document.documentElement.dataset.certified !== undefined && [...document.querySelectorAll(".thumbnail canvas")].some((one) => one.width > 1));
   await wait(() => document.querySelector("canvas.map") || [...document.querySelectorAll(".thumbnail canvas")].every((one) => one.width > 1));
-  const found = await page.evaluate(async (heads) => {
-    const done = performance.now();
+  const pace = await page.evaluate(() => {
+    window.done = performance.now();
     // How long the same piece of work takes here; about 25 ms on an idle core of 2020.
     const work = () => { const begin = performance.now(); let sum = 0; for (let i = 0; i < 2e7; i += 1) sum += i * 0.5; return sum && performance.now() - begin; };
-    const pace = [work(), work(), work()].sort((a, b) => a - b)[1];
+    return [work(), work(), work()].sort((a, b) => a - b)[1];
+  });
+  const doneBusy = await busy();
+  const found = await page.evaluate(async (heads) => {
     const all = [...document.querySelectorAll(".thumbnail")];
     const chosen = heads ? heads.map(([at, head]) => document.querySelector(`.thumbnail[data-at="${at}"][data-head="${head}"]`)) : Array.from({ length: 15 }, (_, i) => all[(i * 37 + 11) % all.length]);
     const times = [];
@@ -30,10 +38,11 @@ export async function measure(browser, address, heads = null) {
       times.push(performance.now() - begin);
     }
     times.sort((a, b) => a - b);
-    return { shown: window.shown, done, pace, switched: times[times.length >> 1], times, nodes: document.querySelectorAll("*").length, memory: performance.memory?.usedJSHeapSize ?? 0 };
+    return { shown: window.shown, done: window.done, switched: times[times.length >> 1], times, nodes: document.querySelectorAll("*").length, memory: performance.memory?.usedJSHeapSize ?? 0 };
   }, heads);
+  const switchedBusy = ((await busy()) - doneBusy) / found.times.length;
   await page.close();
-  return found;
+  return { ...found, pace, busy: { shown: shownBusy, done: doneBusy, switched: switchedBusy } };
 }
 
 if (process.argv[1] && import.meta.url === pathToFileURL(process.argv[1]).href) {

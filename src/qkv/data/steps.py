@@ -40,6 +40,11 @@ class Shown:
         return len(self.mean)
 
     @property
+    def marks(self) -> bool:
+        """Whether every number of a state was 0 or 1 in all that was learned from, as those of a choice are."""
+        return not any(self.mean) and all(one == 1 for one in self.deviation)
+
+    @property
     def width(self) -> int:
         """How many numbers a step has: its time, its return, its state and its action."""
         return 2 + self.state + self.sizes.action

@@ -151,7 +151,7 @@ class Agent:
                 named.append(f"{step + 1}: return {played.left[step]:g}")
             state = played.episode.states[step]
             state = state if self.shown.shown is None else state[list(self.shown.shown)]
-            named.append(f"{step + 1}: state {_numbers(state)}")
+            named.append(f"{step + 1}: state {_marks(state) if self.shown.marks else _numbers(state)}")
             named.append(f"{step + 1}: action {_numbers(played.episode.actions[step])}")
         return named
 
@@ -295,10 +295,15 @@ def _alone(played: Performance, shown: Shown) -> Trajectories:
     )
 
 
-def _numbers(value: Any) -> str:
-    """Some numbers in short: of marks, which are set; of others, the first four."""
-    if value.ndim == 0:
-        return f"{value:g}"
+def _marks(value: Any) -> str:
+    """Which of some marks of 0 and 1 are set; their numbers where none is or they are others."""
     if len(value) > 1 and value.any() and set(value.tolist()) <= {0.0, 1.0}:
         return ",".join(str(place) for place in value.nonzero()[0].tolist())
+    return _numbers(value)
+
+
+def _numbers(value: Any) -> str:
+    """Some numbers in short: the first four."""
+    if value.ndim == 0:
+        return f"{value:g}"
     return " ".join(f"{one:.3g}" for one in value[:4].tolist()) + (" ..." if len(value) > 4 else "")
