@@ -4,8 +4,8 @@ What is checked of each: every tensor placed; logits, padded and not; the weight
 token by token; greedy and beam-4 generations, token for token; the file written back loads there with equal logits.
 Also, of some: files that do not fit and configurations that ask for what is not there are refused by name.
 
-What is not: dropout and other training settings; heads other than the vocabulary's; token vectors of OPT-350m, which
-are narrower than its blocks (refused); ALiBi in Falcon with more heads than 8, where transformers rounds to bfloat16.
+What is not: dropout and other training settings; heads other than the vocabulary's; ALiBi in Falcon with more heads
+than 8, where transformers rounds to bfloat16.
 
 Of files that need no config.json: tiny GGUF files as llama.cpp converts them, and real ones (SmolLM2-135M in GGUF,
 written back for transformers; stories260K of llama2.c, whose greedy text is documented). Of minGPT's sorter: each
@@ -71,6 +71,7 @@ DECODERS = [
     decoder("GPTNeoX", case="-sequential", use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True),
     decoder("OPT", ffn_dim=48),
     decoder("OPT", case="-post", ffn_dim=48, do_layer_norm_before=False, enable_bias=False),
+    decoder("OPT", case="-350m", ffn_dim=48, do_layer_norm_before=False, word_embed_proj_dim=16),
     decoder("Bloom"),
     decoder("Falcon", ffn_hidden_size=48),
     decoder("Falcon", case="-grouped", new_decoder_architecture=True, num_kv_heads=2),
@@ -143,7 +144,6 @@ def altered(written: Written, case: str, folder: Path, **says: Any) -> Path:
     [
         ("GPT2", "add_cross_attention", True),
         ("GPT2", "activation_function", "mish"),
-        ("OPT", "word_embed_proj_dim", 16),
         ("OPT", "layer_norm_elementwise_affine", False),
         ("Bloom", "apply_residual_connection_post_layernorm", True),
         ("Llama", "model_type", "lama"),

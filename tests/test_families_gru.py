@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from numpy.typing import NDArray
 
 from published import close
-from qkv import pretrained, spec
+from qkv import pretrained, spec, tasks
+from qkv.cli import main
 from qkv.decoding import Decoding, Greedy, Length, decode
 from qkv.errors import CheckpointError, SpecError
 from qkv.models import build
@@ -118,6 +120,31 @@ def test_it_pronounces(word: str, expected: str) -> None:
     answer = decode(published.model, torch.tensor([ids(word)]), **rules, decoding=Decoding(Greedy(), Length(0, 20)))
     assert answer[0][0].ended
     assert " ".join(PHONEMES[token] for token in answer[0][0].tokens[:-1]) == expected
+
+
+@needs_data
+def test_the_command_pronounces(tmp_path: Path) -> None:
+    (tmp_path / "pairs.tsv").write_text("street\tS T R IY1 T\nknight\tN AY1 T\n")
+    answers = CliRunner().invoke(main, ["run", str(FILE)], input="activationist\n\nStreet\n")
+    assert answers.output.splitlines() == ["AE2 K T IH0 V EY1 SH AH0 N IH0 S T", "", "S T R IY1 T"]
+    scores = CliRunner().invoke(main, ["evaluate", str(FILE), str(tmp_path / "pairs.tsv")])
+    assert scores.output.splitlines()[0].split()[:2] == ["wer", "0.00"], scores.output
+
+
+def test_a_random_one_reads_letters_and_answers_phonemes(tmp_path: Path) -> None:
+    archive(tmp_path / "model.npz")
+    opened = tasks.load(tmp_path / "model.npz")
+    assert isinstance(opened, tasks.Runner)
+    assert opened.source.framed("Queue").ids == ids("queue") and opened.target.encode("AH0 K") == [
+        PHONEMES.index("AH0"), PHONEMES.index("K")
+    ]  # fmt: skip
+    assert opened.target.decode([PHONEMES.index("AH0"), PHONEMES.index("K"), PHONEMES.index("</s>")]) == "AH0 K"
+    done = CliRunner().invoke(main, ["convert", str(tmp_path / "model.npz"), str(tmp_path / "own"), "--to", "qkv"])
+    assert done.exit_code == 0, done.output
+    again = tasks.load(tmp_path / "own")
+    assert isinstance(again, tasks.Runner)
+    greedy = Decoding(Greedy(), Length(0, 8))
+    assert next(again.run(["queue"], greedy))[0].text == next(opened.run(["queue"], greedy))[0].text
 
 
 @torch.no_grad()

@@ -14,12 +14,12 @@ from qkv.tap import NO_TAP, Tap
 
 
 class Dense(nn.Module):
-    """A linear layer, an activation and perhaps a norm, before the answer proper."""
+    """A linear layer, perhaps an activation and a norm, before the answer proper."""
 
     def __init__(self, choice: spec.Dense, d_model: int, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(d_model, width)
-        self.activation = ACTIVATIONS[choice.activation]
+        self.linear = nn.Linear(d_model, width, bias=choice.bias)
+        self.activation = ACTIVATIONS[choice.activation] if choice.activation else nn.Identity()
         self.norm = norm(choice.norm, width) if choice.norm else nn.Identity()
 
     def forward(self, hidden: Tensor) -> Tensor:

@@ -16,12 +16,15 @@ class TokenReader(Reader):
 
     def __init__(self, choice: spec.Stack, reads: spec.Tokens) -> None:
         width = reads.width or choice.d_model
-        super().__init__(choice, width)
+        super().__init__(choice, choice.d_model if reads.widened_first else width)
+        self.widened_first = reads.widened_first
         self.tokens = nn.Embedding(reads.vocab, width)
         self.scale = math.sqrt(choice.d_model) if reads.scale else 1.0
         self.separator = reads.segments.separator if reads.segments else None
         self.segments = nn.Embedding(reads.segments.count, width) if reads.segments else None
-        self.projection = nn.Linear(width, choice.d_model) if reads.width is not None else nn.Identity()
+        self.projection = (
+            nn.Linear(width, choice.d_model, bias=not reads.widened_first) if reads.width is not None else nn.Identity()
+        )
 
     def forward(self, given: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
         """tokens (batch, length) int64, the first of which stands at position `past` -> (batch, length, d_model).
@@ -38,5 +41,8 @@ class TokenReader(Reader):
             ends = given.eq(self.separator or 0)
             segment = (ends.cumsum(dim=1) - ends.long()).clamp(max=self.segments.num_embeddings - 1)
             hidden = hidden + self.segments(segment)
-        result: Tensor = self.dropout(self.projection(self.norm(self.placed(hidden, past, mask))))
+        if self.widened_first:
+            result: Tensor = self.dropout(self.norm(self.placed(self.projection(hidden), past, mask)))
+        else:
+            result = self.dropout(self.projection(self.norm(self.placed(hidden, past, mask))))
         return result

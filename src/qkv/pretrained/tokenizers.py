@@ -59,6 +59,27 @@ def read_pair(path: str | Path, config: Mapping[str, Any] | None = None) -> tupl
     )
 
 
+def of_symbols(config: Mapping[str, Any]) -> tuple[Tokenizer, Tokenizer] | None:
+    """Make the tokenizers of a model whose configuration lists its letters and phonemes; None if it does not.
+
+    The letters of a word are read one by one, in lower case; phonemes are written with spaces between them.
+    Raises VocabularyError if no end is among them.
+    """
+    if not {"letters", "phonemes"} <= set(config):
+        return None
+    letters, phonemes = (
+        {symbol: number for number, symbol in enumerate(config[key])} for key in ("letters", "phonemes")
+    )
+    reads = tokenizers.Tokenizer(models.BPE(vocab=letters, merges=[], unk_token="<unk>"))
+    reads.normalizer, reads.decoder = normalizers.Lowercase(), decoders.Fuse()
+    says = tokenizers.Tokenizer(models.WordLevel(vocab=phonemes, unk_token="<unk>"))
+    says.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    form = Form("$A eos", tokens={"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"})
+    without_begin = Form("$A eos", tokens={"eos": "</s>", "unk": "<unk>", "pad": "<pad>"})
+    name = "the model's own list"
+    return finish(reads, Says(name, {}, {}), without_begin), finish(says, Says(name, {}, {}), form)
+
+
 def from_gguf(metadata: Mapping[str, Any], name: str = "the GGUF file") -> Tokenizer:
     """Make the tokenizer whose vocabulary is among the key-values of a GGUF file (byte-level or SentencePiece BPE).
 

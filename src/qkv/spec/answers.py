@@ -11,10 +11,11 @@ from qkv.spec.rules import require_choices, require_positive
 
 @dataclass(frozen=True)
 class Dense:
-    """A linear layer, an activation and perhaps a norm between the last block and the answer (Devlin et al. 2019)."""
+    """A linear layer, perhaps an activation and a norm between the last block and the answer (Devlin et al. 2019)."""
 
-    activation: Activation
+    activation: Activation | None
     norm: Norm | None = None
+    bias: bool = True
 
     def __post_init__(self) -> None:
         require_choices(self)

@@ -26,15 +26,19 @@ class Tokens:
     """Reads a vocabulary's numbers: one learned vector each, times sqrt(d_model) if scaled (2017, section 3.4).
 
     width: the vectors' own, projected to d_model afterwards (Lan et al. 2020); d_model itself unless given.
+    widened_first: they are projected before their positions are added, and without a bias (Zhang et al. 2022).
     """
 
     vocab: int
     scale: bool = False
     width: int | None = None
     segments: Segments | None = None
+    widened_first: bool = False
 
     def __post_init__(self) -> None:
         require_positive(self, "vocab", "width")
+        require(not self.widened_first or self.width is not None, self, "widened_first, but no width was given")
+        require(not self.widened_first or self.segments is None, self, "widened_first, and segments; expected one")
 
 
 @dataclass(frozen=True)

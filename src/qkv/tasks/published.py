@@ -269,7 +269,7 @@ def open_published(
             "qkv.pretrained.read(path).model"
         )
     if isinstance(shape, spec.Recurrent):
-        return _writer(published, path, "translate")
+        return _writer(published, path, "pronounce")
     if shape.decoder is not None:
         reads = (shape.encoder or shape.decoder).reads
         if isinstance(reads, spec.Tokens):
@@ -293,7 +293,8 @@ def _task(answers: spec.Answers) -> Task:
 
 
 def _writer(published: Published, path: Path, task: str) -> Runner:
-    source, target = tokenizers.read_pair(_tokenizer_of(path), published.config)
+    own = tokenizers.of_symbols(published.config)
+    source, target = own or tokenizers.read_pair(_tokenizer_of(path), published.config)
     decoding = Decoding() if task == "translate" else Decoding(Greedy(), Length(0.0, _LONGEST))
     return Runner(published.model, source, target, TASKS[task], decoding, {}, published.generation)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 from qkv import spec
-from qkv.errors import CheckpointError
 from qkv.pretrained.families.common import activation, only, rotary, said
 from qkv.pretrained.family import Config, Family, Table
 from qkv.pretrained.operations import grouped, ignored, rows_from, same, stacked, transposed
@@ -17,12 +19,17 @@ _FIRST, _SECOND = f"{_BLOCK}self_attention_residual", f"{_BLOCK}feed_forward_res
 
 
 def _decoder(
-    config: Config, width: int, blocks: tuple[spec.Block, ...], tied: bool = True, **stack: object
+    config: Config,
+    width: int,
+    blocks: tuple[spec.Block, ...],
+    tied: bool = True,
+    reads: Mapping[str, Any] = MappingProxyType({}),
+    dense: spec.Dense | None = None,
+    **stack: Any,
 ) -> spec.Transformer:
-    reads = spec.Tokens(config["vocab_size"])
-    tied = config.get("tie_word_embeddings", tied)
     whole = {"final_norm": blocks[0].norm, **stack}
-    return spec.Transformer(None, spec.Stack(width, blocks, reads, **whole), spec.Vocabulary(tied))  # type: ignore[arg-type]
+    decoder = spec.Stack(width, blocks, spec.Tokens(config["vocab_size"], **reads), **whole)
+    return spec.Transformer(None, decoder, spec.Vocabulary(config.get("tie_word_embeddings", tied), dense=dense))
 
 
 # GPT-2 (Radford et al. 2019)
@@ -103,11 +110,7 @@ def _gpt_neox_table(config: Config) -> Table:
 def _opt(config: Config) -> spec.Transformer:
     only(config, "layer_norm_elementwise_affine", True)
     width, heads = config["hidden_size"], config["num_attention_heads"]
-    if (config.get("word_embed_proj_dim") or width) != width:
-        raise CheckpointError(
-            f"config.json says word_embed_proj_dim={config['word_embed_proj_dim']} and hidden_size={width}; "
-            "expected the same: token vectors that are widened before their positions are not supported"
-        )
+    narrow = config.get("word_embed_proj_dim") or width
     bias, before = config.get("enable_bias", True), config.get("do_layer_norm_before", True)
     block = spec.Block(
         spec.Attention(heads, width // heads, causal=True, bias=bias),
@@ -115,10 +118,13 @@ def _opt(config: Config) -> spec.Transformer:
         norm_at="pre" if before else "post",
     )
     ends = before and not config.get("_remove_final_layer_norm", False)
+    own = {} if narrow == width else {"width": narrow, "widened_first": True}
     return _decoder(
         config,
         width,
         (block,) * config["num_hidden_layers"],
+        reads=own,
+        dense=spec.Dense(None, bias=False) if own else None,
         positions=spec.Learned(config["max_position_embeddings"]),
         final_norm=block.norm if ends else None,
     )
@@ -139,6 +145,8 @@ def _opt_table(config: Config) -> Table:
         f"{layer}fc2": f"{_FEED_FORWARD}.narrow",
         f"{layer}final_layer_norm": f"{_SECOND}.{norm}",
         "decoder.final_layer_norm": "decoder.final_norm",
+        "decoder.project_in": "decoder.embedding.projection",
+        "decoder.project_out": "answer.dense.linear",
         "lm_head.weight": "answer.vectors",
     }
 
