@@ -22,8 +22,9 @@ from qkv.data.images import ImagePreparation
 from qkv.errors import CheckpointError, ConfigError, CorpusError, DataError, MissingExtraError, QkvError, SpecError
 from qkv.models import build
 from qkv.tasks.published import Predictor
+from qkv.tasks.recipe import SeeRecipe
 from qkv.tasks.seeing import gather
-from qkv.tasks.seen import SeeRecipe, Vision
+from qkv.tasks.seen import Vision
 from qkv.training.loss import cross_entropy, with_plain
 from qkv.training.progress import Silent
 
@@ -69,6 +70,7 @@ def recipe(place: Path, **changes: object) -> SeeRecipe:
             "mixup": 0.2,
         },
         "model": {
+            "kind": "vision",
             "patch": 4,
             "stem": [{"channels": 8, "width": 3, "stride": 2}],
             "d_model": 16,
@@ -285,6 +287,40 @@ def test_a_model_learns_is_resumed_to_the_same_bytes_scored_asked_and_looked_int
         tasks.pictures_of([folder / "toy.npz"], classes=("above",))
 
 
+def test_a_trained_model_is_gone_on_from(folder: Path, tmp_path: Path) -> None:
+    first = tasks.train(recipe(folder), folder=tmp_path / "first", show=Silent())
+    onwards = {"model": {"kind": "from", "folder": str(tmp_path / "first")}, "data.grayscale": False}
+    again = tasks.train(
+        recipe(folder, **onwards, **{"training.steps": 1, "training.optimizer.learning_rate": 1e-9}),
+        folder=tmp_path / "again",
+        show=Silent(),
+    )
+    close = first.runner.model.state_dict()
+    assert all(torch.allclose(value, close[name], atol=1e-4) for name, value in again.runner.model.state_dict().items())
+    assert again.result.metrics["accuracy"] == 100
+    with pytest.raises(ConfigError, match="data.size: given beside model.folder"):
+        tasks.train(recipe(folder, **onwards, **{"data.size": [8, 8]}), folder=tmp_path / "run", show=Silent())
+    with pytest.raises(ConfigError, match="model.folder=pronounce: reads no images"):
+        strange = {"model": {"kind": "from", "folder": "pronounce"}, "data.grayscale": False}
+        tasks.train(recipe(folder, **strange), folder=tmp_path / "run", show=Silent())
+
+
+def test_a_published_model_learns_other_classes(folder: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    theirs = transformers.ViTConfig(**shape, image_size=12, patch_size=4, num_labels=3)
+    transformers.ViTForImageClassification(theirs).save_pretrained(tmp_path / "vit")
+    transformers.ViTImageProcessor(size={"height": 12, "width": 12}).save_pretrained(tmp_path / "vit")
+    onwards = {"model": {"kind": "from", "folder": str(tmp_path / "vit")}, "data.grayscale": False}
+    learned = tasks.train(recipe(folder, **onwards, **{"data.augment": []}), folder=tmp_path / "run", show=Silent())
+    assert learned.result.metrics["accuracy"] == 100
+    opened = tasks.load(tmp_path / "run")
+    assert isinstance(opened, Predictor) and opened.labels == ("above", "below")
+    answers = [one[0].text for one in opened.run([str(folder / "classes" / "below" / "001.png")])]
+    assert answers == ["below"]
+
+
 def test_a_card_that_does_not_fit_its_model_is_refused(folder: Path, tmp_path: Path) -> None:
     runner = tasks.train(recipe(folder, **{"training.steps": 1}), folder=tmp_path / "m", show=Silent()).runner
     card = tmp_path / "m" / "card.json"
@@ -351,7 +387,7 @@ def test_named_images_are_as_recorded(name: str) -> None:
 @pytest.mark.parametrize("name", ["see", "mnist", "cifar10"])
 def test_recipes_that_come_along_are_whole(name: str) -> None:
     found = tasks.read_recipe(name)
-    assert isinstance(found, SeeRecipe)
+    assert isinstance(found, SeeRecipe) and isinstance(found.model, Vision)
     assert found.model.spec(*{"see": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}[name], 10)
 
 

@@ -21,6 +21,7 @@ from qkv.tasks.recipe import (
     Origin,
     Recipe,
     Recurrent,
+    SeeRecipe,
     Text,
     TextData,
     Transformer,
@@ -28,7 +29,7 @@ from qkv.tasks.recipe import (
     WriteRecipe,
 )
 from qkv.tasks.recipes import named_recipes, read_recipe
-from qkv.tasks.seen import SeeRecipe, Vision
+from qkv.tasks.seen import Vision
 
 if TYPE_CHECKING:
     from qkv.tasks.agent import Agent, asked_of, measure

@@ -16,10 +16,9 @@ from qkv.tasks.actor import ActRecipe
 from qkv.tasks.agent import Agent
 from qkv.tasks.lesson import Lesson
 from qkv.tasks.published import Predictor
-from qkv.tasks.recipe import AnyRecipe, HearRecipe, Recipe, WriteRecipe
+from qkv.tasks.recipe import AnyRecipe, HearRecipe, Recipe, SeeRecipe, WriteRecipe
 from qkv.tasks.recipes import read_recipe
 from qkv.tasks.runner import Runner
-from qkv.tasks.seen import SeeRecipe
 from qkv.training import Result, Trainer, checkpoint, claim
 from qkv.training.progress import Display, display
 

@@ -27,7 +27,7 @@ from qkv.decoding.options import Decoding, Length, Sample
 from qkv.errors import ConfigError, SpecError
 from qkv.tasks.actor import ActRecipe
 from qkv.tasks.listener import Classifier, Ctc, Listener, SoundData
-from qkv.tasks.seen import SeeRecipe
+from qkv.tasks.seen import PictureData, Vision
 from qkv.text.training import Kind
 from qkv.training.options import Training
 
@@ -239,9 +239,10 @@ class Decoder:
 
 @dataclass(frozen=True)
 class From:
-    """A trained model to go on from: its shape, its parameters and its tokenizers.
+    """A trained model to go on from: its shape, its parameters and its tokenizers, or how it prepares its images.
 
-    folder: a model folder, or the name of a model that comes with the package.
+    folder: a model folder, or the name of a model that comes with the package. A model that sees may also be a
+    published one; of other classes than those to learn, it gets new scores for these, which begin at 0.
     """
 
     folder: Path
@@ -284,6 +285,16 @@ class WriteRecipe:
 
     def __post_init__(self) -> None:
         _check_text(self.model, self.text, Words())
+
+
+@dataclass(frozen=True)
+class SeeRecipe:
+    """All that makes a trained classifier of images; the same bytes as with `Recipe`."""
+
+    task: Literal["see"]
+    data: PictureData
+    training: Training
+    model: Vision | From = field(default_factory=Vision)
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from qkv import spec
 from qkv.data import WindowSampler
 from qkv.data.albums import Album
 from qkv.data.images import ImagePreparation
@@ -17,8 +18,10 @@ from qkv.errors import ConfigError, DataError
 from qkv.models import SequenceModel, build
 from qkv.tasks.kinds import TASKS
 from qkv.tasks.lesson import Lesson
+from qkv.tasks.loading import load
 from qkv.tasks.published import Predictor
-from qkv.tasks.seen import PictureData, SeeRecipe
+from qkv.tasks.recipe import From, SeeRecipe
+from qkv.tasks.seen import PictureData, Vision
 from qkv.training import Validated
 from qkv.training.loss import cross_entropy
 
@@ -60,7 +63,8 @@ def _ordered(classes: Iterable[str]) -> tuple[str, ...]:
 def lesson(recipe: SeeRecipe, seen: Seen, place: Path, tokens: Path, resume: bool) -> Lesson:
     """The pixels, the model before its first step, and what judges it."""
     data, seed = recipe.data, recipe.training.seed
-    raw = _preparation(data, (0.0,), (1.0,))
+    begun = _begun(recipe.model, data) if isinstance(recipe.model, From) else None
+    raw = _preparation(data, (0.0,), (1.0,)) if begun is None else begun.prepares
     train = fitted(seen.train, raw, seen.classes, tokens / "train.u8")
     apart = [fitted([album], raw, seen.classes, tokens / f"test-{number}.u8") for number, album in enumerate(seen.test)]
     if seen.valid is not None:
@@ -71,17 +75,66 @@ def lesson(recipe: SeeRecipe, seen: Seen, place: Path, tokens: Path, resume: boo
         valid, checked = train, _held_out(train, data.held_out)
     learned, notes = _learned(train, apart, set(checked) if seen.valid is None else set())
     notes = [*train.notes, *(note for other in apart for note in other.notes), *notes]
-    mean, deviation = _statistics(train, learned)
-    preparation = _preparation(data, mean, deviation, train.pixels.shape[1:3])
     height, width, channels = train.pixels.shape[1:]
     torch.manual_seed(seed)
-    model = build(recipe.model.spec(height, width, channels, len(seen.classes)))
+    if begun is None:
+        assert isinstance(recipe.model, Vision)
+        preparation = _preparation(data, *_statistics(train, learned), (height, width))
+        model = build(recipe.model.spec(height, width, channels, len(seen.classes)))
+    else:
+        preparation, model = begun.prepares, begun.of_classes(seen.classes)
+        new = "" if begun.classes == seen.classes else f"; new scores for {len(seen.classes)} classes"
+        notes.append(f"begins with the parameters of {begun.folder}{new}")
     batches = PictureBatches(train, learned, preparation, len(seen.classes), data.augment, data.mixup)
     notes.append(f"{len(learned):,} images of {width} x {height} pixels to learn from, {len(checked):,} to check on")
     judge = Judge(valid, checked[:: max(1, len(checked) // data.valid_images)], preparation, seen.classes)
     judge.check(recipe)
     runner = Predictor(model, preparation, TASKS["classify"], seen.classes)
     return Lesson(runner, WindowSampler(batches, data.batch, seed), batches.batch, judge, notes)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A model to go on from, how it prepares images, and the names of its classes."""
+
+    folder: Path
+    model: SequenceModel
+    prepares: ImagePreparation
+    classes: tuple[str, ...]
+
+    def of_classes(self, classes: tuple[str, ...]) -> SequenceModel:
+        """A new model with these parameters; for other classes than it knows, with scores that begin at 0."""
+        shape = self.model.spec
+        assert isinstance(shape, spec.Transformer) and shape.encoder is not None
+        answers = shape.answers
+        if classes == self.classes and isinstance(answers, spec.Classes):
+            model = build(shape)
+            model.load_state_dict(self.model.state_dict())
+            return model
+        if isinstance(answers, spec.Classes):
+            answers = replace(answers, count=len(classes), dense=None)
+        else:
+            answers = spec.Classes(len(classes), answers.pool if isinstance(answers, spec.Vector) else "mean")
+        model = build(replace(shape, answers=answers))
+        rest = {name: value for name, value in self.model.state_dict().items() if not name.startswith("answer.")}
+        strange = model.load_state_dict(rest, strict=False)
+        assert all(name.startswith("answer.") for name in strange.missing_keys) and not strange.unexpected_keys
+        return model
+
+
+def _begun(start: From, data: PictureData) -> _Begun:
+    """Open the model to go on from. Raises ConfigError if it sees nothing, or images are to have another form."""
+    opened = load(start.folder)
+    if not isinstance(opened, Predictor) or not isinstance(opened.preparation, ImagePreparation):
+        raise ConfigError([f"model.folder={start.folder}: reads no images; expected a model that sees"])
+    if data.size is not None or data.grayscale:
+        raise ConfigError(
+            [
+                f"data.{'grayscale' if data.size is None else 'size'}: given beside model.folder={start.folder}, but "
+                "images are prepared as that model has learned it; leave it out"
+            ]
+        )
+    return _Begun(start.folder, opened.model, opened.preparation, opened.labels)
 
 
 def _preparation(

@@ -1,9 +1,9 @@
-"""The recipe of the task see: an encoder alone learns to tell images apart. This file needs no torch."""
+"""Images to learn to tell apart, and the shape of what learns it: nodes of recipes. This file needs no torch."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from qkv import spec
@@ -11,7 +11,6 @@ from qkv.data.albums import Folder, Idx, Npz, Parquet
 from qkv.data.augmentation import Augmentation
 from qkv.data.corpora import Corpus
 from qkv.errors import ConfigError, SpecError
-from qkv.training.options import Training
 
 PictureOrigin: TypeAlias = Corpus | Folder | Npz | Idx | Parquet
 """Where labelled images come from: a split of a named corpus, a folder for each class, or one or two files."""
@@ -108,13 +107,3 @@ class Vision:
             final_norm=self.norm,
         )
         return spec.Transformer(stack, None, spec.Classes(classes, "first" if leading else "mean"))
-
-
-@dataclass(frozen=True)
-class SeeRecipe:
-    """All that makes a trained classifier of images; the same bytes as with `Recipe`."""
-
-    task: Literal["see"]
-    data: PictureData
-    training: Training
-    model: Vision = field(default_factory=Vision)
