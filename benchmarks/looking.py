@@ -4,7 +4,8 @@ First, forward passes of our Transformer, plain and with a Recorder; and of tran
 fused, and eager with the weights returned, which is how others look; the same for a decoder and transformers' GPT-2.
 Then, by length, one causal attention: the
 kernel, all its statistics, a row and a tile of 256 x 256 on demand, and what is kept beside what the matrix would take.
-Last, what a page of BertViz takes, if it is installed, for weights of 12 layers and 12 heads.
+Then what the page about a decoder's pass takes: its document, and the file. Last, what a page of BertViz takes, if it is
+installed, for weights of 12 layers and 12 heads.
 
     python benchmarks/looking.py
 """
@@ -29,6 +30,8 @@ from qkv.lens import AttentionTrace, Recorder, Statistics, measure, trace_of
 from qkv.mask import Mask
 from qkv.models import SequenceModel
 from qkv.tap import Tap
+from qkv.view.document import document
+from qkv.view.writing import html_of
 
 D_KEY, TILE = 64, 256
 
@@ -40,9 +43,12 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", default=["1x16", "1x128", "16x32", "1x512"], help="rows x length")
     parser.add_argument("--decoder", choices=DECODERS, default="gpt2", help="the decoder looked at (%(default)s)")
     parser.add_argument("--decoder-batches", nargs="+", default=["1x16", "1x512", "4x512"], help="rows x length")
+    parser.add_argument("--page-lengths", nargs="+", type=int, default=[512], help="of the pages")
     parser.add_argument("--lengths", nargs="+", type=int, default=[2048, 8192, 32768], help="of the attention")
     parser.add_argument("--heads", type=int, default=1, help="of the attention (%(default)s)")
-    parser.add_argument("--without", nargs="*", default=[], choices=["marian", "decoder", "bertviz", "statistics"])
+    parser.add_argument(
+        "--without", nargs="*", default=[], choices=["marian", "decoder", "bertviz", "statistics", "page"]
+    )
     options = parser.parse_args()
     measuring.begin(options)
     captures(options)
@@ -50,6 +56,8 @@ def main() -> None:
         decoder_captures(options)
     if "statistics" not in options.without:
         by_length(options)
+    if "page" not in options.without:
+        pages(options)
     if "bertviz" not in options.without:
         bertviz(128 if "tiny" not in options.size else 8)
 
@@ -142,6 +150,28 @@ def by_length(options: Any) -> None:
     print(f"Statistics of one causal attention, {options.heads} head(s), d_key {D_KEY}, float32\n")
     heads = ["kernel, s", "statistics, s", "ns a score", "row, ms", "tile, ms", "tile with statistics, ms"]
     measuring.table(["length", *heads, "kept, MiB", "matrix, MiB", "process so far, MiB"], rows)
+
+
+@torch.no_grad()
+def pages(options: Any) -> None:
+    """Print what our page about a decoder's pass takes: its document, the text of the file, and its size."""
+    rows, model = [], decoder(DECODERS[options.decoder]).eval()
+    for length in options.page_lengths:
+        ids, recorder = torch.randint(4, DECODERS[options.decoder].vocab, (1, length)), Recorder()
+        logits = model(target=ids, tap=recorder)
+        trace = trace_of(recorder, model, logits=logits, target=ids)
+        described, taken = [], []
+        for _ in range(options.rounds):
+            started = time.process_time()
+            made = document(trace)
+            taken.append(time.process_time() - started)
+            started = time.process_time()
+            size = len(html_of(made))
+            described.append(time.process_time() - started)
+        cells = [f"{statistics.median(one):.2f} ({min(one):.2f} to {max(one):.2f})" for one in (taken, described)]
+        rows.append([f"{options.decoder}, length {length}", *cells, f"{size / 1e6:.1f}"])
+    print("Our page, processor time\n")
+    measuring.table(["", "document, s", "file, s", "MB"], rows)
 
 
 def on_demand(attention: AttentionTrace, found: Statistics, clock: Callable[[], float]) -> list[float]:

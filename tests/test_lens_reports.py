@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -13,14 +14,15 @@ from torch import Tensor
 from qkv import spec
 from qkv.attend import attend
 from qkv.errors import QkvError
-from qkv.lens import Intervene, Recorder, Trace, look, trace_of
+from qkv.lens import Intervene, Recorder, Trace, look, pieces, trace_of
 from qkv.lens.attributions import direct_logits, gradient_times_weight, logit_lens, rollout, value_zeroing
 from qkv.lens.circuits import LowRank, composition, copying, on_tokens, output_value, query_key
-from qkv.lens.reports import dead, report, similarity
+from qkv.lens.reports import dead, report, report_of, similarity
 from qkv.models import build
 from qkv.models.transformer import Transformer
 from test_lens import tokens
 from test_spec import small, specs
+from test_view import shapes
 
 
 def close(left: Tensor, right: Tensor) -> None:
@@ -49,6 +51,35 @@ def test_heads_of_each_kind_are_told_apart() -> None:
     placed, other = report(by_place)
     assert placed.positional > 0.7 > other.positional
     assert by_token is None and report(a_trace([away == 1]))[0].induction is None
+
+
+@pytest.mark.parametrize("kept", [2**24, 0])
+def test_weights_made_once_for_all_that_count_them_tell_what_each_one_tells(
+    monkeypatch: pytest.MonkeyPatch, kept: int
+) -> None:
+    for name, trace in shapes().items():
+        monkeypatch.undo()
+        alone = {one.place: (one.certify(), one.weights().detach()) for one in trace}
+        told = report(trace)
+        monkeypatch.setattr(pieces, "_ELEMENTS", 30)  # a few rows
+        monkeypatch.setattr(pieces, "_KEPT", kept)
+        again = []
+        for one in trace:
+            worst, weights = alone[one.place]
+            parts = one.pieces()
+            close(one.certify(parts), worst)
+            again += report_of(trace, one, parts)
+            assert sum(part.weights.shape[2] for part in parts) == one.queries > 1, name
+            for part in parts:
+                rows = weights[:, :, part.begin : part.begin + part.weights.shape[2]]
+                width = part.weights.shape[3]
+                close(part.weights.detach(), rows[..., :width])
+                assert not rows[..., width:].any()
+            assert kept == 0 or [id(part) for part in parts] == [id(part) for part in parts]
+        for one, other in zip(told, again, strict=True):
+            numbers = [[-1.0 if number is None else number for number in astuple(it)[2:]] for it in (one, other)]
+            assert astuple(one)[:2] == astuple(other)[:2]
+            assert numbers[0] == pytest.approx(numbers[1], rel=1e-4, abs=1e-6)
 
 
 def test_similar_and_dead_heads() -> None:

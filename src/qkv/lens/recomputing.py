@@ -95,9 +95,9 @@ def _edges(mask: Mask, rows: Span, keys: Span) -> list[Span]:
     return [(begin, end) for begin, end in cut if begin < end]
 
 
-def weights(call: Call, heads: Sequence[int], rows: Span) -> Tensor:
-    """Weights (batch, heads, rows, keys) over all keys."""
-    found, visible = raw_scores(call, heads, rows, (0, call["key"].shape[2]))
+def weights(call: Call, heads: Sequence[int], rows: Span, seen: int | None = None) -> Tensor:
+    """Weights (batch, heads, rows, keys) over all keys, or over the first ones where these rows see no others."""
+    found, visible = raw_scores(call, heads, rows, (0, call["key"].shape[2] if seen is None else seen))
     return softmax(found, visible, sinks(call, heads))
 
 

@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from qkv.errors import QkvError
+from qkv.lens.pieces import Pieces
 from qkv.lens.statistics import measure
 from qkv.lens.trace import AttentionTrace, Trace
-
-_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -48,9 +47,14 @@ def report(trace: Trace, row: int | None = None) -> list[HeadReport]:
     """
     found: list[HeadReport] = []
     for attention in trace:
-        tokens = _tokens(trace, attention)
-        found += _of_attention(attention, tokens, slice(None) if row is None else slice(row, row + 1))
+        found += report_of(trace, attention, attention.pieces(), row)
     return found
+
+
+def report_of(trace: Trace, attention: AttentionTrace, pieces: Pieces, row: int | None = None) -> list[HeadReport]:
+    """The reports of one attention of a trace; pieces: its own, which others may go over as well."""
+    chosen = slice(None) if row is None else slice(row, row + 1)
+    return list(_of_attention(attention, pieces, _tokens(trace, attention), chosen))
 
 
 def similarity(left: AttentionTrace, right: AttentionTrace) -> Tensor:
@@ -62,8 +66,8 @@ def similarity(left: AttentionTrace, right: AttentionTrace) -> Tensor:
             f"{right.keys}; expected two attentions over the same tokens"
         )
     shared = torch.zeros(left.heads, right.heads)
-    for begin, weights in _rows(left):
-        others = right.weights(rows=range(begin, begin + weights.shape[2]))
+    for begin, weights in _rows(left.pieces()):
+        others = right.weights(rows=range(begin, begin + weights.shape[2])).float().cpu()[..., : weights.shape[3]]
         for head in range(left.heads):
             shared[head] += torch.minimum(weights[:, head : head + 1], others).sum(dim=-1).mean(dim=0).sum(dim=-1)
     return shared / left.queries
@@ -75,28 +79,31 @@ def dead(trace: Trace, below: float = 0.01) -> list[tuple[str, int]]:
     return [(place, head) for place, head, share in shares if share < below]
 
 
-def _of_attention(attention: AttentionTrace, tokens: Tensor | None, chosen: slice) -> Iterator[HeadReport]:
+def _of_attention(
+    attention: AttentionTrace, pieces: Pieces, tokens: Tensor | None, chosen: slice
+) -> Iterator[HeadReport]:
     statistics = measure(attention, top=1, first=1)
-    profile = _profile(attention, chosen)
+    profile = _profile(attention, pieces, chosen)
+    # from the last distance on, so that each query's own part of it goes from its first key to its last
+    expected = profile.flip(1).unfold(1, attention.keys, 1)
     heads, queries = attention.heads, attention.queries
     previous, positional = torch.zeros(heads), torch.zeros(heads)
     matched = {"duplicate": torch.zeros(heads), "induction": torch.zeros(heads)}
     counts = dict.fromkeys(matched, 0)
-    key = torch.arange(attention.keys)
-    for begin, weights in _rows(attention):
+    for begin, weights in _rows(pieces):
         weights = weights[chosen]
-        query = torch.arange(begin, begin + weights.shape[2])
-        away = query[:, None] - key
-        previous += (weights * (away == 1)).sum(dim=(2, 3)).mean(dim=0)
-        expected = profile[:, away + attention.keys - 1]
-        positional += torch.minimum(weights, expected).sum(dim=(2, 3)).mean(dim=0)
+        query, key = torch.arange(begin, begin + weights.shape[2]), torch.arange(weights.shape[3])
+        previous += weights.diagonal(begin - 1, dim1=2, dim2=3).sum(dim=-1).mean(dim=0)
+        usual = expected[:, queries - query, : len(key)]
+        positional += torch.minimum(weights, usual).sum(dim=(2, 3)).mean(dim=0)
         if tokens is None:
             continue
-        given = tokens[chosen].expand(len(weights), -1)
-        same = (given[:, query, None] == given[:, None, :]) & (away > 0)
+        given, away = tokens[chosen].expand(len(weights), -1), query[:, None] - key
+        same = (given[:, query, None] == given[:, None, key]) & (away > 0)
         after = torch.cat([torch.zeros_like(same[..., :1]), same[..., :-1]], dim=-1) & (away > 0)
         for name, where in (("duplicate", same), ("induction", after)):
-            matched[name] += (weights * where[:, None]).sum(dim=(0, 2, 3))
+            row, asking, asked = where.nonzero(as_tuple=True)  # few of all pairs of tokens
+            matched[name] += weights[row, :, asking, asked].sum(dim=0)
             counts[name] += int(where.any(dim=-1).sum())
     shares = _shares(attention, chosen)
     sink = 1 - statistics.mass + statistics.first
@@ -116,14 +123,14 @@ def _of_attention(attention: AttentionTrace, tokens: Tensor | None, chosen: slic
         )
 
 
-def _profile(attention: AttentionTrace, chosen: slice) -> Tensor:
+def _profile(attention: AttentionTrace, pieces: Pieces, chosen: slice) -> Tensor:
     """The mean weight at each distance, (heads, distances), that of key - query = keys - 1 first."""
     queries, keys = attention.queries, attention.keys
     totals = torch.zeros(attention.heads, queries + keys)
     counts = torch.zeros(queries + keys)
-    for begin, weights in _rows(attention):
+    for begin, weights in _rows(pieces):
         query = torch.arange(begin, begin + weights.shape[2])
-        index = (query[:, None] - torch.arange(keys) + keys - 1).flatten()
+        index = (query[:, None] - torch.arange(weights.shape[3]) + keys - 1).flatten()
         totals.index_add_(1, index, weights[chosen].mean(dim=0).flatten(1))
         counts.index_add_(0, index, torch.ones(len(index)))
     return totals / counts.clamp(min=1)
@@ -144,7 +151,7 @@ def _tokens(trace: Trace, attention: AttentionTrace) -> Tensor | None:
     return given.cpu() if given.shape[1] == attention.queries == attention.keys else None
 
 
-def _rows(attention: AttentionTrace) -> Iterator[tuple[int, Tensor]]:
+def _rows(pieces: Pieces) -> Iterator[tuple[int, Tensor]]:
     """All weights, (batch, heads, some queries, keys), with the number of the first query."""
-    for begin in range(0, attention.queries, _ROWS):
-        yield begin, attention.weights(rows=range(begin, min(begin + _ROWS, attention.queries))).float().cpu()
+    for piece in pieces:
+        yield piece.begin, piece.weights.float().cpu()

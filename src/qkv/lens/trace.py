@@ -18,10 +18,11 @@ from torch import Tensor
 
 from qkv.errors import QkvError
 from qkv.lens import recomputing
+from qkv.lens.pieces import Pieces
 from qkv.lens.recorder import Call
 from qkv.mask import Span
 
-_BLOCK = 256  # rows of a matrix that certify() builds at once
+_BLOCK = 256  # rows of a matrix that are built at once
 
 
 @dataclass(frozen=True)
@@ -152,18 +153,19 @@ class AttentionTrace:
         norms: Tensor = torch.linalg.vector_norm(value, dim=-1)
         return self.weights(head, rows) * norms[:, None, :]
 
-    def certify(self) -> Tensor:
+    def pieces(self) -> Pieces:
+        """All weights a few rows at a time, for several that go over them one after the other."""
+        return Pieces(self.calls)
+
+    def certify(self, pieces: Pieces | None = None) -> Tensor:
         """The largest |weights @ value - context| of each head: (heads,), the context being the kernel's own."""
         worst = torch.zeros(self.heads, dtype=torch.float64)
-        for call in self.calls:
-            queries = call["query"].shape[2]
-            for begin in range(0, queries, _BLOCK):
-                end = min(begin + _BLOCK, queries)
-                heads = list(range(self.heads))
-                weights = recomputing.weights(call, heads, (begin, end))
-                value = recomputing.of_heads(call["value"], heads, self.heads).to(weights.dtype)
-                difference = (weights @ value - call["context"][:, :, begin:end]).abs().amax(dim=(0, 2, 3))
-                worst = torch.maximum(worst, difference.double().cpu())
+        for piece in self.pieces() if pieces is None else pieces:
+            call, weights = self.calls[piece.call], piece.weights
+            value = recomputing.of_heads(call["value"], range(self.heads), self.heads)[:, :, : weights.shape[-1]]
+            context = call["context"][:, :, slice(*piece.rows)]
+            difference = (weights @ value.to(weights.dtype) - context).abs().amax(dim=(0, 2, 3))
+            worst = torch.maximum(worst, difference.double().cpu())
         return worst
 
     def _joined(self, site: str) -> Tensor:

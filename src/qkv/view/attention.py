@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qkv import lens
 from qkv.attend import additions
-from qkv.lens import AttentionTrace, HeadReport, Trace
+from qkv.lens import AttentionTrace, HeadReport, Trace, recomputing
+from qkv.lens.pieces import Pieces
 from qkv.lens.recorder import Call
+from qkv.lens.reports import report_of
 from qkv.mask import Mask
 from qkv.view.blocks import Blocks, Kind, rounded
-
-_ROWS = 256  # of a matrix that are made at once
 
 Rule = dict[str, Any]
 """How all queries see keys: {"causal", "window", "past"}; see `rule_of`."""
@@ -24,8 +24,14 @@ _REPORTED = ("previous", "sink", "entropy", "distance", "positional", "duplicate
 
 def of_all(trace: Trace, row: int, blocks: Blocks, contexts: bool) -> list[dict[str, Any]]:
     """All attentions for the page, with every head's statistics."""
-    reports = {(one.place, one.head): one for one in lens.report(trace, row)}
-    return [described(one, row, blocks, contexts) | {"statistics": statistics(one, row, reports)} for one in trace]
+    found = []
+    for one in trace:
+        pieces = one.pieces()  # one attention's weights at a time
+        said = described(one, pieces, row, blocks, contexts)
+        said["error"] = worst_weight(one, pieces, row, blocks.kind)
+        said["statistics"] = statistics(one, pieces, row, report_of(trace, one, pieces, row))
+        found.append(said)
+    return found
 
 
 def outline(attention: AttentionTrace) -> dict[str, Any]:
@@ -49,10 +55,10 @@ def outline(attention: AttentionTrace) -> dict[str, Any]:
     }
 
 
-def described(attention: AttentionTrace, row: int, blocks: Blocks, contexts: bool) -> dict[str, Any]:
+def described(attention: AttentionTrace, pieces: Pieces, row: int, blocks: Blocks, contexts: bool) -> dict[str, Any]:
     """An attention for the page: what it is, and its tensors for one row of the batch."""
     found = outline(attention)
-    found["certified"] = [round(float(one), 12) for one in attention.certify()]
+    found["certified"] = [round(float(one), 12) for one in attention.certify(pieces)]
     for site in ("query", "key", "value"):
         found[site] = blocks.add(getattr(attention, site)[row])
     if contexts:
@@ -139,22 +145,21 @@ def by_distance(added: Tensor) -> Tensor | None:
 
 
 def statistics(
-    attention: AttentionTrace, row: int, reports: dict[tuple[str, int], HeadReport]
+    attention: AttentionTrace, pieces: Pieces, row: int, reports: Sequence[HeadReport]
 ) -> dict[str, list[float | None]]:
     """Each head in numbers, by name: what `lens.report` says, and the mean largest weight and that on the diagonal."""
-    own = [reports[attention.place, head] for head in range(attention.heads)]
-    found = {name: [_short(getattr(one, name)) for one in own] for name in _REPORTED}
+    found = {name: [_short(getattr(one, name)) for one in reports] for name in _REPORTED}
     largest, diagonal = torch.zeros(attention.heads), torch.zeros(attention.heads)
-    for begin in range(0, attention.queries, _ROWS):
-        weights = attention.weights(rows=range(begin, min(begin + _ROWS, attention.queries)))[row].float()
+    for piece in pieces:
+        weights = piece.weights[row].float().cpu()
         largest += weights.amax(dim=-1).sum(dim=-1)
-        diagonal += weights.diagonal(begin, dim1=-2, dim2=-1).sum(dim=-1)
+        diagonal += weights.diagonal(piece.begin, dim1=-2, dim2=-1).sum(dim=-1)
     found["largest"] = [_short(float(one)) for one in largest / attention.queries]
     found["diagonal"] = [_short(float(one)) for one in diagonal / min(attention.queries, attention.keys)]
     return found
 
 
-def worst_weight(attention: AttentionTrace, row: int, kind: Kind) -> float:
+def worst_weight(attention: AttentionTrace, pieces: Pieces, row: int, kind: Kind) -> float:
     """The largest difference of any weight from that of queries and keys kept in a kind."""
     worst = 0.0
     if kind == "float32" or attention.terms.get("score") is not None:
@@ -166,11 +171,10 @@ def worst_weight(attention: AttentionTrace, row: int, kind: Kind) -> float:
             own = call[site][row : row + 1]
             kept.tensors[site] = rounded(own, kind) if site in ("query", "key") else own
         calls.append(kept)
-    other = AttentionTrace(attention.place, calls)
-    for begin in range(0, attention.queries, _ROWS):
-        rows = range(begin, min(begin + _ROWS, attention.queries))
-        difference = other.weights(rows=rows) - attention.weights(rows=rows)[row : row + 1]
-        worst = max(worst, float(difference.abs().max()))
+    for piece in pieces:
+        own = piece.weights[row : row + 1]
+        other = recomputing.weights(calls[piece.call], range(attention.heads), piece.rows, own.shape[-1])
+        worst = max(worst, float((other - own).abs().max()))
     return worst
 
 

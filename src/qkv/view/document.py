@@ -12,7 +12,6 @@ from typing import Any
 
 from qkv.errors import QkvError
 from qkv.lens import Trace
-from qkv.view import attention as attentions
 from qkv.view import overview
 from qkv.view.blocks import Blocks, Kind
 from qkv.view.run import Run
@@ -54,18 +53,15 @@ def document(
     long = _size(runs) > _MOST or any(overview.is_long(one) for run in runs for one in run.trace)
     kind = kind or ("float32" if long else _kind(_size(runs)))
     blocks = Blocks(kind)
+    # in int8, what the model itself computed would be no check of what is recomputed
+    shown_runs = [run.described(blocks, contexts=kind != "int8", long=long) for run in runs]
+    errors = (one.get("error", 0.0) for run in shown_runs for one in run["attentions"])
     described = {
         "version": VERSION,
         "title": title,
         "note": note,
-        # in int8, what the model itself computed would be no check of what is recomputed
-        "runs": [run.described(blocks, contexts=kind != "int8", long=long) for run in runs],
-        "numbers": {
-            "kind": kind,
-            "error": max(
-                (attentions.worst_weight(one, run.row, kind) for run in runs for one in run.trace), default=0.0
-            ),
-        },
+        "runs": shown_runs,
+        "numbers": {"kind": kind, "error": max(errors, default=0.0)},
         "live": live,
     }
     return Document(described, blocks.bytes())
