@@ -4,8 +4,8 @@ First, forward passes of our Transformer, plain and with a Recorder; and of tran
 fused, and eager with the weights returned, which is how others look; the same for a decoder and transformers' GPT-2.
 Then, by length, one causal attention: the
 kernel, all its statistics, a row and a tile of 256 x 256 on demand, and what is kept beside what the matrix would take.
-Then what the page about a decoder's pass takes: its document, and the file. Last, what a page of BertViz takes, if it is
-installed, for weights of 12 layers and 12 heads.
+Then what the page about a decoder's pass takes: its document, and the file. Last, what a page of BertViz takes, if it
+is installed, for weights of 12 layers and 12 heads.
 
     python benchmarks/looking.py
 """

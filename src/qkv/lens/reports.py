@@ -51,6 +51,7 @@ def report(trace: Trace, row: int | None = None) -> list[HeadReport]:
     return found
 
 
+@torch.no_grad()
 def report_of(trace: Trace, attention: AttentionTrace, pieces: Pieces, row: int | None = None) -> list[HeadReport]:
     """The reports of one attention of a trace; pieces: its own, which others may go over as well."""
     chosen = slice(None) if row is None else slice(row, row + 1)
