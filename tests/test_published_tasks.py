@@ -227,7 +227,8 @@ def test_an_image_gets_the_class_that_transformers_sees(kept: Kept, picture: Pat
     given = ours.give(str(picture)).source
     with torch.no_grad():
         expected = LABELS[int(model(given).logits[0].argmax())]
-    assert answered("run", folder, picture) == f"{expected}\n"
+    for numbers in ("float32", "bfloat16", "int8"):
+        assert answered("run", folder, picture, "--numbers", numbers) == f"{expected}\n"
     assert "absent.png does not exist" in refused("run", folder, "absent.png")
 
 
@@ -484,18 +485,6 @@ def test_wrong_places_are_named(tmp_path: Path) -> None:
     assert "some.gguf" in refused("describe", tmp_path / "some.gguf")
     save_file({"a": torch.zeros(2)}, tmp_path / "some.safetensors")
     assert "does not say what model" in refused("run", tmp_path / "some.safetensors", "a")
-
-
-def test_towers_answer_no_line(tmp_path: Path) -> None:
-    tower = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    config = transformers.CLIPConfig(
-        text_config={**tower, "vocab_size": 30, "max_position_embeddings": 8, "eos_token_id": 2},
-        vision_config={**tower, "image_size": 8, "patch_size": 4}, projection_dim=8,
-    )  # fmt: skip
-    transformers.CLIPModel(config).save_pretrained(tmp_path)
-    said = refused("run", tmp_path, "a cat")
-    assert "compares two kinds of input" in said and "qkv.pretrained.read(path).model" in said
-    assert "Towers(" in answered("describe", tmp_path)
 
 
 # -- opening ------------------------------------------------------------------------------------------------------

@@ -36,6 +36,9 @@ export class Run {
     return attention.described.queries === (axes.target?.tokens.length ? "target" : "source") ? answers : null;
   }
 
+  /** Whether source and target are read by two encoders, and compared. */
+  get towers(): boolean { return this.places.some((place) => place.startsWith("target.")); }
+
   /** The attentions that lead to an answer directly: their queries are asked where answers are given. */
   answering(): Attention[] {
     const fit = this.attentions.filter((one) => this.answersFor(one));

@@ -1,7 +1,7 @@
 // Changes made on the page: hide a key, swap two values, switch off a head; what then comes out, and the same as Python.
 import { useState } from "preact/hooks";
 import type { Edit } from "../protocol";
-import { asPython, inWords } from "../data/changes";
+import { asPython, everywhere, fits, inWords } from "../data/changes";
 import { long, number, percent, shown } from "../numbers";
 import { useLook, type Look } from "../state";
 
@@ -21,7 +21,7 @@ export function EditButtons() {
     <div class="edits-bar" role="group" aria-label="Change something">
       <span class="muted">What if</span>
       <button type="button" class="small" onClick={() => add(look, { kind: "hide", keys: [column], place, head })}>this head could not see <bdi>{key}</bdi></button>
-      <button type="button" class="small" onClick={() => add(look, { kind: "hide", keys: [column], place: undefined })}>no head could</button>
+      <button type="button" class="small" onClick={() => add(look, { kind: "hide", keys: [column], place: run.towers ? everywhere([place]) : undefined })}>no head could</button>
       {swapping === null ? <button type="button" class="small" onClick={() => setSwapping(column)}>its value were {"\u2026"}</button>
         : swapping === column ? <button type="button" class="small" aria-live="polite" onClick={() => setSwapping(null)}>now choose another key ({"\u00d7"})</button>
           : <button type="button" class="small" onClick={() => { add(look, { kind: "swap", place, key: swapping, with: column, head }); setSwapping(null); }}>swap values of <bdi>{shown(keys[swapping] ?? "")}</bdi> and <bdi>{key}</bdi></button>}
@@ -43,7 +43,7 @@ export function EditsPanel() {
   if (!edits.length) return null;
   const base = look.base.value;
   const tokenOf = (side: "keys" | "queries", place: string | undefined, at: number) => {
-    const attention = base.attentions.find((one) => one.place === place) ?? base.attentions.filter((one) => one.described.kind === "cross").at(-1) ?? base.attentions[0];
+    const attention = base.attentions.find((one) => place && fits(place, one.place)) ?? base.attentions.filter((one) => one.described.kind === "cross").at(-1) ?? base.attentions[0];
     return shown((side === "keys" ? base.keyTokens(attention) : base.queryTokens(attention))[at] ?? String(at));
   };
   const code = look.edited.value?.described.code || asPython(edits, base.places);

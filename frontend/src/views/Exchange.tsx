@@ -19,6 +19,7 @@ export function Exchange() {
   return (
     <section class="exchange" aria-label="What the model read and answered">
       {source ? <Read title="It read" axis={source} /> : target && !answers.length ? <Read title="It read" axis={target} /> : null}
+      {source && target && run.towers && <Read title="and" axis={target} />}
       {answers.length > 0 && <Said answers={answers} />}
     </section>
   );

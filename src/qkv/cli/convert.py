@@ -10,7 +10,7 @@ import click
 from qkv.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from qkv.tasks import Agent, Predictor, Runner
+    from qkv.tasks import Opened
 
 _FORMS = ("hugging-face", "onnx", "ctranslate2", "qkv")
 
@@ -47,7 +47,7 @@ def _to_hugging_face(place: Path, folder: Path) -> None:
     exporting.to_hugging_face(pretrained.read(place, dtype=None), place, folder)
 
 
-def _to_onnx(opened: Runner | Predictor | Agent, place: Path, folder: Path) -> None:
+def _to_onnx(opened: Opened, place: Path, folder: Path) -> None:
     from qkv import tasks
     from qkv.pretrained import exporting
 
@@ -60,7 +60,7 @@ def _to_onnx(opened: Runner | Predictor | Agent, place: Path, folder: Path) -> N
             opened.target.save(part / "target.tokenizer.json")
 
 
-def _to_ctranslate2(opened: Runner | Predictor | Agent, place: Path, folder: Path) -> None:
+def _to_ctranslate2(opened: Opened, place: Path, folder: Path) -> None:
     from qkv import tasks
     from qkv.pretrained import exporting
 
@@ -90,7 +90,7 @@ def _to_ctranslate2(opened: Runner | Predictor | Agent, place: Path, folder: Pat
         click.echo(f"Note: answers begin with {shown}: give this to the engine as target_prefix.", err=True)
 
 
-def _to_qkv(opened: Runner | Predictor | Agent, place: Path, folder: Path) -> None:
+def _to_qkv(opened: Opened, place: Path, folder: Path) -> None:
     from qkv import tasks
     from qkv.pretrained import exporting
 

@@ -16,8 +16,7 @@ import click
 from qkv.errors import DataError
 
 if TYPE_CHECKING:
-    from qkv.tasks import Answer, Numbers
-    from qkv.view.looking import Opened
+    from qkv.tasks import Answer, Numbers, Opened
 
 
 _beam = click.option("--beam", type=click.IntRange(min=1), help="Hypotheses to follow at a time; 1 is greedy.")
@@ -165,6 +164,7 @@ def evaluate(
     PATHS is one file of pairs (.tsv, .jsonl, .gz of these), or two files with the same number of lines. For a language
     model, all other files and folders are texts, and each line of a .jsonl with a field `text`: it is told how well it
     foretells them. For a model that sees: a folder with one for each class, an .npz or Parquet file, or two IDX files.
+    For one that compares images with texts, the same, or a .tsv of an image, the right text and others a line.
     For a model that hears, it is one manifest of recordings, a folder or an .npz file.
     For a model that acts, PATHS are the returns to ask it for, such as 100 200 500.
     """
@@ -201,7 +201,7 @@ def evaluate(
             )
         click.echo(tasks.read_texts(runner, texts))
         return
-    pairs = None
+    pairs = tasks.choices_of(paths, corpus, options) if isinstance(runner, tasks.Matcher) else None
     if isinstance(runner, tasks.Predictor) and runner.sees:
         pairs = tasks.pictures_of(paths, corpus, options, runner.labels)
     if pairs is None:

@@ -32,7 +32,7 @@ class FrameReader(Reader):
                 f"frames of shape {shape} were given; expected (batch, {mels}, frames): make them with "
                 f"qkv.data.audio.LogMel(mels={mels})"
             )
-        hidden = functional.gelu(self.first(_silenced(given, mask)))
+        hidden = functional.gelu(self.first(_silenced(self.measured(given), mask)))
         hidden = functional.gelu(self.second(_silenced(hidden, mask)))
         result: Tensor = self.dropout(self.norm(self.placed(hidden.mT, past, self.mask(mask))))
         return result

@@ -39,7 +39,7 @@ class PatchReader(Reader):
         Raises DataError for images of other channels or whose sides are no multiples of a patch's.
         """
         batch, (rows, columns) = given.shape[0], self.grid(given)
-        size = self.side
+        size, given = self.side, self.measured(given)
         for convolution in self.stem:
             given = functional.gelu(convolution(given))
         squares = given.reshape(batch, -1, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)

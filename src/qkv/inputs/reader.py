@@ -43,6 +43,10 @@ class Reader(nn.Module):
         """Which positions are real, (batch, length) bool, from the same of what is given."""
         return given
 
+    def measured(self, given: Tensor) -> Tensor:
+        """Pixels, samples and the like in the floating type of the parameters."""
+        return given.to(next(self.parameters()).dtype)
+
     def placed(self, hidden: Tensor, past: int, mask: Tensor | None = None) -> Tensor:
         """Add to hidden (batch, length, width) the vectors of its positions (Vaswani et al. 2017, section 3.5).
 

@@ -42,7 +42,9 @@ class TrajectoryReader(Reader):
                 f"times from {int(times.min())} to {int(times.max())} were given; this model knows "
                 f"0 to {self.times.num_embeddings - 1}: count them from the beginning of the episode"
             )
-        returns, states, actions = torch.split(given[..., 1:], [1, self.reads.state, self.reads.action], dim=-1)
+        returns, states, actions = torch.split(
+            self.measured(given[..., 1:]), [1, self.reads.state, self.reads.action], dim=-1
+        )
         seen = [self.states(states), self.actions(actions)]
         if self.returns is not None:
             seen.insert(0, self.returns(returns))

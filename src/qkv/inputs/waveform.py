@@ -38,7 +38,7 @@ class WaveformReader(Reader):
                 f"samples of shape {tuple(given.shape)} were given; expected (batch, samples), with at least "
                 f"{self.shortest} samples: make them with qkv.data.audio.Waveform"
             )
-        hidden = given[:, None]
+        hidden = self.measured(given[:, None])
         for layer in self.layers:
             hidden = layer(hidden)
         hidden = self.projection(self.projection_norm(hidden.mT))

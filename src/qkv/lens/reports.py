@@ -146,7 +146,7 @@ def _shares(attention: AttentionTrace, chosen: slice) -> list[float] | None:
 
 def _tokens(trace: Trace, attention: AttentionTrace) -> Tensor | None:
     """The tokens, (batch, length), that a self-attention asks and is asked for."""
-    given = trace.source if attention.place.startswith("encoder") else trace.target
+    given = trace.source if attention.side == "source" else trace.target
     if not attention.place.endswith("self_attention") or given is None or given.is_floating_point():
         return None
     return given.cpu() if given.shape[1] == attention.queries == attention.keys else None

@@ -11,7 +11,7 @@ import difflib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -40,6 +40,11 @@ class AttentionTrace:
                 f"{self.place}: the steps that were recorded differ in their number of rows (a beam was reordered). "
                 "One hypothesis was expected: look at the finished hypothesis, with lens.look(model, source, target)"
             )
+
+    @property
+    def side(self) -> Literal["source", "target"]:
+        """Whose positions ask: the source's in an encoder or the first of two towers, else the target's."""
+        return "source" if self.place.partition(".")[0] in ("encoder", "source") else "target"
 
     @property
     def query(self) -> Tensor:

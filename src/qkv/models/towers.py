@@ -55,4 +55,8 @@ class Towers(SequenceModel):
             raise DataError(f"{given} was given; both are compared: pass source= and target=")
         left = self.source(source, source_mask=source_mask, tap=tap.at("source"))
         right = self.target(target, source_mask=target_mask, tap=tap.at("target"))
-        return tap("logits", self.log_factor.exp() * left @ right.T)
+        return tap("logits", self.compare(left, right))
+
+    def compare(self, left: Tensor, right: Tensor) -> Tensor:
+        """Vectors of sources (sources, width) and of targets (targets, width) -> logits (sources, targets)."""
+        return self.log_factor.exp() * left @ right.T

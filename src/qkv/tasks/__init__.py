@@ -33,24 +33,46 @@ from qkv.tasks.seen import Vision
 
 if TYPE_CHECKING:
     from qkv.tasks.agent import Agent, asked_of, measure
-    from qkv.tasks.examples import Examples, gather, led, origin_of, pairs_of, pictures_of, recordings_of, texts_of
+    from qkv.tasks.examples import (
+        Examples,
+        choices_of,
+        gather,
+        led,
+        origin_of,
+        pairs_of,
+        pictures_of,
+        recordings_of,
+        texts_of,
+    )
     from qkv.tasks.judging import Reading, Report, evaluate, evaluate_recordings, heard_by, read_texts
     from qkv.tasks.kinds import TASKS, Task
     from qkv.tasks.learning import Learned, gathered, learn, train
-    from qkv.tasks.loading import SHIPPED, Numbers, load, load_folder
+    from qkv.tasks.loading import SHIPPED, Numbers, Opened, load, load_folder
     from qkv.tasks.markup import answer_marked, without_tags
+    from qkv.tasks.matching import Matcher
     from qkv.tasks.published import Predictor
     from qkv.tasks.runner import Answer, Looked, Runner, Sound, Steps, with_method
     from qkv.tasks.wishes import Wanted, Wishes
 
 _WHERE = {
     "agent": ("Agent", "asked_of", "measure"),
-    "examples": ("Examples", "gather", "led", "origin_of", "pairs_of", "pictures_of", "recordings_of", "texts_of"),
+    "examples": (
+        "Examples",
+        "choices_of",
+        "gather",
+        "led",
+        "origin_of",
+        "pairs_of",
+        "pictures_of",
+        "recordings_of",
+        "texts_of",
+    ),
     "judging": ("Reading", "Report", "evaluate", "evaluate_recordings", "heard_by", "read_texts"),
     "kinds": ("TASKS", "Task"),
     "learning": ("Learned", "gathered", "learn", "train"),
-    "loading": ("SHIPPED", "Numbers", "load", "load_folder"),
+    "loading": ("SHIPPED", "Numbers", "Opened", "load", "load_folder"),
     "markup": ("answer_marked", "without_tags"),
+    "matching": ("Matcher",),
     "published": ("Predictor",),
     "runner": ("Answer", "Looked", "Runner", "Sound", "Steps", "with_method"),
     "wishes": ("Wanted", "Wishes"),
@@ -74,7 +96,9 @@ __all__ = [
     "HearRecipe",
     "Learned",
     "Looked",
+    "Matcher",
     "Numbers",
+    "Opened",
     "Predictor",
     "Origin",
     "Reading",
@@ -96,6 +120,7 @@ __all__ = [
     "WriteRecipe",
     "answer_marked",
     "asked_of",
+    "choices_of",
     "evaluate",
     "evaluate_recordings",
     "gather",

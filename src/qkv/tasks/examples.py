@@ -169,6 +169,22 @@ def pictures_of(
     return pairs
 
 
+def choices_of(paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = ()) -> list[Pair]:
+    """Images with texts to choose from, and the right texts, that a command line names: a .tsv of an image, the right
+    text and others a line; pairs of such a line and the right text; or what `pictures_of` reads, where the texts are
+    the names of all classes.
+
+    Raises DataError or CorpusError for what cannot be read.
+    """
+    if (found := pictures_of(paths, corpus, options)) is not None:
+        texts = "\t".join(dict.fromkeys(label for _, label in found))
+        return [(f"{name}\t{texts}", label) for name, label in found]
+    origin = origin_of(paths, corpus, options)
+    if not isinstance(origin, Tsv):
+        return list(read_pairs(origin))
+    return [(line, line.split("\t")[1]) if "\t" in line else (line, "") for line in lines(origin.path)]
+
+
 def _holds_pairs(path: Path) -> bool:
     """Whether a file is of sources and targets: a .tsv, and a .jsonl whose first line has no `text`."""
     if ".jsonl" not in path.suffixes:

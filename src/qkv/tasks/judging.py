@@ -18,6 +18,7 @@ from qkv.errors import DataError
 from qkv.evaluation import Bucket, Score, bits_per_byte, by_length, lead, nats_per_token, oracle, perplexity
 from qkv.evaluation.reading import Window, surprise
 from qkv.tasks.listening import labelled
+from qkv.tasks.matching import Matcher
 from qkv.tasks.published import Predictor
 from qkv.tasks.runner import Runner
 
@@ -49,7 +50,11 @@ class Report:
 
 
 def evaluate(
-    runner: Runner | Predictor, pairs: Sequence[Pair], decoding: Decoding | None = None, *, baselines: bool = False
+    runner: Runner | Predictor | Matcher,
+    pairs: Sequence[Pair],
+    decoding: Decoding | None = None,
+    *,
+    baselines: bool = False,
 ) -> Report:
     """Answer every source and score the answers as the task does.
 
@@ -83,7 +88,7 @@ def evaluate(
 
 
 def evaluate_recordings(
-    runner: Runner | Predictor, recordings: Sequence[Recording], decoding: Decoding | None = None
+    runner: Runner | Predictor | Matcher, recordings: Sequence[Recording], decoding: Decoding | None = None
 ) -> Report:
     """Answer every recording and score the answers as the task does, also by the number of words said.
 
@@ -108,6 +113,7 @@ def evaluate_recordings(
     if isinstance(runner, Runner):
         found = runner.hear(samples, decoding)
     else:
+        assert isinstance(runner, Predictor)  # it hears
         found = (runner.name(at_least(one, features)) for one in samples)
     answers = [answer.text for answer, *_ in found]
     seconds = time.perf_counter() - begun
@@ -144,7 +150,7 @@ def _timed(runner: Runner, recordings: Sequence[Recording]) -> dict[str, Score]:
     }
 
 
-def heard_by(runner: Runner | Predictor) -> LogMel | None:
+def heard_by(runner: Runner | Predictor | Matcher) -> LogMel | None:
     """The features by which a model hears; None if it reads something else."""
     if isinstance(runner, Runner):
         return None if runner.hearing is None else runner.hearing.features
@@ -168,14 +174,14 @@ class Reading:
         return "\n".join([*lines, f"{self.texts:,} texts in {self.seconds:.1f} s"])
 
 
-def read_texts(runner: Runner | Predictor, texts: Sequence[str], window: Window | None = None) -> Reading:
+def read_texts(runner: Runner | Predictor | Matcher, texts: Sequence[str], window: Window | None = None) -> Reading:
     """Let a language model foretell texts, each by itself, through a window that slides over it.
 
     window: the context that the model learned with, moved on by half of that, unless given. The end of a text counts
     if the model was trained here, where it is a token. Raises DataError if there is nothing to foretell.
     """
     shape = runner.model.spec
-    if isinstance(runner, Predictor) or not (isinstance(shape, spec.Transformer) and shape.encoder is None):
+    if not isinstance(runner, Runner) or not (isinstance(shape, spec.Transformer) and shape.encoder is None):
         raise DataError("this model answers a source and foretells no text; expected a decoder alone (qkv train write)")
     assert shape.decoder is not None
     if window is None:

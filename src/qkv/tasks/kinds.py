@@ -10,6 +10,7 @@ continue    a text to what comes after it; how many continuations equal the refe
 transcribe  a sound file to what is said; word error rate, lower-cased, without punctuation, and texts wholly right
 fill        a text with masked words to the text without; classify, a text or an image file to its class; label, one
             label for each token or frame: how many equal the reference
+match       an image file and some texts to the text that goes with it: how many equal the reference
 embed       a text or an image file to a vector, which is not scored
 """
 
@@ -70,6 +71,10 @@ def _spelling(line: str) -> str:
 
 def _words(line: str) -> int:
     return len(line.split())
+
+
+def _texts(line: str) -> int:
+    return line.count("\t")
 
 
 def _translation(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
@@ -138,6 +143,7 @@ TASKS = {
         Task("fill", _untouched, False, _exact, "accuracy", "higher", _words, (11, 101)),
         Task("classify", _untouched, False, _exact, "accuracy", "higher", _words, (11, 101)),
         Task("label", _untouched, False, _exact, "accuracy", "higher", _words, (11, 101)),
+        Task("match", _untouched, False, _exact, "accuracy", "higher", _texts, (3, 6, 11, 101)),
         Task("act", _as_it_is, False, _unscored, "return", "higher", len, ()),
         Task("embed", _untouched, False, _unscored, "accuracy", "higher", _words, (11, 101)),
     )

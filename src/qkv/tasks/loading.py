@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -14,7 +14,9 @@ from qkv.errors import CheckpointError
 from qkv.pretrained import hub, int8
 from qkv.tasks import folders
 from qkv.tasks.agent import Agent
-from qkv.tasks.published import Predictor, open_published
+from qkv.tasks.matching import Matcher
+from qkv.tasks.opening import open_published
+from qkv.tasks.published import Predictor
 from qkv.tasks.runner import Runner
 
 SHIPPED = ("pronounce", "translate")
@@ -23,11 +25,14 @@ SHIPPED = ("pronounce", "translate")
 _ALONE = (".gguf", ".onnx", ".npz", ".bin", ".safetensors")
 """How files end that can hold a whole model."""
 
+Opened: TypeAlias = Runner | Predictor | Matcher | Agent
+"""A model that answers lines, whatever it reads."""
+
 Numbers = Literal["float32", "bfloat16", "int8", "stored"]
 """How parameters are kept: as they are stored, in one of two floating types, or matrices in one byte a number."""
 
 
-def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False) -> Runner | Predictor | Agent:
+def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False) -> Opened:
     """Open a model: the folder of a run, one that comes with the package (`pronounce`), a published checkpoint (a
     folder with config.json, or one file such as .gguf), or one on the Hugging Face Hub by its name.
 
@@ -70,13 +75,15 @@ def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False
     return load_folder(place)
 
 
-def load_folder(place: Path) -> Runner | Predictor | Agent:
+def load_folder(place: Path) -> Opened:
     """Open the folder of a finished run.
 
     Raises CheckpointError, SpecError or VocabularyError for a folder that is incomplete or altered.
     """
     opened = folders.read(place)
     shape = opened.model.spec
+    if isinstance(shape, spec.Towers):
+        return Matcher.of_folder(place, opened)
     if isinstance(shape, spec.Transformer) and isinstance(shape.answers, spec.Actions):
         return Agent.of_folder(place, opened)
     if isinstance(shape, spec.Transformer) and shape.decoder is None:

@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from qkv import config, lens, pretrained, spec
+from qkv import config, lens, spec
 from qkv.data import audio, images, pictures
 from qkv.data.frames import at_least
-from qkv.decoding import Decoding, Greedy, Length, Sample
+from qkv.decoding import Decoding, Greedy, Sample
 from qkv.decoding.options import Beam
 from qkv.errors import CheckpointError, DataError
 from qkv.models import SequenceModel
-from qkv.pretrained import Published, tokenizers
 from qkv.tap import NO_TAP, Tap
 from qkv.tasks import folders
-from qkv.tasks.folders import read_json
-from qkv.tasks.kinds import TASKS, Task
-from qkv.tasks.listening import Hearing
-from qkv.tasks.runner import FRAMES, Answer, Looked, Picture, Runner, Sound, strange_to
+from qkv.tasks.kinds import Task
+from qkv.tasks.runner import FRAMES, Answer, Looked, Picture, Sound, strange_to
 from qkv.text import Tokenizer
 
 _IMAGES_AT_ONCE = 50
-
-_LONGEST = 64
-"""How many tokens a language model goes on for, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,8 @@ class Given:
     names: list[str]
     perceived: Picture | Sound | None = None
 
+
+Read = TypeVar("Read")
 
 Preparation: TypeAlias = Tokenizer | images.ImagePreparation | audio.LogMel | audio.Waveform
 """What makes of a line, or of the file that it names, what a model reads."""
@@ -87,7 +83,7 @@ class Predictor:
                 return _text(line, self.preparation)
             case images.ImagePreparation():
                 assert isinstance(reads, spec.Patches)
-                return _picture(line, self.preparation, reads)
+                return picture(line, self.preparation, reads)
         samples = audio.read(line.strip(), self.preparation.rate)
         if isinstance(self.preparation, audio.LogMel):
             samples = at_least(samples, self.preparation)
@@ -102,7 +98,7 @@ class Predictor:
     @property
     def _answer(self) -> spec.Answers:
         shape = self.model.spec
-        assert isinstance(shape, spec.Transformer)  # see open_published
+        assert isinstance(shape, spec.Transformer)  # see qkv.tasks.opening
         return shape.answers
 
     def run(self, lines: Iterable[str], decoding: Decoding | None = None) -> Iterator[list[Answer]]:
@@ -122,13 +118,7 @@ class Predictor:
 
     def _all(self, lines: Sequence[str], count: int) -> Iterator[list[Answer]]:
         """Answer some lines together if what they give is alike, up to one that cannot be read."""
-        given, wrong = [], None
-        for line in lines:
-            try:
-                given.append(self.give(line) if line.strip() else None)
-            except DataError as error:
-                wrong = error
-                break
+        given, wrong = up_to_wrong(lines, self.give)
         full = [one for one in given if one is not None]
         logits: Iterator[Tensor] = iter(())
         if full:
@@ -254,83 +244,15 @@ class Predictor:
         return found
 
 
-def open_published(
-    path: Path, dtype: torch.dtype | None = torch.float32, *, legacy: bool = False
-) -> Runner | Predictor:
-    """Open a published model with its tokenizer, or with what prepares its images or sounds.
-
-    Raises CheckpointError or VocabularyError for files that are missing, damaged or of an unknown kind.
-    """
-    published = pretrained.read(path, dtype=dtype, legacy=legacy)
-    shape = published.model.spec
-    if not isinstance(shape, spec.Transformer | spec.Recurrent):
-        raise CheckpointError(
-            f"{path} compares two kinds of input, and answers no line by itself; use it from Python: "
-            "qkv.pretrained.read(path).model"
-        )
-    if isinstance(shape, spec.Recurrent):
-        return _writer(published, path, "pronounce")
-    if shape.decoder is not None:
-        reads = (shape.encoder or shape.decoder).reads
-        if isinstance(reads, spec.Tokens):
-            return _writer(published, path, "translate" if shape.encoder else "continue")
-        return _hearing(published, path)
-    assert shape.encoder is not None
-    labels = published.config.get("id2label") or {}
-    named = tuple(str(labels[key]) for key in sorted(labels, key=int))
-    task = _task(shape.answers)
-    if isinstance(shape.encoder.reads, spec.Tokens):
-        return Predictor(published.model, tokenizers.read(path, published.config), task, named)
-    if isinstance(shape.encoder.reads, spec.Patches):
-        usual = _USUAL.get(str(published.config.get("model_type")), "none")
-        return Predictor(published.model, images.from_config(_preprocessor(path, usual)), task, named)
-    return Predictor(published.model, audio.from_config(_preprocessor(path)), TASKS["label"], named)
-
-
-def _task(answers: spec.Answers) -> Task:
-    names = {spec.Vocabulary: "fill", spec.Classes: "classify", spec.Labels: "label"}
-    return TASKS[names.get(type(answers), "embed")]
-
-
-def _writer(published: Published, path: Path, task: str) -> Runner:
-    own = tokenizers.of_symbols(published.config)
-    source, target = own or tokenizers.read_pair(_tokenizer_of(path), published.config)
-    decoding = Decoding() if task == "translate" else Decoding(Greedy(), Length(0.0, _LONGEST))
-    return Runner(published.model, source, target, TASKS[task], decoding, {}, published.generation)
-
-
-def _tokenizer_of(path: Path) -> Path:
-    """Where the tokenizer of a model is: in its folder; of one file, in that itself or in a file beside it."""
-    if path.is_dir() or path.suffix == ".gguf":
-        return path
-    beside = [found for found in (*path.parent.glob("tokenizer.json"), *path.parent.glob("tok*.bin")) if found != path]
-    if len(beside) != 1:
-        raise CheckpointError(
-            f"{path} holds no tokenizer, and beside it are {len(beside)} files tokenizer.json or tok*.bin; expected one"
-        )
-    return beside[0]
-
-
-def _hearing(published: Published, path: Path) -> Runner:
-    """A model that hears and writes: its features, and answers as long as its decoder can count.
-
-    A folder of CTranslate2's may hold no preprocessor_config.json: its features are those of every Whisper.
-    """
-    shape = published.model.spec
-    assert isinstance(shape, spec.Transformer) and shape.encoder is not None
-    reads = shape.encoder.reads
-    if isinstance(reads, spec.Frames) and not (path / "preprocessor_config.json").exists():
-        said: dict[str, Any] = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": reads.mels}
-    else:
-        said = _preprocessor(path)
-    hearing = audio.from_config(said)
-    if not isinstance(hearing, audio.LogMel):
-        raise CheckpointError(f"{path}/preprocessor_config.json makes no spectrogram, which this model reads")
-    tokenizer = tokenizers.read(path, published.config)
-    decoding = Decoding(Greedy(), Length(0.0, 200))
-    return Runner(
-        published.model, tokenizer, tokenizer, TASKS["transcribe"], decoding, {}, published.generation, Hearing(hearing)
-    )
+def up_to_wrong(lines: Iterable[str], give: Callable[[str], Read]) -> tuple[list[Read | None], DataError | None]:
+    """What is given of the lines before one that cannot be read, None of an empty one; and what is wrong with that."""
+    given: list[Read | None] = []
+    for line in lines:
+        try:
+            given.append(give(line) if line.strip() else None)
+        except DataError as error:
+            return given, error
+    return given, None
 
 
 def _text(line: str, tokenizer: Tokenizer) -> Given:
@@ -339,7 +261,8 @@ def _text(line: str, tokenizer: Tokenizer) -> Given:
     return Given(torch.tensor([ids]), tokenizer.tokens(ids))
 
 
-def _picture(line: str, preparation: images.ImagePreparation, reads: spec.Patches) -> Given:
+def picture(line: str, preparation: images.ImagePreparation, reads: spec.Patches) -> Given:
+    """What a model reads of the image that a line names. Raises DataError for one that cannot be read."""
     image = preparation.prepare(pictures.find(line.strip()))
     rows, columns = (side // reads.size for side in image.shape[1:])
     leading = [f"<{number + 1}>" for number in range(reads.leading + reads.registers)]
@@ -354,18 +277,6 @@ def _sound(samples: Tensor, preparation: audio.LogMel | audio.Waveform, reads: s
     return Sound(samples, preparation.rate, hop * math.prod(strides) / preparation.rate)
 
 
-def _preprocessor(path: Path, usual: str = "none") -> dict[str, Any]:
-    """What preprocessor_config.json says, in a model's folder or beside its one file; older ones do not name what
-    reads them, and mean the usual one."""
-    place = (path if path.is_dir() else path.parent) / "preprocessor_config.json"
-    if not place.is_file():
-        raise CheckpointError(
-            f"{place} is not there; it says how images or sounds are prepared for {path}: copy it from where the model "
-            "came from, or write it as the Hugging Face Hub's have it"
-        )
-    return {"feature_extractor_type": usual, **read_json(place)}
-
-
 _PREPARED: dict[type[spec.Reads], type[Preparation]] = {
     spec.Tokens: Tokenizer,
     spec.Patches: images.ImagePreparation,
@@ -373,12 +284,3 @@ _PREPARED: dict[type[spec.Reads], type[Preparation]] = {
     spec.Waveform: audio.Waveform,
 }
 """What prepares what a model reads."""
-
-_USUAL = {
-    "vit": "ViTImageProcessor",
-    "deit": "DeiTImageProcessor",
-    "dinov2": "BitImageProcessor",
-    "dinov2_with_registers": "BitImageProcessor",
-    "clip_vision_model": "CLIPImageProcessor",
-}
-"""What prepares the images of a `model_type`, as transformers' AutoImageProcessor has it."""

@@ -13,10 +13,12 @@ import torch
 from qkv import lens
 from qkv.errors import QkvError
 from qkv.lens import AttentionTrace
+from qkv.tasks.loading import Opened
+from qkv.tasks.runner import Runner
 from qkv.view import overview
 from qkv.view.blocks import Blocks
 from qkv.view.document import Document, document
-from qkv.view.looking import Opened, seen
+from qkv.view.looking import seen
 from qkv.view.run import Edit, Run, why_described
 
 Request = Mapping[str, Any]
@@ -82,10 +84,11 @@ class Session:
 
     def _why(self, asked: _Asked, number: int, blocks: Blocks) -> dict[str, Any]:
         run, (_, runner) = self.runs[number], self.runners[number]
-        if run.trace.target is None:
+        if not isinstance(runner, Runner):
             raise QkvError("why was asked of a model that writes nothing; expected one that answers token by token")
         if run.edits:
             raise QkvError("why was asked of a run with changes; take them back first")
+        assert run.trace.target is not None
         found = lens.why(runner.model, run.trace.source, run.trace.target, asked.whole("position"))
         return {"why": why_described(found, runner.names([found.token])[0])}
 
@@ -134,7 +137,8 @@ def shown(runs: Sequence[Run], line: str, *, live: bool = False) -> Document:
     """The document of one run of a line, or of two side by side; its head says what was read and what was answered."""
     answers = "; ".join(f"{textwrap.shorten(run.answer, 300, placeholder=' ...')}, by {run.name}" for run in runs)
     if any(run.source is not None and run.source.kind in ("image", "audio") for run in runs):
-        line = Path(line.strip()).name  # a file was read
+        path, *texts = line.strip().split("\t")
+        line = " ".join([Path(path).name, *texts])  # a file was read
     return document(runs, title=textwrap.shorten(line, 200, placeholder=" ..."), note=answers, live=live)
 
 

@@ -38,7 +38,7 @@ def outline(attention: AttentionTrace) -> dict[str, Any]:
     """What an attention is, without its tensors."""
     parts = attention.place.split(".")
     crossing = parts[-1] == "cross_attention"
-    asks = "source" if parts[0] == "encoder" else "target"
+    asks = attention.side
     return {
         "place": attention.place,
         "stack": parts[0],

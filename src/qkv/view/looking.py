@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +13,12 @@ from qkv.decoding import Beam
 from qkv.lens import Why
 from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Tap
-from qkv.tasks.agent import Agent
-from qkv.tasks.published import Predictor
+from qkv.tasks.loading import Opened
+from qkv.tasks.matching import Matcher
 from qkv.tasks.runner import LONGEST, Looked, Picture, Runner, Sound, Steps
 from qkv.view import axes, editing
 from qkv.view.axes import Axis
 from qkv.view.run import Edit, Hypothesis, Run
-
-Opened: TypeAlias = Runner | Predictor | Agent
-"""A model that answers lines, whatever it reads; see `qkv.tasks.load`."""
 
 LONGEST_READ = 2**17
 """The most tokens of a text that a language model is looked at while it reads it."""
@@ -63,7 +59,7 @@ def seen(runner: Opened, line: str, answer: str | None = None, *, name: str = ""
         looked.trace,
         source=_source(looked),
         target=axes.text(looked.target_tokens) if looked.target_tokens else None,
-        names=runner.names,
+        names=runner.names_on(line) if isinstance(runner, Matcher) else runner.names,
         name=name,
         answer="\n".join([said, *looked.copied]),
         summary=summary(runner.model.spec),

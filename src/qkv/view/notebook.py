@@ -7,10 +7,10 @@ from typing import Any
 
 from qkv.errors import MissingExtraError
 from qkv.lens import Trace
+from qkv.tasks.loading import Opened
 from qkv.view import writing
 from qkv.view.asking import Session
 from qkv.view.document import Document, document
-from qkv.view.looking import Opened
 from qkv.view.run import Run
 
 

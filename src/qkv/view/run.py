@@ -114,7 +114,7 @@ class Run:
             return given
         if not numbers.is_floating_point():
             return text([str(number) for number in numbers[self.row].tolist()])
-        lengths = [one.keys for one in self.trace if one.place.startswith("encoder" if side == "source" else "decoder")]
+        lengths = [one.keys for one in self.trace if one.side == side]
         return text([str(number + 1) for number in range(lengths[0] if lengths else 0)])
 
     def _answers(self) -> list[dict[str, Any]]:
@@ -126,7 +126,7 @@ class Run:
         logits = self.trace.logits[self.row].float()
         probabilities = (logits if logits.dim() == 2 else logits[None]).softmax(dim=-1)
         chosen = probabilities.argmax(dim=-1).tolist()
-        if self.trace.target is not None and not self.trace.target.is_floating_point():
+        if logits.dim() == 2 and self.trace.target is not None and not self.trace.target.is_floating_point():
             chosen[:-1] = self.trace.target[self.row, 1:].tolist()
         top = probabilities.topk(min(_ALTERNATIVES, probabilities.shape[-1]), dim=-1)
         answers = []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from qkv.errors import SpecError
 from qkv.layers import Attention, Placing
 from qkv.models import SequenceModel
 from qkv.models.recurrent import Recurrent
+from qkv.models.towers import Towers
 from qkv.models.transformer import Transformer
 from qkv.outputs import PointerGeneratorAnswer
 from qkv.pretrained.exporting.folders import library
@@ -39,7 +41,9 @@ def to_onnx(model: SequenceModel, folder: Path) -> None:
     that copies gives memory.states and memory.key, and takes source, too. Of a recurrent model, encoder.onnx gives the
     first past.N.state, past.N.cell, and memory.states, memory.key if it looks back; with additive attention, tokens are
     (batch, 1). Images and sounds go in without a mask: source (batch, channels, height, width), (batch, mels, frames)
-    or (batch, samples); steps of an agent with one: (batch, steps, 2 + state + action). Masks are bool, True = real.
+    or (batch, samples); steps of an agent with one: (batch, steps, 2 + state + action). Two towers are source.onnx and
+    target.onnx, each as an encoder alone; the logits of the one's answers (sources, width), which the factor is part
+    of, with the other's are answer @ answer.T. Masks are bool, True = real.
     Raises SpecError for a model of another kind, MissingExtraError without onnxscript.
     """
     library("onnxscript", "onnx")
@@ -52,10 +56,11 @@ def _graphs(model: SequenceModel) -> dict[str, Graph]:
     """The graphs of a model, by the names of their files."""
     if isinstance(model, Recurrent):
         return recurrent_graphs(model)
+    if isinstance(model, Towers):
+        [source], [target] = (_graphs(tower).values() for tower in (model.source, model.target))
+        return {"source.onnx": replace(source, module=_Scaled(source.module, model.log_factor)), "target.onnx": target}
     if not isinstance(model, Transformer):
-        raise SpecError(
-            f"a {type(model.spec).__name__} was given; ONNX graphs are made of a Transformer or a Recurrent alone"
-        )
+        raise SpecError(f"a {type(model).__name__} was given; ONNX graphs are made of the models of a spec alone")
     _require_traceable(model.spec)
     model = without_loops(model)
     if model.decoder is None:
@@ -90,6 +95,19 @@ class _Alone(nn.Module):
 
     def forward(self, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
         answer: Tensor = self.model(source, source_mask=source_mask)
+        return answer
+
+
+class _Scaled(nn.Module):
+    """The first of two towers, with the factor of the comparison in its vectors."""
+
+    def __init__(self, tower: nn.Module, log_factor: nn.Parameter) -> None:
+        super().__init__()
+        self.tower, self.log_factor = tower, log_factor
+
+    def forward(self, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
+        given = (source,) if source_mask is None else (source, source_mask)
+        answer: Tensor = self.log_factor.exp() * self.tower(*given)
         return answer
 
 
