@@ -29,6 +29,7 @@ import qkv
 from published import Case, close
 from qkv import lens, pretrained, tasks
 from qkv.cli import main
+from qkv.decoding import Decoding, Greedy, Length
 from qkv.errors import CheckpointError, DownloadError
 from qkv.models import build, outline
 from qkv.pretrained import hub, int8
@@ -185,6 +186,34 @@ def lines_for(kind: str) -> list[str]:
     if kind == "fill":
         return ["the cat sat on the <mask>", "<mask> dog ran <mask> the tree"]
     return [*LINES, *(["the cat sat\tthe cat slept"] if kind in ("classify", "embed") else [])]
+
+
+def test_a_decoder_goes_on_learning_and_one_with_an_encoder_does_not(kept: Kept, tmp_path: Path) -> None:
+    (tmp_path / "texts").mkdir()
+    for number in range(20):
+        (tmp_path / "texts" / f"{number}.txt").write_text(
+            " ".join(["the old dog slept under a red tree"] * (3 + number))
+        )
+
+    def learn(kind: str) -> Result:
+        return ask(
+            "train", "write", f"model={{kind: from, folder: {kept(kind)[2]}}}", "text={}", "data.context=16",
+            f"data.train=[{{kind: files, path: {tmp_path / 'texts'}}}]", "data.batch_tokens=128", "data.stride=8",
+            "training.minutes=null", "training.steps=30", "training.optimizer.learning_rate=0.01",
+            "training.validation.every=30", "decoding.length={factor: 0.0, constant: 20}", "--folder", tmp_path / kind,
+        )  # fmt: skip
+
+    before = (kept("continue")[2] / "model.safetensors").read_bytes()
+    done = learn("continue")
+    assert done.exit_code == 0, done.output
+    assert (kept("continue")[2] / "model.safetensors").read_bytes() == before
+    again = tasks.load(tmp_path / "continue")
+    assert isinstance(again, tasks.Runner) and again.generation is not None
+    greedy = Decoding(Greedy(), Length(0.0, 5))
+    assert next(again.run(["a red tree the old"], greedy))[0].text.split()[:3] == ["dog", "slept", "under"]
+    assert answered("evaluate", tmp_path / "continue", tmp_path / "texts").startswith("loss")
+    wrong = learn("translate")
+    assert wrong.exit_code != 0 and "a published checkpoint with an encoder" in wrong.output
 
 
 @pytest.mark.parametrize("kind", TEXTS)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from qkv.data import Batch
 from qkv.errors import ConfigError, StorageError
+from qkv.models import build
 from qkv.tasks.agent import Agent
 from qkv.tasks.loading import load
 from qkv.tasks.published import Predictor
@@ -36,13 +37,22 @@ class Lesson:
 
 
 def begun_by(start: From) -> Runner:
-    """The model to go on from. Raises ConfigError if it was not trained here."""
+    """The model to go on from. Raises ConfigError if it was not trained here, and is no published decoder of text."""
     trained = load(start.folder)
-    if not isinstance(trained, Runner) or trained.generation is not None:
+    if not isinstance(trained, Runner):
+        raise ConfigError([f"model.folder={start.folder}: answers no text; expected a model that does"])
+    if trained.generation is None:
+        return trained
+    if trained.reads_apart:
         raise ConfigError(
-            [f"model.folder={start.folder}: a published checkpoint; expected a model that was trained here"]
+            [
+                f"model.folder={start.folder}: a published checkpoint with an encoder; expected a decoder alone, or a "
+                "model that was trained here"
+            ]
         )
-    return trained
+    model = build(trained.model.spec)  # parameters of a published one lie in its file, which is not written to
+    model.load_state_dict(trained.model.state_dict())
+    return replace(trained, model=model)
 
 
 def made(lines: Iterable[str], words: Words) -> Tokenizer:

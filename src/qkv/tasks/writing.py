@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -75,11 +76,10 @@ def _held_out(train: Found, data: TextData) -> list[str]:
 def lesson(recipe: WriteRecipe, texts: Texts, place: Path, tokens: Path, resume: bool) -> Lesson:
     """The tokenizer, the windows of tokens, the model before its first step, and what judges it."""
     data, seed = recipe.data, recipe.training.seed
-    tokenizer, model = _start(recipe, texts, place, resume)
-    store = pack(texts.train, texts.train.key, tokenizer, tokens)
-    windows = Windows(store, data.context, tokenizer, seed)
+    runner = _start(recipe, texts, place, resume)
+    store = pack(texts.train, texts.train.key, runner.source, tokens)
+    windows = Windows(store, data.context, _ends(runner.source), seed)
     sampler = WindowSampler(windows, data.batch_tokens // windows.context, seed)
-    runner = Runner(model, tokenizer, tokenizer, TASKS["continue"], recipe.decoding, {"context": data.context})
     judge = Judge(runner, texts.valid, Window(data.context, data.stride or data.context))
     judge.check(recipe)
     return Lesson(runner, sampler, windows.batch, judge, [f"{store.tokens:,} tokens to learn from"])
@@ -111,15 +111,31 @@ class Judge:
         return Validated({name: score.value for name, score in scores.items()}, samples)
 
 
-def _start(recipe: WriteRecipe, texts: Texts, place: Path, resume: bool) -> tuple[Tokenizer, SequenceModel]:
-    """The tokenizer, and the model before its first step: new ones, or those of the model to go on from."""
+class _Ends(NamedTuple):
+    """The tokens around a text."""
+
+    pad: int
+    bos: int
+    eos: int
+
+
+def _ends(tokenizer: Tokenizer) -> _Ends:
+    """What stands around a text: with many published decoders, one token both before and after it."""
+    eos = tokenizer.eos
+    bos = eos if tokenizer.specials.bos is None else tokenizer.bos
+    return _Ends(eos, bos, eos)
+
+
+def _start(recipe: WriteRecipe, texts: Texts, place: Path, resume: bool) -> Runner:
+    """The model before its first step and its tokenizer: new ones, or those of the model to go on from."""
+    card = {"context": recipe.data.context}
     if isinstance(recipe.model, From):
         trained = begun_by(recipe.model)
         shape = trained.model.spec
         if not isinstance(shape, spec.Transformer) or shape.decoder is None or shape.encoder is not None:
             raise ConfigError([f"model.folder={recipe.model.folder}: reads a source; expected a model that writes"])
         _check_known(texts, trained.source)
-        return trained.source, trained.model
+        return replace(trained, task=TASKS["continue"], decoding=recipe.decoding, card=card)
     kept = place / "source.tokenizer.json"
     if resume and kept.exists():
         tokenizer = Tokenizer.load(kept)
@@ -127,13 +143,17 @@ def _start(recipe: WriteRecipe, texts: Texts, place: Path, resume: bool) -> tupl
         tokenizer = made(texts.train, recipe.text)
         keep(tokenizer, kept)
     torch.manual_seed(recipe.training.seed)
-    return tokenizer, build(recipe.model.spec(tokenizer.size))
+    model = build(recipe.model.spec(tokenizer.size))
+    return Runner(model, tokenizer, tokenizer, TASKS["continue"], recipe.decoding, card)
 
 
 def _check_known(texts: Texts, tokenizer: Tokenizer) -> None:
     """Raise VocabularyError if more than 1% of the characters of what is checked on are unknown to a model."""
     characters = sorted({character for text in texts.valid for character in text})
-    unknown = {c for c, ids in zip(characters, tokenizer.encode_all(characters), strict=True) if tokenizer.unk in ids}
+    unk = tokenizer.specials.unk
+    if not any(unk in ids for ids in tokenizer.encode_all(texts.valid)):
+        return  # a tokenizer of words may know no character by itself
+    unknown = {c for c, ids in zip(characters, tokenizer.encode_all(characters), strict=True) if unk in ids}
     count, total = sum(c in unknown for text in texts.valid for c in text), sum(map(len, texts.valid))
     if count > 0.01 * total:
         raise VocabularyError(
