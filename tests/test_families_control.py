@@ -1,21 +1,24 @@
 """Published agents: a tiny random model of transformers, read by us, predicts the same and is written back.
 
 What is checked of the Decision Transformer: every tensor placed; the predicted actions, states and returns, padded
-and not; the weights of each attention; the file written back loads there and predicts the same. It has no cache and
-generates no text.
+and not; the weights of each attention; the file written back loads there and predicts the same; the commands say the
+action after recorded steps. It has no cache and generates no text.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from published import Case, Written, close, loaded, writer
-from qkv import lens, pretrained, spec
+from qkv import lens, pretrained, spec, tasks
+from qkv.cli import main
 from qkv.errors import CheckpointError, DataError, SpecError
 from qkv.models import build
 
@@ -103,6 +106,51 @@ def test_an_agent_does_not_see_the_action_it_chooses(written: Written) -> None:
     one, two = ours(source=steps), ours(source=other)
     assert torch.equal(one[..., 6:], two[..., 6:])
     assert not torch.equal(one[:, -1, :6], two[:, -1, :6])
+
+
+@each_agent
+@torch.no_grad()
+def test_it_says_the_action_of_recorded_steps(case: Case, written: Written, tmp_path: Path) -> None:
+    theirs, folder = written(case)
+    steps = trajectory(rows=1, steps=30)[0]
+    rewards = steps[:, 1].numpy()
+    over = numpy.isin(numpy.arange(30), (3, 29))
+    states, actions = steps[:, 2:7].numpy(), steps[:, 7:].tanh().numpy()
+    numpy.savez(tmp_path / "some.npz", observations=states, actions=actions, rewards=rewards, terminals=over)
+    for name, asked, first, last in (("#1", "2.5", 10, 30), ("", "", 0, 4), ("#1@3", "2.5", 4, 7)):
+        begin, end = (4, 30) if "#1" in name else (0, 4)
+        own = rewards[begin:end]
+        left = (float(asked) if asked else own.sum()) - own.cumsum() + own
+        given = torch.cat(
+            [
+                torch.arange(end - begin, dtype=torch.float32)[:, None],
+                torch.from_numpy(left)[:, None].float(),
+                steps[begin:end, 2:7],
+                steps[begin:end, 7:].tanh(),
+            ],
+            dim=1,
+        )[None, first - begin : last - begin]
+        line = f"{tmp_path / 'some.npz'}{name}" + (f"\t{asked}" if asked else "")
+        done = CliRunner().invoke(main, ["run", str(folder), line])
+        assert done.exit_code == 0, (done.output, done.exception)
+        close(torch.tensor([float(one) for one in done.stdout.split()]), theirs_of(theirs, given)[0, -1, 6:])
+        looked = tasks.load(folder).look(line)
+        assert looked.answer.text == done.stdout.strip() and len(looked.source_tokens) == 3 * (last - first)
+    page = tmp_path / "look.html"
+    done = CliRunner().invoke(main, ["look", str(folder), str(tmp_path / "some.npz"), "--html", str(page)])
+    assert done.exit_code == 0 and page.is_file()
+    assert main(["convert", str(folder), str(tmp_path / "own"), "--to", "qkv"], standalone_mode=False) is None
+    again = CliRunner().invoke(main, ["run", str(tmp_path / "own"), str(tmp_path / "some.npz")])
+    assert again.stdout == CliRunner().invoke(main, ["run", str(folder), str(tmp_path / "some.npz")]).stdout
+    for line, told in (
+        ("some.npz", "does not exist"),
+        (f"{tmp_path / 'some.npz'}#2", "has episodes 0 to 1"),
+        (f"{tmp_path / 'some.npz'}@5", "has steps 1 to 4"),
+        ("500", "has no environment"),
+        ("much", "a number such as 500"),
+    ):
+        done = CliRunner().invoke(main, ["run", str(folder), line])
+        assert done.exit_code == 2 and told in done.stderr, done.output
 
 
 def test_a_wrong_table_is_noticed(written: Written, tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qkv import config, lens, spec
 from qkv.data.environments import Environment, make
-from qkv.data.steps import Shown
-from qkv.data.trajectories import Numbers, Trajectories
+from qkv.data.steps import Shown, foretold
+from qkv.data.trajectories import Episode, Gathered, Numbers, Trajectories, read_npz
 from qkv.decoding import Decoding, Greedy
 from qkv.decoding.acting import Performance, perform
 from qkv.decoding.options import Acting
@@ -65,7 +66,8 @@ class Agent:
         """Open the environment. Raises DataError if there is none, or it is another than the model learned about."""
         if self.environment is None:
             raise DataError(
-                "this model was trained without an environment and cannot play; train one with data.environment=NAME"
+                "this model has no environment and cannot play; give it recorded steps (episodes.npz), or train one "
+                "with data.environment=NAME"
             )
         found = make(self.environment)
         if found.sizes != self.shown.sizes:
@@ -82,23 +84,27 @@ class Agent:
             yield from perform(self.model, self.shown, self.open, some, self.acting)
 
     def run(self, lines: Iterable[str], decoding: Decoding | None = None) -> Iterator[list[Answer]]:
-        """Play an episode for each line, a return that is asked for; line n begins as seed n says.
+        """Play an episode for each line, a return that is asked for; line n begins as seed n says. Of a line that names
+        a recorded episode (see `look`), say the action of its last step instead, or of the one it names.
 
-        Raises DataError for a line that is no number. An empty line answers itself.
+        Raises DataError for a line that is neither. An empty line answers itself.
         """
         if decoding is not None and not isinstance(decoding.method, Greedy):
             raise DataError("a beam or several answers were asked for; an agent plays one episode for each line")
         rest = enumerate(lines)
         while some := list(islice(rest, _AT_ONCE)):
-            full = [(wanted(line), number) for number, line in some if line.strip()]
+            full = [(wanted(line), number) for number, line in some if line.strip() and not _recorded(line)]
             played = self.play(full)
             for _, line in some:
-                yield [_answer(next(played)) if line.strip() else Answer("", 0.0, 0.0, ())]
+                if _recorded(line):
+                    yield [self._foretold(*self._steps(line))]
+                else:
+                    yield [_answer(next(played)) if line.strip() else Answer("", 0.0, 0.0, ())]
 
     def read(self, lines: Sequence[str], before: int = 0) -> list[list[int]]:
         """Nothing but a look at each line; DataError, with its number, for one that is no return."""
         for number, line in enumerate(lines, before + 1):
-            if line.strip():
+            if line.strip() and not _recorded(line):
                 wanted(line, f"line {number}: ")
         return []
 
@@ -117,23 +123,45 @@ class Agent:
     def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> Looked:
         """Play an episode and look at every attention that led to one of its actions: the last, unless told.
 
-        line: a return, or a return and a step, as in "500@120". tap: one that intervenes in what is looked at, and not
-        in what was played. Raises DataError for what is neither.
+        line: a return, or a return and a step, as in "500@120"; or a recorded episode, "episodes.npz", of several
+        "episodes.npz#3", counted from 0, then "@" and a step, then a tab and the return that was asked for; what it
+        brought, unless given. tap: one that intervenes in what is looked at, and not in what was played.
+        Raises DataError for what is neither.
         """
         if answer is not None:
             raise DataError(f"answer={answer!r} was given; an agent plays by itself: leave it out")
-        asked, _, place = line.partition("@")
-        [played] = self.play([(wanted(asked), 0)])
+        played, steps, last = self._steps(line)
+        first = last - len(steps)
+        trace = lens.look(self.model.eval(), steps[None], tap=tap)
+        held = Steps({kind: torch.from_numpy(one[first:last]) for kind, one in self.held(played).items()}, first)
+        named = self.positions(played, first, last)
+        answer = self._foretold(played, steps, last) if _recorded(line) else _answer(played)
+        return Looked(line, answer, named, [], replace(trace, logits=None), perceived=held)
+
+    def _steps(self, line: str) -> tuple[Performance, Tensor, int]:
+        """The episode that a line plays or names, its steps in sight as the model reads them, and the last's number."""
+        line, _, asked = line.strip().partition("\t")
+        name, mark, place = line.rpartition("@")
+        name, place = (name, place) if mark else (line, "")
+        [played] = [_read(name, asked, self.shown)] if _recorded(line) else self.play([(wanted(name), 0)])
         if place and not (place.strip().isdigit() and 1 <= int(place) <= played.length):
             raise DataError(f"step {place!r} was asked for; the episode has steps 1 to {played.length}")
         last = int(place) if place else played.length
-        first = max(0, last - self.acting.context)
         steps = torch.from_numpy(self.shown.steps(_alone(played, self.shown)))
         steps[:, 1] = torch.from_numpy(played.left) / self.shown.scale
-        trace = lens.look(self.model.eval(), steps[None, first:last], tap=tap)
-        held = Steps({kind: torch.from_numpy(one[first:last]) for kind, one in self.held(played).items()}, first)
-        named = self.positions(played, first, last)
-        return Looked(line, _answer(played), named, [], replace(trace, logits=None), perceived=held)
+        return played, steps[max(0, last - self.acting.context) : last], last
+
+    @torch.no_grad()
+    def _foretold(self, played: Performance, steps: Tensor, last: int) -> Answer:
+        """The action that the model chooses in the last of some steps, whose own it does not see."""
+        shape = self.model.spec
+        assert isinstance(shape, spec.Transformer) and isinstance(shape.answers, spec.Actions)
+        answer = foretold(self.model.eval()(steps[None]), self.shown.sizes.action)[0, -1].float()
+        if self.shown.sizes.choices:
+            chance, best = answer.log_softmax(-1).max(dim=-1)
+            return Answer(str(int(best)), float(chance), float(chance), (int(best),))
+        numbers = self.shown.taken(answer) if shape.answers.bounded else answer.numpy()
+        return Answer(" ".join(f"{number:.6g}" for number in numbers.tolist()), 0.0, 0.0, ())
 
     def held(self, played: Performance) -> dict[str, Numbers]:
         """What each position of an episode holds, as it was, (steps, numbers) by kind, in their order within a step."""
@@ -258,8 +286,28 @@ def wanted(line: str, where: str = "") -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise DataError(f"{where}{line.strip()[:30]!r} was given; expected the return to ask for, a number such as 500")
+        raise DataError(
+            f"{where}{line.strip()[:30]!r} was given; expected the return to ask for, a number such as 500, "
+            "or recorded steps such as episodes.npz#3"
+        )
     return number
+
+
+def _recorded(line: str) -> bool:
+    """Whether a line names a recorded episode."""
+    return ".npz" in line
+
+
+def _read(name: str, asked: str, shown: Shown) -> Performance:
+    """An episode of a file; DataError for one that is not there, or does not fit the model."""
+    path, mark, number = name.rpartition("#")
+    path, number = (path, number) if mark else (name, "0")
+    episodes = read_npz(Path(path)).episodes
+    if not (number.isdigit() and int(number) < len(episodes)):
+        raise DataError(f"episode {number!r} of {path} was asked for; it has episodes 0 to {len(episodes) - 1}")
+    chosen = Gathered(path, [episodes[int(number)]]).together(shown.sizes)
+    brought = wanted(asked) if asked.strip() else float(chosen.returns[0])
+    return Performance(brought, 0, Episode(chosen.states, chosen.actions, chosen.rewards))
 
 
 def _reads(model: SequenceModel) -> spec.Trajectory:

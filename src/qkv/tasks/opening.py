@@ -9,10 +9,13 @@ import torch
 
 from qkv import pretrained, spec
 from qkv.data import audio, images
+from qkv.data.steps import Shown
+from qkv.data.trajectories import Sizes
 from qkv.decoding import Decoding, Greedy, Length
 from qkv.errors import CheckpointError
 from qkv.models.towers import Towers
 from qkv.pretrained import Published, tokenizers
+from qkv.tasks.agent import Agent
 from qkv.tasks.folders import read_json
 from qkv.tasks.kinds import TASKS, Task
 from qkv.tasks.listening import Hearing
@@ -26,7 +29,7 @@ _LONGEST = 64
 
 def open_published(
     path: Path, dtype: torch.dtype | None = torch.float32, *, legacy: bool = False
-) -> Runner | Predictor | Matcher:
+) -> Runner | Predictor | Matcher | Agent:
     """Open a published model with its tokenizer, or with what prepares its images or sounds.
 
     Raises CheckpointError or VocabularyError for files that are missing, damaged or of an unknown kind.
@@ -45,6 +48,9 @@ def open_published(
             return _writer(published, path, "translate" if shape.encoder else "continue")
         return _hearing(published, path)
     assert shape.encoder is not None
+    if isinstance(reads := shape.encoder.reads, spec.Trajectory):  # it is given numbers as they are
+        sizes = Sizes(reads.state, reads.action, (-1.0,) * reads.action, (1.0,) * reads.action)
+        return Agent(published.model, Shown(sizes, (0.0,) * reads.state, (1.0,) * reads.state, 1.0, 0.0), None)
     labels = published.config.get("id2label") or {}
     named = tuple(str(labels[key]) for key in sorted(labels, key=int))
     task = _task(shape.answers)
