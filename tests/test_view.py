@@ -29,6 +29,7 @@ from qkv.models import build
 from qkv.presets import encoder_decoder
 from qkv.view import Run, axes, document, overview, page
 from qkv.view.blocks import Blocks, in_steps, rounded
+from qkv.view.run import labels
 from test_spec import small
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -181,6 +182,14 @@ def test_smaller_numbers_tell_their_error(kind: Literal["float16", "int8"]) -> N
             worst = max(worst, float(difference))
         assert made.described["numbers"]["error"] == pytest.approx(worst, abs=1e-6), name
         assert worst < {"float16": 1e-3, "int8": 0.02}[kind]
+
+
+def test_models_are_called_by_the_last_parts_of_their_paths() -> None:
+    assert labels(["/home/me/runs/multi30k"]) == ["multi30k"]
+    assert labels(["runs/one/last", "runs/two/last"]) == ["one/last", "two/last"]
+    assert labels(["", "pronounce"]) == ["", "pronounce"] and labels(["a/b", "a/b"]) == ["b", "b"]
+    (run,) = document(Run(looked(), name="runs/mine")).described["runs"]
+    assert (run["name"], run["path"]) == ("mine", "runs/mine")
 
 
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=9))

@@ -79,6 +79,9 @@ function fromAddress(look: Look, address: string): boolean {
 function render({ model, el }: { model: WidgetModel; el: HTMLElement }): () => void {
   const { host, close } = widgetHost(model);
   const root = document.createElement("div");
+  // Keys that are pressed on the page are no commands of the notebook: in JupyterLab, d twice deletes a cell.
+  root.dataset.lmSuppressShortcuts = "true";
+  root.addEventListener("keydown", (event) => event.stopPropagation());
   el.append(root);
   const unmount = mount(root.attachShadow({ mode: "open" }), host);
   return () => { close(); unmount(); root.remove(); };

@@ -93,6 +93,8 @@ export type Edit =
 
 export interface Run {
   name: string;
+  /** What it is opened by, of which its name is the end. */
+  path?: string;
   summary?: string[];
   axes: { source?: Axis; target?: Axis };
   answers: Answer[];

@@ -246,6 +246,13 @@ test("a notebook's widget shows the same, in a root of its own", async () => {
     window.made.default.render({ model, el: document.getElementById("cell") });
   }, { described, bytes: blocks.bytes().toString("base64") });
   await page.locator(".answer").nth(1).click();
+  const heard = await page.evaluate(() => { window.heard = 0; document.addEventListener("keydown", () => { window.heard += 1; }); return document.querySelector("#cell > div").dataset.lmSuppressShortcuts; });
+  await page.keyboard.press("d");
+  assert.deepEqual([heard, await page.evaluate(() => window.heard)], ["true", 0], "keys are not the notebook's commands");
+  // in a narrow cell of a wide window nothing lies over anything else
+  await page.evaluate(() => { document.getElementById("cell").style.width = "980px"; });
+  const [heads, matrix] = [await page.locator(".heads .grid").first().boundingBox(), await page.locator("canvas.matrix").boundingBox()];
+  assert.ok(heads.x + heads.width <= matrix.x || heads.y + heads.height <= matrix.y, "the matrix lies over the heads");
   await page.locator("[data-tab=story]").click();
   await page.locator("button.do").click();
   assert.deepEqual(await page.evaluate(() => window.sent), [{ id: 1, request: { ask: "why", position: 2 } }]);

@@ -27,7 +27,7 @@ export function CompareView() {
       <Answers />
       {both.map((one, i) => (
         <section key={i} aria-label={name(one.run, i)}>
-          <h2>{name(one.run, i)}</h2>
+          <h2 title={one.run.described.path}>{name(one.run, i)}</h2>
           {one.attention ? (
             <>
               <label class="pick">Head <select value={`${chosen[i].at} ${one.head}`} onChange={(event) => { const [at, head] = event.currentTarget.value.split(" ").map(Number); choose(i, at, head); }}>
@@ -56,7 +56,7 @@ function Answers() {
       <div class="table-box" tabIndex={0} role="region" aria-label="Answers of both runs">
         <table>
           <tbody>{look.runs.map((run, i) => (
-            <tr key={i}><th scope="row">{name(run, i)}</th>{Array.from({ length }, (_, at) => {
+            <tr key={i}><th scope="row" title={run.described.path}>{name(run, i)}</th>{Array.from({ length }, (_, at) => {
               const answer = run.described.answers[at];
               const other = (i ? a : b)?.[at];
               return <td key={at} class={answer && other && answer.chosen[0] !== other.chosen[0] ? "bad" : ""}>{answer ? <><b dir="auto">{shown(answer.chosen[0])}</b> <span class="muted">{percent(answer.chosen[1])}</span></> : ""}</td>;

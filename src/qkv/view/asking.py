@@ -19,7 +19,7 @@ from qkv.view import overview
 from qkv.view.blocks import Blocks
 from qkv.view.document import Document, document
 from qkv.view.looking import seen
-from qkv.view.run import Edit, Run, why_described
+from qkv.view.run import Edit, Run, labels, why_described
 
 Request = Mapping[str, Any]
 
@@ -76,7 +76,7 @@ class Session:
         if answer is None and line == self.line:
             answer = self.answer
         run = self._seen(number, line, answer, asked.edits())
-        described = run.described(blocks)
+        described = run.described(blocks, label=labels([name for name, _ in self.runners])[number])
         self.line, self.answer = line, answer
         self.runs[number] = run
         self._statistics = {key: value for key, value in self._statistics.items() if key[0] != number}
@@ -135,7 +135,9 @@ class Session:
 
 def shown(runs: Sequence[Run], line: str, *, live: bool = False) -> Document:
     """The document of one run of a line, or of two side by side; its head says what was read and what was answered."""
-    answers = "; ".join(f"{textwrap.shorten(run.answer, 300, placeholder=' ...')}, by {run.name}" for run in runs)
+    names = labels([run.name for run in runs])
+    said = [textwrap.shorten(run.answer, 300, placeholder=" ...") for run in runs]
+    answers = "; ".join(f"{answer}, by {name}" for answer, name in zip(said, names, strict=True))
     if any(run.source is not None and run.source.kind in ("image", "audio") for run in runs):
         path, *texts = line.strip().split("\t")
         line = " ".join([Path(path).name, *texts])  # a file was read

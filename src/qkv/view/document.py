@@ -14,7 +14,7 @@ from qkv.errors import QkvError
 from qkv.lens import Trace
 from qkv.view import overview
 from qkv.view.blocks import Blocks, Kind
-from qkv.view.run import Run
+from qkv.view.run import Run, labels
 
 VERSION = 1
 
@@ -54,7 +54,10 @@ def document(
     kind = kind or ("float32" if long else _kind(_size(runs)))
     blocks = Blocks(kind)
     # in int8, what the model itself computed would be no check of what is recomputed
-    shown_runs = [run.described(blocks, contexts=kind != "int8", long=long) for run in runs]
+    shown_runs = [
+        run.described(blocks, label=label, contexts=kind != "int8", long=long)
+        for run, label in zip(runs, labels([run.name for run in runs]), strict=True)
+    ]
     errors = (one.get("error", 0.0) for run in shown_runs for one in run["attentions"])
     described = {
         "version": VERSION,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -68,14 +69,18 @@ class Run:
         _check(self.target, self.trace.target, "target")
 
     @torch.no_grad()
-    def described(self, blocks: Blocks, *, contexts: bool = True, long: bool = False) -> dict[str, Any]:
+    def described(
+        self, blocks: Blocks, *, label: str | None = None, contexts: bool = True, long: bool = False
+    ) -> dict[str, Any]:
         """The run for the page, its tensors in `blocks`; with or without the contexts the model really used.
 
+        label: what to call it, if not by its whole name.
         long: heads are told by overviews and statistics alone, as many heads as take a few seconds.
         """
         return {
             "long": long,
-            "name": self.name,
+            "name": self.name if label is None else label,
+            "path": self.name,
             "summary": list(self.summary),
             "axes": {
                 name: axis.described(blocks)
@@ -173,6 +178,16 @@ class Run:
 
     def _why(self, found: Why) -> dict[str, Any]:
         return why_described(found, self._named([found.token])[0])
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """What to call models where there is little room: the last parts of their paths, as many as tell them apart."""
+    parts = [Path(name).parts for name in names]
+    for count in range(1, max(map(len, parts), default=0)):
+        short = ["/".join(one[-count:]) for one in parts]
+        if len(set(short)) == len(set(names)):
+            return short
+    return list(names)
 
 
 def why_described(found: Why, token: str) -> dict[str, Any]:
