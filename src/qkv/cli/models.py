@@ -24,9 +24,9 @@ _beam = click.option("--beam", type=click.IntRange(min=1), help="Hypotheses to f
 
 _numbers = click.option(
     "--numbers",
-    type=click.Choice(["float32", "bfloat16", "int8", "stored"]),
+    type=click.Choice(["blocks", "float32", "bfloat16", "int8", "stored"]),
     default="float32",
-    help="How the parameters of a published checkpoint are kept.",
+    help="How the parameters of a published checkpoint are kept; blocks: float32, but GGUF's blocks stay.",
 )
 _legacy = click.option("--legacy", is_flag=True, help="Open files of torch.save, which are pickles, of a publisher.")
 

@@ -15,6 +15,7 @@ from qkv import spec
 from qkv.errors import CheckpointError
 from qkv.models import SequenceModel, outline
 from qkv.pretrained.operations import Adjusting, Older, Operation, Unused, same
+from qkv.pretrained.quantised import Quantised
 from qkv.pretrained.weights import Weights
 
 Config: TypeAlias = Mapping[str, Any]
@@ -101,7 +102,10 @@ def drain(family: Family, config: Config, model: SequenceModel) -> dict[str, Ten
 
     Raises CheckpointError for a parameter that the family has no name for.
     """
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    parameters = {
+        name: parameter.widened() if isinstance(parameter, Quantised) else parameter.detach()
+        for name, parameter in model.named_parameters()
+    }
     shape = model.spec
     answers = shape.answers if isinstance(shape, spec.Transformer) else None
     headed = not (isinstance(answers, spec.States) or (isinstance(answers, spec.Vector) and answers.width is None))
@@ -240,7 +244,8 @@ def _assign(model: nn.Module, placed: Mapping[str, Tensor]) -> None:
     places = dict(model.named_parameters(remove_duplicate=False))
     fresh: dict[int, nn.Parameter] = {}
     for name, tensor in placed.items():
-        fresh.setdefault(id(places[name]), nn.Parameter(tensor, requires_grad=tensor.is_floating_point()))
+        trained = tensor.is_floating_point() and not isinstance(tensor, Quantised)
+        fresh.setdefault(id(places[name]), nn.Parameter(tensor, requires_grad=trained))
     for name, old in places.items():
         owner, _, last = name.rpartition(".")
         module = model.get_submodule(owner)

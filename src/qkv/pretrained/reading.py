@@ -44,19 +44,23 @@ class Published:
         return Generation.of(self.generating or self.config, reads_source=reads_source)
 
 
-def read(path: str | Path, *, dtype: torch.dtype | None = torch.float32, legacy: bool = False) -> Published:
+def read(
+    path: str | Path, *, dtype: torch.dtype | None = torch.float32, legacy: bool = False, blocks: bool = False
+) -> Published:
     """Open a folder with config.json and weights, or one file that says itself what it is; parameters in `dtype`, or
     as they are stored if None.
+
+    blocks: whether matrices in GGUF's simple blocks stay in them (see `Quantised`): less memory, and no training.
 
     Raises CheckpointError for a folder that is incomplete, of an unknown family, or whose tensors do not fit it.
     """
     place = Path(path)
     with _named(place):
         if _says_itself(place):
-            family, config, stored = _whole_file(place, legacy)
+            family, config, stored = _whole_file(place, legacy, blocks)
         else:
             family, config = _described(place)
-            stored = weights.read(place, legacy=legacy)
+            stored = weights.read(place, legacy=legacy, blocks=blocks)
         _shape(family, config)
         model = fill(family, config, stored, dtype)
     generating = _read_json(place / _GENERATION) if (place / _GENERATION).is_file() else {}
@@ -110,9 +114,9 @@ def _says_itself(place: Path) -> bool:
     return place.is_file() or (place / "model.bin").is_file() and "model_type" not in read_config(place)
 
 
-def _whole_file(place: Path, legacy: bool = False) -> tuple[Family, Config, Mapping[str, Tensor]]:
+def _whole_file(place: Path, legacy: bool = False, blocks: bool = False) -> tuple[Family, Config, Mapping[str, Tensor]]:
     """The family of the model in a file, its configuration, and its tensors under the family's names."""
-    stored = weights.read(place, legacy=legacy)
+    stored = weights.read(place, legacy=legacy, blocks=blocks)
     for kind in FILES:
         if (found := kind(stored)) is not None:
             config, tensors = found

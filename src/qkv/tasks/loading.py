@@ -28,8 +28,9 @@ _ALONE = (".gguf", ".onnx", ".npz", ".bin", ".safetensors")
 Opened: TypeAlias = Runner | Predictor | Matcher | Agent
 """A model that answers lines, whatever it reads."""
 
-Numbers = Literal["float32", "bfloat16", "int8", "stored"]
-"""How parameters are kept: as they are stored, in one of two floating types, or matrices in one byte a number."""
+Numbers = Literal["blocks", "float32", "bfloat16", "int8", "stored"]
+"""How parameters are kept: in one of two floating types (blocks: float32, but the blocks of GGUF stay), matrices in one
+byte a number, or as they are stored."""
 
 
 def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False) -> Opened:
@@ -54,8 +55,8 @@ def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False
             )
         place = hub.fetch(str(name))
     if place.is_file() or ((place / "config.json").is_file() and not (place / "spec.json").is_file()):
-        dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(numbers)
-        opened = open_published(place, dtype, legacy=legacy)
+        dtype = None if numbers in ("int8", "stored") else torch.bfloat16 if numbers == "bfloat16" else torch.float32
+        opened = open_published(place, dtype, legacy=legacy, blocks=numbers == "blocks")
         if numbers == "int8":
             int8.quantise(opened.model)
             opened.model.float()  # what is no matrix

@@ -28,13 +28,13 @@ _LONGEST = 64
 
 
 def open_published(
-    path: Path, dtype: torch.dtype | None = torch.float32, *, legacy: bool = False
+    path: Path, dtype: torch.dtype | None = torch.float32, *, legacy: bool = False, blocks: bool = False
 ) -> Runner | Predictor | Matcher | Agent:
     """Open a published model with its tokenizer, or with what prepares its images or sounds.
 
     Raises CheckpointError or VocabularyError for files that are missing, damaged or of an unknown kind.
     """
-    published = pretrained.read(path, dtype=dtype, legacy=legacy)
+    published = pretrained.read(path, dtype=dtype, legacy=legacy, blocks=blocks)
     shape = published.model.spec
     if isinstance(shape, spec.Towers):
         assert isinstance(published.model, Towers)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from qkv.errors import CheckpointError
@@ -92,7 +93,7 @@ class Renamed(Mapping[str, Tensor]):
                 f"{self._stored.path}: {self._names[name]} has {tensor.shape[0]} rows; expected pairs of rows in "
                 f"{heads} heads, which its header says: convert the model again"
             )
-        return unpaired("", heads).into(tensor, ())[0]
+        return tensor[unpaired("", heads).into(torch.arange(len(tensor)), ())[0]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -39,11 +40,12 @@ _KINDS = (
 )
 
 
-def read(path: str | Path, *, legacy: bool = False) -> Weights:
+def read(path: str | Path, *, legacy: bool = False, blocks: bool = False) -> Weights:
     """Open published weights: a file of any kind known here, or a folder with one; the content says which kind it is.
 
     In a folder, model.safetensors or the index of its parts comes first; otherwise there must be one file only.
     Files of torch.save are pickles: they are opened only with `legacy=True`, and then by torch's restricted reader.
+    blocks: whether matrices in GGUF's simple blocks are given as `Quantised`, and not widened.
     Raises CheckpointError for a file that is missing, damaged, of no known kind, or legacy and not asked for, and
     MissingExtraError if its library is not installed (GGUF, ONNX).
     """
@@ -53,8 +55,8 @@ def read(path: str | Path, *, legacy: bool = False) -> Weights:
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file or folder. Expected {_KINDS}: check the path.")
     if path.name.endswith(shards.ENDING):
-        return shards.read(path, lambda part: _reader(part, legacy)(part))
-    return _reader(path, legacy)(path)
+        return shards.read(path, lambda part: _reader(part, legacy, blocks)(part))
+    return _reader(path, legacy, blocks)(path)
 
 
 def _chosen(folder: Path, legacy: bool) -> Path:
@@ -80,13 +82,13 @@ def _unasked(path: Path) -> CheckpointError:
     )
 
 
-def _reader(path: Path, legacy: bool) -> Callable[[Path], Weights]:
+def _reader(path: Path, legacy: bool, blocks: bool) -> Callable[[Path], Weights]:
     """Return the reader for what a file holds, from its first bytes, its size and, for a zip archive, its contents."""
     view = mapped(path)
     head, size = view[:64], len(view)
     first = int.from_bytes(head[:8], "little")
     if head[:4] == b"GGUF":
-        return gguf.read
+        return functools.partial(gguf.read, blocks=blocks)
     if head[:4] == b"PK\3\4" and view[30 : 30 + int.from_bytes(head[26:28], "little")].endswith(b".npy"):
         return npz.read  # the length of the first member's name stands at byte 26, the name at byte 30
     if head[:4] == b"PK\3\4" or re.match(rb"\x80[\x02-\x05]", head):

@@ -76,6 +76,12 @@ class Cursor:
         start = self.skip(count, what)
         return self.bytes[start : start + count]
 
+    def forget(self, start: int, end: int) -> None:
+        """Give the memory of whole pages of bytes back; they are read again from the file if they are asked for."""
+        first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if last > first and hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+
     def number(self, code: str, what: str) -> Any:
         """Return the next number, of a struct code such as "I" or "q"."""
         layout = "<" + code

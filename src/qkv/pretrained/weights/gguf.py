@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qkv.errors import MissingExtraError
+from qkv.pretrained import quantised
 from qkv.pretrained.weights.cursor import Cursor, as_tensor, elements
 from qkv.pretrained.weights.mapping import Entry, Weights
 
@@ -39,10 +40,11 @@ _PLAIN = {
 }
 
 
-def read(path: Path) -> Weights:
+def read(path: Path, *, blocks: bool = False) -> Weights:
     """Map a GGUF file: tensors under their names in shapes as torch has them (rows first), dequantised when read.
 
-    Quantised tensors come as float32, the others as stored. metadata: the file's key-values; lists of numbers are
+    Quantised tensors come as float32, or with `blocks` as `Quantised` where there is a simple kind of blocks and a
+    matrix; the others as stored. metadata: the file's key-values; lists of numbers are
     NumPy arrays. Raises CheckpointError for anything that is not whole, MissingExtraError without the package `gguf`.
     """
     library = _library()
@@ -61,7 +63,7 @@ def read(path: Path) -> Weights:
         metadata[key] = _value(cursor, cursor.number("I", f"the type of {key!r}"), key)
     if metadata.get("split.count", 1) not in (0, 1):
         raise cursor.fault("one part of several", "a whole model", "Join the parts with llama-gguf-split --merge.", 0)
-    return Weights(path, _entries(cursor, library, tensors, metadata), metadata)
+    return Weights(path, _entries(cursor, library, tensors, metadata, blocks), metadata)
 
 
 def _library() -> Any:
@@ -95,7 +97,7 @@ def _value(cursor: Cursor, kind: int, key: str, nesting: int = 0) -> Any:
     return cursor.take(count * dtype.itemsize, f"the list {key!r}").view(dtype)
 
 
-def _entries(cursor: Cursor, library: Any, count: int, metadata: dict[str, Any]) -> dict[str, Entry]:
+def _entries(cursor: Cursor, library: Any, count: int, metadata: dict[str, Any], blocks: bool) -> dict[str, Entry]:
     found: dict[str, tuple[Any, tuple[int, ...], int, int]] = {}
     for _ in range(count):
         at = cursor.at
@@ -116,7 +118,10 @@ def _entries(cursor: Cursor, library: Any, count: int, metadata: dict[str, Any])
                 f"a place between {end:,} and {len(cursor.bytes):,}, aligned to {alignment}",
             )
         end = at + size
-        entries[name] = Entry(shape, _loader(library, cursor.bytes[at:end], kind, shape))
+        load = _loader(library, cursor.bytes[at:end], kind, shape)
+        if blocks and kind.name in _SIMPLE and len(shape) == 2 and size:
+            load = functools.partial(_kept, cursor, at, end, kind, shape[0])
+        entries[name] = Entry(shape, load)
     if len(cursor.bytes) - end >= alignment and entries:
         cursor.at = end
         cursor.end()
@@ -147,11 +152,17 @@ def _loader(library: Any, data: NDArray[np.uint8], kind: Any, shape: tuple[int, 
     return functools.partial(_dequantised, library, data, kind, shape)
 
 
+def _kept(cursor: Cursor, start: int, end: int, kind: Any, rows: int) -> Tensor:
+    matrix = _SIMPLE[kind.name](torch.from_numpy(cursor.bytes[start:end]), rows)
+    cursor.forget(start, end)  # read once: the file's own pages are not wanted beside the copy
+    return matrix
+
+
 def _dequantised(library: Any, data: NDArray[np.uint8], kind: Any, shape: tuple[int, ...]) -> Tensor:
     if not data.size:
         return torch.empty(shape)
     if kind.name in _SIMPLE:
-        return _SIMPLE[kind.name](torch.from_numpy(data)).view(shape)
+        return _SIMPLE[kind.name](torch.from_numpy(data), elements(shape[:-1])).widened().view(shape)
     rows = elements(shape[:-1])
     while rows % 2 == 0 and elements(shape) // rows < _ROW:
         rows //= 2
@@ -159,32 +170,4 @@ def _dequantised(library: Any, data: NDArray[np.uint8], kind: Any, shape: tuple[
         return torch.from_numpy(library.quants.dequantize(data.reshape(rows, -1), kind)).view(shape)
 
 
-def _eights(data: Tensor) -> Tensor:
-    """Q8_0: of each 32 numbers a scale (float16), and a byte for each."""
-    blocks = data.view(-1, 34)
-    scale, signed = blocks[:, :2].view(torch.float16), blocks[:, 2:].view(torch.int8)
-    return signed.float().mul_(scale.float())
-
-
-def _fours(data: Tensor) -> Tensor:
-    """Q4_0: of each 32 numbers a scale (float16), and half a byte for each, less 8; upper halves are the later 16."""
-    blocks = data.view(-1, 18)
-    return _halves(blocks[:, 2:]).sub_(8).mul_(blocks[:, :2].view(torch.float16).float())
-
-
-def _fours_with_least(data: Tensor) -> Tensor:
-    """Q4_1: as Q4_0, above the least of the 32, which follows the scale."""
-    blocks = data.view(-1, 20)
-    said = blocks[:, :4].view(torch.float16).float()
-    return _halves(blocks[:, 4:]).mul_(said[:, :1]).add_(said[:, 1:])
-
-
-def _halves(packed: Tensor) -> Tensor:
-    """Half bytes (blocks, 16) as numbers (blocks, 32)."""
-    numbers = torch.empty(len(packed), 32)
-    numbers[:, :16] = packed & 15
-    numbers[:, 16:] = packed >> 4
-    return numbers
-
-
-_SIMPLE = {"Q8_0": _eights, "Q4_0": _fours, "Q4_1": _fours_with_least}
+_SIMPLE = {"Q8_0": quantised.q8_0, "Q4_0": quantised.q4_0, "Q4_1": quantised.q4_1}

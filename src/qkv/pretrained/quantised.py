@@ -1,0 +1,155 @@
+"""Matrices that stay in blocks of few bits: turned into numbers where they are used, some rows at a time.
+
+A block of 32 numbers of a row is kept as whole numbers with one scale, and perhaps the least of them: ggml's Q4_0,
+Q4_1 and Q8_0, whose definitions are in ggml's source (ggml-common.h).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils import _pytree
+
+BLOCK = 32
+_AT_ONCE = 2**19  # numbers; 2 MiB of them stay in the processor's cache between widening and multiplying
+_HALF = 16
+
+
+class Quantised(Tensor):
+    """A matrix (rows, columns) that says it is float32, and is kept in blocks.
+
+    codes: (rows, columns) int8, or (rows, columns / 2) uint8 of two half bytes, the lower of a column in the first
+    half of the row, the upper of the same in the second. scale and least: (rows, columns / 32) float16; a number is
+    (code - middle) * scale + least. It multiplies as the weight of `functional.linear`, is looked up by
+    `functional.embedding`, and gives its rows, without becoming whole; everything else is done with the float32
+    matrix. It cannot be written to and takes no gradient; what it is multiplied by does.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    least: Tensor | None
+    middle: int
+
+    @staticmethod
+    def __new__(cls, codes: Tensor, scale: Tensor, least: Tensor | None = None, middle: int = 0) -> Quantised:
+        shape = (scale.shape[0], scale.shape[1] * BLOCK)
+        made: Quantised = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)
+        made.codes, made.scale, made.least, made.middle = codes, scale, least, middle
+        return made
+
+    def __init__(self, codes: Tensor, scale: Tensor, least: Tensor | None = None, middle: int = 0) -> None:
+        super().__init__()
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+        return f"Quantised({tuple(self.shape)}, {8 * self.codes[0].numel() // self.shape[1]} bits)"
+
+    def rows(self, chosen: Tensor | slice) -> Quantised:
+        """Some rows, as they are kept."""
+        least = None if self.least is None else self.least[chosen]
+        return Quantised(self.codes[chosen], self.scale[chosen], least, self.middle)
+
+    def widened(self, into: Tensor | None = None) -> Tensor:
+        """The float32 matrix that the blocks stand for, in the first rows of `into` if given."""
+        rows, columns = self.shape
+        numbers = torch.empty(rows, columns) if into is None else into[:rows]
+        if self.codes.dtype == torch.uint8:
+            numbers[:, : columns // 2] = self.codes & (_HALF - 1)
+            numbers[:, columns // 2 :] = self.codes >> 4
+        else:
+            numbers.copy_(self.codes)
+        if self.middle:
+            numbers.sub_(self.middle)
+        blocks = numbers.view(rows, -1, BLOCK).mul_(self.scale.float().unsqueeze(-1))
+        if self.least is not None:
+            blocks.add_(self.least.float().unsqueeze(-1))
+        return numbers
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        by_itself = not kwargs or set(kwargs) <= {"bias"}
+        if func is functional.linear and by_itself and isinstance(args[1], Quantised):
+            product = _Product.apply(args[0], args[1])  # type: ignore[no-untyped-call]
+            bias = args[2] if len(args) == 3 else (kwargs or {}).get("bias")
+            return product if bias is None else product + bias
+        if func is Tensor.contiguous:  # as everything asks that writes files
+            return args[0].widened()
+        if func is functional.embedding and isinstance(args[1], Quantised):
+            chosen = args[1].rows(args[0].reshape(-1)).widened()
+            return chosen.view(*args[0].shape, -1)
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
+            return args[0].rows(slice(None))
+        if func is torch.ops.aten.index.Tensor and _row_numbers(args[1]):
+            return args[0].rows(args[1][0])
+        args, kwargs = _pytree.tree_map_only(Quantised, Quantised.widened, (args, dict(kwargs or {})))
+        return func(*args, **kwargs)
+
+
+def _row_numbers(index: Any) -> bool:
+    return len(index) == 1 and index[0] is not None and index[0].dim() == 1 and index[0].dtype == torch.int64
+
+
+class _Product(torch.autograd.Function):
+    """hidden (..., columns) times a quantised matrix -> (..., rows), in one small piece of memory for its rows."""
+
+    @staticmethod
+    def forward(context: Any, hidden: Tensor, matrix: Quantised) -> Tensor:
+        context.matrix = matrix
+        rows, columns = matrix.shape
+        step = min(rows, max(1, _AT_ONCE // columns))
+        flat, room = hidden.reshape(-1, columns), torch.empty(step, columns)
+        product = flat.new_empty(len(flat), rows)
+        for first in range(0, rows, step):
+            part = slice(first, min(first + step, rows))
+            torch.mm(flat, matrix.rows(part).widened(room).T, out=product[:, part])
+        return product.view(*hidden.shape[:-1], rows)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] @ context.matrix.widened(), None
+
+
+def q8_0(data: Tensor, rows: int) -> Quantised:
+    """Of each 32 numbers a scale (float16), and a byte for each. data: uint8."""
+    blocks = data.view(rows, -1, 2 + BLOCK)
+    return Quantised(blocks[..., 2:].contiguous().view(torch.int8).flatten(1), _float16(blocks[..., :2])[..., 0])
+
+
+def q4_0(data: Tensor, rows: int) -> Quantised:
+    """Of each 32 numbers a scale (float16), and half a byte for each, less 8; upper halves are the later 16."""
+    blocks = data.view(rows, -1, 2 + BLOCK // 2)
+    return Quantised(_halves(blocks[..., 2:]), _float16(blocks[..., :2])[..., 0], middle=8)
+
+
+def q4_1(data: Tensor, rows: int) -> Quantised:
+    """As Q4_0, above the least of the 32, which follows the scale."""
+    blocks = data.view(rows, -1, 4 + BLOCK // 2)
+    scale, least = _float16(blocks[..., :4]).unbind(-1)
+    return Quantised(_halves(blocks[..., 4:]), scale.contiguous(), least.contiguous())
+
+
+def _float16(pairs: Tensor) -> Tensor:
+    """Bytes (..., 2 n) as (..., n), with memory of their own."""
+    return pairs.contiguous().view(torch.float16)
+
+
+def _halves(packed: Tensor) -> Tensor:
+    """Half bytes by block (rows, blocks, 16) as half bytes by half of the row (rows, columns / 2)."""
+    codes = torch.stack((packed & (_HALF - 1), packed >> 4), dim=2).view(len(packed), 2, -1)
+    return codes[:, 1].bitwise_left_shift(4).bitwise_or_(codes[:, 0])
