@@ -65,7 +65,10 @@ def test_the_python_of_the_readme_works(place: Path) -> None:
     assert weights.shape[1] == 4 and weights.sum(-1).allclose(weights.new_ones(()))  # type: ignore[attr-defined]
 
 
-def test_the_python_of_the_walk_through_works(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_python_of_the_walk_through_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     text = (README.parent / "docs" / "looking.md").read_text(encoding="utf-8")
     names: dict[str, object] = {}
     exec("\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)), names)
@@ -74,6 +77,7 @@ def test_the_python_of_the_walk_through_works(capsys: pytest.CaptureFixture[str]
     for line in said[2:]:
         before, after = (float(number) for number in re.findall(r"0\.\d+", line))
         assert before < 0.1 and after > 0.2, line
+    assert "AA1 hidden" in (tmp_path / "changes.html").read_text(encoding="utf-8")
 
 
 def test_the_shipped_translator_is_small_and_knows_the_texts_of_interfaces() -> None:

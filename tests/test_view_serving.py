@@ -211,7 +211,8 @@ def test_everyone_else_is_refused(server: Server) -> None:
         Server(server.session, int(server.origin.rpartition(":")[2]))
 
 
-def test_the_command_serves_until_it_is_interrupted() -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_interrupted(number: signal.Signals) -> None:
     program = "from qkv.cli import main; main(['look', 'pronounce', 'cat', '--serve'])"
     process = subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -219,9 +220,26 @@ def test_the_command_serves_until_it_is_interrupted() -> None:
     assert process.stdout is not None
     assert process.stdout.readline().strip() == "K AE1 T"
     assert process.stdout.readline().startswith("Look inside: http://127.0.0.1:")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, complaint = process.communicate(timeout=30)
     assert process.returncode == 0 and complaint == ""
+
+
+def test_an_interrupt_in_a_collector_s_callback_is_not_lost() -> None:
+    program = (
+        "import gc, signal\n"
+        "from qkv import view\n"
+        "from qkv.cli import main\n"
+        "run = view.Server.run\n"
+        "def begin(server):\n"
+        "    gc.callbacks.append(lambda *_: (gc.callbacks.clear(), signal.raise_signal(signal.SIGINT)))\n"
+        "    gc.collect()\n"
+        "    run(server)\n"
+        "view.Server.run = begin\n"
+        "main(['look', 'pronounce', 'cat', '--serve'])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stderr == ""
 
 
 # -- in a notebook ------------------------------------------------------------------------------------------------

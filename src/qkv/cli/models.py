@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -283,11 +284,19 @@ def _serve(runners: Sequence[tuple[str, Opened]], line: str, answer: str | None,
     session = view.Session(runners, line, answer)
     server = view.Server(session, port)
     _tell_unread(runners, line)
-    with contextlib.suppress(KeyboardInterrupt):
-        for answer in _told(runners, [run.answer for run in session.runs]):
-            click.echo(answer)
+    for answer in _told(runners, [run.answer for run in session.runs]):
+        click.echo(answer)
+    # A KeyboardInterrupt is lost where it meets a callback that may raise nothing, such as a collector's: stop instead.
+    before = {
+        number: signal.signal(number, lambda *_: threading.Thread(target=server.stop).start())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
         click.echo(f"Look inside: {server.address}\nCtrl-C ends it.")
         server.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _tell_unread(runners: Sequence[tuple[str, Opened]], line: str) -> None:

@@ -29,7 +29,7 @@ _LONGEST_QUESTION = 2**20  # bytes
 
 
 class Server:
-    """A page that listens; `run` answers until it is interrupted."""
+    """A page that listens; `run` answers until it is stopped."""
 
     def __init__(self, session: Session, port: int = 0) -> None:
         """port: 0 takes any that is free. Raises StorageError for one that is taken or not allowed."""
@@ -55,14 +55,14 @@ class Server:
         return f"http://{HOST}:{self._server.server_address[1]}"
 
     def run(self) -> None:
-        """Answer until `stop` is called or the program is interrupted."""
+        """Answer until `stop` is called or KeyboardInterrupt is raised."""
         try:
             self._server.serve_forever(poll_interval=0.2)
         finally:
             self._server.server_close()
 
     def stop(self) -> None:
-        """End `run`, from another thread."""
+        """End `run`, from another thread; one that has not begun ends at once."""
         self._server.shutdown()
 
 
