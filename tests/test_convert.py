@@ -383,7 +383,9 @@ def test_onnx_graphs_translate_as_ours_do(tmp_path: Path) -> None:
 @torch.no_grad()
 def test_an_onnx_encoder_answers_as_ours_does(length: int | None, tmp_path: Path) -> None:
     block = spec.Block(spec.Attention(4, 8, window=length), spec.FeedForward(48))
-    reads = spec.Tokens(99) if length else spec.Patches(4)
+    stem = (spec.Convolution(6, 3, 2), spec.Convolution(6, 3, 1))
+    seen = spec.Patches(4, stem=stem, stem_norm="batch", stem_residual=True)
+    reads = spec.Tokens(99) if length else seen
     positions = spec.Learned(20) if length else spec.Learned(10)
     answers = spec.Labels(5) if length else spec.Vector("first", 6)
     model = random(spec.Transformer(spec.Stack(32, (block,), reads, positions), None, answers))

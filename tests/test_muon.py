@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from qkv import spec
 from qkv.errors import ConfigError
 from qkv.models import build
-from qkv.training import Muon, Optimizer
+from qkv.tasks.seen import Vision
+from qkv.training import Muon, Optimizer, optimizer
 from qkv.training.optimizer import Optimizers, orthogonal
 from training_runs import Tiny
 
@@ -66,6 +67,20 @@ def test_it_moves_the_matrices_of_blocks_and_adam_all_else() -> None:
     assert len(rest) == len(set(rest)) and set(rest) | moved == {id(parameter) for parameter in made.parameters()}
     with pytest.raises(ConfigError, match="optimizer.muon: given, but this model has no blocks"):
         Optimizers(Tiny(), Optimizer(muon=Muon()))
+
+
+def test_it_moves_kernels_as_matrices_of_a_row_a_channel() -> None:
+    kernel, matrix = (nn.Parameter(torch.ones(6, 4, 3, 3)), nn.Parameter(torch.ones(6, 36)))
+    kernel.grad = torch.randn(kernel.shape, generator=torch.Generator().manual_seed(1))
+    matrix.grad = kernel.grad.flatten(1)
+    for one in (kernel, matrix):
+        mover = optimizer.Muon([one], Muon())
+        mover.param_groups[0]["lr"] = 0.02
+        mover.step()
+    assert not torch.equal(kernel, torch.ones_like(kernel)) and torch.equal(kernel.flatten(1), matrix)
+    seen = build(Vision(4, (spec.Convolution(8, 3, 2),), 16, 2, 1, 32).spec(8, 8, 1, 2))
+    moved = {id(p) for group in Optimizers(seen, Optimizer(muon=Muon())).each[1].param_groups for p in group["params"]}
+    assert id(seen.encoder.embedding.stem[0].weight) in moved and id(seen.encoder.embedding.patches.weight) not in moved
 
 
 def test_it_steps_as_torchs_own_does_with_fewer_digits() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 pytest.importorskip("PIL")
 
@@ -240,6 +241,44 @@ def test_a_stem_of_convolutions_makes_the_same_squares() -> None:
     assert build(Vision(4, positions="waves").spec(8, 12, 1, 3))(torch.randn(1, 1, 8, 12)).shape == (1, 3)
 
 
+BATCH_NORM = {"stem_norm": "batch", "stem_residual": True}
+STEM = (spec.Convolution(8, 3, 2), spec.Convolution(8, 3, 1), spec.Convolution(12, 3, 1))
+
+
+@torch.no_grad()
+def test_a_stem_normalises_over_the_batch_and_adds_what_keeps_its_shape() -> None:
+    choice = Vision(4, STEM, 16, 2, 1, 32, **BATCH_NORM).spec(8, 8, 3, 5).encoder  # type: ignore[arg-type]
+    assert choice is not None
+    reader = inputs.reader(choice)
+    image = torch.randn(6, 3, 8, 8)
+
+    def expected(means: list[Tensor] | None = None, variances: list[Tensor] | None = None) -> Tensor:
+        seen = image
+        for number, convolution in enumerate(reader.stem):
+            made = torch.nn.functional.conv2d(seen, convolution.weight, None, STEM[number].stride, 1)
+            if means is None or variances is None:
+                mean, variance = made.mean((0, 2, 3)), made.var((0, 2, 3), unbiased=False)
+            else:
+                mean, variance = means[number], variances[number]
+            made = (made - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt()
+            made = torch.nn.functional.gelu(made)
+            seen = seen + made if number == 1 else made
+        squares = seen.reshape(6, 12, 2, 2, 2, 2).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        found: Tensor = reader.patches(squares) + reader.positions.weight
+        return found
+
+    reader.train()
+    torch.testing.assert_close(reader(image), expected(), rtol=1e-4, atol=1e-5)
+    remembered = [[getattr(norm, name) for norm in reader.stem_norms] for name in ("running_mean", "running_var")]
+    assert all(0.9 < float(one.mean()) < 1.0 for one in remembered[1]), "a tenth of the first batch is taken in"
+    reader.eval()
+    torch.testing.assert_close(reader(image), expected(*remembered), rtol=1e-4, atol=1e-5)
+    with pytest.raises(SpecError, match="stem_norm=batch was given, and no stem"):
+        spec.Patches(4, stem_norm="batch")
+    with pytest.raises(SpecError, match="stem_residual=True was given, and no stem"):
+        spec.Patches(4, stem_residual=True)
+
+
 def test_a_square_sees_what_its_convolutions_reach_and_no_more() -> None:
     encoder = Vision(4, (spec.Convolution(8, 3, 2),), 16, 2, 1, 32).spec(16, 16, 1, 2).encoder
     assert encoder is not None
@@ -251,9 +290,19 @@ def test_a_square_sees_what_its_convolutions_reach_and_no_more() -> None:
     assert moved[3, 3] and not moved[:3].any() and not moved[:, :3].any()
 
 
-def test_a_model_learns_is_resumed_to_the_same_bytes_scored_asked_and_looked_into(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stem", ["plain", "batch norm", "batch norm, with a helper"])
+def test_a_model_learns_is_resumed_to_the_same_bytes_scored_asked_and_looked_into(
+    stem: str, folder: Path, tmp_path: Path
+) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    learned = tasks.train(recipe(folder), folder=whole, show=Silent())
+    changes: dict[str, object] = {}
+    if stem != "plain":
+        sizes = [{"channels": 8, "width": 3, "stride": stride} for stride in (2, 1)]
+        changes = {"model": {"kind": "vision", "d_model": 16, "heads": 2, "layers": 2, "stem": sizes, **BATCH_NORM}}
+        changes |= {"training.ema": 0.8, "training.optimizer.muon": {}}
+    if "helper" in stem:
+        changes["training.processes"] = 2
+    learned = tasks.train(recipe(folder, **changes), folder=whole, show=Silent())
     assert learned.result.metrics["accuracy"] == 100
     assert not (whole / "tokens").exists()
 
@@ -263,11 +312,13 @@ def test_a_model_learns_is_resumed_to_the_same_bytes_scored_asked_and_looked_int
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tasks.train(recipe(folder), folder=parts, show=Stop())
-    tasks.train(recipe(folder), folder=parts, resume=True, show=Silent())
+        tasks.train(recipe(folder, **changes), folder=parts, show=Stop())
+    tasks.train(recipe(folder, **changes), folder=parts, resume=True, show=Silent())
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
 
     runner = tasks.load(whole)
+    kept, read = learned.runner.model.state_dict(), runner.model.state_dict()
+    assert kept.keys() == read.keys() and all(torch.equal(tensor, read[name]) for name, tensor in kept.items())
     assert isinstance(runner, Predictor) and runner.labels == ("above", "below")
     lines = [f"{folder / 'toy.npz'}#{number}" for number in range(4)]
     files = [str(folder / "classes" / name / f"00{n}.png") for n, name in enumerate(("above", "below", "above"))]

@@ -38,7 +38,7 @@ def trained(folder: Path, *, show: Silent | None = None, resume: bool = False, *
     steady = Optimizer(
         epsilon=1e-2
     )  # Adam's own makes full steps of a gradient that is rounding alone, as a key's bias
-    training = Training(steps=6, optimizer=steady, saving=saving, **options)  # type: ignore[arg-type]
+    training = Training(steps=6, optimizer=steady, saving=saving, precision="float32", **options)  # type: ignore[arg-type]
     trainer = Trainer(model, training, BatchSampler(EXAMPLES.lengths, 40, 1), numbered, folder, show=show or Silent())
     trainer.run(resume=resume)
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

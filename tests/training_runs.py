@@ -54,6 +54,7 @@ OPTIONS = Training(
     steps=12,
     optimizer=Optimizer(learning_rate=1e-2),
     dropout=0.2,
+    precision="float32",  # the same on every processor
     validation=Validation(every=4),
     saving=Saving(every=3, log_every=2, keep_last=2, keep_best=2),
 )

@@ -25,9 +25,16 @@ class PatchReader(Reader):
         self.apart = reads.leading + reads.registers
         before = [reads.channels, *(one.channels for one in reads.stem)]
         self.stem = nn.ModuleList(
-            nn.Conv2d(channels, one.channels, one.width, one.stride, one.width // 2)
+            nn.Conv2d(channels, one.channels, one.width, one.stride, one.width // 2, bias=reads.stem_norm == "none")
             for channels, one in zip(before[:-1], reads.stem, strict=True)
         )
+        self.stem_norms = nn.ModuleList(
+            nn.BatchNorm2d(one.channels) if reads.stem_norm == "batch" else nn.Identity() for one in reads.stem
+        )
+        self.added = [
+            reads.stem_residual and one.stride == 1 and one.channels == channels
+            for channels, one in zip(before[:-1], reads.stem, strict=True)
+        ]
         self.side = reads.size // math.prod(one.stride for one in reads.stem)
         self.patches = nn.Linear(before[-1] * self.side**2, choice.d_model)
         self.leading = nn.ParameterList(torch.zeros(choice.d_model) for _ in range(reads.leading))
@@ -40,8 +47,9 @@ class PatchReader(Reader):
         """
         batch, (rows, columns) = given.shape[0], self.grid(given)
         size, given = self.side, self.measured(given)
-        for convolution in self.stem:
-            given = functional.gelu(convolution(given))
+        for convolution, norm, added in zip(self.stem, self.stem_norms, self.added, strict=True):
+            seen = functional.gelu(norm(convolution(given)))
+            given = given + seen if added else seen
         squares = given.reshape(batch, -1, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
         hidden = self.patches(squares.reshape(batch, rows * columns, -1))
         leading = [vector.expand(batch, 1, -1) for vector in self.leading]

@@ -60,7 +60,9 @@ class Patches:
     leading: learned vectors before them, such as a class token. registers: more of these, that have no position
     (Darcet et al. 2024). smooth: learned positions are interpolated with antialiasing, for an image of another size.
     stem: convolutions over the image, each before a GELU, whose strides make smaller squares of these (Xiao et al.
-    2021); the vectors are then made of what they give.
+    2021); the vectors are then made of what they give. stem_norm: "batch", what each convolution makes is normalised
+    over the batch (Ioffe and Szegedy 2015). stem_residual: a convolution that keeps the shape has its result added to
+    what it read (He et al. 2016).
     """
 
     size: int
@@ -69,9 +71,15 @@ class Patches:
     registers: int = 0
     smooth: bool = False
     stem: tuple[Convolution, ...] = ()
+    stem_norm: Literal["none", "batch"] = "none"
+    stem_residual: bool = False
 
     def __post_init__(self) -> None:
+        require_choices(self)
         require_positive(self, "size", "channels")
+        for name, unset in (("stem_norm", "none"), ("stem_residual", False)):
+            given = getattr(self, name)
+            require(bool(self.stem) or given == unset, self, f"{name}={given} was given, and no stem; expected both")
         for one in self.stem:
             require(one.width % 2 == 1, self, f"stem: width={one.width} was given; it must be odd, to have a middle")
         strides = math.prod(one.stride for one in self.stem)

@@ -48,10 +48,13 @@ def write(
 ) -> None:
     """Write a model folder; `files` says for the name of each further file what writes it.
 
-    Parameters are written in `dtype` if given. Raises StorageError if there is no room or no permission; a model that
+    Numbers are written in `dtype` if given. Raises StorageError if there is no room or no permission; a model that
     was there before then stays whole.
     """
-    tensors = {name: tensor.to(dtype) if dtype else tensor for name, tensor in _unique(model).items()}
+    tensors = {
+        name: tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+        for name, tensor in _unique(model).items()
+    }
     shape = spec.to_json(model.spec)
     with ExitStack() as every:  # files are renamed into place once all of them are written
 
@@ -109,8 +112,8 @@ def strange_tokenizer(place: Path) -> VocabularyError:
 
 
 def _unique(model: SequenceModel) -> dict[str, Tensor]:
-    """The parameters by name, each tied one once."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+    """The parameters by name, each tied one once, and what norms over batches remember."""
+    return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
 def _empty(choice: spec.Spec) -> SequenceModel:

@@ -61,9 +61,9 @@ class PictureData:
 class Vision:
     """An encoder alone that reads images in squares of `patch` x `patch` pixels: a ViT (Dosovitskiy et al. 2021).
 
-    stem: convolutions before the squares are made, whose strides divide `patch` (Xiao et al. 2021). pool: what is
-    classified, the vector of a learned class token ("class") or the mean of all squares. positions: learned for each
-    square of a square image, or waves for images of any shape.
+    stem: convolutions before the squares are made, whose strides divide `patch` (Xiao et al. 2021); stem_norm and
+    stem_residual as in `qkv.spec.Patches`. pool: what is classified, the vector of a learned class token ("class") or
+    the mean of all squares. positions: learned for each square of a square image, or waves for images of any shape.
     """
 
     patch: int = 4
@@ -78,6 +78,8 @@ class Vision:
     activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "gelu"
     gated: bool = False
     qk_norm: spec.Norm | None = None
+    stem_norm: Literal["none", "batch"] = "none"
+    stem_residual: bool = False
 
     def __post_init__(self) -> None:
         self.spec(self.patch, self.patch, 1, 2)  # a shape that contradicts itself is refused with the recipe
@@ -102,7 +104,14 @@ class Vision:
         stack = spec.Stack(
             d_model=self.d_model,
             blocks=(spec.Block(attention, forward, norm=self.norm),) * self.layers,
-            reads=spec.Patches(self.patch, channels, leading, stem=self.stem),
+            reads=spec.Patches(
+                self.patch,
+                channels,
+                leading,
+                stem=self.stem,
+                stem_norm=self.stem_norm,
+                stem_residual=self.stem_residual,
+            ),
             positions=spec.Learned(leading + count) if self.positions == "learned" else spec.Sinusoidal(),
             final_norm=self.norm,
         )

@@ -108,6 +108,8 @@ class Crew:
             helper.pipe.close()
         torch.set_num_threads(1)
         self._model.train()
+        for buffer in self._model.buffers():
+            buffer.data = buffer.data.clone()  # what is remembered of batches, the trainer's part of them tells
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         while True:

@@ -91,14 +91,17 @@ class Optimizers:
 
 
 def _hidden(model: nn.Module) -> list[Tensor]:
-    """The matrices between what is read and what is answered: the weights of the linear layers of all blocks."""
-    linear = (part for block in model.modules() if isinstance(block, Block) for part in block.modules())
-    return [part.weight for part in linear if isinstance(part, nn.Linear)]
+    """The matrices between what is read and what is answered: the weights of the linear layers of all blocks, and of
+    the convolutions over images."""
+    within = (part for block in model.modules() if isinstance(block, Block) for part in block.modules())
+    linear = [part.weight for part in within if isinstance(part, nn.Linear)]
+    return linear + [part.weight for part in model.modules() if isinstance(part, nn.Conv2d)]
 
 
 class Muon(torch.optim.Optimizer):
     """Moves matrices by the orthogonal one nearest to their momentum (Jordan et al. 2024).
 
+    The kernel of a convolution (channels, those before, height, width) is taken as a matrix of a row a channel.
     torch's own iterates in bfloat16, one matrix after the other, which a CPU takes many times as long for.
     """
 
@@ -122,11 +125,13 @@ class Muon(torch.optim.Optimizer):
             momenta = [self.state[matrix]["momentum"] for matrix in matrices]
             torch._foreach_lerp_(momenta, gradients, 1 - options.momentum)
             ahead = torch._foreach_lerp(gradients, momenta, options.momentum)  # as Nesterov looks ahead
-            moves = orthogonal(torch.stack(ahead), options.iterations)
+            moves = orthogonal(torch.stack(ahead).flatten(2), options.iterations).view(-1, *shape)
             rate = group["lr"]
             if options.weight_decay:
                 torch._foreach_mul_(matrices, 1 - rate * options.weight_decay)
-            torch._foreach_add_(matrices, list(moves.unbind()), alpha=-rate * math.sqrt(max(1, shape[0] / shape[1])))
+            torch._foreach_add_(
+                matrices, list(moves.unbind()), alpha=-rate * math.sqrt(max(1, shape[0] / shape[1:].numel()))
+            )
 
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)

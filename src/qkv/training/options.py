@@ -18,7 +18,7 @@ class Muon:
     """Momentum made orthogonal before each step (Jordan et al. 2024), at a peak `learning_rate` of its own.
 
     A matrix is moved by learning_rate * sqrt(max(1, rows / columns)) times the orthogonal one nearest to its momentum,
-    by `iterations` of Newton and Schulz.
+    by `iterations` of Newton and Schulz. The kernel of a convolution is a matrix with a row for each channel it makes.
     """
 
     learning_rate: float = 0.02
@@ -41,7 +41,8 @@ class Optimizer:
     """Adam (Kingma and Ba 2015) or AdamW (Loshchilov and Hutter 2019) at a peak `learning_rate`.
 
     `weight_decay` spares norms, biases and embeddings. `clip` is the largest allowed L2 norm of the whole gradient;
-    None leaves gradients as they are. `muon` moves the matrices of the blocks in place of Adam, which keeps all else.
+    None leaves gradients as they are. `muon` moves the matrices of the blocks, and the
+    kernels of convolutions over images, in place of Adam, which keeps all else.
     """
 
     kind: Literal["adam", "adamw"] = "adam"

@@ -102,7 +102,16 @@ class Trainer:
         self.optimizers = optimizer.Optimizers(model, options.optimizer)
         self._named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._parameters = list(self._named.values())
-        self.average = optimizer.MovingAverage(self._parameters, options.ema) if options.ema is not None else None
+        # what normalises over batches remembers means and variances: they go with the parameters they were found with
+        running = {
+            name: tensor
+            for name, tensor in self._weights().items()
+            if not isinstance(tensor, nn.Parameter) and tensor.is_floating_point()
+        }
+        self._averaged = self._named | running
+        self.average = (
+            optimizer.MovingAverage(list(self._averaged.values()), options.ema) if options.ema is not None else None
+        )
         self._crew = Crew(model, self._forward, collate, options.processes)
 
     @property
@@ -277,7 +286,7 @@ class Trainer:
             for part, tensor in self.optimizers.state(parameter).items():
                 tensors[f"optimizer.{name}.{part}"] = tensor
         if self.average is not None:
-            tensors |= {f"average.{name}": t for name, t in zip(self._named, self.average.average, strict=True)}
+            tensors |= {f"average.{name}": t for name, t in zip(self._averaged, self.average.average, strict=True)}
         tensors["random"] = torch.get_rng_state()
         if self.device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
@@ -329,7 +338,7 @@ class Trainer:
             if copies:
                 self.optimizers.restore(parameter, copies)
         if self.average is not None:
-            places |= {f"average.{name}": t for name, t in zip(self._named, self.average.average, strict=True)}
+            places |= {f"average.{name}": t for name, t in zip(self._averaged, self.average.average, strict=True)}
         random, cuda = tensors.pop("random"), tensors.pop("random.cuda", None)
         _fill(places, tensors, self.checkpoint)
         torch.set_rng_state(random)
