@@ -128,11 +128,18 @@ def test_a_tile_is_a_part_of_the_matrix(attention: AttentionTrace, data: st.Data
     head = data.draw(st.integers(0, attention.heads - 1))
     rows = sorted(data.draw(st.tuples(*2 * [st.integers(0, attention.queries)])))
     keys = sorted(data.draw(st.tuples(*2 * [st.integers(0, attention.keys)])))
+    across = data.draw(st.integers(1, 5))
     right = attention.weights(head)[:, slice(*rows), slice(*keys)]
-    normaliser = measure(attention).normaliser
+    every = measure(attention)
+    normaliser, alone = every.normaliser, every.of(head)
+    assert alone.heads == (head,) and torch.equal(alone.top_keys, every.top_keys[:, [head]])
+    assert torch.equal(alone.received, every.received[:, [head]])
     for given_normaliser in (None, normaliser):
         tile = attention.tile(head, (rows[0], rows[1]), (keys[0], keys[1]), given_normaliser)
         torch.testing.assert_close(tile, right, rtol=1e-4, atol=1e-5)
+        largest = attention.tile(head, (rows[0], rows[1]), (keys[0], keys[1]), given_normaliser, across)
+        wanted = [part.amax(dim=-1) for part in right.split(across, dim=-1) if part.shape[-1]]
+        torch.testing.assert_close(largest.unbind(-1), tuple(wanted), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

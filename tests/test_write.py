@@ -13,13 +13,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from qkv import config, tasks
-from qkv.cli import main
+from qkv import config, lens, tasks, view
+from qkv.cli import main, models
 from qkv.errors import ConfigError, DataError, VocabularyError
 from qkv.evaluation.reading import Window
+from qkv.mask import Mask
 from qkv.models import build
 from qkv.tasks.writing import gather
 from qkv.training.progress import Silent
+from qkv.view import looking, overview
 
 TEXTS = ["the cat sat on the mat. ", "the dog lay on the rug. ", "a bird sang in the tree. "]
 MODEL = {"kind": "decoder", "d_model": 16, "heads": 2, "layers": 1, "d_ff": 16}
@@ -82,6 +84,40 @@ class Interrupting(Silent):
     def tick(self, step: int, progress: float) -> None:
         if step == self.step:
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_long_text_is_read_and_shown_from_afar(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks.train(recipe(folder), folder=folder / "run", show=Silent())
+    text, counted = "the cat sat on the dog. the cat sat on the dog.", []
+    runner = tasks.load(folder / "run")
+    assert isinstance(runner, tasks.Runner) and view.long_text(runner, text) is None
+    monkeypatch.setattr(looking, "LONGEST", 20)
+    monkeypatch.setattr(looking, "_STEP", 7)
+    monkeypatch.setattr(overview, "_LONG", 100)
+    monkeypatch.setattr(models, "_SLOW", 20)
+    measure = lens.measure
+    monkeypatch.setattr(lens, "measure", lambda one, **more: (counted.append(more["heads"]), measure(one, **more))[1])
+    ids = view.long_text(runner, text)
+    assert ids is not None and len(ids) == len(text)
+    session = view.Session([("mine", runner)], text)
+    [run] = session.runs
+    whole = runner.model(None, torch.tensor([ids]))[0].softmax(-1)
+    chances = whole[torch.arange(len(text) - 1), torch.tensor(ids[1:])]
+    assert run.given is not None
+    torch.testing.assert_close(run.given, chances, rtol=1e-4, atol=1e-6)
+    attention = run.trace["decoder.0.self_attention"]
+    # a rule for each piece that was read, not a matrix: what is kept grows as the text does
+    assert len(attention.calls) == 7 and all(isinstance(one.terms["mask"], Mask) for one in attention.calls)
+    [described] = session.document().described["runs"][0]["attentions"]
+    assert described["rule"] == {"causal": True, "window": None, "past": 0} and counted == [[0, 1]]
+    where = {"place": attention.place, "head": 1, "rows": [30, 40], "columns": [8, 24]}
+    reply, blocks = session.ask({"ask": "tile", **where, "size": 8})
+    tile = torch.frombuffer(bytearray(blocks), dtype=torch.float32, count=5 * 8, offset=reply["tile"]["at"])
+    wanted = attention.weights(1)[0, 30:40, 8:24].reshape(5, 2, 8, 2).amax((1, 3))
+    torch.testing.assert_close(tile.view(5, 8), wanted, rtol=1e-4, atol=1e-6)
+    assert counted == [[0, 1]], "what the document counted is not counted again"
+    found = CliRunner().invoke(main, ["look", str(folder / "run"), text, "--html", str(folder / "long.html")])
+    assert "reads 47 tokens, and 2,209 weights of a head are gone through" in found.stderr and not found.exit_code
 
 
 @pytest.mark.parametrize("muon", [None, {"learning_rate": 0.02}])

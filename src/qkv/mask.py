@@ -59,13 +59,15 @@ class Mask:
         parts: list[Tensor] = []
         hides_by_distance = self.causal and keys > self.past + 1  # the newest query of a cache sees all keys
         if hides_by_distance or self.window is not None:
-            ahead = torch.arange(keys, device=device) - torch.arange(
-                self.past, self.past + queries, device=device
-            ).unsqueeze(1)
+            key = torch.arange(keys, device=device)
+            query = torch.arange(self.past, self.past + queries, device=device).unsqueeze(1)
+            # comparing writes a byte an entry; a matrix of distances would take eight and several times as long
             if self.causal:
-                parts.append(ahead <= 0)
+                parts.append(key <= query)
             if self.window is not None:
-                parts.append(ahead.abs() < self.window)
+                parts.append(key > query - self.window)
+                if not self.causal:
+                    parts.append(key < query + self.window)
         if self.keys is not None:
             parts.append(self.keys[:, None, None, :])
         if self.documents is not None:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from qkv.tasks import Answer, Numbers, Opened
 
 
+_SLOW = 2**15  # tokens of a text that is looked at, beyond which it is said that this takes a while
+
 _beam = click.option("--beam", type=click.IntRange(min=1), help="Hypotheses to follow at a time; 1 is greedy.")
 
 
@@ -265,6 +267,7 @@ def write_page(runners: Sequence[tuple[str, Opened]], line: str, page: Path, ans
     """Write the page about one answer of a model, or of two side by side, and return the answers."""
     from qkv import view
 
+    _tell_long(runners, line, answer)
     runs = [view.seen(runner, line, answer, name=name) for name, runner in runners]
     _tell_unread(runners, line)
     view.page(view.shown(runs, line), page)
@@ -281,6 +284,7 @@ def _serve(runners: Sequence[tuple[str, Opened]], line: str, answer: str | None,
     """Serve the page until Ctrl-C."""
     from qkv import view
 
+    _tell_long(runners, line, answer)
     session = view.Session(runners, line, answer)
     server = view.Server(session, port)
     _tell_unread(runners, line)
@@ -297,6 +301,20 @@ def _serve(runners: Sequence[tuple[str, Opened]], line: str, answer: str | None,
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _tell_long(runners: Sequence[tuple[str, Opened]], line: str, answer: str | None) -> None:
+    """Say of a text whose weights are counted for minutes how long it is."""
+    from qkv import view
+
+    for name, runner in runners:
+        ids = view.long_text(runner, line) if answer is None else None
+        if ids is not None and len(ids) > _SLOW:
+            click.echo(
+                f"{name} reads {len(ids):,} tokens, and {len(ids) ** 2:,} weights of a head are gone through: this "
+                "takes a while, four times as long for twice the tokens.",
+                err=True,
+            )
 
 
 def _tell_unread(runners: Sequence[tuple[str, Opened]], line: str) -> None:

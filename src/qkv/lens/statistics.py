@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -47,6 +47,12 @@ class Statistics:
     top_keys: Tensor
     top_weights: Tensor
     received: Tensor
+
+    def of(self, head: int) -> Statistics:
+        """Those of one of these heads alone."""
+        at = self.heads.index(head)
+        parts = {one.name: getattr(self, one.name)[:, at : at + 1] for one in fields(self) if one.name != "heads"}
+        return Statistics((head,), **parts)
 
 
 @torch.no_grad()

@@ -111,17 +111,20 @@ class AttentionTrace:
         """
         return self._matrix(head, rows, weights=True)
 
-    def tile(self, head: int, rows: Span, keys: Span, normaliser: Tensor | None = None) -> Tensor:
+    def tile(self, head: int, rows: Span, keys: Span, normaliser: Tensor | None = None, across: int = 1) -> Tensor:
         """A part of one head's weights anywhere in the matrix, (batch, rows, keys), without the rest of its rows.
 
         rows, keys: the first, and the one after the last. normaliser: `Statistics.normaliser`, (batch, heads,
         queries), with which nothing outside the tile is computed; without it, the scores of its rows are.
+        across: each entry is the largest of so many neighbouring keys, of fewer at the end, (batch, rows, ceil(keys /
+        across)).
         Raises QkvError for queries or keys that there are not.
         """
         self._head(head)
         for name, span, size in (("queries", rows, self.queries), ("keys", keys, self.keys)):
             if not 0 <= span[0] <= span[1] <= size:
                 raise QkvError(f"{self.place}: {name} {span[0]} to {span[1]} were asked for; it has 0 to {size}")
+        entries = -(-(keys[1] - keys[0]) // across)
         parts, offset = [], 0
         for call in self.calls:
             length, width = call["query"].shape[2], call["key"].shape[2]
@@ -132,10 +135,15 @@ class AttentionTrace:
                 by = recomputing.normaliser(call, [head], here) if normaliser is None else None
                 by = normaliser[:, [head], begin:end] if by is None and normaliser is not None else by
                 assert by is not None
-                part = recomputing.normalised(recomputing.hidden_scores(call, [head], here, visible), by)[:, 0]
-                parts.append(torch.nn.functional.pad(part, (0, keys[1] - keys[0] - part.shape[-1])))
+                found = recomputing.lowered(call, [head], here, visible)
+                if across > 1:  # the largest score is that of the largest weight: few exponentials are left
+                    short = -found.shape[-1] % across
+                    found = torch.nn.functional.pad(found, (0, short), value=torch.finfo(found.dtype).min)
+                    found = found.view(*found.shape[:-1], -1, across).amax(dim=-1)
+                part = recomputing.normalised(found, by)[:, 0]
+                parts.append(torch.nn.functional.pad(part, (0, entries - part.shape[-1])))
             offset += length
-        return torch.cat(parts, dim=1) if parts else self.key.new_zeros(self.key.shape[0], 0, keys[1] - keys[0])
+        return torch.cat(parts, dim=1) if parts else self.key.new_zeros(self.key.shape[0], 0, entries)
 
     def output(self, head: int, rows: Sequence[int] | None = None) -> Tensor:
         """What one head adds to the residual, context @ W_O of this head: (batch, queries, d_model), without bias.

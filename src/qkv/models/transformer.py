@@ -104,10 +104,12 @@ class Stack(nn.Module):
         texts = None if documents is None else (documents, documents)
         rule = Mask(attention.causal, attention.window, past, keys=mask, documents=texts)
         position = attention.position
-        large = hidden.shape[0] * length * (past + length) > LARGEST and isinstance(position, spec.Rotary | None)
+        large = hidden.shape[0] * length * (past + length) > LARGEST
+        reading = past > 0 and length > 1 and mask is None  # a long text some tokens at a time: a trace keeps them all
         # The kernel's own causal flag costs nothing, and a rule that is too large is taken by rows; any other becomes
         # one matrix for all blocks that share it.
-        seen = rule if rule.only_causal or large else rule.matrix(length, past + length, device)
+        stays = rule.only_causal or ((large or reading) and isinstance(position, spec.Rotary | None))
+        seen = rule if stays else rule.matrix(length, past + length, device)
         if isinstance(position, spec.Rotary):
             places = torch.arange(past, past + length, device=device)
             return Placing(seen, rotations=rotations(places, attention.d_key, position))

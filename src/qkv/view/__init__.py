@@ -11,7 +11,7 @@ from qkv.view.asking import Session, shown
 from qkv.view.axes import Axis
 from qkv.view.chart import achieved
 from qkv.view.document import Document, document
-from qkv.view.looking import seen
+from qkv.view.looking import long_text, seen
 from qkv.view.notebook import explore, show
 from qkv.view.run import Hypothesis, Run
 from qkv.view.serving import Server
@@ -29,6 +29,7 @@ __all__ = [
     "document",
     "draw_sound",
     "explore",
+    "long_text",
     "page",
     "seen",
     "show",

@@ -36,7 +36,6 @@ class Session:
         self.runners = list(runners)
         self.line, self.answer = line, answer
         self.runs = [self._seen(number, line, answer, ()) for number in range(len(self.runners))]
-        self._statistics: dict[tuple[int, str, int], lens.Statistics] = {}
         self._lock = threading.Lock()
 
     def document(self) -> Document:
@@ -79,7 +78,6 @@ class Session:
         described = run.described(blocks, label=labels([name for name, _ in self.runners])[number])
         self.line, self.answer = line, answer
         self.runs[number] = run
-        self._statistics = {key: value for key, value in self._statistics.items() if key[0] != number}
         return {"run": described}
 
     def _why(self, asked: _Asked, number: int, blocks: Blocks) -> dict[str, Any]:
@@ -105,19 +103,15 @@ class Session:
         size = min(asked.whole("size", 256), _LARGEST)
         if size < 1:
             raise QkvError(f"a tile of size {size} was asked for; expected 1 to {_LARGEST}")
-        normaliser = self._counts(number, attention, head).normaliser if overview.is_long(attention) else None
+        long = overview.is_long(attention)
+        normaliser = overview.counted(attention, head, run.counted).normaliser if long else None
         tile, pooled = overview.tile(attention, head, rows, columns, size, normaliser, run.row)
         return {"tile": blocks.add(tile), "rows": list(rows), "columns": list(columns), "pooled": list(pooled)}
 
     def _counted(self, asked: _Asked, number: int, blocks: Blocks) -> dict[str, Any]:
         run, attention, head = self._head(asked, number)
-        return {"head": head} | overview.described(attention, self._counts(number, attention, head), blocks, run.row)
-
-    def _counts(self, number: int, attention: AttentionTrace, head: int) -> lens.Statistics:
-        key = number, attention.place, head
-        if key not in self._statistics:
-            self._statistics[key] = overview.counted(attention, [head])
-        return self._statistics[key]
+        numbers = overview.counted(attention, head, run.counted)
+        return {"head": head} | overview.described(attention, numbers, blocks, run.row)
 
     def _head(self, asked: _Asked, number: int) -> tuple[Run, AttentionTrace, int]:
         run = self.runs[number]
@@ -137,7 +131,7 @@ def shown(runs: Sequence[Run], line: str, *, live: bool = False) -> Document:
     """The document of one run of a line, or of two side by side; its head says what was read and what was answered."""
     names = labels([run.name for run in runs])
     said = [textwrap.shorten(run.answer, 300, placeholder=" ...") for run in runs]
-    answers = "; ".join(f"{answer}, by {name}" for answer, name in zip(said, names, strict=True))
+    answers = "; ".join(f"{answer}, by {name}" if answer else name for answer, name in zip(said, names, strict=True))
     if any(run.source is not None and run.source.kind in ("image", "audio") for run in runs):
         path, *texts = line.strip().split("\t")
         line = " ".join([Path(path).name, *texts])  # a file was read

@@ -28,7 +28,7 @@ _WORK = 5e10
 
 _PASSES = 100  # of the decoder, that the reasons of a page may take
 
-_STEP = 1024  # tokens of a long text that are read at once
+_STEP = 512  # tokens of a long text that are read at once
 _LIKELIEST = 200  # last positions of a long text whose likeliest answers are told
 
 _READING = """from qkv import tasks, view
@@ -44,10 +44,9 @@ def seen(runner: Opened, line: str, answer: str | None = None, *, name: str = ""
     name: what the model is opened by, e.g. "pronounce". edits: changes of the run, as in `qkv.view.editing`.
     Raises QkvError for edits that there is nothing for, and as `look` of the runner does.
     """
-    if isinstance(runner, Runner) and answer is None and not edits and _only_reads(runner):
-        ids = runner.read([line], longest=LONGEST_READ)[0]
-        if len(ids) > LONGEST:
-            return _read(runner, line, ids, name)
+    if answer is None and not edits and (ids := long_text(runner, line)) is not None:
+        assert isinstance(runner, Runner)
+        return _read(runner, line, ids, name)
     base = runner.look(line, answer)
     tap = editing.tap(edits, base.trace) if edits else NO_TAP
     looked = runner.look(line, answer, tap=tap) if edits else base
@@ -72,9 +71,12 @@ def seen(runner: Opened, line: str, answer: str | None = None, *, name: str = ""
     return replace(run, hypotheses=beam, story=() if edits else _story(runner, looked))
 
 
-def _only_reads(runner: Runner) -> bool:
-    shape = runner.model.spec
-    return isinstance(shape, spec.Transformer) and shape.encoder is None
+def long_text(runner: Opened, line: str) -> list[int] | None:
+    """The tokens of a text that a language model only reads, because it is too long to go on from; else None."""
+    if not isinstance(runner, Runner) or runner.reads_apart:
+        return None
+    ids = runner.read([line], longest=LONGEST_READ)[0]
+    return ids if len(ids) > LONGEST else None
 
 
 @torch.no_grad()

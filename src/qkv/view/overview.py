@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from qkv import lens
 from qkv.errors import QkvError
@@ -21,12 +20,19 @@ SIDE = 512
 
 _WORK = 4e9  # weights, of all heads that a page begins with, hidden ones included
 _CERTIFIED = 64  # queries
-_CELLS = 2**22  # weights made at once
+_CELLS = 2**21  # weights made at once: 8 MiB
 _LONG = 2**22  # weights of a head beyond which its matrix is not made whole
 
 
-def of_all(trace: Trace, row: int, blocks: Blocks) -> list[dict[str, Any]]:
-    """All attentions for the page, with the overviews and statistics of as many heads as `_WORK` allows."""
+Counted = dict[tuple[str, int], Statistics]
+"""The statistics of single heads, by place and head."""
+
+
+def of_all(trace: Trace, row: int, blocks: Blocks, kept: Counted) -> list[dict[str, Any]]:
+    """All attentions for the page, with the overviews and statistics of as many heads as `_WORK` allows.
+
+    What is counted is added to `kept`.
+    """
     chosen = _chosen(list(trace))
     found = []
     for attention in trace:
@@ -37,7 +43,8 @@ def of_all(trace: Trace, row: int, blocks: Blocks) -> list[dict[str, Any]]:
         heads = chosen[attention.place]
         said["statistics"] = {name: [None] * attention.heads for name in ("entropy", "distance", "sink", "largest")}
         if heads:
-            numbers = counted(attention, heads)
+            numbers = lens.measure(attention, top=1, first=1, heads=heads)
+            kept |= {(attention.place, head): numbers.of(head) for head in heads}
             said |= described(attention, numbers, blocks, row)
             means = {
                 "entropy": numbers.entropy,
@@ -80,9 +87,12 @@ def is_long(attention: AttentionTrace) -> bool:
     return attention.queries * attention.keys > _LONG
 
 
-def counted(attention: AttentionTrace, heads: Sequence[int]) -> Statistics:
-    """The statistics of some heads, over all of their rows."""
-    return lens.measure(attention, top=1, first=1, heads=heads)
+def counted(attention: AttentionTrace, head: int, kept: Counted) -> Statistics:
+    """The statistics of a head over all of its rows, which are kept."""
+    key = attention.place, head
+    if key not in kept:
+        kept[key] = lens.measure(attention, top=1, first=1, heads=[head])
+    return kept[key]
 
 
 def described(attention: AttentionTrace, found: Statistics, blocks: Blocks, row: int = 0) -> dict[str, Any]:
@@ -126,26 +136,16 @@ def tile(
             raise QkvError(f"{name} {span[0]} to {span[1]} were asked for; expected some from 0 to {count}")
     down, across = (-(-(span[1] - span[0]) // size) for span in (rows, columns))
     every = None if normaliser is None else normaliser.expand(-1, attention.heads, -1)
-    step = max(1, _CELLS // (down * (columns[1] - columns[0]))) * down
+    step = max(1, _CELLS // (columns[1] - columns[0]))
     rule = rule_of(attention)
-    parts = []
+    wide = -(-(columns[1] - columns[0]) // across)
+    found = torch.zeros(-(-(rows[1] - rows[0]) // down), wide, device=attention.key.device)
     for begin in range(rows[0], rows[1], step):
         end = min(begin + step, rows[1])
         last = rule["past"] + end if rule is not None and rule["causal"] else attention.keys
         seen = max(columns[0], min(columns[1], last))
-        weights = attention.tile(head, (begin, end), (columns[0], seen), every)[row].float()
-        # what no row may see is 0, and so is what fills the last parts
-        padding = (
-            0,
-            (columns[1] - columns[0]) + _short(columns, across) - weights.shape[1],
-            0,
-            _short((begin, end), down),
-        )
-        whole = functional.pad(weights, padding)
-        parts.append(whole.view(whole.shape[0] // down, down, -1, across).amax(dim=(1, 3)))
-    return torch.cat(parts), (down, across)
-
-
-def _short(span: Span, step: int) -> int:
-    """How many are missing to a multiple of a step."""
-    return -(span[1] - span[0]) % step
+        weights = attention.tile(head, (begin, end), (columns[0], seen), every, across)[row].float()
+        parts = (torch.arange(begin, end, device=found.device) - rows[0]) // down
+        # what no row may see stays 0
+        found[:, : weights.shape[1]].scatter_reduce_(0, parts[:, None].expand_as(weights), weights, "amax")
+    return found, (down, across)

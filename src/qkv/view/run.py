@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from qkv.view import attention as attentions
 from qkv.view import overview
 from qkv.view.axes import Axis, text
 from qkv.view.blocks import Blocks
+from qkv.view.overview import Counted
 
 Names = Callable[[list[int]], list[str]]
 """The display strings of token numbers, e.g. `Tokenizer.tokens`."""
@@ -47,7 +48,8 @@ class Run:
     tokenizer's `tokens`; without it they are numbers. name: the model's. answer: what it said in all. summary: its
     spec in words. story: why its answers are what they are. edits: what was changed in it. code: the Python that makes
     it again. given: of a text that was only read, the probability that each token after the first was given (queries
-    - 1,); the trace's logits may then be those of its last queries alone.
+    - 1,); the trace's logits may then be those of its last queries alone. counted: what was counted of long heads; it
+    takes a while, and is kept for what else is asked.
     """
 
     trace: Trace
@@ -63,6 +65,7 @@ class Run:
     edits: tuple[Edit, ...] = ()
     code: str = ""
     row: int = 0
+    counted: Counted = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         _check(self.source, self.trace.source, "source")
@@ -88,7 +91,7 @@ class Run:
                 if axis is not None
             },
             "answers": self._answers(),
-            "attentions": overview.of_all(self.trace, self.row, blocks)
+            "attentions": overview.of_all(self.trace, self.row, blocks, self.counted)
             if long
             else attentions.of_all(self.trace, self.row, blocks, contexts),
             "hypotheses": [
