@@ -24,7 +24,7 @@ from qkv.errors import CheckpointError, MissingExtraError, QkvError, SpecError, 
 from qkv.models import SequenceModel, build
 from qkv.pretrained import exporting
 from qkv.pretrained.exporting import folders
-from qkv.tasks.listener import Listener
+from qkv.tasks.listener import Classifier, Listener
 from qkv.text import Specials, Tokenizer, train
 
 SIZES = {
@@ -413,6 +413,19 @@ def test_onnx_graphs_write_down_sounds_as_ours_do(tmp_path: Path) -> None:
         real = torch.ones(rows, -(-frames // 2), dtype=torch.bool)
         found = run(decoder, tokens=target, source_mask=real, **memory, **no_past(decoder, rows))
         near(found["logits"], model(sound, target))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("traceable")
+@torch.no_grad()
+def test_an_onnx_classifier_hears_as_ours_does(tmp_path: Path) -> None:
+    stem = (spec.Convolution(6, 3, 2), spec.Convolution(6, 3, 1))
+    model = random(Classifier(32, 4, 48, 1, stem=stem, stem_norm="batch", stem_residual=True).spec(16, 5))
+    exporting.to_onnx(model, tmp_path)
+    graph = session(tmp_path / "model.onnx")
+    for rows, frames in ((1, 8), (3, 51)):
+        sound = torch.randn(rows, 16, frames)
+        near(run(graph, source=sound)["answer"], model(sound))
 
 
 @pytest.mark.slow

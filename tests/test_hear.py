@@ -19,8 +19,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 from torch import Tensor
+from torch.nn import functional
 
-from qkv import config, spec, tasks, view
+from qkv import config, inputs, spec, tasks, view
 from qkv.cli import main
 from qkv.data import corpora, frames, generated
 from qkv.data.audio import LogMel
@@ -32,6 +33,7 @@ from qkv.decoding.ctc import align, log_probabilities, read_labels
 from qkv.errors import ConfigError, CorpusError, DataError, MissingExtraError, SpecError, StorageError, VocabularyError
 from qkv.models import build
 from qkv.tasks.hearing import gather, joint
+from qkv.tasks.listener import Classifier
 from qkv.tasks.listening import log_mel
 from qkv.tasks.naming import Names
 from qkv.training.progress import Silent
@@ -507,12 +509,40 @@ def test_a_model_goes_on_with_other_recordings_of_the_same_words(folder: Path) -
         tasks.train(recipe(folder, start, "text={}", other), folder=folder / "y", show=Silent())
 
 
-def test_a_classifier_names_what_it_hears(folder: Path) -> None:
+STEM = (spec.Convolution(4, 5, 2), spec.Convolution(4, 3, 1), spec.Convolution(6, 3, 3))
+
+
+@torch.no_grad()
+def test_a_stem_hears_pitch_and_time_and_padding_changes_nothing() -> None:
+    choice = Classifier(16, 2, 16, 1, stem=STEM, stem_norm="batch", stem_residual=True).spec(10, 3)
+    assert choice.encoder is not None and isinstance(choice.encoder.reads, spec.Frames)
+    assert choice.encoder.reads.each == 6 and spec.from_json(spec.to_json(choice)) == choice
+    torch.manual_seed(0)
+    reader = inputs.reader(choice.encoder)
+    reader(torch.randn(8, 10, 40))  # what the norms remember
+    reader.eval()
+    sound = torch.randn(1, 10, 23)
+    alone = reader(sound)
+    assert alone.shape == (1, 4, 16)
+    padded, real = functional.pad(sound, (0, 14), value=7.0), torch.arange(37)[None] < 23
+    found, positions = reader(padded, mask=real), reader.mask(real)
+    assert positions is not None and positions.tolist() == [[True] * 4 + [False] * 3]
+    torch.testing.assert_close(found[positions], alone[0], rtol=1e-4, atol=1e-5)
+    higher = sound.roll(1, dims=1)
+    assert not torch.allclose(reader(higher), alone, atol=1e-2)
+    with pytest.raises(SpecError, match="width=4 was given; it must be odd"):
+        spec.Frames(10, (spec.Convolution(4, 4, 2),))
+    with pytest.raises(SpecError, match="stem_norm=batch was given, and no stem"):
+        spec.Frames(10, stem_norm="batch")
+
+
+@pytest.mark.parametrize("stem", ["", ", stem: [{channels: 4, width: 3, stride: 4}], stem_norm: batch"])
+def test_a_classifier_names_what_it_hears(stem: str, folder: Path) -> None:
     pytest.importorskip("soundfile").write(folder / "mid.wav", tone("mid", seed=4), RATE)
     packed(folder / "train.npz", list(PITCHES), 8)
     packed(folder / "valid.npz", list(PITCHES))
     change = (
-        "model={kind: classifier, d_model: 16, heads: 2, d_ff: 16, layers: 1}",
+        f"model={{kind: classifier, d_model: 16, heads: 2, d_ff: 16, layers: 1{stem}}}",
         "training.steps=40",
         "training.validation={every: 40, metric: accuracy, better: higher}",
     )
@@ -522,6 +552,10 @@ def test_a_classifier_names_what_it_hears(folder: Path) -> None:
     assert found.stdout == "mid\n", found.output
     found = CliRunner().invoke(main, ["evaluate", str(folder / "run"), str(folder / "valid.npz")])
     assert found.exit_code == 0 and "100.00" in found.stdout, found.output
+    looked = tasks.load(folder / "run").look(str(folder / "mid.wav"))
+    assert isinstance(looked.perceived, tasks.Sound)
+    heard = looked.trace["encoder.0.self_attention"].keys * looked.perceived.per_token
+    assert heard == pytest.approx(len(looked.perceived.samples) / RATE, abs=2 * looked.perceived.per_token)
     with pytest.raises(ConfigError, match="training.validation: given accuracy"):
         tasks.train(recipe(folder, *change, "training.validation.better=lower"), folder=folder / "x", show=Silent())
     packed(folder / "train.npz", ["low"])

@@ -269,7 +269,8 @@ def test_a_stem_normalises_over_the_batch_and_adds_what_keeps_its_shape() -> Non
 
     reader.train()
     torch.testing.assert_close(reader(image), expected(), rtol=1e-4, atol=1e-5)
-    remembered = [[getattr(norm, name) for norm in reader.stem_norms] for name in ("running_mean", "running_var")]
+    norms = [step.norm for step in reader.stem]
+    remembered = [[getattr(norm, name) for norm in norms] for name in ("running_mean", "running_var")]
     assert all(0.9 < float(one.mean()) < 1.0 for one in remembered[1]), "a tenth of the first batch is taken in"
     reader.eval()
     torch.testing.assert_close(reader(image), expected(*remembered), rtol=1e-4, atol=1e-5)

@@ -11,6 +11,7 @@ from torch.nn import functional
 from qkv import spec
 from qkv.errors import DataError
 from qkv.inputs.reader import Reader
+from qkv.inputs.stem import stem
 
 
 class PatchReader(Reader):
@@ -23,20 +24,10 @@ class PatchReader(Reader):
         super().__init__(choice, choice.d_model)
         self.reads = reads
         self.apart = reads.leading + reads.registers
-        before = [reads.channels, *(one.channels for one in reads.stem)]
-        self.stem = nn.ModuleList(
-            nn.Conv2d(channels, one.channels, one.width, one.stride, one.width // 2, bias=reads.stem_norm == "none")
-            for channels, one in zip(before[:-1], reads.stem, strict=True)
-        )
-        self.stem_norms = nn.ModuleList(
-            nn.BatchNorm2d(one.channels) if reads.stem_norm == "batch" else nn.Identity() for one in reads.stem
-        )
-        self.added = [
-            reads.stem_residual and one.stride == 1 and one.channels == channels
-            for channels, one in zip(before[:-1], reads.stem, strict=True)
-        ]
+        self.stem = stem(reads, reads.channels)
+        channels = reads.stem[-1].channels if reads.stem else reads.channels
         self.side = reads.size // math.prod(one.stride for one in reads.stem)
-        self.patches = nn.Linear(before[-1] * self.side**2, choice.d_model)
+        self.patches = nn.Linear(channels * self.side**2, choice.d_model)
         self.leading = nn.ParameterList(torch.zeros(choice.d_model) for _ in range(reads.leading))
         self.registers = nn.Parameter(torch.zeros(reads.registers, choice.d_model)) if reads.registers else None
 
@@ -47,9 +38,8 @@ class PatchReader(Reader):
         """
         batch, (rows, columns) = given.shape[0], self.grid(given)
         size, given = self.side, self.measured(given)
-        for convolution, norm, added in zip(self.stem, self.stem_norms, self.added, strict=True):
-            seen = functional.gelu(norm(convolution(given)))
-            given = given + seen if added else seen
+        for step in self.stem:
+            given = step(given)
         squares = given.reshape(batch, -1, rows, size, columns, size).permute(0, 2, 4, 1, 3, 5)
         hidden = self.patches(squares.reshape(batch, rows * columns, -1))
         leading = [vector.expand(batch, 1, -1) for vector in self.leading]

@@ -77,11 +77,7 @@ class Patches:
     def __post_init__(self) -> None:
         require_choices(self)
         require_positive(self, "size", "channels")
-        for name, unset in (("stem_norm", "none"), ("stem_residual", False)):
-            given = getattr(self, name)
-            require(bool(self.stem) or given == unset, self, f"{name}={given} was given, and no stem; expected both")
-        for one in self.stem:
-            require(one.width % 2 == 1, self, f"stem: width={one.width} was given; it must be odd, to have a middle")
+        _require_stem(self)
         strides = math.prod(one.stride for one in self.stem)
         require(self.size % strides == 0, self, f"size={self.size} is not a multiple of {strides}, the stem's strides")
         for name in ("leading", "registers"):
@@ -91,12 +87,34 @@ class Patches:
 @dataclass(frozen=True)
 class Frames:
     """Reads sound as frames of `mels` bands of pitch: two convolutions of width 3, each before a GELU, of which the
-    second makes one position of two frames (Radford et al. 2022, section 2.2)."""
+    second makes one position of two frames (Radford et al. 2022, section 2.2).
+
+    stem, stem_norm, stem_residual: instead, convolutions over time and pitch, as over an image (see `Patches`); then a
+    position is made of what they give for all bands.
+    """
 
     mels: int
+    stem: tuple[Convolution, ...] = ()
+    stem_norm: Literal["none", "batch"] = "none"
+    stem_residual: bool = False
+
+    @property
+    def each(self) -> int:
+        """How many frames make a position."""
+        return math.prod(one.stride for one in self.stem) if self.stem else 2
 
     def __post_init__(self) -> None:
+        require_choices(self)
         require_positive(self, "mels")
+        _require_stem(self)
+
+
+def _require_stem(node: Patches | Frames) -> None:
+    for one in node.stem:
+        require(one.width % 2 == 1, node, f"stem: width={one.width} was given; it must be odd, to have a middle")
+    for name, unset in (("stem_norm", "none"), ("stem_residual", False)):
+        given = getattr(node, name)
+        require(bool(node.stem) or given == unset, node, f"{name}={given} was given, and no stem; expected both")
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,11 @@ class Listener:
 
 @dataclass(frozen=True)
 class Classifier:
-    """An encoder alone that names what it hears: each text is a class, and the mean over the positions chooses it."""
+    """An encoder alone that names what it hears: each text is a class, and the mean over the positions chooses it.
+
+    stem, stem_norm, stem_residual: convolutions over time and pitch in place of those over time, as in
+    `qkv.spec.Frames`.
+    """
 
     d_model: int = 96
     heads: int = 4
@@ -97,6 +101,9 @@ class Classifier:
     layers: int = 4
     activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "gelu"
     position: spec.Rotary | spec.RelativeBias | spec.Alibi | None = spec.RelativeBias(32, 128)
+    stem: tuple[spec.Convolution, ...] = ()
+    stem_norm: Literal["none", "batch"] = "none"
+    stem_residual: bool = False
 
     def __post_init__(self) -> None:
         self.spec(8, 8)  # a shape that contradicts itself is refused with the recipe
@@ -106,7 +113,10 @@ class Classifier:
         both = Listener(
             self.d_model, self.heads, self.d_ff, self.layers, 1, self.activation, self.position, self.position is None
         )
-        return spec.Transformer(both.spec(mels, 8, labels=False).encoder, None, spec.Classes(classes))
+        encoder = both.spec(mels, 8, labels=False).encoder
+        assert encoder is not None
+        reads = spec.Frames(mels, self.stem, self.stem_norm, self.stem_residual)
+        return spec.Transformer(replace(encoder, reads=reads), None, spec.Classes(classes))
 
 
 @dataclass(frozen=True)

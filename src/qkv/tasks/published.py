@@ -22,7 +22,7 @@ from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Tap
 from qkv.tasks import folders
 from qkv.tasks.kinds import Task
-from qkv.tasks.runner import FRAMES, Answer, Looked, Picture, Sound, strange_to
+from qkv.tasks.runner import Answer, Looked, Picture, Sound, strange_to
 from qkv.text import Tokenizer
 
 _IMAGES_AT_ONCE = 50
@@ -273,8 +273,11 @@ def picture(line: str, preparation: images.ImagePreparation, reads: spec.Patches
 def _sound(samples: Tensor, preparation: audio.LogMel | audio.Waveform, reads: spec.Reads) -> Sound:
     """A sound, with how long what the model makes a position of is."""
     hop = preparation.hop if isinstance(preparation, audio.LogMel) else 1
-    strides = [one.stride for one in reads.convolutions] if isinstance(reads, spec.Waveform) else [FRAMES]
-    return Sound(samples, preparation.rate, hop * math.prod(strides) / preparation.rate)
+    if isinstance(reads, spec.Waveform):
+        hop *= math.prod(one.stride for one in reads.convolutions)
+    elif isinstance(reads, spec.Frames):
+        hop *= reads.each
+    return Sound(samples, preparation.rate, hop / preparation.rate)
 
 
 _PREPARED: dict[type[spec.Reads], type[Preparation]] = {

@@ -30,8 +30,6 @@ LONGEST = 4096
 """The most tokens a line may have: time and memory grow with its square, and no sentence comes near."""
 
 _LINES_AT_ONCE = 512
-FRAMES = 2
-"""Of a spectrogram, which become one position (see `spec.Frames`)."""
 
 
 @dataclass(frozen=True)

@@ -275,7 +275,7 @@ def _sources(choice: spec.Stack) -> tuple[Inputs, ...]:
     """
     if isinstance(choice.reads, spec.Frames):
         learned = choice.positions.length if isinstance(choice.positions, spec.Learned) else None
-        frames = torch.zeros(BATCH, choice.reads.mels, 2 * (learned or _FRAMES))
+        frames = torch.zeros(BATCH, choice.reads.mels, choice.reads.each * (learned or _FRAMES))
         return ({"source": (frames, {0: "batch"} if learned else {0: "batch", 2: "frames"})},)
     if isinstance(choice.reads, spec.Waveform):
         return ({"source": (torch.zeros(BATCH, _SAMPLES), {0: "batch", 1: "samples"})},)
