@@ -33,7 +33,7 @@ from qkv.decoding.ctc import align, log_probabilities, read_labels
 from qkv.errors import ConfigError, CorpusError, DataError, MissingExtraError, SpecError, StorageError, VocabularyError
 from qkv.models import build
 from qkv.tasks.hearing import gather, joint
-from qkv.tasks.listener import Classifier
+from qkv.tasks.listener import Classifier, SoundData
 from qkv.tasks.listening import log_mel
 from qkv.tasks.naming import Names
 from qkv.training.progress import Silent
@@ -342,6 +342,8 @@ def test_frames_change_at_random_by_torchs_seed_alone() -> None:
     torch.testing.assert_close(higher[:, 0], (torch.arange(40.0) * factor).clamp(max=39))
     with pytest.raises(ConfigError, match="time_share"):
         Augmentation(time_share=2)
+    with pytest.raises(ConfigError, match="noise=81: expected at most 80 decibels"):
+        Augmentation(noise=81)
 
 
 # Labels
@@ -507,6 +509,21 @@ def test_a_model_goes_on_with_other_recordings_of_the_same_words(folder: Path) -
     other = f"data.train=[{{kind: recordings, path: {folder / 'other.npz'}}}]"
     with pytest.raises(VocabularyError, match="loud"):
         tasks.train(recipe(folder, start, "text={}", other), folder=folder / "y", show=Silent())
+
+
+def test_noise_is_put_under_the_frames_and_not_over_them() -> None:
+    features = LogMel(40, RATE, 256, 128, scaling="peak")
+    quiet = features(torch.from_numpy(tone("low", seed=1)) * 0.1)
+    torch.manual_seed(0)
+    noisy = frames.augment(quiet, Augmentation(0.0, 0.0, 0, 0, 0, 0, noise=30))
+    drawn = float((quiet.max() - noisy.min()) * 40)  # a unit is four decades of power, 40 dB
+    assert 28 < drawn < 82 and bool((noisy >= quiet - 1e-5).all())
+    assert float((noisy.max() - quiet.max()).abs()) < 0.01, "the loudest stays as loud"
+    # powers are added: what is as loud as the noise becomes twice as loud, 3 dB
+    level = frames._with_noise(torch.tensor([[1.0, 0.0]]), 40.0)[0, 1]
+    assert float(level) * 40 == pytest.approx(3.0, abs=6.0) and float(level) > 0
+    with pytest.raises(ConfigError, match="augmentation.noise=30.*needs features.scaling=peak, not utterance"):
+        SoundData((Numbers(),), Numbers("valid"), augmentation=Augmentation(noise=30))
 
 
 STEM = (spec.Convolution(4, 5, 2), spec.Convolution(4, 3, 1), spec.Convolution(6, 3, 3))

@@ -18,11 +18,12 @@ from torch import Tensor
 from qkv.data.audio import LogMel, mask_spectrogram, resample
 from qkv.data.batch import Batch, Ids, SpecialTokens, collate
 from qkv.data.cleaning import Cleaning, Encoder, Finding, Report
-from qkv.data.hearing import Augmentation
+from qkv.data.hearing import AUDIBLE, Augmentation
 from qkv.data.recordings import Recording
 from qkv.errors import DataError, StorageError
 
 _FORMAT = 1
+_DECIBELS = 40  # that frames of scaling "peak" have for each 1
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,8 @@ def augment(frames: Tensor, how: Augmentation) -> Tensor:
     if how.warp:
         bands = torch.arange(frames.shape[0]) * math.exp(_between(-how.warp, how.warp))
         frames = _between_rows(frames.T, bands).T
+    if how.noise is not None:
+        frames = _with_noise(frames, _between(how.noise, AUDIBLE))
     return mask_spectrogram(
         frames,
         frequency_masks=how.frequency_masks,
@@ -234,6 +237,13 @@ def augment(frames: Tensor, how: Augmentation) -> Tensor:
         time_width=how.time_width,
         time_fraction=how.time_share,
     )
+
+
+def _with_noise(frames: Tensor, below: float) -> Tensor:
+    """Frames of scaling "peak" with noise under them, so many decibels below the loudest, about 2 more or less."""
+    noise = frames.max() - below / _DECIBELS + 0.05 * torch.randn_like(frames)
+    scale = _DECIBELS / 10 * math.log(10)  # powers are added, not their logarithms
+    return torch.logaddexp(frames * scale, noise * scale) / scale
 
 
 def _between(low: float, high: float) -> float:

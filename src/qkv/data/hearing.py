@@ -113,6 +113,10 @@ class Features:
             raise ConfigError(problems)
 
 
+AUDIBLE = 80
+"""How many decibels features of scaling "peak" keep below the loudest band (see `qkv.data.audio.LogMel`)."""
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """What is done to frames each time they are learned from.
@@ -120,6 +124,8 @@ class Augmentation:
     stretch: they are made up to exp(stretch) times longer or shorter (Ko et al. 2015); warp: their pitches up to
     exp(warp) times higher or lower, as those of another throat (Jaitly and Hinton 2013). Then stripes are hidden, as in
     SpecAugment (Park et al. 2019): masks of up to so many bands and frames, none longer than a share of the sound.
+    noise: even noise is put under the frames before that, from inaudible up to so many decibels below the loudest; it
+    needs features.scaling=peak, which keeps decibels.
     """
 
     stretch: float = 0.1
@@ -129,11 +135,15 @@ class Augmentation:
     time_masks: int = 2
     time_width: int = 40
     time_share: float = 0.2
+    noise: float | None = None
 
     def __post_init__(self) -> None:
-        problems = [f"{name}={value}: expected at least 0" for name, value in vars(self).items() if value < 0]
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        problems = [f"{name}={value}: expected at least 0" for name, value in given.items() if value < 0]
         if self.stretch > 1 or self.warp > 1:
             problems.append(f"stretch={self.stretch}, warp={self.warp}: expected at most 1")
+        if self.noise is not None and self.noise > AUDIBLE:
+            problems.append(f"noise={self.noise}: expected at most {AUDIBLE} decibels, or null for none")
         if self.time_share > 1:
             problems.append(f"time_share={self.time_share}: expected a share, 0 to 1")
         if problems:
