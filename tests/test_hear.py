@@ -519,10 +519,12 @@ def test_noise_is_put_under_the_frames_and_not_over_them() -> None:
     drawn = float((quiet.max() - noisy.min()) * 40)  # a unit is four decades of power, 40 dB
     assert 28 < drawn < 82 and bool((noisy >= quiet - 1e-5).all())
     assert float((noisy.max() - quiet.max()).abs()) < 0.01, "the loudest stays as loud"
+    louder = frames.augment(quiet, Augmentation(0.0, 0.0, 0, 0, 0, 0, gain=12)) - quiet
+    assert louder.std() < 1e-5 and 0 < abs(float(louder.mean())) * 40 <= 12
     # powers are added: what is as loud as the noise becomes twice as loud, 3 dB
     level = frames._with_noise(torch.tensor([[1.0, 0.0]]), 40.0)[0, 1]
     assert float(level) * 40 == pytest.approx(3.0, abs=6.0) and float(level) > 0
-    with pytest.raises(ConfigError, match="augmentation.noise=30.*needs features.scaling=peak, not utterance"):
+    with pytest.raises(ConfigError, match="noise=30, gain=0.0 were given; they need features.scaling=peak"):
         SoundData((Numbers(),), Numbers("valid"), augmentation=Augmentation(noise=30))
 
 

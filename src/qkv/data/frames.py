@@ -229,6 +229,8 @@ def augment(frames: Tensor, how: Augmentation) -> Tensor:
         frames = _between_rows(frames.T, bands).T
     if how.noise is not None:
         frames = _with_noise(frames, _between(how.noise, AUDIBLE))
+    if how.gain:
+        frames = frames + _between(-how.gain, how.gain) / _DECIBELS
     return mask_spectrogram(
         frames,
         frequency_masks=how.frequency_masks,

@@ -124,8 +124,8 @@ class Augmentation:
     stretch: they are made up to exp(stretch) times longer or shorter (Ko et al. 2015); warp: their pitches up to
     exp(warp) times higher or lower, as those of another throat (Jaitly and Hinton 2013). Then stripes are hidden, as in
     SpecAugment (Park et al. 2019): masks of up to so many bands and frames, none longer than a share of the sound.
-    noise: even noise is put under the frames before that, from inaudible up to so many decibels below the loudest; it
-    needs features.scaling=peak, which keeps decibels.
+    Before that, noise: even noise is put under the frames, from inaudible up to so many decibels below the loudest;
+    gain: they are made up to so many decibels louder or quieter. Both need features.scaling=peak, which keeps decibels.
     """
 
     stretch: float = 0.1
@@ -136,6 +136,7 @@ class Augmentation:
     time_width: int = 40
     time_share: float = 0.2
     noise: float | None = None
+    gain: float = 0.0
 
     def __post_init__(self) -> None:
         given = {name: value for name, value in vars(self).items() if value is not None}

@@ -38,9 +38,10 @@ class SoundData:
         problems = []
         if not self.train:
             problems.append("train=[]: expected at least one origin of recordings to learn from")
-        noise, scaling = self.augmentation and self.augmentation.noise, self.features.scaling
-        if noise is not None and scaling != "peak":
-            problems.append(f"augmentation.noise={noise}: needs features.scaling=peak, not {scaling}")
+        how, scaling = self.augmentation, self.features.scaling
+        if how is not None and (how.noise is not None or how.gain) and scaling != "peak":
+            given = f"noise={how.noise}, gain={how.gain}"
+            problems.append(f"augmentation: {given} were given; they need features.scaling=peak, not {scaling}")
         if not 0 < self.longest <= 3600:
             problems.append(f"longest={self.longest}: expected more than 0 and at most 3,600 seconds")
         for name in ("batch_frames", "valid_recordings"):
