@@ -1,7 +1,7 @@
 // Nothing that axe-core finds fault with, in any view, light and dark.
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { axe, open, visit, written } from "./browser.mjs";
+import { axe, open, turn, visit, written } from "./browser.mjs";
 import { large, pair, perceived } from "./documents.mjs";
 
 let browser;
@@ -19,15 +19,17 @@ for (const colorScheme of ["light", "dark"]) {
     await page.evaluate(axe);
     const all = [];
     for (const tab of await page.locator("[role=tab]").all()) {
-      await tab.click();
-      await page.waitForTimeout(250);
+      await turn(page, await tab.getAttribute("data-tab"));
       await check(page, `${await tab.innerText()}, ${colorScheme}`, all);
     }
-    await page.locator("[data-tab=heads]").click();
+    await turn(page, "heads");
     await page.locator(".edits-bar button").first().click();
-    for (const form of ["Lines", "Table"]) {
+    await page.locator(".edits pre").waitFor();
+    await page.locator(".cell summary").click();
+    await page.locator(".cell details tbody").waitFor();
+    for (const [form, there] of [["Lines", "canvas.lines"], ["Table", ".head .table-box"]]) {
       await page.locator("label", { hasText: form }).click();
-      await page.locator(".cell summary").click();
+      await page.locator(there).waitFor();
       await check(page, `${form}, with a change, ${colorScheme}`, all);
     }
     assert.deepEqual(all, []);
@@ -40,8 +42,7 @@ for (const colorScheme of ["light", "dark"]) {
       const page = await visit(browser, (await written(name, made)).address, { colorScheme });
       await page.evaluate(axe);
       for (const tab of await page.locator("[role=tab]").all()) {
-        await tab.click();
-        await page.waitForTimeout(250);
+        await turn(page, await tab.getAttribute("data-tab"));
         await check(page, `${name}, ${await tab.innerText()}`, all);
       }
       await page.close();

@@ -1,4 +1,5 @@
 // A browser that reaches nothing but what a test gives it: a file, or a server that answers from a document.
+import assert from "node:assert/strict";
 import { deflateSync } from "node:zlib";
 import { createServer } from "node:http";
 import { mkdtemp, readFile, writeFile } from "node:fs/promises";
@@ -63,6 +64,50 @@ export async function visit(browser, address, options = {}) {
   await page.goto(address);
   await page.locator(".qkv").waitFor();
   return page;
+}
+
+/** Try a check until it holds: what a click changes is drawn a moment after it, on a busy machine a long moment. */
+export async function until(check, limit = 30_000) {
+  const end = performance.now() + limit;
+  for (;;) {
+    try {
+      return await check();
+    } catch (problem) {
+      if (performance.now() > end) throw problem;
+      await new Promise((next) => setTimeout(next, 25));
+    }
+  }
+}
+
+const now = (locator) => locator.evaluateAll((found) => (found[0]?.innerText ?? found[0]?.textContent ?? "").replace(/\s+/g, " ").trim());
+
+/** Wait until the first element of a kind says what is expected. */
+export const says = (page, selector, expected) => until(async () => assert.match(await now(page.locator(selector)), expected, selector));
+
+/** Wait until there are so many elements of a kind. */
+export const counts = (page, selector, expected) => until(async () => assert.equal(await page.locator(selector).count(), expected, selector));
+
+/** Wait until an element's attribute is what is expected. */
+export const has = (locator, name, expected) => until(async () => assert.match((await locator.getAttribute(name)) ?? "", expected, name));
+
+/** The place of an element that has stopped moving: the same in three frames, one after the other. */
+export const settled = (page, selector) => until(async () => {
+  const places = [];
+  for (let i = 0; i < 3; i += 1) {
+    places.push(await page.locator(selector).first().boundingBox());
+    await page.evaluate(() => new Promise((next) => requestAnimationFrame(() => requestAnimationFrame(next))));
+  }
+  assert.deepEqual(places[1], places[0]);
+  assert.deepEqual(places[2], places[0]);
+  assert.ok(places[0]);
+  return places[0];
+});
+
+/** Open a view and wait until it is there. */
+export async function turn(page, tab) {
+  await page.locator(`[data-tab=${tab}]`).click();
+  await page.locator(`.view.of-${tab}`).waitFor();
+  await settled(page, "main");
 }
 
 export { script };

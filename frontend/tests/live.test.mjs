@@ -1,14 +1,12 @@
 // What a host that holds the model adds: new answers, reasons, and tiles of a long context.
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { open, served, visit } from "./browser.mjs";
+import { counts, open, says, served, turn, until, visit } from "./browser.mjs";
 import { Blocks, long, translation } from "./documents.mjs";
 
 let browser;
 before(async () => { browser = await open(); });
 after(() => browser.close());
-
-const text = async (page, selector) => (await page.locator(selector).first().innerText()).replace(/\s+/g, " ").trim();
 
 test("a change asks the model again; its answer and its Python are shown", async (t) => {
   const changed = translation({ seed: 11, answer: ["Der", "Hund", "sa\u00df", "</s>"] });
@@ -20,24 +18,24 @@ test("a change asks the model again; its answer and its Python are shown", async
   t.after(server.close);
   const page = await visit(browser, server.address);
   await page.locator(".answer").nth(1).click();
-  await page.locator("[data-tab=story]").click();
+  await turn(page, "story");
   await page.locator("button.do").click();
   await page.locator(".change").waitFor();
-  assert.match(await text(page, ".story-table tbody"), /80% \u2192 5\.0%/);
-  await page.locator("[data-tab=heads]").click();
+  await says(page, ".story-table tbody", /80% \u2192 5\.0%/);
+  await turn(page, "heads");
   await page.locator(".edits-bar button", { hasText: "no head could" }).click();
   await page.locator(".edits pre", { hasText: "lens.Together(42)" }).waitFor();
-  assert.match(await text(page, ".edits"), /before Die Katze sa\u00df <\/s> now Der Hund sa\u00df <\/s>/);
-  assert.match(await text(page, ".said"), /was Katze/);
+  await says(page, ".edits", /before Die Katze sa\u00df <\/s> now Der Hund sa\u00df <\/s>/);
+  await says(page, ".said", /was Katze/);
   assert.equal(server.asked.at(-1).token, "secret");
   assert.equal(server.asked.at(-1).edits[0].kind, "hide");
   assert.equal(server.asked.at(-1).edits[0].place, undefined);
   await page.locator(".edits-bar button", { hasText: "head were off" }).click();
   await page.locator("[role=alert]").waitFor();
-  assert.match(await text(page, "[role=alert]"), /one too many/);
+  await says(page, "[role=alert]", /one too many/);
   await page.locator("button", { hasText: "Undo all" }).click();
-  assert.match(await text(page, ".said"), /Katze/);
-  assert.equal(await page.locator(".was").count(), 0);
+  await says(page, ".said", /Katze/);
+  await counts(page, ".was", 0);
   assert.deepEqual(page.wrong, []);
   await page.close();
 });
@@ -55,23 +53,23 @@ test("100,000 tokens: from the whole down to single cells, tile by tile", async 
   t.after(server.close);
   const page = await visit(browser, server.address);
   await page.locator("canvas.map").waitFor();
-  assert.match(await text(page, ".map-controls"), /each pixel shows the largest of/);
+  await says(page, ".map-controls", /each pixel shows the largest of/);
   assert.equal(server.asked.filter((one) => one.ask === "tile").length, 0, "the overview is enough from afar");
   await page.locator("button", { hasText: "Single cells" }).click();
   await page.waitForFunction(() => /single cells/.test(document.querySelector(".map-controls").innerText));
-  for (let tries = 0; !server.asked.some((one) => one.ask === "tile") && tries < 100; tries += 1) await page.waitForTimeout(50);
+  await until(() => assert.ok(server.asked.some((one) => one.ask === "tile")));
   const tile = server.asked.find((one) => one.ask === "tile");
   assert.equal(tile.rows[1] - tile.rows[0], Math.min(256, 100_000 - tile.rows[0]));
   await page.locator("canvas.map").focus();
   const before = await page.locator("canvas.map").getAttribute("aria-label");
   await page.keyboard.press("ArrowUp");
-  assert.notEqual(await page.locator("canvas.map").getAttribute("aria-label"), before);
+  await until(async () => assert.notEqual(await page.locator("canvas.map").getAttribute("aria-label"), before));
   await page.keyboard.press("0");
   await page.locator(".table-box", { hasText: "w5" }).waitFor();
   await page.locator('.thumbnail[data-head="1"]').click();
   await page.locator("button.do").click();
   await page.locator(".curves").waitFor();
-  assert.match(await text(page, ".curves"), /1\.50/);
+  await says(page, ".curves", /1\.50/);
   assert.deepEqual(page.wrong, []);
   await page.close();
 });

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { readFile } from "node:fs/promises";
-import { open, script, visit, written } from "./browser.mjs";
+import { counts, has, open, says, script, settled, turn, until, visit, written } from "./browser.mjs";
 import { large, pair, perceived, translation, weightsOf } from "./documents.mjs";
 import { measure } from "./measure.mjs";
 
@@ -10,15 +10,13 @@ let browser;
 before(async () => { browser = await open(); });
 after(() => browser.close());
 
-const text = async (page, selector) => (await page.locator(selector).first().innerText()).replace(/\s+/g, " ").trim();
-
 test("the file opens with no network, and certifies itself", async () => {
   const page = await visit(browser, (await written("plain", translation())).address, { offline: true });
   await page.waitForFunction(() => document.documentElement.dataset.certified !== undefined);
   assert.ok(Number(await page.evaluate(() => document.documentElement.dataset.certified)) < 1e-5);
-  assert.match(await text(page, ".certificate"), /Certified All 12 heads were recomputed in this page/);
+  await says(page, ".certificate", /Certified All 12 heads were recomputed in this page/);
   assert.deepEqual(page.asked.filter((address) => !/^(file|data|blob):/.test(address)), []);
-  assert.match(await text(page, ".glance"), /Looked for query.*Who answered key.*Took value.*So it said/);
+  await says(page, ".glance", /Looked for query.*Who answered key.*Took value.*So it said/);
   assert.deepEqual(page.wrong, []);
   await page.close();
 });
@@ -26,7 +24,7 @@ test("the file opens with no network, and certifies itself", async () => {
 test("a context that the weights do not give is found out", async () => {
   const page = await visit(browser, (await written("bent", translation({ bend: 0.5 }))).address);
   await page.waitForFunction(() => document.documentElement.dataset.certified !== undefined);
-  assert.match(await text(page, ".certificate"), /Not certified/);
+  await says(page, ".certificate", /Not certified/);
   await page.close();
 });
 
@@ -40,8 +38,8 @@ test("every number is what queries and keys give", async () => {
     const expected = weightsOf(made.made[at].numbers, head);
     for (let row = 0; row < expected.length; row += 1) {
       for (let column = 0; column < expected[row].length; column += 1) {
-        const shown = await page.locator(`td[data-row="${row}"][data-column="${column}"]`).innerText();
-        assert.equal(shown, expected[row][column] === 0 ? "\u00b7" : expected[row][column].toFixed(3), attentions[at].place);
+        const cell = page.locator(`td[data-row="${row}"][data-column="${column}"]`);
+        await until(async () => assert.equal(await cell.innerText(), expected[row][column] === 0 ? "\u00b7" : expected[row][column].toFixed(3), attentions[at].place));
       }
     }
   }
@@ -51,21 +49,21 @@ test("every number is what queries and keys give", async () => {
 test("clicks: an answer, a head, a cell, a line; all views follow", async () => {
   const page = await visit(browser, (await written("clicks", translation())).address);
   await page.locator(".answer").nth(2).click();
-  assert.match(await text(page, ".story"), /To answer sa\u00df after Katze/);
+  await says(page, ".story", /To answer sa\u00df after Katze/);
   await page.locator('.thumbnail[data-at="0"][data-head="1"]').click();
-  assert.match(await text(page, "#head-title"), /Encoder self-attention layer 0 . head 1/);
-  const box = await page.locator("canvas.matrix").boundingBox();
+  await says(page, "#head-title", /Encoder self-attention layer 0 . head 1/);
+  const box = await settled(page, "canvas.matrix");
   await page.mouse.click(box.x + box.width - 20, box.y + box.height - 20);
-  assert.match(await text(page, "#cell-title"), /<\/s> asks, <\/s> answers/);
+  await says(page, "#cell-title", /<\/s> asks, <\/s> answers/);
   await page.locator(".cell summary").click();
-  assert.equal(await page.locator(".cell details tbody tr").count(), 8);
+  await counts(page, ".cell details tbody tr", 8);
   await page.locator("label", { hasText: "Lines" }).click();
-  const lines = await page.locator("canvas.lines").boundingBox();
+  const lines = await settled(page, "canvas.lines");
   await page.mouse.click(lines.x + 20, lines.y + 15);
-  assert.match(await text(page, "#cell-title"), /^The asks/);
+  await says(page, "#cell-title", /^The asks/);
   await page.locator("select").first().selectOption("entropy");
-  assert.equal(await page.locator(".thumbnail").count(), 12);
-  assert.match(await page.locator(".thumbnail").first().getAttribute("aria-label"), /head 1, entropy 0.60/);
+  await counts(page, ".thumbnail", 12);
+  await has(page.locator(".thumbnail").first(), "aria-label", /head 1, entropy 0.60/);
   await page.waitForURL(/#encoder\.0\.self_attention\/1\/0\//); // written a moment after the last click
   assert.deepEqual(page.wrong, []);
   await page.close();
@@ -77,23 +75,24 @@ test("the keyboard reaches everything", async () => {
   await page.locator("canvas.matrix").focus();
   await page.keyboard.press("End");
   await page.keyboard.press("ArrowDown");
-  assert.match(await text(page, "#cell-title"), /Die asks, <\/s> answers/);
+  await says(page, "#cell-title", /Die asks, <\/s> answers/);
   await page.keyboard.press("ArrowLeft");
-  assert.match(await text(page, "#cell-title"), /Die asks, sat answers/);
+  await says(page, "#cell-title", /Die asks, sat answers/);
   await page.keyboard.press("]");
-  assert.match(await text(page, "#cell-title"), /Katze asks/);
+  await says(page, "#cell-title", /Katze asks/);
   for (let i = 0; i < 4; i += 1) {
     await page.keyboard.press(String(i + 1));
-    assert.equal(await page.locator('[role=tab][aria-selected="true"]').getAttribute("id"), await page.locator("[role=tab]").nth(i).getAttribute("id"));
+    await has(page.locator("[role=tab]").nth(i), "aria-selected", /true/);
+    await counts(page, '[role=tab][aria-selected="true"]', 1);
   }
   await page.locator("[role=tab]").last().focus();
   await page.keyboard.press("ArrowRight");
-  assert.equal(await text(page, '[role=tab][aria-selected="true"]'), "Heads");
+  await says(page, '[role=tab][aria-selected="true"]', /^Heads$/);
   const chosen = page.locator('.thumbnail[aria-pressed="true"]');
   await chosen.focus();
   const before = await chosen.getAttribute("aria-label");
   await page.keyboard.press("ArrowUp");
-  assert.notEqual(await page.locator(":focus").getAttribute("aria-label"), before);
+  await until(async () => assert.notEqual(await page.locator(":focus").getAttribute("aria-label"), before));
   // Tab alone comes past everything and back out again, and never gets caught.
   const seen = new Set();
   for (let i = 0; i < 60; i += 1) {
@@ -111,44 +110,44 @@ test("changes in a file: recomputed within the attention, said so, and printed a
   const cell = page.locator('td[data-row="1"][data-column="2"]');
   await cell.click();
   await page.locator(".edits-bar button").first().click();
-  assert.equal(await cell.innerText(), "\u00b7");
-  assert.match(await text(page, ".edits"), /This file holds no model/);
-  assert.match(await page.locator(".edits pre").innerText(), /lens\.knock_out\("decoder\.1\.cross_attention", keys=\[2\], heads=\[0\]\)/);
+  await until(async () => assert.equal(await cell.innerText(), "\u00b7"));
+  await says(page, ".edits", /This file holds no model/);
+  await says(page, ".edits pre", /lens\.knock_out\("decoder\.1\.cross_attention", keys=\[2\], heads=\[0\]\)/);
   await page.locator(".edits-bar button", { hasText: "head were off" }).click();
-  assert.match(await text(page, ".cell"), /This head is switched off/);
+  await says(page, ".cell", /This head is switched off/);
   await page.locator(".edits-bar button", { hasText: "its value were" }).click();
   await page.locator('td[data-row="1"][data-column="0"]').click();
   await page.locator(".edits-bar button", { hasText: "swap values" }).click();
-  assert.match(await page.locator(".edits pre").innerText(), /lens\.swap_values\("decoder\.1\.cross_attention", first=2, second=0, heads=\[0\]\)/);
+  await says(page, ".edits pre", /lens\.swap_values\("decoder\.1\.cross_attention", first=2, second=0, heads=\[0\]\)/);
   await page.locator("button", { hasText: "Undo all" }).click();
-  assert.equal(await page.locator(".edits").count(), 0);
-  assert.notEqual(await cell.innerText(), "\u00b7");
+  await counts(page, ".edits", 0);
+  await until(async () => assert.notEqual(await cell.innerText(), "\u00b7"));
   await page.close();
 });
 
 test("the story, the alignment and the beam", async () => {
   const page = await visit(browser, (await written("story", translation())).address);
-  await page.locator("[data-tab=story]").click();
+  await turn(page, "story");
   await page.locator(".answer").nth(1).click();
-  assert.match(await text(page, ".story-table tbody tr"), /cat source 1 .* 80% \u2192 10%/);
+  await says(page, ".story-table tbody tr", /cat source 1 .* 80% \u2192 10%/);
   await page.locator(".story-table tbody button").first().click();
-  assert.match(await text(page, "#head-title"), /layer 1 . head 1/);
-  await page.locator("[data-tab=alignment]").click();
-  assert.match(await text(page, ".alignment"), /Never taken from: <\/s>/);
+  await says(page, "#head-title", /layer 1 . head 1/);
+  await turn(page, "alignment");
+  await says(page, ".alignment", /Never taken from: <\/s>/);
   await page.locator(".alignment button", { hasText: "Der Kater" }).click();
   await page.locator(".alignment summary").click();
-  assert.match(await text(page, ".alignment details tbody"), /Der The/);
+  await says(page, ".alignment details tbody", /Der The/);
   assert.deepEqual(page.wrong, []);
   await page.close();
 });
 
 test("two runs side by side, and where they differ", async () => {
   const page = await visit(browser, (await written("pair", pair())).address);
-  await page.locator("[data-tab=compare]").click();
-  assert.equal(await page.locator(".compare canvas.matrix").count(), 3);
-  assert.match(await text(page, ".compare .table-box"), /Katze 80%.*Kater 40%/);
+  await turn(page, "compare");
+  await counts(page, ".compare canvas.matrix", 3);
+  await says(page, ".compare .table-box", /Katze 80%.*Kater 40%/);
   await page.locator(".runs button", { hasText: "other" }).click();
-  assert.match(await text(page, ".said"), /Kater/);
+  await says(page, ".said", /Kater/);
   assert.deepEqual(page.wrong, []);
   await page.close();
 });
@@ -157,26 +156,26 @@ for (const kind of ["image", "audio", "trajectory"]) {
   test(`tokens that are of ${kind === "image" ? "an image" : kind === "audio" ? "a sound" : "a trajectory"}`, async () => {
     const page = await visit(browser, (await written(kind, perceived(kind))).address);
     const picture = page.locator(".axis-pictures canvas");
-    assert.equal(await picture.count(), 1);
+    await counts(page, ".axis-pictures canvas", 1);
     if (kind === "image") {
       await picture.click({ position: { x: 10, y: 10 } });
-      assert.match(await text(page, "#cell-title"), /^1,1 asks/);
+      await says(page, "#cell-title", /^1,1 asks/);
     }
     if (kind === "audio") {
-      assert.match(await picture.getAttribute("aria-label"), /Heard in it: one at 0\.20 s, incomprehensible at 0\.60 s, two at 0\.72 s, three at 1\.12 s\./);
-      const { width } = await picture.boundingBox();
+      await has(picture, "aria-label", /Heard in it: one at 0\.20 s, incomprehensible at 0\.60 s, two at 0\.72 s, three at 1\.12 s\./);
+      const { width } = await settled(page, ".axis-pictures canvas");
       await picture.click({ position: { x: (width * 0.95) / 2, y: 60 } });
-      assert.match(await text(page, "#cell-title"), /^0\.90 s two asks/);
+      await says(page, "#cell-title", /^0\.90 s two asks/);
       await picture.hover({ position: { x: (width * 1.25) / 2, y: 60 } });
-      assert.match(await picture.getAttribute("title"), /^1\.20 s three: \d/);
-      assert.match(await text(page, "figcaption"), /Words stand where the model itself shows to have heard them\. The waveform: the lowest and the highest sample of each of 100 stretches\./);
+      await has(picture, "title", /^1\.20 s three: \d/);
+      await says(page, "figcaption", /Words stand where the model itself shows to have heard them\. The waveform: the lowest and the highest sample of each of 100 stretches\./);
     }
     if (kind === "trajectory") {
-      assert.match(await text(page, "figcaption"), /Of each state 4 numbers, each in its own range\./);
+      await says(page, "figcaption", /Of each state 4 numbers, each in its own range\./);
       await picture.click({ position: { x: 84 + 30 * 2 + 5, y: 54 + 10 } }); // the third step's state
-      assert.match(await text(page, "#cell-title"), /^state 3 asks/);
+      await says(page, "#cell-title", /^state 3 asks/);
       await picture.hover({ position: { x: 84 + 5, y: 2 * 54 + 10 } });
-      assert.match(await picture.getAttribute("title"), /^action 1: \d/);
+      await has(picture, "title", /^action 1: \d/);
     }
     assert.deepEqual(page.wrong, []);
     await page.close();
@@ -187,7 +186,7 @@ test("a model without attention says so", async () => {
   const made = translation();
   made.document.runs[0].attentions = [];
   const page = await visit(browser, (await written("none", made)).address);
-  assert.match(await text(page, "main"), /no attention to look at/);
+  await says(page, "main", /no attention to look at/);
   assert.deepEqual(page.wrong, []);
   await page.close();
 });
@@ -196,10 +195,11 @@ test("text from right to left, and of wide signs", async () => {
   const arabic = ["\u0627\u0644\u0642\u0637\u0629", "\u062c\u0644\u0633\u062a", "</s>"];
   const chinese = ["\u732b", "\u5750", "\u4e0b", "</s>"];
   const page = await visit(browser, (await written("arabic", translation({ source: arabic, answer: chinese }))).address);
-  assert.equal(await page.locator(".tokens li").first().getAttribute("dir"), "auto");
+  await has(page.locator(".tokens li").first(), "dir", /^auto$/);
+  await settled(page, ".tokens");
   const [one, two] = await Promise.all([0, 1].map((i) => page.locator(".tokens li").nth(i).boundingBox()));
   assert.ok(one.x > two.x, "what it read begins at the right");
-  await page.locator("[data-tab=alignment]").click();
+  await turn(page, "alignment");
   const download = page.waitForEvent("download");
   await page.locator("button", { hasText: "SVG" }).first().click();
   const svg = await readFile(await (await download).path(), "utf8");
@@ -216,7 +216,7 @@ test("pictures are saved as SVG and PNG, tables as CSV", async () => {
     await page.locator(".legend button", { hasText: name }).click();
     assert.ok((await readFile(await (await download).path(), "latin1")).startsWith(begin), name);
   }
-  await page.locator("[data-tab=model]").click();
+  await turn(page, "model");
   const download = page.waitForEvent("download");
   await page.locator("button", { hasText: "CSV" }).click();
   assert.match(await readFile(await (await download).path(), "utf8"), /^place,head,entropy,previous/);
@@ -225,10 +225,10 @@ test("pictures are saved as SVG and PNG, tables as CSV", async () => {
 
 test("it prints light, whatever the screen is", async () => {
   const page = await visit(browser, (await written("print", translation())).address, { colorScheme: "dark" });
-  assert.equal(await page.locator(".qkv").getAttribute("data-theme"), "dark");
+  await has(page.locator(".qkv"), "data-theme", /^dark$/);
   await page.evaluate(() => { addEventListener("beforeprint", () => { window.printed = document.querySelector(".qkv").dataset.theme; }); });
   assert.ok((await page.pdf()).length > 20_000);
-  assert.equal(await page.evaluate(() => window.printed), "light");
+  await until(async () => assert.equal(await page.evaluate(() => window.printed), "light"));
   await page.waitForFunction(() => document.querySelector(".qkv").dataset.theme === "dark");
   await page.close();
 });
@@ -251,21 +251,23 @@ test("a notebook's widget shows the same, in a root of its own", async () => {
   assert.deepEqual([heard, await page.evaluate(() => window.heard)], ["true", 0], "keys are not the notebook's commands");
   // in a narrow cell of a wide window nothing lies over anything else
   await page.evaluate(() => { document.getElementById("cell").style.width = "980px"; });
-  const [heads, matrix] = [await page.locator(".heads .grid").first().boundingBox(), await page.locator("canvas.matrix").boundingBox()];
-  assert.ok(heads.x + heads.width <= matrix.x || heads.y + heads.height <= matrix.y, "the matrix lies over the heads");
-  await page.locator("[data-tab=story]").click();
+  await until(async () => {
+    const [heads, matrix] = [await settled(page, ".heads .grid"), await settled(page, "canvas.matrix")];
+    assert.ok(heads.x + heads.width <= matrix.x || heads.y + heads.height <= matrix.y, "the matrix lies over the heads");
+  });
+  await turn(page, "story");
   await page.locator("button.do").click();
-  assert.deepEqual(await page.evaluate(() => window.sent), [{ id: 1, request: { ask: "why", position: 2 } }]);
+  await until(async () => assert.deepEqual(await page.evaluate(() => window.sent), [{ id: 1, request: { ask: "why", position: 2 } }]));
   await page.close();
 });
 
 test("12 layers of 12 heads over 512 tokens: a small file, soon on the screen, quick to switch", async (t) => {
   const { address, bytes } = await written("large", large());
   assert.ok(bytes < 20e6, `${bytes} bytes`);
-  const { shown, switched, times, pace, nodes } = await measure(browser, address, [[3, 4], [7, 1], [11, 11], [0, 0], [5, 9], [2, 2], [9, 6]]);
+  const { shown, switched, times, pace, nodes, busy } = await measure(browser, address, [[3, 4], [7, 1], [11, 11], [0, 0], [5, 9], [2, 2], [9, 6]]);
   const slow = Math.max(1, pace / 25);
-  t.diagnostic(`12 x 12 x 512: ${(bytes / 1e6).toFixed(1)} MB, on screen after ${shown.toFixed(0)} ms, switching heads ${switched.toFixed(0)} ms (${times.map((time) => time.toFixed(0)).join(", ")}), ${nodes} elements; a machine ${slow.toFixed(1)} times as slow as an idle one`);
-  // The goal is 3 s and 50 ms; the bounds leave room for machines that do other work, at other times than they were measured.
-  assert.ok(shown < 10_000 * slow, `${shown} ms`);
-  assert.ok(switched < 200 * slow, `${switched} ms`);
+  t.diagnostic(`12 x 12 x 512: ${(bytes / 1e6).toFixed(1)} MB, on screen after ${shown.toFixed(0)} ms, switching heads ${switched.toFixed(0)} ms (${times.map((time) => time.toFixed(0)).join(", ")}), ${nodes} elements; its own thread ${busy.shown.toFixed(0)} ms and ${busy.switched.toFixed(0)} ms; a machine ${slow.toFixed(1)} times as slow as an idle one`);
+  // By the clock on an idle machine, 3 s and 50 ms. Here by what the page's own thread computes: another program's work does not count.
+  assert.ok(busy.shown < 3000 * slow, `${busy.shown} ms`);
+  assert.ok(busy.switched < 100 * slow, `${busy.switched} ms`);
 });
