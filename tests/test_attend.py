@@ -16,6 +16,8 @@ from qkv.attend import attend, drop, softmax
 from qkv.mask import Mask
 from qkv.tap import Site, Tap
 
+INPUTS = ("query", "key", "value")
+
 
 class Explicit(Tap):
     """Asks for the explicit rendering and keeps the weights."""
@@ -68,12 +70,26 @@ def problems(draw: Callable[..., Any]) -> dict[str, Any]:
     }
 
 
+@given(problems(), st.booleans())
+def test_what_learns_in_half_precision_is_blended_in_single(problem: dict[str, Any], autocast: bool) -> None:
+    found = []
+    for wide in (False, True):
+        given = {name: problem[name].bfloat16().to(torch.float32 if wide else torch.bfloat16) for name in INPUTS}
+        inputs = {name: tensor.requires_grad_() for name, tensor in given.items()}
+        bias = None if problem["bias"] is None else problem["bias"].float()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and not wide):
+            context = attend(**{**problem, **inputs, "bias": bias})
+        context.bfloat16().sum().backward()
+        found.append([context.bfloat16(), *(tensor.grad.bfloat16() for tensor in inputs.values())])
+    assert all(torch.equal(half, single) for half, single in zip(*found, strict=True))
+
+
 @settings(max_examples=200)
 @given(problems())
 def test_both_renderings_agree_in_value_and_gradient(problem: dict[str, Any]) -> None:
     gradients = []
     for tap in (Tap(), Explicit()):
-        inputs = {name: problem[name].clone().requires_grad_() for name in ("query", "key", "value")}
+        inputs = {name: problem[name].clone().requires_grad_() for name in INPUTS}
         context = attend(**{**problem, **inputs}, tap=tap)
         (context * torch.arange(context.numel(), dtype=torch.float64).view_as(context)).sum().backward()
         gradients.append([context, *(tensor.grad for tensor in inputs.values())])

@@ -9,9 +9,10 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from qkv import config, evaluation, tasks
@@ -22,8 +23,18 @@ from qkv.data.corpora import summaries
 from qkv.data.corpora.entry import File
 from qkv.decoding import Decoding, Greedy, Length, score
 from qkv.errors import ConfigError, CorpusError, DataError, MissingExtraError
+from qkv.models import build
+from qkv.tasks.pairs import answered_losses
 from qkv.text import train as train_tokenizer
+from qkv.training.loss import with_plain
 from qkv.training.progress import Silent
+
+
+class Tokens(NamedTuple):
+    pad: int
+    bos: int
+    eos: int
+
 
 # -- scores -------------------------------------------------------------------------------------------------------
 
@@ -52,6 +63,21 @@ def test_rouge_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "rouge_score.rouge_scorer", raising=False)
     with pytest.raises(MissingExtraError, match=r"needs rouge_score.*qkv\[evaluate\]"):
         evaluation.rouge(["a"], [["a"]])
+
+
+def test_a_decoder_that_scores_only_its_answers_learns_as_one_that_scores_all() -> None:
+    torch.manual_seed(0)
+    model = build(tasks.Decoder(d_model=8, heads=2, layers=1, d_ff=8).spec(30))
+    batch = in_one([([5, 6, 7], [8, 9]), ([4], [11, 12, 13])], Tokens(0, 1, 2))
+    found = []
+    for loss in (
+        answered_losses(model, batch, 0.1),
+        with_plain(model(target=batch.target), batch.labels, 0.1),
+    ):
+        model.zero_grad()
+        loss[0].backward()
+        found.append((loss[0].detach(), loss[1].detach(), [p.grad.clone() for p in model.parameters()]))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_chrf_takes_several_references_each() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TypeAlias
 
 import torch
@@ -200,19 +201,25 @@ def _fused(
             mask = bias
         else:
             mask = bias.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else bias + mask
+    given = query.dtype
+    # Backward in half precision the kernel takes a CPU up to ten times as long as in float32.
+    learns = torch.is_grad_enabled() and query.requires_grad and query.device.type == "cpu"
+    if wide := learns and given in (torch.bfloat16, torch.float16):
+        query, key, value = query.float(), key.float(), value.float()
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(query.dtype)
-    context = functional.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=causal,
-        scale=scale,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    return context
+    with torch.autocast("cpu", enabled=False) if wide else nullcontext():
+        context = functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=dropout,
+            is_causal=causal,
+            scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+    return context.to(given)
 
 
 def _repeat(tensor: Tensor, group: int) -> Tensor:

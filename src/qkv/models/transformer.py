@@ -105,7 +105,8 @@ class Stack(nn.Module):
         rule = Mask(attention.causal, attention.window, past, keys=mask, documents=texts)
         position = attention.position
         large = hidden.shape[0] * length * (past + length) > LARGEST
-        reading = past > 0 and length > 1 and mask is None  # a long text some tokens at a time: a trace keeps them all
+        # A long text some tokens at a time: a trace keeps them all. In a graph that is made `past` is no number yet.
+        reading = isinstance(past, int) and past > 0 and length > 1 and mask is None
         # The kernel's own causal flag costs nothing, and a rule that is too large is taken by rows; any other becomes
         # one matrix for all blocks that share it.
         stays = rule.only_causal or ((large or reading) and isinstance(position, spec.Rotary | None))
@@ -241,12 +242,16 @@ class Transformer(SequenceModel):
         target_mask: Tensor | None = None,
         tap: Tap = NO_TAP,
         documents: Tensor | None = None,
+        where: Tensor | None = None,
     ) -> Tensor:
-        """The logits of `forward`, of a source that `encode` has read."""
+        """The logits of `forward`, of a source that `encode` has read; with `where` (batch, targets) bool of a decoder
+        alone those of the places that are True, (places, vocab): a large vocabulary costs as much as many blocks."""
         assert self.decoder is not None
         # Padding stands after the last token, where a causal decoder cannot see it, so no mask is needed for it
         # unless somebody gives one.
         hidden = self.decoder(target, target_mask, memory, tap=tap.at("decoder"), documents=documents)
+        if where is not None:
+            hidden = hidden[where]
         return tap("logits", self._answered(hidden, memory, tap))
 
     def start(self, memory: Memory | None, rows: int) -> TransformerState:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from qkv.data import Batch, BatchSampler, Joined, Mixture, TokenPairs, collate, in_one
 from qkv.data.cleaning import prepare
@@ -25,7 +27,7 @@ from qkv.tasks.recipe import From, Recipe
 from qkv.tasks.runner import LONGEST, Runner, strange_to
 from qkv.text import Tokenizer
 from qkv.training import Validated
-from qkv.training.loss import cross_entropy
+from qkv.training.loss import IGNORE, cross_entropy, with_plain
 
 _SAMPLES = 4
 
@@ -58,7 +60,8 @@ def lesson(recipe: Recipe, examples: Examples, place: Path, tokens: Path, resume
     judge.check(recipe)
     if judge.report.dropped_count or judge.report.truncated.count:
         notes.append(f"{name_of(recipe.data.valid)}: {judge.report}")
-    return Lesson(runner, _sampler(recipe, stores), batch, judge, notes)
+    losses = None if runner.reads_apart else partial(answered_losses, smoothing=recipe.training.label_smoothing)
+    return Lesson(runner, _sampler(recipe, stores), batch, judge, notes, losses)
 
 
 def _laying(runner: Runner) -> Callable[[Sequence[Any], Sequence[int]], Batch]:
@@ -66,6 +69,12 @@ def _laying(runner: Runner) -> Callable[[Sequence[Any], Sequence[int]], Batch]:
     if runner.reads_apart:
         return lambda examples, numbers: collate(examples, runner.source, runner.target, numbers)
     return lambda examples, numbers: in_one(examples, runner.target, numbers)
+
+
+def answered_losses(model: Any, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The losses of a decoder alone (see `with_plain`), which scores no token of its source against the vocabulary."""
+    where = batch.labels != IGNORE
+    return with_plain(model.answer_to(batch.target, where=where), batch.labels[where], smoothing)
 
 
 def _spread(pairs: list[Pair], count: int) -> list[Pair]:
@@ -124,8 +133,10 @@ class Judge:
         total = count = 0.0
         for batch in self.batches:
             batch = batch.to(device)
-            logits = model(batch.source, batch.target, batch.source_mask)
-            total += float(cross_entropy(logits, batch.labels))
+            if self.runner.reads_apart:
+                total += float(cross_entropy(model(batch.source, batch.target, batch.source_mask), batch.labels))
+            else:
+                total += float(answered_losses(model, batch)[1])
             count += batch.target_tokens
         questions = self.task.questions(self.pairs)
         runner = replace(self.runner, model=model)

@@ -184,7 +184,8 @@ class Runner:
         if self.generation is not None:
             return self.generation.rules()
         target = self.target
-        return {"bos": target.bos, "eos": target.eos, "never": (target.pad, target.bos, target.unk)}
+        never = {target.pad, target.bos, target.unk} - {target.eos}  # one token may be several of these
+        return {"bos": target.bos, "eos": target.eos, "never": tuple(sorted(never))}
 
     @property
     def reads_apart(self) -> bool:
