@@ -362,7 +362,9 @@ def test_every_corpus_says_what_it_is() -> None:
     for entry in entries:
         assert all((entry.description, entry.licence, entry.citation, entry.home))
         assert len(entry.checksum) == 64 and all(entry.splits.values())
-        assert (entry.size > 0) == bool(entry.files) == (entry.name != "docstrings"), "made of what is installed"
+        assert (entry.size > 0) == bool(entry.files) == (not entry.name.startswith("docstrings")), (
+            "made of what is installed"
+        )
 
 
 @pytest.mark.skipif(not REAL, reason="needs QKV_DATA, a folder with the corpora")
@@ -374,3 +376,23 @@ def test_every_corpus_says_what_it_is() -> None:
 def test_the_real_corpora_are_as_recorded(entry: Entry) -> None:
     for split, count in entry.splits.items():
         assert len(corpora.load(entry.name, split)) == count
+
+
+def test_clothes_are_found_where_debian_puts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "_INSTALLED", tmp_path)
+    monkeypatch.delenv("QKV_DATA", raising=False)
+    texts = {
+        "images": bytes([0, 0, 8, 3]) + struct.pack(">3I", 2, 1, 2) + bytes([1, 2, 3, 4]),
+        "labels": bytes([0, 0, 8, 1]) + struct.pack(">I", 2) + bytes([9, 0]),
+    }
+    files = []
+    for part in ("t10k", "train"):
+        for kind, text in texts.items():
+            path = tmp_path / "fashion-mnist" / f"{part}-{kind}.gz"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(gzip.compress(text))
+            files.append(recorded(f"fashion-mnist/{path.name}", text))
+    monkeypatch.setattr(corpora, "ENTRIES", (dataclasses.replace(corpora.entry("fashion-mnist"), files=tuple(files)),))
+    album = corpora.album("fashion-mnist", "test")
+    assert list(album.labels) == ["ankle boot", "T-shirt"] and album.names[1] == "fashion-mnist/test#1"
+    assert album.pixels(1).tolist() == [[3, 4]] and len(corpora.load("fashion-mnist", "train")) == 2

@@ -162,6 +162,30 @@ def test_docstrings_are_read_and_nothing_is_imported(packages: Path) -> None:
     assert list(Corpus("docstrings", "train")) == pairs, "read once, then from the cache"
 
 
+def test_functions_lose_their_docstrings(packages: Path) -> None:
+    function = '''
+def c(x, y=1):
+    """Count %s again, twice.
+
+    And more.
+    """
+    if x:  # a remark
+        return [one for one in x if one > y]
+    return f"{x} %s"
+
+def short():
+    """Count %s too briefly."""
+'''
+    for name in ("qkv_one", "qkv_two", "qkv_three"):
+        (packages / "site" / name / "c.py").write_text(function % (name, name, name) + f"    return '{name}'\n")
+    assert list(Corpus("docstrings-code", "train")) == [
+        (
+            "def c(x, y=1): if x: return [one for one in x if one > y] return f'{x} qkv_one'",
+            "Count qkv_one again, twice.",
+        )
+    ]
+
+
 def test_docstrings_that_are_held_out_are_not_learned(packages: Path) -> None:
     shared = (packages / "site" / "qkv_one" / "__init__.py").read_text()
     (packages / "site" / "qkv_three" / "__init__.py").write_text(shared.replace("again and again.", "once."))

@@ -22,6 +22,9 @@ _PATIENCE = 30
 """Seconds to wait for an answer."""
 
 
+_INSTALLED = "/usr/share/datasets"
+
+
 def cache_folder() -> Path:
     """Give the folder for what can be made or fetched again: QKV_CACHE, or `qkv` in the user's cache folder."""
     if chosen := os.environ.get("QKV_CACHE"):
@@ -30,10 +33,9 @@ def cache_folder() -> Path:
 
 
 def given(file: File) -> Path | None:
-    """Find a file in the folder that QKV_DATA names."""
-    folder = os.environ.get("QKV_DATA")
-    path = Path(folder, file.path) if folder else None
-    return path if path is not None and path.is_file() else None
+    """Find a file in the folder that QKV_DATA names, or where Debian's packages of data sets put theirs."""
+    folders = [os.environ.get("QKV_DATA") or os.devnull, _INSTALLED]
+    return next((path for path in (Path(folder, file.path) for folder in folders) if path.is_file()), None)
 
 
 def cached(file: File) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,24 @@ def digits(entry: Entry, split: str) -> Album:
 def mnist(entry: Entry, split: str) -> Album:
     """Read 10,000 of MNIST's training images, or its 10,000 test images."""
     train, images, labels = entry.files
-    name = f"{entry.name}/{split}"
     if split == "train":
         found = _arrays(train, entry)
-        return albums.of_arrays(name, found["images"], found["labels"])
-    return albums.of_arrays(name, *(albums.of_idx(content(file, entry.name), file.path) for file in (images, labels)))
+        return albums.of_arrays(f"{entry.name}/{split}", found["images"], found["labels"])
+    return _idx(entry, split, images, labels)
+
+
+def fashion(entry: Entry, split: str) -> Album:
+    """Read Fashion-MNIST, whose classes have names."""
+    test_images, test_labels, images, labels = entry.files
+    files = (images, labels) if split == "train" else (test_images, test_labels)
+    names = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+    album = _idx(entry, split, *files)
+    return replace(album, labels=[names[int(label)] for label in album.labels])
+
+
+def _idx(entry: Entry, split: str, images: File, labels: File) -> Album:
+    found = (albums.of_idx(content(file, entry.name), file.path) for file in (images, labels))
+    return albums.of_arrays(f"{entry.name}/{split}", *found)
 
 
 def cifar(entry: Entry, split: str) -> Album:

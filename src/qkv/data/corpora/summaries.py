@@ -1,4 +1,4 @@
-"""Texts and what sums them up: docstrings that lie on the user's disk, and abstracts of papers."""
+"""Texts and what sums them up: docstrings and functions on the user's disk, and abstracts of papers."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import re
 import sysconfig
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TypeAlias
 
 from qkv.data.corpora.entry import Choice, Entry
 from qkv.data.corpora.fetch import cache_folder, content, keep
@@ -31,7 +32,7 @@ PACKAGES = {
 """Whose docstrings are in which split: what an installation of torch and of this package brings."""
 
 _RULE = 1  # counts up when other pairs are found in the same source
-_SUMMARY, _BODY = (3, 30), 20  # words
+_SUMMARY, _BODY, _CODE = (3, 30), 20, 8  # words
 _LEFT_OUT = {"test", "tests", "testing", "idle_test", "lib2to3", "site-packages", "dist-packages", "_vendor", "vendor"}
 _SECTION = re.compile(
     r"(args|arguments|parameters|params|returns?|raises|yields|examples?|notes?|references|see also|shape|attributes|"
@@ -42,46 +43,60 @@ _UNDERLINE = re.compile(r"[-=~^*\"']{3,}$")
 _NO_PROSE = (">>>", "..", ":", "* ", "- ", "+", "|", "$", "1.")
 
 
+_Node: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module
+_Finder: TypeAlias = Callable[[_Node], Iterator[Pair]]
+
+
 def docstrings(entry: Entry, choice: Choice) -> list[Pair]:
     """Read what docstrings describe at length, and their summary lines (PEP 257); no package is in two splits.
 
     Pairs to learn from with a side that is held out are left out. The source is read as text and nothing is imported.
     """
-    pairs = _of_split(choice.split)
-    if choice.split == "train":
-        held_out = [pair for split in ("valid", "test") for pair in _of_split(split)]
+    return _apart(entry.name, choice.split, _prose)
+
+
+def code(entry: Entry, choice: Choice) -> list[Pair]:
+    """Read functions without their docstrings, each in one line as `ast.unparse` writes it, and the summary lines of
+    these; split and held out as `docstrings`."""
+    return _apart(entry.name, choice.split, _function)
+
+
+def _apart(corpus: str, split: str, find: _Finder) -> list[Pair]:
+    pairs = _of_split(corpus, split, find)
+    if split == "train":
+        held_out = [pair for other in ("valid", "test") for pair in _of_split(corpus, other, find)]
         bodies, summaries = {body for body, _ in held_out}, {summary for _, summary in held_out}
         pairs = [pair for pair in pairs if pair[0] not in bodies and pair[1] not in summaries]
     return pairs
 
 
-def _of_split(split: str) -> list[Pair]:
-    return list(dict.fromkeys(pair for package in PACKAGES[split] for pair in _of_package(package)))
+def _of_split(corpus: str, split: str, find: _Finder) -> list[Pair]:
+    return list(dict.fromkeys(pair for package in PACKAGES[split] for pair in _of_package(corpus, package, find)))
 
 
-def _of_package(package: str) -> list[Pair]:
+def _of_package(corpus: str, package: str, find: _Finder) -> list[Pair]:
     """The pairs of one package: read from its source once, then from the cache."""
-    folder, edition = _installed(package)
+    folder, edition = _installed(corpus, package)
     name = package.replace(" ", "-")
-    kept = cache_folder() / "corpora" / "docstrings" / f"{name}-{edition}-{_RULE}.jsonl.gz"
+    kept = cache_folder() / "corpora" / corpus / f"{name}-{edition}-{_RULE}.jsonl.gz"
     if kept.is_file():
         with contextlib.suppress(OSError, EOFError, zlib.error):  # a damaged one is made again
             lines = lines_of(io.BytesIO(gzip.decompress(kept.read_bytes())), str(kept))
             return [(body, summary) for body, summary in map(json.loads, lines)]
-    pairs = list(_found(folder))
+    pairs = list(_found(folder, find))
     text = "".join(json.dumps(pair) + "\n" for pair in pairs)
     keep(kept, gzip.compress(text.encode(), mtime=0))
     return pairs
 
 
-def _installed(package: str) -> tuple[Path, str]:
+def _installed(corpus: str, package: str) -> tuple[Path, str]:
     """Where the source of a package is, and its version."""
     if package == STANDARD_LIBRARY:
         return Path(sysconfig.get_path("stdlib")), sysconfig.get_python_version()
     found = importlib.util.find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise CorpusError(
-            f"the corpus docstrings needs the package {package}, which is not installed: pip install {package}"
+            f"the corpus {corpus} needs the package {package}, which is not installed: pip install {package}"
         )
     try:
         edition = version(package)
@@ -90,7 +105,7 @@ def _installed(package: str) -> tuple[Path, str]:
     return Path(found.submodule_search_locations[0]), edition
 
 
-def _found(folder: Path) -> Iterator[Pair]:
+def _found(folder: Path, find: _Finder) -> Iterator[Pair]:
     """The pairs of all modules below a folder, in the order of their names."""
     for path in sorted(folder.rglob("*.py"), key=lambda one: one.relative_to(folder).as_posix()):
         if _LEFT_OUT & {*path.relative_to(folder).parts}:
@@ -105,14 +120,33 @@ def _found(folder: Path) -> Iterator[Pair]:
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
-                yield from _pair(ast.get_docstring(node) or "")
+                yield from find(node)
 
 
-def _pair(docstring: str) -> Iterator[Pair]:
-    """The prose of a docstring and its summary line, if it has both."""
-    first, *rest = re.split(r"\n\s*\n", docstring.strip())
+def _summed_up(node: _Node) -> tuple[str, list[str]]:
+    """The summary line of a docstring, and its other paragraphs; no line if there is none that sums up."""
+    first, *rest = re.split(r"\n\s*\n", (ast.get_docstring(node) or "").strip())
     summary = " ".join(first.split())
-    if not _SUMMARY[0] <= len(summary.split()) <= _SUMMARY[1] or first.startswith(_NO_PROSE):
+    fits = _SUMMARY[0] <= len(summary.split()) <= _SUMMARY[1] and not first.startswith(_NO_PROSE)
+    return (summary if fits else ""), rest
+
+
+def _function(node: _Node) -> Iterator[Pair]:
+    """A function's code without its docstring, and the summary line of that."""
+    if isinstance(node, ast.ClassDef | ast.Module):
+        return
+    summary, _ = _summed_up(node)
+    if summary:
+        node.body = node.body[1:]  # the docstring is the first statement
+        line = " ".join(ast.unparse(node).split()) if node.body else ""
+        if len(line.split()) >= _CODE:
+            yield line, summary
+
+
+def _prose(node: _Node) -> Iterator[Pair]:
+    """The prose of a docstring and its summary line, if it has both."""
+    summary, rest = _summed_up(node)
+    if not summary:
         return
     prose = []
     for paragraph in rest:

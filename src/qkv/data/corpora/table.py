@@ -8,9 +8,9 @@ from qkv.data.corpora.dictionary import cmudict, published
 from qkv.data.corpora.digits import digit_pairs
 from qkv.data.corpora.entry import Entry, File
 from qkv.data.corpora.interface import WHEELS, interface_texts
-from qkv.data.corpora.pictures import cifar, digits, mnist, named
+from qkv.data.corpora.pictures import cifar, digits, fashion, mnist, named
 from qkv.data.corpora.plain import one_text
-from qkv.data.corpora.summaries import PACKAGES, docstrings, scitldr
+from qkv.data.corpora.summaries import PACKAGES, code, docstrings, scitldr
 from qkv.data.corpora.translation import side_by_side, tatoeba
 
 _GITHUB = "https://raw.githubusercontent.com"
@@ -79,6 +79,26 @@ _FILES = (
         "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     ),
     ("mnist-10k/t10k-labels-idx1-ubyte.gz", 10008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+    (
+        "fashion-mnist/t10k-images-idx3-ubyte.gz",
+        7840016,
+        "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    ),
+    (
+        "fashion-mnist/t10k-labels-idx1-ubyte.gz",
+        10008,
+        "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    ),
+    (
+        "fashion-mnist/train-images-idx3-ubyte.gz",
+        47040016,
+        "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    ),
+    (
+        "fashion-mnist/train-labels-idx1-ubyte.gz",
+        60008,
+        "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    ),
     (
         "cifar10-jpeg/cifar10_train_jpeg.npz",
         15350149,
@@ -203,6 +223,16 @@ ENTRIES = (
         read=docstrings,
     ),
     Entry(
+        name="docstrings-code",
+        description="Functions of Python without their docstrings, and the summary lines of these; split by package",
+        licence="that of each package (PSF, BSD, Apache-2.0); nothing of them is copied or sent",
+        citation="the authors of " + ", ".join(name for packages in PACKAGES.values() for name in packages),
+        home="the packages that an installation of torch and qkv brings, read from their source on the disk",
+        splits={"train": 21_922, "valid": 1_304, "test": 1_404},
+        files=(),
+        read=code,
+    ),
+    Entry(
         name="scitldr-a",
         description="Abstracts of papers on computer science and one-sentence summaries of them, one or several each",
         licence="Apache-2.0",
@@ -244,6 +274,17 @@ ENTRIES = (
         files=tuple(_files("mnist-10k/")),
         read=named,
         album=mnist,
+    ),
+    Entry(
+        name="fashion-mnist",
+        description="Fashion-MNIST: clothes, 28 x 28 pixels, ten kinds",
+        licence="MIT (Zalando SE)",
+        citation="Xiao et al. 2017, Fashion-MNIST: a Novel Image Dataset for Benchmarking, arXiv:1708.07747",
+        home="Debian's package dataset-fashion-mnist; https://github.com/zalandoresearch/fashion-mnist",
+        splits={"train": 60_000, "test": 10_000},
+        files=tuple(_files("fashion-mnist/")),
+        read=named,
+        album=fashion,
     ),
     Entry(
         name="cifar10-jpeg",
