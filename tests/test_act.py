@@ -101,6 +101,22 @@ def test_an_epoch_of_windows_holds_each_step(lengths: list[int], context: int, e
     assert (chosen == batch.labels)[real].all()
 
 
+@given(st.integers(2, 40), st.sampled_from([0.1, 0.5, 2.0]), st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_episodes_of_a_high_return_are_drawn_more_often(episodes: int, temperature: float, epoch: int) -> None:
+    data = some([3] * episodes)
+    windows = StepWindows(data, Shown.of(data), 3, seed=3, temperature=temperature)
+    assert windows.count == episodes
+    source = windows.batch(range(epoch * episodes, (epoch + 1) * episodes)).source
+    assert source is not None
+    firsts = windows._given[torch.from_numpy(data.starts)]
+    drawn = (source[:, :1] == firsts).all(dim=-1).sum(dim=0).numpy()  # each episode's first step is its own
+    assert drawn.sum() == episodes
+    low, high = data.returns.min(), data.returns.max()
+    weights = np.exp((data.returns.astype(float) - low) / ((high - low) or 1) / temperature)
+    assert np.abs(drawn - episodes * weights / weights.sum()).max() < 1 + 1e-6
+
+
 def test_states_and_actions_become_numbers_and_come_back() -> None:
     sizes = Sizes(3, 2, (-2.0, 0.0), (2.0, 10.0))
     data = some([5, 7], sizes)
@@ -449,6 +465,10 @@ def test_gymnasium_is_acted_in(tmp_path: Path) -> None:
     for name, said in (("CartPol-v1", "did you mean CartPole-v1"), ("os:CartPole-v1", "without a module")):
         with pytest.raises(DataError, match=said):
             make(name)
+    lake = Played("FrozenLake-v1", 1500, "mixed", seed=2)
+    data = behave(lake)  # what was learned before is put to use: random moves reach the goal 1.5% of the time
+    assert data.returns[:100].mean() < 0.1 < data.returns[500:].mean()
+    np.testing.assert_array_equal(data.actions, behave(lake).actions)
     data = behave(Played("Pendulum-v1", 2, "mixed"))
     assert data.sizes == Sizes(3, 1, (-2.0,), (2.0,)) and data.lengths.tolist() == [200, 200]
     assert np.abs(data.actions).max() <= 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any, Protocol
 
@@ -19,11 +19,12 @@ Action = int | npt.NDArray[np.float32]
 class Environment(Protocol):
     """A world that is acted in, step by step.
 
-    longest: how many steps an episode has at most.
+    longest: how many steps an episode has at most. numbered: whether a state is one number, given as a mark of 1.
     """
 
     sizes: Sizes
     longest: int
+    numbered: bool
 
     def reset(self, seed: int) -> Numbers:
         """Begin an episode, the same for the same seed; return its first state (state,)."""
@@ -59,6 +60,7 @@ class KeyToDoor:
 
     sizes = Sizes(8, len(MOVES))
     longest = ROOMS * TIME
+    numbered = False
 
     def __init__(self) -> None:
         self._agent: tuple[int, int] = (0, 0)
@@ -121,7 +123,7 @@ class Gymnasium:
             advice = f"; did you mean {near[0]}?" if near else ""
             said = f"environment={name!r} cannot be opened ({error}); expected one of gymnasium's{advice}"
             raise DataError(said) from error
-        self.sizes, self._numbered = _sizes(name, self._environment, gymnasium.spaces)
+        self.sizes, self.numbered = _sizes(name, self._environment, gymnasium.spaces)
         limit = self._environment.spec.max_episode_steps if self._environment.spec else None
         self.longest = limit or 1000
 
@@ -135,7 +137,7 @@ class Gymnasium:
         return self._vector(state), float(reward), bool(terminated or truncated)
 
     def _vector(self, state: Any) -> Numbers:
-        if self._numbered:
+        if self.numbered:
             return one_hot(int(state), self.sizes.state)
         return np.asarray(state, dtype=np.float32).reshape(-1)
 
@@ -178,15 +180,34 @@ def play(environment: Environment, policy: Callable[[Numbers], Action], seed: in
     return Episode(np.stack(states[:-1]), np.asarray(actions), np.asarray(rewards, dtype=np.float32))
 
 
+class Learner:
+    """Learns from episodes what each choice is worth in each numbered state (Q-learning, Watkins and Dayan 1992)."""
+
+    RATE, DISCOUNT = 0.1, 0.99
+
+    def __init__(self, sizes: Sizes, random: np.random.Generator) -> None:
+        self.worth = 1e-3 * random.standard_normal((sizes.action, sizes.state))
+
+    def learn(self, episode: Episode) -> None:
+        """Learn from its steps, the last one first, so that what an end brought is known at the beginning."""
+        after = 0.0
+        states = episode.states.argmax(axis=1)
+        for state, action, reward in zip(states[::-1], episode.actions[::-1], episode.rewards[::-1], strict=True):
+            self.worth[action, state] += self.RATE * (reward + self.DISCOUNT * after - self.worth[action, state])
+            after = self.worth[:, state].max()
+
+
 def behave(origin: Played) -> Trajectories:
     """Play the episodes of an origin.
 
     "mixed": an episode's policy is linear, its parameters drawn from the normal distribution: it takes the action with
     the highest product, or bounded numbers; and a share of its actions, drawn evenly between none and half, is random.
-    Most of such policies are bad and a few are very good, in whatever environment.
+    Most of such policies are bad and a few are very good. Where states are numbered and actions are choices, hardly any
+    would be good; there the parameters are what was learned from the episodes before, so that the first are bad.
     """
     environment, random = make(origin.environment), np.random.default_rng(origin.seed)
     sizes = environment.sizes
+    learner = Learner(sizes, random) if environment.numbered and sizes.choices else None
 
     def drawn() -> Action:
         if sizes.choices:
@@ -194,7 +215,7 @@ def behave(origin: Played) -> Trajectories:
         return random.uniform(sizes.low, sizes.high).astype(np.float32)
 
     def mixed() -> Callable[[Numbers], Action]:
-        parameters = random.standard_normal((sizes.action, sizes.state))
+        parameters = random.standard_normal((sizes.action, sizes.state)) if learner is None else learner.worth
         share = random.uniform(0, 0.5)
 
         def policy(state: Numbers) -> Action:
@@ -212,8 +233,12 @@ def behave(origin: Played) -> Trajectories:
     def uniform(_: Numbers) -> Action:
         return drawn()
 
-    episodes = (
-        play(environment, mixed() if origin.behaviour == "mixed" else uniform, int(random.integers(2**31)))
-        for _ in range(origin.episodes)
-    )
-    return Gathered.of(origin.environment, episodes).together(sizes)
+    def episodes() -> Iterator[Episode]:
+        for _ in range(origin.episodes):
+            policy = mixed() if origin.behaviour == "mixed" else uniform
+            episode = play(environment, policy, int(random.integers(2**31)))
+            if learner is not None:
+                learner.learn(episode)
+            yield episode
+
+    return Gathered.of(origin.environment, episodes()).together(sizes)

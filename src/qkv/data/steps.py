@@ -102,9 +102,15 @@ class StepWindows:
     Windows are numbered through all epochs, as in `qkv.data.packing.Windows`. An epoch holds each step once: an episode
     that fits is one window, and a longer one is cut at places that depend only on (seed, epoch); the last
     window of one may then have a step again.
+
+    With a `temperature` an epoch has as many windows, drawn in proportion to exp(return / temperature) of their
+    episodes, the lowest return counted as 0 and the highest as 1 (Hong et al. 2023, "Harnessing mixed offline
+    reinforcement learning datasets via trajectory weighting"): some several times, others in few epochs.
     """
 
-    def __init__(self, data: Trajectories, shown: Shown, context: int, seed: int = 0) -> None:
+    def __init__(
+        self, data: Trajectories, shown: Shown, context: int, seed: int = 0, temperature: float | None = None
+    ) -> None:
         if not len(data):
             raise DataError("there are no episodes to make windows of; give at least one")
         self._given = torch.from_numpy(shown.steps(data))
@@ -114,7 +120,10 @@ class StepWindows:
         self._seed, self.context = seed, context
         counts = np.where(self._lengths <= context, 1, -(-(self._lengths + context - 1) // context))
         self._ends = np.cumsum(counts)
-        self._phased: tuple[int, Places] | None = None
+        self._temperature, self._shares = temperature, None
+        if temperature is not None:
+            self._shares = np.cumsum(np.repeat(_weights(data.returns, temperature), counts))
+        self._phased: tuple[int, Places, Places] | None = None
 
     @property
     def count(self) -> int:
@@ -123,8 +132,9 @@ class StepWindows:
 
     @functools.cached_property
     def fingerprint(self) -> int:
-        """A number that other steps or another context would not have."""
-        return zlib.crc32(self._given.numpy().tobytes(), self.context)
+        """A number that other steps, another context or another temperature would not have."""
+        drawn = 0 if self._temperature is None else zlib.crc32(repr(self._temperature).encode())
+        return zlib.crc32(self._given.numpy().tobytes(), self.context ^ drawn)
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """Lay windows side by side, padded after their end, where no causal model sees it.
@@ -143,20 +153,35 @@ class StepWindows:
     def _spans(self, numbers: Places) -> tuple[Places, Places]:
         """The first step of each window, and the one after its last."""
         epochs, windows = np.divmod(numbers, self.count)
+        drawn = [self._epoch(epoch) for epoch in epochs.tolist()]
+        windows = np.array([chosen[window] for (_, chosen), window in zip(drawn, windows, strict=True)])
         episodes = np.searchsorted(self._ends, windows, side="right")
         starts, lengths = self._starts[episodes], self._lengths[episodes]
         place = windows - np.where(episodes > 0, self._ends[episodes - 1], 0)
-        phases = np.array([self._phases(int(one))[two] for one, two in zip(epochs, episodes, strict=True)])
+        phases = np.array([cuts[episode] for (cuts, _), episode in zip(drawn, episodes, strict=True)])
         cut = np.minimum(phases - self.context + 1 + place * self.context, lengths - 1)
         first = np.where(lengths <= self.context, 0, cut)
         return starts + np.maximum(first, 0), starts + np.minimum(first + self.context, lengths)
 
-    def _phases(self, epoch: int) -> Places:
-        """Where each episode is cut first, (episodes,)."""
+    def _epoch(self, epoch: int) -> tuple[Places, Places]:
+        """Where each episode is cut first, (episodes,), and which windows there are, (count,)."""
         if self._phased is None or self._phased[0] != epoch:
-            drawn = np.random.PCG64([self._seed, epoch, 2]).random_raw(len(self._starts))
-            self._phased = (epoch, (drawn % np.uint64(self.context)).astype(np.int64))
-        return self._phased[1]
+            random = np.random.PCG64([self._seed, epoch, 2]).random_raw(len(self._starts) + 1)
+            phases = (random[:-1] % np.uint64(self.context)).astype(np.int64)
+            chosen = np.arange(self.count)
+            if self._shares is not None:  # as even as can be: each so often as its share says, rounded down or up
+                places = (chosen + float(random[-1]) / 2**64) / self.count * self._shares[-1]
+                chosen = np.minimum(np.searchsorted(self._shares, places, side="right"), self.count - 1)
+            self._phased = (epoch, phases, chosen)
+        return self._phased[1:]
+
+
+def _weights(returns: Numbers, temperature: float) -> npt.NDArray[np.float64]:
+    """How often episodes of these returns are drawn, beside each other."""
+    lowest, highest = float(returns.min()), float(returns.max())
+    scaled = (returns.astype(np.float64) - highest) / ((highest - lowest) or 1.0)
+    weights: npt.NDArray[np.float64] = np.exp(scaled / temperature)
+    return weights
 
 
 def foretold(answers: Tensor, action: int) -> Tensor:

@@ -36,8 +36,9 @@ _SHOWN = 3
 class Played:
     """Episodes played on the spot: in an environment of gymnasium (extra `act`), or in `key-to-door`.
 
-    behaviour: "mixed", each episode is played by a policy of its own, drawn at random, good or bad (see
-    `qkv.data.environments.behave`); "random", every action is drawn evenly.
+    behaviour: "mixed", each episode is played by a policy of its own, good or bad: one drawn at random, or, where
+    states are numbered, what was learned from the episodes before (see `qkv.data.environments.behave`); "random", every
+    action is drawn evenly.
     """
 
     environment: str
