@@ -235,6 +235,8 @@ def read_npz(path: Path) -> Gathered:
     episodes are broken.
     """
     wanted = ("observations", "actions", "rewards")
+    if path.is_file() and not zipfile.is_zipfile(path):
+        raise DataError(f"{path} is no .npz, or not all of one: write it with numpy.savez, or copy it again")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in (*wanted, "terminals", "timeouts") if name in file}
