@@ -117,6 +117,22 @@ def test_episodes_of_a_high_return_are_drawn_more_often(episodes: int, temperatu
     assert np.abs(drawn - episodes * weights / weights.sum()).max() < 1 + 1e-6
 
 
+@given(st.integers(1, 12), st.integers(0, 3))
+@settings(max_examples=20, deadline=None)
+def test_windows_that_begin_late_are_the_ends_of_whole_ones(context: int, epoch: int) -> None:
+    data = some([1, 5, 12, 30] * 12)
+    shown = Shown.of(data)
+    whole, late, half = (StepWindows(data, shown, context, seed=3, late=share) for share in (0.0, 1.0, 0.5))
+    numbers = np.arange(epoch * whole.count, (epoch + 1) * whole.count)
+    (starts, ends), (later, same), (mixed, _) = (one._spans(numbers) for one in (whole, late, half))
+    np.testing.assert_array_equal(ends, same)
+    assert (starts <= later).all() and (later < ends).all()
+    if context > 5:
+        assert 0.25 < ((later - starts) / (ends - starts))[ends - starts > 4].mean() < 0.6  # about half of it
+        assert 0 < (mixed > starts).sum() < (later > starts).sum()
+    assert len({one.fingerprint for one in (whole, late, half)}) == 3
+
+
 def test_states_and_actions_become_numbers_and_come_back() -> None:
     sizes = Sizes(3, 2, (-2.0, 0.0), (2.0, 10.0))
     data = some([5, 7], sizes)

@@ -105,11 +105,19 @@ class StepWindows:
 
     With a `temperature` an epoch has as many windows, drawn in proportion to exp(return / temperature) of their
     episodes, the lowest return counted as 0 and the highest as 1 (Hong et al. 2023, "Harnessing mixed offline
-    reinforcement learning datasets via trajectory weighting"): some several times, others in few epochs.
+    reinforcement learning datasets via trajectory weighting"): some several times, others in few epochs. `late` is the
+    share of windows that begin at a random one of their steps, without those before it: what is to be done is then
+    learned with less of what was before in sight, and single episodes are not so easily remembered.
     """
 
     def __init__(
-        self, data: Trajectories, shown: Shown, context: int, seed: int = 0, temperature: float | None = None
+        self,
+        data: Trajectories,
+        shown: Shown,
+        context: int,
+        seed: int = 0,
+        temperature: float | None = None,
+        late: float = 0.0,
     ) -> None:
         if not len(data):
             raise DataError("there are no episodes to make windows of; give at least one")
@@ -120,10 +128,10 @@ class StepWindows:
         self._seed, self.context = seed, context
         counts = np.where(self._lengths <= context, 1, -(-(self._lengths + context - 1) // context))
         self._ends = np.cumsum(counts)
-        self._temperature, self._shares = temperature, None
+        self._temperature, self._late, self._shares = temperature, late, None
         if temperature is not None:
             self._shares = np.cumsum(np.repeat(_weights(data.returns, temperature), counts))
-        self._phased: tuple[int, Places, Places] | None = None
+        self._phased: tuple[int, Places, Places, npt.NDArray[np.float64]] | None = None
 
     @property
     def count(self) -> int:
@@ -132,8 +140,9 @@ class StepWindows:
 
     @functools.cached_property
     def fingerprint(self) -> int:
-        """A number that other steps, another context or another temperature would not have."""
-        drawn = 0 if self._temperature is None else zlib.crc32(repr(self._temperature).encode())
+        """A number that other steps, or other ways to draw windows of them, would not have."""
+        told = (self._temperature, self._late)
+        drawn = 0 if told == (None, 0) else zlib.crc32(repr(told).encode())
         return zlib.crc32(self._given.numpy().tobytes(), self.context ^ drawn)
 
     def batch(self, numbers: Sequence[int]) -> Batch:
@@ -152,19 +161,23 @@ class StepWindows:
 
     def _spans(self, numbers: Places) -> tuple[Places, Places]:
         """The first step of each window, and the one after its last."""
-        epochs, windows = np.divmod(numbers, self.count)
-        drawn = [self._epoch(epoch) for epoch in epochs.tolist()]
-        windows = np.array([chosen[window] for (_, chosen), window in zip(drawn, windows, strict=True)])
+        epochs, numbered = np.divmod(numbers, self.count)
+        drawn = [(*self._epoch(epoch), number) for epoch, number in zip(epochs.tolist(), numbered, strict=True)]
+        windows = np.array([chosen[number] for _, chosen, _, number in drawn])
+        left_out = np.array([late[number] for _, _, late, number in drawn])
         episodes = np.searchsorted(self._ends, windows, side="right")
         starts, lengths = self._starts[episodes], self._lengths[episodes]
         place = windows - np.where(episodes > 0, self._ends[episodes - 1], 0)
-        phases = np.array([cuts[episode] for (cuts, _), episode in zip(drawn, episodes, strict=True)])
+        phases = np.array([one[0][episode] for one, episode in zip(drawn, episodes, strict=True)])
         cut = np.minimum(phases - self.context + 1 + place * self.context, lengths - 1)
         first = np.where(lengths <= self.context, 0, cut)
-        return starts + np.maximum(first, 0), starts + np.minimum(first + self.context, lengths)
+        first, last = np.maximum(first, 0), np.minimum(first + self.context, lengths)
+        first = first + (left_out * (last - first)).astype(np.int64)
+        return starts + first, starts + last
 
-    def _epoch(self, epoch: int) -> tuple[Places, Places]:
-        """Where each episode is cut first, (episodes,), and which windows there are, (count,)."""
+    def _epoch(self, epoch: int) -> tuple[Places, Places, npt.NDArray[np.float64]]:
+        """Where each episode is cut first, (episodes,), which windows there are, and what share of each is left out at
+        its beginning, both (count,)."""
         if self._phased is None or self._phased[0] != epoch:
             random = np.random.PCG64([self._seed, epoch, 2]).random_raw(len(self._starts) + 1)
             phases = (random[:-1] % np.uint64(self.context)).astype(np.int64)
@@ -172,7 +185,9 @@ class StepWindows:
             if self._shares is not None:  # as even as can be: each so often as its share says, rounded down or up
                 places = (chosen + float(random[-1]) / 2**64) / self.count * self._shares[-1]
                 chosen = np.minimum(np.searchsorted(self._shares, places, side="right"), self.count - 1)
-            self._phased = (epoch, phases, chosen)
+            even = np.random.PCG64([self._seed, epoch, 3]).random_raw(self.count) / 2.0**64
+            left_out = np.where(even < self._late, even / (self._late or 1.0), 0.0)
+            self._phased = (epoch, phases, chosen, left_out)
         return self._phased[1:]
 
 

@@ -81,7 +81,7 @@ def lesson(recipe: ActRecipe, episodes: Episodes, place: Path, tokens: Path, res
     """The windows of steps, the model before its first step, and what judges it."""
     data, seed = recipe.data, recipe.training.seed
     shown = Shown.of(episodes.train, data.shown)
-    windows = StepWindows(episodes.train, shown, data.context, seed, data.temperature)
+    windows = StepWindows(episodes.train, shown, data.context, seed, data.temperature, data.late)
     longest = max(int(part.lengths.max()) for part in (episodes.train, episodes.valid))
     if data.stage is not None:
         longest = max(longest, make(data.stage).longest)

@@ -22,9 +22,10 @@ class EpisodeData:
     environment: where it acts; that of the first episodes that are played on the spot, unless given. Without any, it is
     judged by held-out episodes alone. context: how many steps it sees at a time. batch_steps: how many steps there are
     in a batch. temperature: the lower, the more often it learns from episodes of a high return (see
-    `qkv.data.steps.StepWindows`); from all alike, unless given. held_out: the share of episodes that is never learned
-    from. shown: which numbers of a state it is given (all). asked: the returns that are asked for; the highest of the
-    data, unless given. valid_episodes: how many it plays for each of these at a validation.
+    `qkv.data.steps.StepWindows`); from all alike, unless given. late: the share of what is learned from at a time that
+    begins later than it could, at a random step. held_out: the share of episodes that is never learned from. shown:
+    which numbers of a state it is given (all). asked: the returns that are asked for; the highest of the data, unless
+    given. valid_episodes: how many it plays for each of these at a validation.
     """
 
     train: tuple[TrajectoryOrigin, ...]
@@ -32,6 +33,7 @@ class EpisodeData:
     context: int = 20
     batch_steps: int = 1280
     temperature: float | None = None
+    late: float = 0.0
     held_out: float = 0.05
     shown: tuple[int, ...] | None = None
     asked: tuple[float, ...] = ()
@@ -49,6 +51,8 @@ class EpisodeData:
             problems.append(f"batch_steps={self.batch_steps}: expected at least context={self.context}")
         if self.temperature is not None and self.temperature <= 0:
             problems.append(f"temperature={self.temperature}: expected a number above 0, or null for all alike")
+        if not 0 <= self.late <= 1:
+            problems.append(f"late={self.late}: expected a share from 0 to 1")
         if self.valid_episodes < 1:
             problems.append(f"valid_episodes={self.valid_episodes}: expected at least 1")
         if problems:
