@@ -32,7 +32,8 @@ from qkv.data.recordings import Recording, Sound, recording, recordings
 from qkv.decoding.ctc import align, log_probabilities, read_labels
 from qkv.errors import ConfigError, CorpusError, DataError, MissingExtraError, SpecError, StorageError, VocabularyError
 from qkv.models import build
-from qkv.tasks.hearing import gather, joint
+from qkv.pretrained import Generation
+from qkv.tasks.hearing import gather, joint, lesson
 from qkv.tasks.listener import Classifier, SoundData
 from qkv.tasks.listening import log_mel
 from qkv.tasks.naming import Names
@@ -509,6 +510,35 @@ def test_a_model_goes_on_with_other_recordings_of_the_same_words(folder: Path) -
     other = f"data.train=[{{kind: recordings, path: {folder / 'other.npz'}}}]"
     with pytest.raises(VocabularyError, match="loud"):
         tasks.train(recipe(folder, start, "text={}", other), folder=folder / "y", show=Silent())
+
+
+def test_a_published_listener_goes_on_with_recordings(folder: Path) -> None:
+    long = "data.features.seconds=1.5", "ctc={weight: 0, decoding: 0}", "training.steps=2"
+    runner = tasks.train(recipe(folder, *long), folder=folder / "run", show=Silent()).runner
+    assert isinstance(runner, tasks.Runner)
+    first = runner.target.encode("high")
+    replace(runner, generation=Generation(runner.target.bos, (runner.target.eos,), (), tuple(first))).save(folder / "p")
+    start = f"model={{kind: from, folder: {folder / 'p'}}}", "text={}"
+    further = recipe(folder, *start, "data.features={}", "data.augmentation.stretch=0.5")
+    taught = lesson(further, gather(further), folder / "l", folder / "t", False)
+    batch = taught.collate([0, 4])
+    assert batch.source is not None and batch.source.shape == (2, 8, int(1.5 * RATE) // 64) and batch.target is not None
+    bos, eos = runner.target.bos, runner.target.eos
+    two = runner.target.encode(TEXTS[4])
+    assert batch.target[1].tolist() == [bos, *first, *two] and batch.labels[1].tolist() == [frames.IGNORE, *two, eos]
+    learned = tasks.train(further, folder=folder / "more", show=Silent())
+    again = tasks.load(folder / "more")
+    assert isinstance(again, tasks.Runner) and again.generation is not None and again.generation.first == tuple(first)
+    assert again.hearing == runner.hearing and learned.result.step == 8
+    answers = [one.text for one, *_ in again.run([str(folder / "low.wav")])]
+    assert answers[0].startswith("high")  # what was told to come first still does
+    shorter = recipe(folder, *start, "data.features.seconds=0.3")
+    with pytest.raises(DataError, match=r"longer than 0\.3 seconds"):
+        tasks.train(shorter, folder=folder / "x", show=Silent())
+    with pytest.raises(ConfigError, match="data.features"):
+        tasks.train(recipe(folder, *start, "data.features.seconds=1.6"), folder=folder / "x", show=Silent())
+    with pytest.raises(ConfigError, match="reads text; expected a model that hears"):
+        tasks.train(recipe(folder, "model={kind: from, folder: pronounce}", "text={}"), folder=folder / "y")
 
 
 def test_noise_is_put_under_the_frames_and_not_over_them() -> None:

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from qkv.data.audio import LogMel, mask_spectrogram, resample
-from qkv.data.batch import Batch, Ids, SpecialTokens, collate
+from qkv.data.batch import IGNORE, Batch, Ids, SpecialTokens, collate
 from qkv.data.cleaning import Cleaning, Encoder, Finding, Report
 from qkv.data.hearing import AUDIBLE, Augmentation
-from qkv.data.recordings import Recording
+from qkv.data.recordings import Recording, Sound
 from qkv.errors import DataError, StorageError
 
 _FORMAT = 1
@@ -116,16 +116,16 @@ class Preparation:
         try:
             with open(place / "raw", "wb") as raw:
                 for number, (one, own) in enumerate(zip(recordings, tokens, strict=True)):
-                    frames, reason, rate = self._frames(one, texts[number], own)
-                    if frames is None:
+                    frames, reason, sound = self._frames(one, texts[number], own)
+                    if frames is None or sound is None:
                         report.dropped.setdefault(reason, Finding()).add(number + 1, one.name)
                         continue
                     raw.write(np.ascontiguousarray(frames.T.numpy().astype(np.float16)).tobytes())
-                    rates[rate] = rates.get(rate, 0) + 1
+                    rates[sound.rate] = rates.get(sound.rate, 0) + 1
                     bounds.append((bounds[-1][0] + frames.shape[1], bounds[-1][1] + len(own)))
                     ids += own
                     kept.append(number)
-                    seconds += frames.shape[1] * self.features.hop / self.features.rate
+                    seconds += len(sound.samples) / sound.rate
             report.kept = len(kept)
             report.check(self.cleaning)
             flat = np.memmap(place / "raw", np.float16, "r", shape=(bounds[-1][0], self.features.mels))
@@ -137,26 +137,27 @@ class Preparation:
             raise StorageError(f"cannot write {place}: {error}; free some space or choose another folder") from error
         return kept, _told(report, rates, self.features.rate, seconds)
 
-    def _frames(self, one: Recording, text: str, own: list[int]) -> tuple[Tensor | None, str, int]:
-        """The frames of a recording, or why there are none; and the rate it is stored at."""
+    def _frames(self, one: Recording, text: str, own: list[int]) -> tuple[Tensor | None, str, Sound | None]:
+        """The frames of a recording, or why there are none; and the sound as it is stored."""
         if not text.strip() or not own:
-            return None, "without a text, or one that is not known", 0
+            return None, "without a text, or one that is not known", None
         if len(own) > self.cleaning.max_length:
-            return None, f"a text longer than {self.cleaning.max_length} tokens", 0
+            return None, f"a text longer than {self.cleaning.max_length} tokens", None
         try:
             sound = one.load()
             samples = resample(sound.samples, sound.rate, self.features.rate)
         except DataError as error:
-            return None, f"unreadable ({str(error).replace(one.name, 'it')})", 0
-        if len(samples) > self.longest * self.features.rate:
-            return None, f"longer than {self.longest:g} seconds", 0
+            return None, f"unreadable ({str(error).replace(one.name, 'it')})", None
+        longest = min(self.longest, self.features.seconds or self.longest)
+        if len(samples) > longest * self.features.rate:
+            return None, f"longer than {longest:g} seconds", None
         samples = at_least(samples, self.features)
         frames = self.features(samples)
         room = -(-frames.shape[1] // 2)
         needed = len(own) + sum(left == right for left, right in zip(own, own[1:], strict=False))
         if self.labels and needed > room:
-            return None, "too short for its text", 0
-        return frames, "", sound.rate
+            return None, "too short for its text", None
+        return frames, "", sound
 
     def _key(self, recordings: Iterable[Recording]) -> str:
         head = [_FORMAT, self.features, self.cleaning, self.longest, self.labels, self.tokenizer.digest]
@@ -195,19 +196,32 @@ def heard(
     tokenizer: SpecialTokens,
     index: Sequence[int],
     augmentation: Augmentation | None = None,
+    *,
+    first: Sequence[int] = (),
+    alike: bool = False,
 ) -> Batch:
     """Lay examples of frames (mels, frames) and target ids side by side: source (batch, mels, frames) float32.
 
-    Augmentation draws from torch's own generator.
+    Augmentation draws from torch's own generator. first: tokens that every answer begins with, which are no labels.
+    alike: whether frames stay as many as they are, whatever is done to them.
     """
-    source, mask = side_by_side(sources(examples, augmentation))
-    texts = collate([(None, ids) for _, ids in examples], None, tokenizer, index)
+    source, mask = side_by_side(sources(examples, augmentation, alike))
+    texts = collate([(None, [*first, *ids]) for _, ids in examples], None, tokenizer, index)
+    texts.labels[:, : len(first)] = IGNORE
     return Batch(source, mask, texts.target, texts.labels, texts.index)
 
 
-def sources(examples: Sequence[tuple[Tensor, Ids]], augmentation: Augmentation | None = None) -> list[Tensor]:
-    """The frames of examples, changed at random if told."""
-    return [frames if augmentation is None else augment(frames, augmentation) for frames, _ in examples]
+def sources(
+    examples: Sequence[tuple[Tensor, Ids]], augmentation: Augmentation | None = None, alike: bool = False
+) -> list[Tensor]:
+    """The frames of examples, changed at random if told; alike: then cut, or the last repeated, to as many as were."""
+    if augmentation is None:
+        return [frames for frames, _ in examples]
+    changed = [augment(frames, augmentation) for frames, _ in examples]
+    if not alike:
+        return changed
+    places = [torch.arange(frames.shape[1]) for frames, _ in examples]
+    return [one[:, place.clamp(max=one.shape[1] - 1)] for one, place in zip(changed, places, strict=True)]
 
 
 def side_by_side(sources: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

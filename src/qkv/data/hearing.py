@@ -82,7 +82,8 @@ def _joined(parts: list[Recording], how: Joining | None) -> list[Recording]:
 class Features:
     """How sound becomes frames: `qkv.data.audio.LogMel`. A sound of another rate is resampled.
 
-    window, hop: in samples. scaling: "utterance" gives each band mean 0 and variance 1 over a sound, which takes away
+    window, hop: in samples. seconds: to which each sound is filled with silence, and longer ones left out; None: it is
+    as long as it is. scaling: "utterance" gives each band mean 0 and variance 1 over a sound, which takes away
     what the microphone did to it; "peak" keeps how loud bands are beside each other, which tells the words of a short
     sound apart.
     """
@@ -93,6 +94,7 @@ class Features:
     hop: int = 160
     lowest: float = 0.0
     highest: float | None = None
+    seconds: float | None = None
     scaling: Literal["utterance", "peak"] = "utterance"
 
     def __post_init__(self) -> None:
@@ -107,6 +109,8 @@ class Features:
             )
             if not least <= getattr(self, name) <= most
         ]
+        if self.seconds is not None and not 0 < self.seconds <= 3600:
+            problems.append(f"seconds={self.seconds}: expected more than 0 and at most 3,600, or null")
         if not 0 <= self.lowest < highest <= self.rate / 2:
             problems.append(f"lowest={self.lowest}, highest={highest}: expected 0 <= lowest < highest <= half the rate")
         if problems:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from qkv.data import Batch, BatchSampler
+from qkv.data.audio import LogMel
 from qkv.data.frames import FrameStore, Preparation, heard
-from qkv.data.hearing import SoundOrigin, name_of
+from qkv.data.hearing import Augmentation, Features, SoundOrigin, name_of
 from qkv.data.recordings import Recording
 from qkv.decoding import Decoding, Greedy
 from qkv.errors import ConfigError, DataError, VocabularyError
@@ -84,22 +85,57 @@ def lesson(recipe: HearRecipe, sounds: Sounds, place: Path, tokens: Path, resume
     data = recipe.data
     if isinstance(recipe.model, Classifier):
         return naming.lesson(recipe, sounds.train, sounds.valid, place, tokens)
-    tokenizer, model, hearing = _beginning(recipe, sounds, place, resume)
-    labelled = isinstance(model, Transformer) and model.encoder_answer is not None
-    prepare = Preparation(hearing.features, tokenizer, data.cleaning, data.longest, labelled, spoken)
+    runner = _beginning(recipe, sounds, place, resume)
+    labelled = _labels(runner.model)
+    assert runner.hearing is not None
+    written = spoken if runner.generation is None else _continued
+    prepare = Preparation(runner.hearing.features, runner.target, data.cleaning, data.longest, labelled, written)
     store, _, told = prepare(sounds.train, tokens)
     checked, kept, said = prepare(sounds.valid)
 
     def batch(numbers: Sequence[int]) -> Batch:
-        return heard([store[number] for number in numbers], tokenizer, numbers, data.augmentation)
+        return _side_by_side(runner, store, numbers, data.augmentation)
 
-    task = TASKS["transcribe"]
-    runner = Runner(model, tokenizer, tokenizer, task, recipe.decoding, hearing=hearing)
-    losses = joint(tokenizer.pad, recipe.ctc.weight if labelled else 0.0, recipe.training.label_smoothing)
+    losses = joint(_ends(runner).pad, recipe.ctc.weight if labelled else 0.0, recipe.training.label_smoothing)
     judge = Judge(runner, checked, [sounds.valid[number] for number in kept], recipe)
     judge.check(recipe)
     sampler = BatchSampler(store.lengths, data.batch_frames, recipe.training.seed)
     return Lesson(runner, sampler, batch, judge, [f"to learn from: {told}", f"to check on: {said}"], losses)
+
+
+class _Ends(NamedTuple):
+    """The tokens around a text."""
+
+    pad: int
+    bos: int
+    eos: int
+
+
+def _ends(runner: Runner) -> _Ends:
+    """What stands around a text: of a published model, what its answers begin and end with."""
+    rules, target = runner.rules(), runner.target
+    if runner.generation is None:
+        return _Ends(target.pad, target.bos, target.eos)
+    eos = rules["eos"][0]
+    return _Ends(eos, rules["bos"], eos)
+
+
+def _side_by_side(
+    runner: Runner, store: FrameStore, numbers: Sequence[int], augmentation: Augmentation | None = None
+) -> Batch:
+    assert runner.hearing is not None
+    first, alike = runner.rules().get("first", ()), runner.hearing.features.seconds is not None
+    return heard([store[number] for number in numbers], _ends(runner), numbers, augmentation, first=first, alike=alike)
+
+
+def _continued(text: str) -> str:
+    """A text as a published model writes it after its first tokens: as it is, a space before it."""
+    return f" {text.strip()}"
+
+
+def _labels(model: SequenceModel) -> bool:
+    """Whether the encoder of a model answers by itself."""
+    return isinstance(model, Transformer) and model.encoder_answer is not None
 
 
 def joint(blank: int, weight: float, smoothing: float) -> Callable[[Any, Batch], tuple[Tensor, Tensor]]:
@@ -140,7 +176,7 @@ class Judge:
         self.runner, self.store, self.recordings = runner, store, recordings
         self.references = [spoken(one.text) for one in recordings]
         numbers = BatchSampler(store.lengths, recipe.data.batch_frames).batches(0)
-        self.batches = [heard([store[n] for n in own], runner.target, own) for own in numbers]
+        self.batches = [_side_by_side(runner, store, own) for own in numbers]
         self.decoding: Decoding = replace(recipe.decoding, method=Greedy())
 
     def check(self, recipe: HearRecipe) -> None:
@@ -177,31 +213,45 @@ class Judge:
         return Validated({"loss": total / count, **{name: one.value for name, one in scores.items()}}, samples)
 
 
-def _beginning(
-    recipe: HearRecipe, sounds: Sounds, place: Path, resume: bool
-) -> tuple[Tokenizer, SequenceModel, Hearing]:
-    """The tokenizer, the model before its first step and its features: new, or those of the model to go on from."""
-    features = log_mel(recipe.data.features)
+def _beginning(recipe: HearRecipe, sounds: Sounds, place: Path, resume: bool) -> Runner:
+    """The model before its first step with its tokenizer and features: new, or those of the model to go on from."""
+    task = TASKS["transcribe"]
     if isinstance(recipe.model, From):
-        trained = begun_by(recipe.model)
-        if trained.hearing is None:
-            raise ConfigError([f"model.folder={recipe.model.folder}: reads text; expected a model that hears"])
-        if trained.hearing.features != features:
-            raise ConfigError(
-                [f"data.features: the model in {recipe.model.folder} hears by {trained.hearing.features}; give those"]
-            )
+        trained = begun_by(recipe.model, hears=True)
+        assert trained.hearing is not None
+        hearing = Hearing(_features(recipe, trained.hearing.features), recipe.ctc.decoding * _labels(trained.model))
         _check_known(sounds, trained.target)
-        return trained.target, trained.model, replace(trained.hearing, ctc=recipe.ctc.decoding)
+        return replace(trained, task=task, decoding=recipe.decoding, card=None, hearing=hearing)
     kept = place / "source.tokenizer.json"
     if resume and kept.exists():
         tokenizer = Tokenizer.load(kept)
     else:
         tokenizer = made((spoken(one.text) for one in sounds.train), recipe.text)
         keep(tokenizer, kept)
+    features = log_mel(recipe.data.features)
     torch.manual_seed(recipe.training.seed)
     assert isinstance(recipe.model, Listener)
-    shape = recipe.model.spec(features.mels, tokenizer.size, labels=recipe.ctc.weight > 0)
-    return tokenizer, build(shape), Hearing(features, recipe.ctc.decoding)
+    model = build(recipe.model.spec(features.mels, tokenizer.size, labels=recipe.ctc.weight > 0))
+    hearing = Hearing(features, recipe.ctc.decoding)
+    return Runner(model, tokenizer, tokenizer, task, recipe.decoding, hearing=hearing)
+
+
+def _features(recipe: HearRecipe, known: LogMel) -> LogMel:
+    """The features of the model to go on from, unless a recipe says them otherwise; ConfigError if not so.
+
+    Sounds may be filled with silence to fewer seconds than the model knows.
+    """
+    given = recipe.data.features
+    if given == Features():
+        return known
+    features = log_mel(given)
+    shorter = known.seconds is not None and features.seconds is not None and features.seconds <= known.seconds
+    if features != replace(known, seconds=features.seconds if shorter else known.seconds):
+        assert isinstance(recipe.model, From)
+        raise ConfigError(
+            [f"data.features: the model in {recipe.model.folder} hears by {known}; give those, or data.features={{}}"]
+        )
+    return features
 
 
 def _check_known(sounds: Sounds, tokenizer: Tokenizer) -> None:

@@ -36,14 +36,20 @@ class Lesson:
     losses: Losses | None = None
 
 
-def begun_by(start: From) -> Runner:
-    """The model to go on from. Raises ConfigError if it was not trained here, and is no published decoder of text."""
+def begun_by(start: From, *, hears: bool = False) -> Runner:
+    """The model to go on from, one that hears or one that reads text.
+
+    Raises ConfigError if it is of the other kind, or a published one that reads text with an encoder.
+    """
     trained = load(start.folder)
     if not isinstance(trained, Runner):
         raise ConfigError([f"model.folder={start.folder}: answers no text; expected a model that does"])
+    if (trained.hearing is not None) != hears:
+        kinds = ("hears", "reads text") if trained.hearing is not None else ("reads text", "hears")
+        raise ConfigError([f"model.folder={start.folder}: {kinds[0]}; expected a model that {kinds[1]}"])
     if trained.generation is None:
         return trained
-    if trained.reads_apart:
+    if trained.reads_apart and not hears:
         raise ConfigError(
             [
                 f"model.folder={start.folder}: a published checkpoint with an encoder; expected a decoder alone, or a "
