@@ -293,12 +293,15 @@ def fake_wheels(folder: Path) -> None:
     english = {"title": "Lamp", "state": {"on": "On", "off": "Off"}, "only": "English"}
     german = {"title": "Lampe", "state": {"on": "An", "off": "Aus"}, "other": "Deutsch"}
     names = {"b/translations/en.json": english, "b/translations/de.json": german, "c/translations/en.json": english}
+    names |= {"d/translations/x/en-0a1.json": {"k": "Key"}, "d/translations/x/de-b2.json": {"k": "Taste"}}
+    names |= {"e/locales/en/f.json": {"l": "Lock"}, "e/locales/de/f.json": {"l": "Schloss"}}
+    names |= {"e/locales/den/f.json": {"l": "no"}, "e/locales/de/g.json": {"l": "no"}}
     wheel(folder / "b.whl", {name: json.dumps(tree).encode() for name, tree in names.items()})
 
 
 def test_interface_texts_are_made_from_wheels_once(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [("Open", "Öffnen"), ("%d file", "%d Datei"), ("%d files", "%d Dateien"), ("Two lines", "Zwei Zeilen")]
-    expected += [("Lamp", "Lampe"), ("On", "An"), ("Off", "Aus")]
+    expected += [("Lamp", "Lampe"), ("On", "An"), ("Off", "Aus"), ("Key", "Taste"), ("Lock", "Schloss")]
     text = "".join(f"{english}\t{german}\n" for english, german in expected).encode()
     entry = dataclasses.replace(corpora.entry("ui-strings"), files=(recorded("ui-strings/ui.en-de.tsv.gz", text),))
     monkeypatch.setattr(corpora, "ENTRIES", (entry,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,8 @@ def test_what_cannot_be_wanted_is_refused(model: Runner) -> None:
         Wanted(must=("",))
     with pytest.raises(DataError, match="'Katze' must be held and 'atz' must not"):
         Wanted(must=("Katze",), never=("atz",))
+    with pytest.raises(DataError, match="'Konto' must be held where a line has 'account', and 'ont' must not"):
+        Wanted(never=("ont",), terms=(("account", "Konto"),))
     letters = train(["abc"], "character")
     with pytest.raises(VocabularyError, match="has to hold 'xyz', which this model cannot spell"):
         phrases_of([Wanted(must=("xyz",)).of("")], letters)
@@ -157,7 +160,11 @@ def test_what_cannot_be_wanted_is_refused(model: Runner) -> None:
             "${HOME} {{ user.name }} %1$s %.2f {count, plural, one {# item}}",
             ["${HOME}", "{{ user.name }}", "%1$s", "%.2f"],
         ),
-        ("50% done, {}", ["{}"]),
+        ("50% done, {}, 100% sure, 5%-ig", ["{}"]),
+        (
+            "%05.2f of %ld, %{name}, #{x}: $t(key_other) {x:.1f}",
+            ["%05.2f", "%ld", "%{name}", "#{x}", "$t(key_other)", "{x:.1f}"],
+        ),
     ],
 )
 def test_placeholders_are_found(text: str, found: list[str]) -> None:
@@ -211,6 +218,8 @@ def well_formed(tags: list[str]) -> bool:
         ("one<br/>two", "zwei eins", [1, 0], "<br/>zwei eins"),
         ("one <b>two", "eins zwei", [0, 1], "eins <b>zwei"),
         ("one</b> two", "eins zwei", [0, 1], "eins </b>zwei"),
+        ("<a href='x>y'>one</a> two", "zwei eins", [1, 0], "zwei <a href='x>y'>eins</a>"),
+        ("one < two & <b>two</b>", "eins < zwei & zwei", [0, 1, 2, 3, 4], "eins < zwei & <b>zwei</b>"),
         ("(<b>one</b>) two", "(eins) zwei", [0, 1], "(<b>eins</b>) zwei"),
     ],
 )
@@ -242,6 +251,20 @@ def test_the_command(model: Runner, tmp_path: Path) -> None:
     assert "1 answers do not keep to what was asked for, such as 'sat': 'Katze" in done.stderr
     done = CliRunner().invoke(main, ["run", str(tmp_path / "model"), "sat", "--must", "Katze", "--beam", "1"])
     assert done.exit_code == 2 and "use a beam" in done.output
+
+
+def test_lines_that_do_not_say_what_to_answer_are_told(model: Runner, tmp_path: Path) -> None:
+    replace(model, card={"before": ["<2de>", "<2fr>"]}).save(tmp_path / "model")
+    command = ["run", str(tmp_path / "model"), "--beam", "1", "the cat", "", "<2fr> the mat"]
+    told = "Note: 1 of the lines begin with none of <2de>, <2fr>, by which this model is told what to answer, such as"
+    assert f"{told} 'the cat'" in CliRunner().invoke(main, command).stderr
+    assert "Note: 2 of" in CliRunner().invoke(main, [*command, "--before", "<2xx>"]).stderr
+    assert "Note" not in CliRunner().invoke(main, [*command[:-3], "--before", "<2de>", "the cat"]).stderr
+    (tmp_path / "pairs.tsv").write_text("the cat\tdie Katze\n<2de> the mat\tdie Matte\n")
+    done = CliRunner().invoke(main, ["evaluate", str(tmp_path / "model"), str(tmp_path / "pairs.tsv")])
+    assert "1 of them begin with nothing that tells this model what to answer" in done.stdout
+    both = replace(model, card={"before": ["", "<BT>"]})
+    assert not both.unled("the cat") and not model.unled("the cat")
 
 
 def test_what_stands_before_a_source_is_learned_and_asked(model: Runner, tmp_path: Path) -> None:

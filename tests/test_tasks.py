@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,14 @@ def recipe(pairs: Path, task: str = "pronounce", model: dict[str, Any] = TRANSFO
             "decoding": {"length": {"factor": 2.0, "constant": 2}},
         },
     )
+
+
+def test_a_model_knows_what_stood_before_its_sources(pairs: Path) -> None:
+    plain = recipe(pairs, model=RECURRENT)
+    marked = replace(plain.data.train[0], before="<BT>")
+    asked = replace(plain, data=replace(plain.data, train=(*plain.data.train, marked)))
+    learned = tasks.train(asked, folder=pairs / "run", show=Silent())
+    assert learned.runner.led_by == qkv.load(pairs / "run").led_by == ("", "<BT>")
 
 
 @pytest.mark.parametrize("task", ["translate", "pronounce"])

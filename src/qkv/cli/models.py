@@ -82,6 +82,7 @@ def run(
     decoding = tasks.with_method(runner.decoding, beam=beam, n_best=n_best)
     strange: dict[str, None] = {}
     unread: list[int] = []
+    unled: list[str] = []
     wrong: list[DataError] = []
     missed: list[str] = []
 
@@ -94,6 +95,8 @@ def run(
                 runner.read([bare], next(number))
                 strange.update(dict.fromkeys(runner.unknown(bare)))
                 unread.extend(filter(None, [runner.unread(bare)]))
+                if isinstance(runner, tasks.Runner) and runner.unled(bare):
+                    unled.append(bare)
                 asked.append(bare)
                 yield line
         except DataError as error:
@@ -123,6 +126,12 @@ def run(
         click.echo(
             f"Note: {len(unread):,} of the lines are longer than the model reads; {sum(unread):,} tokens at their ends "
             "were not read.",
+            err=True,
+        )
+    if unled and isinstance(runner, tasks.Runner):
+        click.echo(
+            f"Note: {len(unled):,} of the lines begin with none of {', '.join(runner.led_by)}, by which this model is "
+            f"told what to answer, such as {unled[0][:40]!r}: give one with --before.",
             err=True,
         )
     if missed:

@@ -27,7 +27,8 @@ from qkv.tasks.runner import Runner
 class Report:
     """What an evaluation found: scores by name, the task's own score by source length, every answer.
 
-    unread: how many sources were longer than the model reads. beside: scores of answers that need no model, by name.
+    unread: how many sources were longer than the model reads. unled: how many began with nothing that the model learned
+    to find before a source. beside: scores of answers that need no model, by name.
     """
 
     scores: dict[str, Score]
@@ -36,6 +37,7 @@ class Report:
     answers: list[str]
     references: list[tuple[str, ...]]
     unread: int = 0
+    unled: int = 0
     beside: Mapping[str, dict[str, Score]] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -43,6 +45,11 @@ class Report:
         lines.append(f"{len(self.answers):,} lines in {self.seconds:.1f} s")
         if self.unread:
             lines.append(f"{self.unread:,} of them are longer than the model reads: the end of these it did not see")
+        if self.unled:
+            lines.append(
+                f"{self.unled:,} of them begin with nothing that tells this model what to answer "
+                "(of a corpus, give it so: --with 'before=<2de>')"
+            )
         lines += [f"  {bucket}" for bucket in self.buckets if len(self.buckets) > 1]
         for name, scores in self.beside.items():
             lines.append(f"beside it, {name}: " + ", ".join(f"{one} {own.value:.2f}" for one, own in scores.items()))
@@ -80,11 +87,12 @@ def evaluate(
     )
     sources = [source for source, _ in questions]
     unread = sum(runner.unread(source) > 0 for source in sources)
+    unled = sum(runner.unled(source) for source in sources) if isinstance(runner, Runner) else 0
     beside = {}
     if baselines:
         beside["the first sentence"] = task.score(lead(sources), references)
         beside["the best sentence (oracle)"] = task.score(oracle(sources, references), references)
-    return Report(task.score(answers, references), buckets, seconds, answers, references, unread, beside)
+    return Report(task.score(answers, references), buckets, seconds, answers, references, unread, unled, beside)
 
 
 def evaluate_recordings(

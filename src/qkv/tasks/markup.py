@@ -23,7 +23,7 @@ from qkv.lens.alignment import Head
 from qkv.tasks.runner import Answer, Looked, Runner
 from qkv.tasks.wishes import Wanted
 
-_TAG = re.compile(r"<(/?)([A-Za-z][\w:.-]*)((?:\s[^<>]*)?/?)>")
+_TAG = re.compile(r"""<(/?)([A-Za-z][\w:.-]*)((?:\s(?:"[^"]*"|'[^']*'|[^<>"'])*)?/?)>""")
 _BEFORE = "([\u201e\u201c\u00ab\u00bf\u00a1\"'"
 _AFTER = ".,;:!?)]\u201c\u201d\u00bb\u2026\"'"
 _HEADS = 2

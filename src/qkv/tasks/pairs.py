@@ -49,7 +49,9 @@ def lesson(recipe: Recipe, examples: Examples, place: Path, tokens: Path, resume
         _check_known(recipe, examples, stores, Runner(model, source, target, task))
     data = stores[0] if len(stores) == 1 else Joined(stores)
     cleaning = recipe.data.cleaning
-    card = {"longest_source": cleaning.max_length} if cleaning.long == "truncate" else {}
+    card: dict[str, Any] = {"longest_source": cleaning.max_length} if cleaning.long == "truncate" else {}
+    if any(led_by := sorted({origin.before for origin in recipe.data.train})):
+        card["before"] = led_by
     runner = Runner(model, source, target, task, recipe.decoding, card)
     lay = _laying(runner)
 

@@ -265,6 +265,15 @@ class Runner:
             return 0
         return max(0, len(self.source.encode(self.task.prepare(line))) - self.longest_source)
 
+    @property
+    def led_by(self) -> tuple[str, ...]:
+        """What it learned to find before a source, such as <2de>; "" where also nothing stood there."""
+        return tuple((self.card or {}).get("before", ()))
+
+    def unled(self, line: str) -> bool:
+        """Whether a line begins with none of what the model learned to find before a source."""
+        return bool(self.led_by and line.strip()) and not line.startswith(self.led_by)
+
     def names(self, numbers: Sequence[int]) -> list[str]:
         """What to call the tokens it answers with."""
         return self.target.tokens(numbers)

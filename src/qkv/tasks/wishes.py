@@ -13,8 +13,9 @@ from qkv.errors import DataError, VocabularyError
 from qkv.text import Tokenizer
 
 PLACEHOLDER = re.compile(
-    r"%\(\w+\)[a-zA-Z]|%\d+\$[a-zA-Z@]|%(?:\.\d+)?[sdifrx@](?!\w)"  # printf: %(name)s, %1$s, %d, %.2f
-    r"|\$\{[^{}\s]+\}|\{\{\s*[^{}\s]+\s*\}\}|\{[^{}\s,]*\}"  # ${name}, {{ name }}, {name}, {0}, {}
+    r"%\(\w+\)[a-zA-Z]|%\d+\$[a-zA-Z@]"  # printf: %(name)s, %1$s
+    r"|%[-+#0]*\d*(?:\.\d+)?(?:hh?|ll?|z)?[sdiufeExXcr@](?!\w)"  # %s, %d, %05.2f, %ld
+    r"|\{\{\s*[^{}\s]+\s*\}\}|[$%#]?\{[^{}\s,]*\}|\$t\([^()]+\)"  # {{ name }}, {name}, {0}, {}, ${x}, %{x}, $t(x)
 )
 """What programs fill in, in the texts of their interfaces."""
 
@@ -54,6 +55,13 @@ class Wanted:
             for other in self.never:
                 if other in one:
                     raise DataError(f"{one!r} must be held and {other!r} must not; the one holds the other")
+        for source, target in self.terms:
+            for other in self.never:
+                if other in target:
+                    raise DataError(
+                        f"{target!r} must be held where a line has {source!r}, and {other!r} must not; "
+                        "take one of them out"
+                    )
 
     def __bool__(self) -> bool:
         return bool(self.must or self.never or self.terms or self.placeholders)

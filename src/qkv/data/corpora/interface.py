@@ -42,9 +42,34 @@ WHEELS = (
         "8167820cac4b8defe895fd2c36ac23402a445d1fe6028e8cde24caabb935282c",
         "Apache-2.0",
     ),
+    Wheel(
+        "home-assistant-frontend==20261125.1",
+        "3.14",
+        "56292fc59343a1e15e0eae2502c5443975f66ab085b12e7c0d68e3e72429df89",
+        "Apache-2.0",
+    ),
+    Wheel(
+        "apache-airflow-core==3.3.2",
+        "3.14",
+        "99258922bccec15be4700ff89f3c942b8acd93407e263c287ce863e671bb3c50",
+        "Apache-2.0",
+    ),
     Wheel("indico==3.2.9", "3.11", "194d2e31ccaabd2b9af7809e67d60d942faee35a6b4de36f0c2c280a32ed84c3", "MIT"),
     Wheel("wagtail==8.0.1", "3.14", "1e6ad5c7891a54efce1400e168298b5a2cc343b642cee89c31bf5ec30c98b26c", "BSD-3-Clause"),
     Wheel("django==5.2.19", "3.14", "5965d974a5218a2b68a11dd1276434707f23886525c23f0598eccedaf4f4ca00", "BSD-3-Clause"),
+    Wheel(
+        "django-oscar==4.2.1",
+        "3.14",
+        "adbb95ea0130859c204cc6fb221052d6d437ecbaa90800e8418a809f72645e9c",
+        "BSD-3-Clause",
+    ),
+    Wheel(
+        "django-cms==5.1.3",
+        "3.14",
+        "acf31919aab389d2bea253efa97a901bf55e96046a252f23a7a742e495848a5e",
+        "BSD-3-Clause",
+    ),
+    Wheel("django-allauth==65.22.1", "3.14", "08f7a3ddbd5ff7f1000d685dee9c0678d0da2057e18bed473a6eb2de18bd04e4", "MIT"),
     Wheel("sphinx==9.0.4", "3.14", "5bebc595a5e943ea248b99c13814c1c5e10b3ece718976824ffa7959ff95fffb", "BSD-2-Clause"),
     Wheel(
         "jupyterlab-language-pack-de-DE==4.5.post3",
@@ -137,14 +162,22 @@ def _one_line(text: str) -> str:
 def _texts(archive: zipfile.ZipFile, language: str) -> Iterator[Pair]:
     names = sorted(archive.namelist())
     catalogue = re.compile(rf"/{language}(_{language.upper()})?/LC_MESSAGES/[^/]+\.mo$")
+    english, translated = ({place: name for name in names if (place := _place(name, one))} for one in ("en", language))
     for name in names:
         if catalogue.search(name):
             yield from messages(archive.read(name))
-        elif name.endswith("/translations/en.json"):
-            other = name.removesuffix("en.json") + f"{language}.json"
-            if other in archive.NameToInfo:
-                english, translated = (dict(_leaves(json.loads(archive.read(one)))) for one in (name, other))
-                yield from ((text, translated[key]) for key, text in english.items() if key in translated)
+        elif (place := _place(name, "en")) in translated:
+            texts, others = (dict(_leaves(json.loads(archive.read(one[place])))) for one in (english, translated))
+            yield from ((text, others[key]) for key, text in texts.items() if key in others)
+
+
+def _place(name: str, language: str) -> tuple[str, str] | None:
+    """What a file of one language's texts by key is called but for its language; None for any other file.
+
+    Such as translations/en.json, translations/config/en-0a1b.json and locales/en/common.json.
+    """
+    found = re.fullmatch(rf"(.*/(?:translations|locales)/(?:.+/)?){language}(?:-[0-9a-f]+)?((?:/[^/]+)?\.json)", name)
+    return (found[1], found[2]) if found else None
 
 
 def _leaves(tree: object, path: str = "") -> Iterator[tuple[str, str]]:

@@ -106,9 +106,9 @@ _FILES = (
     ),
     ("cifar10-jpeg/cifar10_test_jpeg.npz", 3072355, "d5eee7d7f4bce7641222f83db42ff78d2738f614d1ac9a983b4618111cfe315d"),
     ("fsdd/fsdd_8k.npz", 15426852, "06681dc5d0618e7c096ebbbcd22be5a5c1bff819ced55c92f47f1a61635efb59"),
-    ("ui-strings/ui.en-de.tsv.gz", 2593744, "1b720ae6fabce9c4c6b0b96bb92b748a3063518e249c8937c56bc36eda6a09f5"),
-    ("ui-strings/ui.en-es.tsv.gz", 2612800, "fd915be88cd550d839b6122009afe6cdf07324aa7c594719e17398a9ce6d4510"),
-    ("ui-strings/ui.en-fr.tsv.gz", 1796150, "8487d3529c893f3357122604a0b3647db6cdef4f4685c728954239150d639355"),
+    ("ui-strings/ui.en-de.tsv.gz", 3384967, "39d113859ffedda7716a8200f6d6726c2c331f3f1f8670257c9419201866c0a0"),
+    ("ui-strings/ui.en-es.tsv.gz", 3393229, "23c24dc1ccc1fd1cfbafca62db24abc5891a629603e32810d5487ffc651ebe4b"),
+    ("ui-strings/ui.en-fr.tsv.gz", 2525678, "11e7d5cfe561e353ad3510a43584109fe56bb5dd40fafa7987cc372205d179bf"),
 )
 
 

@@ -1,0 +1,202 @@
+"""Whether a translator's answers keep to what is asked of them, on held-out texts: phrases, placeholders, tags.
+
+    python benchmarks/wishes.py translate
+
+Phrases are drawn from the references (as Post & Vilar 2018 do: words anywhere, or a stretch of them), so that an
+answer that holds them is one that a translator might have given. Tags are put around one, two or three words of each
+source; where these stand in the answer as they are, such as names and placeholders, the tags must be around them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from measuring import table
+
+from qkv import evaluation, tasks
+from qkv.data import corpora
+from qkv.tasks import Runner, Wanted
+from qkv.tasks.markup import without_tags
+from qkv.tasks.wishes import PLACEHOLDER, Wishes
+
+TAG = re.compile(r"</?[a-z][^<>]*>")
+MARKS = ".,;:!?()\u201e\u201c\u201d\u2026'\""
+
+
+@dataclass(frozen=True)
+class Own(Wanted):
+    """Something else is wanted of the answer to each line."""
+
+    each: dict[str, Wishes] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def of(self, line: str) -> Wishes:
+        """What is wanted of the answer to a line."""
+        return self.each[line]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Held-out sources, their references, and the answers where nothing is asked."""
+
+    sources: list[str]
+    references: list[str]
+    plain: list[str]
+
+    def some(self, numbers: Sequence[int]) -> Texts:
+        """A part of them."""
+        return Texts(*([own[number] for number in numbers] for own in (self.sources, self.references, self.plain)))
+
+
+def main() -> None:
+    """Print the three tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="translate", help="a translator (%(default)s)")
+    parser.add_argument("--corpus", default="ui-strings", help="whose test part is translated (%(default)s)")
+    parser.add_argument("--languages", nargs=2, default=["en", "de"], help="from and to (en de)")
+    parser.add_argument("--count", type=int, default=None, help="the first so many texts; all unless given")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    runner = tasks.load(options.model)
+    assert isinstance(runner, Runner)
+    source, target = options.languages
+    pairs = dict(corpora.load(options.corpus, "test", source=source, target=target)[: options.count])
+    sources, references = list(pairs), list(pairs.values())
+    texts = Texts(sources, references, answered(runner, sources))
+    print(f"{len(sources):,} texts of {options.corpus}; BLEU {evaluation.bleu(texts.plain, references).signature}\n")
+    phrases(runner, texts)
+    placeholders(runner, texts)
+    tags(runner, texts)
+
+
+def answered(runner: Runner, lines: Sequence[str], wanted: Wanted | None = None) -> list[str]:
+    """The best answer to each line."""
+    return [found[0].text for found in runner.run(lines, wanted=wanted)]
+
+
+def phrases(runner: Runner, texts: Texts) -> None:
+    """Phrases that must be there and words that must not: how many are, and what that does to the scores."""
+    rows: list[list[object]] = []
+    for name, count, together in (
+        ("a word of the reference", 1, True),
+        ("2 words of it", 2, False),
+        ("3 words of it, a stretch", 3, True),
+    ):
+        draw = random.Random(1)
+        must = [drawn(draw, target, count, together) for target in texts.references]
+        rows += compared(runner, texts, f"must: {name}", [Wishes(must=one) for one in must])
+    draw, never = random.Random(1), []
+    for answer, target in zip(texts.plain, texts.references, strict=True):
+        wrong = [word for word in words(answer) if word not in target and not PLACEHOLDER.search(word)]
+        never.append((draw.choice(wrong),) if wrong else ())
+    rows += compared(
+        runner, texts, "never: a word of the answer that the reference has not", [Wishes((), one) for one in never]
+    )
+    table(["", "phrases there", "without asking", "BLEU", "without asking", "chrF", "without asking"], rows)
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, without the marks around them; of at least two letters."""
+    return [word for one in text.split() if len(word := one.strip(MARKS)) > 1]
+
+
+def drawn(draw: random.Random, text: str, count: int, together: bool) -> tuple[str, ...]:
+    """Words drawn from a text, or one stretch of so many; all of it where it is shorter."""
+    if together:
+        every = text.split()
+        begin = draw.randrange(max(1, len(every) - count + 1))
+        return tuple(filter(None, [" ".join(every[begin : begin + count]).strip(MARKS)]))
+    every = list(dict.fromkeys(words(text)))
+    return tuple(draw.sample(every, min(count, len(every))))
+
+
+def compared(runner: Runner, texts: Texts, name: str, wishes: Sequence[Wishes]) -> list[list[object]]:
+    """A row of the table: of the texts of which something is asked, with and without asking."""
+    asked = [number for number, one in enumerate(wishes) if one.must or one.never]
+    some, own = texts.some(asked), [wishes[number] for number in asked]
+    found = answered(runner, some.sources, Own(each=dict(zip(some.sources, own, strict=True))))
+    cells: list[object] = [f"{name} ({len(asked):,} texts)"]
+    total = sum(len(one.must) + len(one.never) for one in own)
+    for answers in (found, some.plain):
+        there = sum(
+            phrase in answer for one, answer in zip(own, answers, strict=True) for phrase in (*one.must, *one.never)
+        )
+        cells.append(f"{there:,} of {total:,} ({there / total:.1%})")
+    for score in (evaluation.bleu, evaluation.chrf):
+        cells += [f"{score(answers, some.references).value:.2f}" for answers in (found, some.plain)]
+    return [cells]
+
+
+def placeholders(runner: Runner, texts: Texts) -> None:
+    """How many placeholders are as often in the answers as in the sources, and what that does to the score."""
+    with_some = texts.some([n for n, source in enumerate(texts.sources) if PLACEHOLDER.search(source)])
+    found, rows = answered(runner, with_some.sources, Wanted(placeholders=True)), []
+    for name, answers in (("without asking", with_some.plain), ("--placeholders", found)):
+        kept = total = whole = 0
+        for source, answer in zip(with_some.sources, answers, strict=True):
+            there, want = (Counter(one[0] for one in PLACEHOLDER.finditer(text)) for text in (answer, source))
+            kept, total, whole = kept + (there & want).total(), total + want.total(), whole + (there == want)
+        bleu = evaluation.bleu(answers, with_some.references).value
+        rows.append([name, f"{kept:,} of {total:,}", f"{whole:,} of {len(answers):,}", f"{bleu:.2f}"])
+    table(["placeholders", "kept", "texts with the same ones", "BLEU"], rows)
+
+
+def tags(runner: Runner, texts: Texts) -> None:
+    """How many texts have all of their tags, well nested, and how many tags are around the same words."""
+    draw = random.Random(1)
+    marked = [tagged(draw, source) for source in texts.sources]
+    found = [one[0].text for one in tasks.answer_marked(runner, marked, wanted=Wanted(placeholders=True))]
+    whole = nested = right = known = 0
+    for line, answer in zip(marked, found, strict=True):
+        whole += sorted(TAG.findall(line)) == sorted(TAG.findall(answer))
+        nested += well_nested(TAG.findall(answer))
+        inside = held(line)
+        bare = without_tags(answer)
+        if without_tags(line).count(inside) == 1 and bare.count(inside) == 1:
+            known += 1
+            right += held(answer) == inside
+    table(
+        ["tags", "texts", "texts with all of them", "texts with valid nesting", "tags around the same word"],
+        [["--tags", f"{len(marked):,}", f"{whole:,}", f"{nested:,}", f"{right:,} of {known:,}"]],
+    )
+
+
+def tagged(draw: random.Random, text: str) -> str:
+    """A text with <b> around one to three of its words, and <i> around one of these where there are more."""
+    every = text.split()
+    count = min(len(every), draw.randint(1, 3))
+    begin = draw.randrange(len(every) - count + 1)
+    chosen = every[begin : begin + count]
+    if count > 1:
+        within = draw.randrange(count)
+        chosen[within] = f"<i>{chosen[within]}</i>"
+    return " ".join([*every[:begin], f"<b>{' '.join(chosen)}</b>", *every[begin + count :]])
+
+
+def held(line: str) -> str:
+    """What <b> holds in a line, without other tags and the marks at its ends."""
+    found = re.search(r"<b>(.*?)</b>", line)
+    return without_tags(found[1]).strip(MARKS) if found else ""
+
+
+def well_nested(tags: Sequence[str]) -> bool:
+    """Whether each tag is closed by its own, the last one first."""
+    open_: list[str] = []
+    for tag in tags:
+        if not tag.startswith("</"):
+            open_.append(tag[1:-1])
+        elif not open_ or open_.pop() != tag[2:-1]:
+            return False
+    return not open_
+
+
+if __name__ == "__main__":
+    main()
