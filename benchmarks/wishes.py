@@ -3,8 +3,9 @@
     python benchmarks/wishes.py translate
 
 Phrases are drawn from the references (as Post & Vilar 2018 do: words anywhere, or a stretch of them), so that an
-answer that holds them is one that a translator might have given. Tags are put around one, two or three words of each
-source; where these stand in the answer as they are, such as names and placeholders, the tags must be around them.
+answer that holds them is one that a translator might have given. Tags are put around one to three words of each source.
+Where they belong is told by texts that have tags themselves, of all parts of the corpus, for they are few: in the
+translators' own answers, from which the tags are taken out, they are put back by the model's attention.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from measuring import table
 
 from qkv import evaluation, tasks
 from qkv.data import corpora
+from qkv.data.reading import Pair
 from qkv.tasks import Runner, Wanted
-from qkv.tasks.markup import without_tags
+from qkv.tasks.markup import parse, put_back, without_tags
 from qkv.tasks.wishes import PLACEHOLDER, Wishes
 
 TAG = re.compile(r"</?[a-z][^<>]*>")
+INSIDE = re.compile(r"<([a-z]+)[^<>]*>([^<>]+)</\1>")
 MARKS = ".,;:!?()\u201e\u201c\u201d\u2026'\""
 
 
@@ -63,6 +66,7 @@ def main() -> None:
     parser.add_argument("--corpus", default="ui-strings", help="whose test part is translated (%(default)s)")
     parser.add_argument("--languages", nargs=2, default=["en", "de"], help="from and to (en de)")
     parser.add_argument("--count", type=int, default=None, help="the first so many texts; all unless given")
+    parser.add_argument("--pairs", type=int, default=None, help="look for tags in the first so many pairs; all")
     options = parser.parse_args()
     torch.set_num_threads(1)
     runner = tasks.load(options.model)
@@ -74,7 +78,8 @@ def main() -> None:
     print(f"{len(sources):,} texts of {options.corpus}; BLEU {evaluation.bleu(texts.plain, references).signature}\n")
     phrases(runner, texts)
     placeholders(runner, texts)
-    tags(runner, texts)
+    parts = (corpora.load(options.corpus, part, source=source, target=target) for part in ("test", "valid", "train"))
+    tags(runner, texts, [pair for part in parts for pair in part][: options.pairs])
 
 
 def answered(runner: Runner, lines: Sequence[str], wanted: Wanted | None = None) -> list[str]:
@@ -149,23 +154,27 @@ def placeholders(runner: Runner, texts: Texts) -> None:
     table(["placeholders", "kept", "texts with the same ones", "BLEU"], rows)
 
 
-def tags(runner: Runner, texts: Texts) -> None:
-    """How many texts have all of their tags, well nested, and how many tags are around the same words."""
+def tags(runner: Runner, texts: Texts, translators: Sequence[Pair]) -> None:
+    """How many texts have all of their tags, well nested, and how many tags are where translators put them."""
     draw = random.Random(1)
     marked = [tagged(draw, source) for source in texts.sources]
     found = [one[0].text for one in tasks.answer_marked(runner, marked, wanted=Wanted(placeholders=True))]
-    whole = nested = right = known = 0
-    for line, answer in zip(marked, found, strict=True):
-        whole += sorted(TAG.findall(line)) == sorted(TAG.findall(answer))
-        nested += well_nested(TAG.findall(answer))
-        inside = held(line)
-        bare = without_tags(answer)
-        if without_tags(line).count(inside) == 1 and bare.count(inside) == 1:
-            known += 1
-            right += held(answer) == inside
+    every = [(TAG.findall(line), TAG.findall(answer)) for line, answer in zip(marked, found, strict=True)]
+    whole = sum(sorted(one) == sorted(other) for one, other in every)
+    nested = sum(well_nested(other) for _, other in every)
+    right = total = 0
+    pairs = [
+        pair for pair in translators if (own := sorted(TAG.findall(pair[0]))) and own == sorted(TAG.findall(pair[1]))
+    ]
+    read = [parse(source) for source, _ in pairs]
+    given = [[runner.look(one.text, without_tags(answer)).answer] for one, (_, answer) in zip(read, pairs, strict=True)]
+    for (_, answer), own in zip(pairs, put_back(runner, read, given), strict=True):
+        there = INSIDE.findall(answer)
+        total += len(there)
+        right += (Counter(there) & Counter(INSIDE.findall(own[0].text))).total()
     table(
-        ["tags", "texts", "texts with all of them", "texts with valid nesting", "tags around the same word"],
-        [["--tags", f"{len(marked):,}", f"{whole:,}", f"{nested:,}", f"{right:,} of {known:,}"]],
+        ["", "with all of their tags", "with valid nesting", "tags around the same words as the translators' own"],
+        [["--tags", *(f"{n:,} of {len(marked):,} texts" for n in (whole, nested)), f"{right:,} of {total:,}"]],
     )
 
 
@@ -179,12 +188,6 @@ def tagged(draw: random.Random, text: str) -> str:
         within = draw.randrange(count)
         chosen[within] = f"<i>{chosen[within]}</i>"
     return " ".join([*every[:begin], f"<b>{' '.join(chosen)}</b>", *every[begin + count :]])
-
-
-def held(line: str) -> str:
-    """What <b> holds in a line, without other tags and the marks at its ends."""
-    found = re.search(r"<b>(.*?)</b>", line)
-    return without_tags(found[1]).strip(MARKS) if found else ""
 
 
 def well_nested(tags: Sequence[str]) -> bool:

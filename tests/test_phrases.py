@@ -97,6 +97,8 @@ def test_a_phrase_is_held_whatever_it_is_spelt_with() -> None:
     assert not phrases.lacks([4, 5]) and not phrases.lacks([2, 2, 3]) and phrases.lacks([4, 4])
     assert [phrases.bank(tokens) for tokens in ([], [3], [3, 4], [4, 2], [4, 5])] == [0, 0, 1, 2, 3]
     assert phrases.adding([3, 2]) == {2, 5} and phrases.adding([3]) == {4}  # a word ends before another begins
+    apart = Phrases(Spelling([b"", b"", b"a", b"b", b" "]), ["a b"])
+    assert apart.adding([2]) == {4} and apart.adding([]) == {2}  # a space goes on with a phrase, and begins none
     twice = Phrases(Spelling(PIECES), ["ab", "ab"])
     assert twice.lacks([5]) and not twice.lacks([5, 2, 3])
 
@@ -147,6 +149,8 @@ def test_what_cannot_be_wanted_is_refused(model: Runner) -> None:
         Wanted(must=("Katze",), never=("atz",))
     with pytest.raises(DataError, match="'Konto' must be held where a line has 'account', and 'ont' must not"):
         Wanted(never=("ont",), terms=(("account", "Konto"),))
+    with pytest.raises(DataError, match="'{name}' of 'to {name}' must be held and 'name' must not"):
+        Wanted(never=("name",), placeholders=True).of("to {name}")
     letters = train(["abc"], "character")
     with pytest.raises(VocabularyError, match="has to hold 'xyz', which this model cannot spell"):
         phrases_of([Wanted(must=("xyz",)).of("")], letters)
@@ -220,6 +224,9 @@ def well_formed(tags: list[str]) -> bool:
         ("one</b> two", "eins zwei", [0, 1], "eins </b>zwei"),
         ("<a href='x>y'>one</a> two", "zwei eins", [1, 0], "zwei <a href='x>y'>eins</a>"),
         ("one < two & <b>two</b>", "eins < zwei & zwei", [0, 1, 2, 3, 4], "eins < zwei & <b>zwei</b>"),
+        ("Load <b>{x}</b>: now", "Jetzt {x}: laden", [0, 0, 0], "Jetzt <b>{x}</b>: laden"),
+        ("<b><i>one</b></i> two", "eins zwei", [0, 1], "<i><b>eins</b> </i>zwei"),
+        ("<i>one</i></b></u> two", "zwei eins", [1, 0], "</b></u>zwei <i>eins</i>"),
         ("(<b>one</b>) two", "(eins) zwei", [0, 1], "(<b>eins</b>) zwei"),
     ],
 )

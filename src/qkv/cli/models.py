@@ -93,6 +93,7 @@ def run(
                 line = tasks.led(given, before)
                 bare = tasks.without_tags(line) if tags else line
                 runner.read([bare], next(number))
+                wanted.of(bare)
                 strange.update(dict.fromkeys(runner.unknown(bare)))
                 unread.extend(filter(None, [runner.unread(bare)]))
                 if isinstance(runner, tasks.Runner) and runner.unled(bare):

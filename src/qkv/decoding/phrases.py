@@ -104,7 +104,8 @@ class Phrases:
                 found.update(self.spelling.first(b" " + phrase))
                 if not (inside and phrase[:1].isalnum()):
                     found.update(self.spelling.first(phrase))
-        return found - self._spaces
+            found -= self._spaces
+        return found
 
     @cached_property
     def _spaces(self) -> set[int]:

@@ -107,21 +107,25 @@ def answer_marked(
     rest = iter(lines)
     while chunk := list(islice(rest, _AT_ONCE)):
         marked = [parse(line) for line in chunk]
-        answered = list(runner.run((one.text for one in marked), decoding, wanted=wanted))
-        looked = {
-            number: [runner.look(one.text, answer) for answer in own]
-            for number, (one, own) in enumerate(zip(marked, answered, strict=True))
-            if one.tags and own[0].tokens
-        }
-        heads = _aligning([one for own in looked.values() for one in own])
-        for number, (one, own) in enumerate(zip(marked, answered, strict=True)):
-            if number not in looked:
-                yield [replace(answer, text=answer.text + _all(one.tags)) for answer in own]
-                continue
-            yield [
-                replace(answer, text=placed(one, answer.text, _weights(seen, heads, one.text, answer.text)))
-                for answer, seen in zip(own, looked[number], strict=True)
-            ]
+        yield from put_back(runner, marked, list(runner.run((one.text for one in marked), decoding, wanted=wanted)))
+
+
+def put_back(runner: Runner, marked: Sequence[Marked], answered: Sequence[Sequence[Answer]]) -> Iterator[list[Answer]]:
+    """Answers to the texts of some lines, with the tags that were taken out of these; raises as `answer_marked`."""
+    looked = {
+        number: [runner.look(one.text, answer) for answer in own]
+        for number, (one, own) in enumerate(zip(marked, answered, strict=True))
+        if one.tags and own[0].tokens
+    }
+    heads = _aligning([one for own in looked.values() for one in own])
+    for number, (one, own) in enumerate(zip(marked, answered, strict=True)):
+        if number not in looked:
+            yield [replace(answer, text=answer.text + _all(one.tags)) for answer in own]
+            continue
+        yield [
+            replace(answer, text=placed(one, answer.text, _weights(seen, heads, one.text, answer.text)))
+            for answer, seen in zip(own, looked[number], strict=True)
+        ]
 
 
 def _aligning(looked: Sequence[Looked]) -> list[Head]:
@@ -173,7 +177,7 @@ def _spread(tokens: Sequence[str], text: str) -> list[int | None]:
 def placed(marked: Marked, answer: str, weights: Tensor) -> str:
     """The answer with the tags of its source, given what its words take from the source's, (target, source words)."""
     sources, targets = _words(marked.text), _words(answer)
-    shares = weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-9)
+    shares = _kept(weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-9), marked.text, answer)
     inserted: list[tuple[int, int, str]] = []  # where, in which order there, and what
 
     def place(tags: Sequence[Tag], free: list[int], within: tuple[int, int], depth: int) -> None:
@@ -199,9 +203,19 @@ def placed(marked: Marked, answer: str, weights: Tensor) -> str:
                 free.remove(number)
 
     place(marked.tags, list(range(len(targets))), (0, len(answer)), 0)
-    for at, _, tag in sorted(inserted, key=lambda one: (-one[0], -one[1])):
+    for at, _, tag in sorted(reversed(inserted), key=lambda one: (-one[0], -one[1])):  # those alone keep their order
         answer = answer[:at] + tag + answer[at:]
     return answer
+
+
+def _kept(shares: Tensor, source: str, answer: str) -> Tensor:
+    """What words take, where one that stands once in the source and once in the answer takes from itself alone."""
+    sources, targets = ([word.strip(_BEFORE + _AFTER) for word in text.split()] for text in (source, answer))
+    for number, word in enumerate(sources):
+        if word and sources.count(word) == targets.count(word) == 1:
+            shares[:, number] = 0.0
+            shares[targets.index(word)] = torch.eye(len(sources))[number]
+    return shares
 
 
 def _window(shares: Tensor, held: Sequence[int], rivals: Sequence[int], free: Sequence[int]) -> list[int]:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from qkv.data.reading import Pair
 from qkv.decoding.phrases import Phrases, Spelling
@@ -67,13 +68,18 @@ class Wanted:
         return bool(self.must or self.never or self.terms or self.placeholders)
 
     def of(self, line: str) -> Wishes:
-        """What is wanted of the answer to a line."""
+        """What is wanted of the answer to a line. Raises DataError for a placeholder that must not be held."""
         must = list(self.must)
         for source, target in self.terms:
             if re.search(rf"(?<!\w){re.escape(source)}(?!\w)", line, re.IGNORECASE) and target not in must:
                 must.append(target)
         if self.placeholders:
-            must += [found[0] for found in PLACEHOLDER.finditer(line)]
+            must += (own := [found[0] for found in PLACEHOLDER.finditer(line)])
+            for one, other in product(own, self.never):
+                if other in one:
+                    raise DataError(
+                        f"{one!r} of {line[:40]!r} must be held and {other!r} must not; the one holds the other"
+                    )
         return Wishes(tuple(must), self.never)
 
 
