@@ -16,13 +16,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from measuring import table
 
 from qkv import evaluation, tasks
 from qkv.data import corpora
-from qkv.data.reading import Pair
+from qkv.data.reading import Pair, Tsv
 from qkv.tasks import Runner, Wanted
 from qkv.tasks.markup import parse, put_back, without_tags
 from qkv.tasks.wishes import PLACEHOLDER, Wishes
@@ -63,23 +64,23 @@ def main() -> None:
     """Print the three tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="translate", help="a translator (%(default)s)")
-    parser.add_argument("--corpus", default="ui-strings", help="whose test part is translated (%(default)s)")
-    parser.add_argument("--languages", nargs=2, default=["en", "de"], help="from and to (en de)")
+    parser.add_argument("--file", type=Path, default=None, help="a .tsv of pairs; ui-strings unless given")
     parser.add_argument("--count", type=int, default=None, help="the first so many texts; all unless given")
-    parser.add_argument("--pairs", type=int, default=None, help="look for tags in the first so many pairs; all")
     options = parser.parse_args()
     torch.set_num_threads(1)
     runner = tasks.load(options.model)
     assert isinstance(runner, Runner)
-    source, target = options.languages
-    pairs = dict(corpora.load(options.corpus, "test", source=source, target=target)[: options.count])
+    if options.file is None:
+        every = [corpora.load("ui-strings", part, source="en", target="de") for part in ("test", "valid", "train")]
+    else:
+        every = [list(Tsv(options.file))]
+    pairs = dict(every[0][: options.count])
     sources, references = list(pairs), list(pairs.values())
     texts = Texts(sources, references, answered(runner, sources))
-    print(f"{len(sources):,} texts of {options.corpus}; BLEU {evaluation.bleu(texts.plain, references).signature}\n")
+    print(f"{len(sources):,} texts; BLEU {evaluation.bleu(texts.plain, references).signature}\n")
     phrases(runner, texts)
     placeholders(runner, texts)
-    parts = (corpora.load(options.corpus, part, source=source, target=target) for part in ("test", "valid", "train"))
-    tags(runner, texts, [pair for part in parts for pair in part][: options.pairs])
+    tags(runner, texts, [pair for part in every for pair in part])
 
 
 def answered(runner: Runner, lines: Sequence[str], wanted: Wanted | None = None) -> list[str]:
@@ -162,20 +163,30 @@ def tags(runner: Runner, texts: Texts, translators: Sequence[Pair]) -> None:
     every = [(TAG.findall(line), TAG.findall(answer)) for line, answer in zip(marked, found, strict=True)]
     whole = sum(sorted(one) == sorted(other) for one, other in every)
     nested = sum(well_nested(other) for _, other in every)
-    right = total = 0
-    pairs = [
-        pair for pair in translators if (own := sorted(TAG.findall(pair[0]))) and own == sorted(TAG.findall(pair[1]))
-    ]
-    read = [parse(source) for source, _ in pairs]
-    given = [[runner.look(one.text, without_tags(answer)).answer] for one, (_, answer) in zip(read, pairs, strict=True)]
-    for (_, answer), own in zip(pairs, put_back(runner, read, given), strict=True):
-        there = INSIDE.findall(answer)
-        total += len(there)
-        right += (Counter(there) & Counter(INSIDE.findall(own[0].text))).total()
+    right, total = told_apart(runner, translators)
     table(
         ["", "with all of their tags", "with valid nesting", "tags around the same words as the translators' own"],
         [["--tags", *(f"{n:,} of {len(marked):,} texts" for n in (whole, nested)), f"{right:,} of {total:,}"]],
     )
+
+
+def told_apart(runner: Runner, translators: Sequence[Pair]) -> tuple[int, int]:
+    """Of the tags in translators' answers, how many are put back around the same words, and how many there are."""
+    pairs = [
+        pair for pair in translators if (own := sorted(TAG.findall(pair[0]))) and own == sorted(TAG.findall(pair[1]))
+    ]
+    right = total = 0
+    for begin in range(0, len(pairs), 20):  # as many as the command takes at a time
+        some = pairs[begin : begin + 20]
+        read = [parse(source) for source, _ in some]
+        given = [
+            [runner.look(one.text, without_tags(answer)).answer] for one, (_, answer) in zip(read, some, strict=True)
+        ]
+        for (_, answer), own in zip(some, put_back(runner, read, given), strict=True):
+            there = INSIDE.findall(answer)
+            total += len(there)
+            right += (Counter(there) & Counter(INSIDE.findall(own[0].text))).total()
+    return right, total
 
 
 def tagged(draw: random.Random, text: str) -> str:

@@ -46,6 +46,16 @@ def test_findings() -> None:
     assert shown.count("| the stressed vowel |") == 1 and shown.count(" of ") >= 3
 
 
+def test_wishes(tmp_path: Path) -> None:
+    pairs = ["Delete {name}\t{name} l\u00f6schen", "Save\tSpeichern", "Open <b>{x}</b>\t<b>{x}</b> \u00f6ffnen"]
+    (tmp_path / "pairs.tsv").write_text("\n".join(pairs) + "\n", encoding="utf-8")
+    command = [sys.executable, FOLDER / "wishes.py", "--file", tmp_path / "pairs.tsv"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "| must: a word of the reference (3 texts) | 3 of 3 (100.0%) |" in shown
+    assert "| --placeholders | 2 of 2 | 2 of 2 |" in shown
+    assert "| --tags | 3 of 3 texts | 3 of 3 texts | 1 of 1 |" in shown
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("program", ["training.py", "decoding.py"])
 def test_beside_marian(program: str) -> None:
