@@ -125,8 +125,10 @@ def drawn(draw: random.Random, text: str, count: int, together: bool) -> tuple[s
 
 
 def compared(runner: Runner, texts: Texts, name: str, wishes: Sequence[Wishes]) -> list[list[object]]:
-    """A row of the table: of the texts of which something is asked, with and without asking."""
+    """The row of the table: of the texts of which something is asked, if there are any, with and without asking."""
     asked = [number for number, one in enumerate(wishes) if one.must or one.never]
+    if not asked:
+        return []
     some, own = texts.some(asked), [wishes[number] for number in asked]
     found = answered(runner, some.sources, Own(each=dict(zip(some.sources, own, strict=True))))
     cells: list[object] = [f"{name} ({len(asked):,} texts)"]

@@ -227,6 +227,8 @@ def well_formed(tags: list[str]) -> bool:
         ("Load <b>{x}</b>: now", "Jetzt {x}: laden", [0, 0, 0], "Jetzt <b>{x}</b>: laden"),
         ("<b><i>one</b></i> two", "eins zwei", [0, 1], "<i><b>eins</b> </i>zwei"),
         ("<i>one</i></b></u> two", "zwei eins", [1, 0], "</b></u>zwei <i>eins</i>"),
+        ('Is <a>"one"</a>? two', "Ist \u201eeins\u201c? zwei", [0, 1, 2], "Ist <a>\u201eeins\u201c</a>? zwei"),
+        ("<b>one.</b> two", "eins. zwei", [0, 1], "<b>eins.</b> zwei"),
         ("(<b>one</b>) two", "(eins) zwei", [0, 1], "(<b>eins</b>) zwei"),
     ],
 )

@@ -26,6 +26,7 @@ from qkv.tasks.wishes import Wanted
 _TAG = re.compile(r"""<(/?)([A-Za-z][\w:.-]*)((?:\s(?:"[^"]*"|'[^']*'|[^<>"'])*)?/?)>""")
 _BEFORE = "([\u201e\u201c\u00ab\u00bf\u00a1\"'"
 _AFTER = ".,;:!?)]\u201c\u201d\u00bb\u2026\"'"
+_QUOTES = "\u201e\u201c\u201d\u00ab\u00bb\"'"
 _HEADS = 2
 _AT_ONCE = 20
 
@@ -238,13 +239,15 @@ def _window(shares: Tensor, held: Sequence[int], rivals: Sequence[int], free: Se
 
 
 def _trimmed(source: str, answer: str, begin: int, end: int) -> tuple[int, int]:
-    """Leave marks at the edges outside, such as a full stop, unless the source's tags hold some there."""
-    if source[-1:] not in _AFTER:
-        end = begin + len(answer[begin:end].rstrip(_AFTER)) or end
-    if source[:1] not in _BEFORE:
-        kept = answer[begin:end].lstrip(_BEFORE)
-        begin = end - len(kept) if kept else begin
-    return begin, end
+    """Leave marks at the edges outside, such as a full stop, unless the source's tags hold such a one there."""
+    end = begin + len(answer[begin:end].rstrip(_others(_AFTER, source[-1:]))) or end
+    kept = answer[begin:end].lstrip(_others(_BEFORE, source[:1]))
+    return end - len(kept) if kept else begin, end
+
+
+def _others(marks: str, held: str) -> str:
+    """Marks without one that is held; a quotation mark stands for all, which differ by language."""
+    return "".join(mark for mark in marks if mark not in (_QUOTES if held and held in _QUOTES else held))
 
 
 def _before(
