@@ -19,32 +19,45 @@ _FORMS = ("hugging-face", "onnx", "ctranslate2", "qkv")
 @click.argument("model")
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--to", "form", type=click.Choice(_FORMS), required=True, help="Who is to read it.")
-def convert(model: str, folder: Path, form: str) -> None:
+@click.option(
+    "--numbers",
+    type=click.Choice(["stored", "float32", "bfloat16"]),
+    default="stored",
+    help="How hugging-face keeps the parameters: as they are stored, or as these.",
+)
+@click.option("--legacy", is_flag=True, help="Open files of torch.save, which are pickles, of a publisher.")
+def convert(model: str, folder: Path, form: str, numbers: str, legacy: bool) -> None:
     """Write MODEL to a new FOLDER in another form.
 
     hugging-face: as transformers reads it. onnx: graphs, of decoders with a cache. ctranslate2: for a fast engine of
     translation and text. qkv: as a model trained here is kept.
     """
-    if form == "hugging-face":
-        _to_hugging_face(Path(model), folder)
-    else:
-        from qkv import tasks
+    from qkv import tasks
 
-        opened = tasks.load(model)
-        {"onnx": _to_onnx, "ctranslate2": _to_ctranslate2, "qkv": _to_qkv}[form](opened, Path(model), folder)
+    place = tasks.found(model)
+    if form == "hugging-face":
+        _to_hugging_face(place, folder, numbers, legacy)
+    elif numbers != "stored":
+        raise click.UsageError(f"--numbers {numbers} is for --to hugging-face; {form} keeps float32: leave it out")
+    else:
+        opened = tasks.load(place, legacy=legacy)
+        {"onnx": _to_onnx, "ctranslate2": _to_ctranslate2, "qkv": _to_qkv}[form](opened, place, folder)
     click.echo(f"{folder}: " + ", ".join(sorted(file.name for file in folder.iterdir())))
 
 
-def _to_hugging_face(place: Path, folder: Path) -> None:
+def _to_hugging_face(place: Path, folder: Path, numbers: str, legacy: bool) -> None:
+    import torch
+
     from qkv import pretrained
     from qkv.pretrained import exporting
 
-    if (place / "spec.json").is_file() or not (place / "config.json").is_file():
+    if place.is_dir() and ((place / "spec.json").is_file() or not (place / "config.json").is_file()):
         raise CheckpointError(
-            f"{place} is no published model; expected a folder with config.json: a model trained here has a spec that "
-            "no family of transformers says, so convert it to onnx instead"
+            f"{place} is no published model; expected one file, or a folder with config.json: a model trained here has "
+            "a spec that no family of transformers says, so convert it to onnx instead"
         )
-    exporting.to_hugging_face(pretrained.read(place, dtype=None), place, folder)
+    dtype = None if numbers == "stored" else getattr(torch, numbers)
+    exporting.to_hugging_face(pretrained.read(place, dtype=dtype, legacy=legacy), place, folder)
 
 
 def _to_onnx(opened: Opened, place: Path, folder: Path) -> None:

@@ -133,10 +133,20 @@ def write(published: Published, folder: str | Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     tensors = drain(published.family, published.config, published.model)
     save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
-    config = beside.write(place, published.config)
+    (place / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone
+    config = beside.write(place, _as_kept(published.config, tensors))
     (place / "config.json").write_text(json.dumps(dict(config), indent=2), encoding="utf-8")
     if published.generating:
         (place / _GENERATION).write_text(json.dumps(dict(published.generating), indent=2), encoding="utf-8")
+
+
+def _as_kept(config: Config, tensors: Mapping[str, Tensor]) -> Config:
+    """The configuration, with the type that the parameters are in now if it says another (or nothing: float32)."""
+    kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
+    said = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if len(kinds) != 1 or kinds == {said}:
+        return config
+    return {**{name: value for name, value in config.items() if name != "torch_dtype"}, "dtype": kinds.pop()}
 
 
 def read_config(place: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ tokenizers, SentencePiece for a bare `.model`, llama.cpp for the vocabulary in a
 from __future__ import annotations
 
 import itertools
+import json
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,31 @@ def read_pair(path: str | Path, config: Mapping[str, Any] | None = None) -> tupl
         f"{place} holds no tokenizer: expected tokenizer.json, source.spm and target.spm with vocab.json, one of "
         f"{', '.join(_MODELS)}, vocab.json with merges.txt, or vocab.txt; copy them from where the model came from"
     )
+
+
+def beside(path: Path) -> Path:
+    """Where the tokenizer of a model is: in its folder; of one file, in that itself or in a file beside it.
+
+    Raises VocabularyError if there is not one.
+    """
+    if path.is_dir() or path.suffix == ".gguf":
+        return path
+    found = [file for file in (*path.parent.glob("tokenizer.json"), *path.parent.glob("tok*.bin")) if file != path]
+    if len(found) != 1:
+        raise VocabularyError(
+            f"{path} holds no tokenizer, and beside it are {len(found)} files tokenizer.json or tok*.bin; expected "
+            "one: copy it there"
+        )
+    return found[0]
+
+
+def write(tokenizer: Tokenizer, folder: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json, from which transformers makes the same tokenizer."""
+    (folder / "tokenizer.json").write_text(tokenizer.published(), encoding="utf-8")
+    specials = {role: getattr(tokenizer.specials, role) for role in ("bos", "eos", "unk", "pad", "mask")}
+    names = {role: tokenizer.pieces()[number] for role, number in specials.items() if number is not None}
+    says = {"tokenizer_class": "PreTrainedTokenizerFast", **{f"{role}_token": name for role, name in names.items()}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(says, indent=2), encoding="utf-8")
 
 
 def of_symbols(config: Mapping[str, Any]) -> tuple[Tokenizer, Tokenizer] | None:

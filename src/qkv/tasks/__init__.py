@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from qkv.tasks.judging import Reading, Report, evaluate, evaluate_recordings, heard_by, read_texts
     from qkv.tasks.kinds import TASKS, Task
     from qkv.tasks.learning import Learned, gathered, learn, train
-    from qkv.tasks.loading import SHIPPED, Numbers, Opened, load, load_folder
+    from qkv.tasks.loading import SHIPPED, Numbers, Opened, found, load, load_folder
     from qkv.tasks.markup import answer_marked, without_tags
     from qkv.tasks.matching import Matcher
     from qkv.tasks.published import Predictor
@@ -70,7 +70,7 @@ _WHERE = {
     "judging": ("Reading", "Report", "evaluate", "evaluate_recordings", "heard_by", "read_texts"),
     "kinds": ("TASKS", "Task"),
     "learning": ("Learned", "gathered", "learn", "train"),
-    "loading": ("SHIPPED", "Numbers", "Opened", "load", "load_folder"),
+    "loading": ("SHIPPED", "Numbers", "Opened", "found", "load", "load_folder"),
     "markup": ("answer_marked", "without_tags"),
     "matching": ("Matcher",),
     "published": ("Predictor",),
@@ -123,6 +123,7 @@ __all__ = [
     "choices_of",
     "evaluate",
     "evaluate_recordings",
+    "found",
     "gather",
     "gathered",
     "heard_by",

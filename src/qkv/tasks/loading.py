@@ -42,18 +42,7 @@ def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False
     Raises CheckpointError, SpecError or VocabularyError for files that are missing, incomplete, altered or of an
     unknown kind; DownloadError for a name that cannot be fetched.
     """
-    place = Path(name)
-    if not place.exists() and str(name) in SHIPPED:
-        place = Path(str(resources.files("qkv") / "shipped" / str(name)))
-    if not place.exists():
-        if not hub.is_name(str(name)) or place.is_absolute():
-            near = difflib.get_close_matches(str(name), SHIPPED, n=1)
-            raise CheckpointError(
-                f"there is no model folder {str(name)!r}; expected the folder of a finished run, a published "
-                f"checkpoint, a name on the hub, or a model that comes with the package: {', '.join(SHIPPED)}"
-                + (f"; did you mean {near[0]}?" if near else "")
-            )
-        place = hub.fetch(str(name))
+    place = found(name)
     if place.is_file() or ((place / "config.json").is_file() and not (place / "spec.json").is_file()):
         dtype = None if numbers in ("int8", "stored") else torch.bfloat16 if numbers == "bfloat16" else torch.float32
         opened = open_published(place, dtype, legacy=legacy, blocks=numbers == "blocks")
@@ -74,6 +63,26 @@ def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False
             "leave them out"
         )
     return load_folder(place)
+
+
+def found(name: str | Path) -> Path:
+    """The folder or file of a model: a path, one that comes with the package, or what the hub has under a name.
+
+    Raises CheckpointError and DownloadError as `load`.
+    """
+    place = Path(name)
+    if not place.exists() and str(name) in SHIPPED:
+        place = Path(str(resources.files("qkv") / "shipped" / str(name)))
+    if not place.exists():
+        if not hub.is_name(str(name)) or place.is_absolute():
+            near = difflib.get_close_matches(str(name), SHIPPED, n=1)
+            raise CheckpointError(
+                f"there is no model folder {str(name)!r}; expected the folder of a finished run, a published "
+                f"checkpoint, a name on the hub, or a model that comes with the package: {', '.join(SHIPPED)}"
+                + (f"; did you mean {near[0]}?" if near else "")
+            )
+        place = hub.fetch(str(name))
+    return place
 
 
 def load_folder(place: Path) -> Opened:

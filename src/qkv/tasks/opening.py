@@ -69,21 +69,9 @@ def _task(answers: spec.Answers) -> Task:
 
 def _writer(published: Published, path: Path, task: str) -> Runner:
     own = tokenizers.of_symbols(published.config)
-    source, target = own or tokenizers.read_pair(_tokenizer_of(path), published.config)
+    source, target = own or tokenizers.read_pair(tokenizers.beside(path), published.config)
     decoding = Decoding() if task == "translate" else Decoding(Greedy(), Length(0.0, _LONGEST))
     return Runner(published.model, source, target, TASKS[task], decoding, {}, published.generation)
-
-
-def _tokenizer_of(path: Path) -> Path:
-    """Where the tokenizer of a model is: in its folder; of one file, in that itself or in a file beside it."""
-    if path.is_dir() or path.suffix == ".gguf":
-        return path
-    beside = [found for found in (*path.parent.glob("tokenizer.json"), *path.parent.glob("tok*.bin")) if found != path]
-    if len(beside) != 1:
-        raise CheckpointError(
-            f"{path} holds no tokenizer, and beside it are {len(beside)} files tokenizer.json or tok*.bin; expected one"
-        )
-    return beside[0]
 
 
 def _hearing(published: Published, path: Path) -> Runner:

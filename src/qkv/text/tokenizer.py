@@ -247,6 +247,10 @@ class Tokenizer:
         inner = self._inner.to_str(pretty=pretty)
         return inner if self._own else f'{{"specials": {json.dumps(asdict(self.specials))},\n"tokenizer": {inner}}}'
 
+    def published(self) -> str:
+        """The plain `tokenizer.json` that other libraries read; what it does not say is which tokens are special."""
+        return self._inner.to_str(pretty=True)
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to one file, whole or not at all; StorageError if the place cannot be written."""
         target = Path(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -43,7 +44,17 @@ _BOTH = {
 """Where the norms are of blocks that have them on both sides."""
 
 
+def _usually(read: Callable[[Config], spec.Spec], **usual: Any) -> Callable[[Config], spec.Spec]:
+    """Read a configuration that means `usual` where it says nothing, by the defaults of transformers."""
+    return lambda config: read({**usual, **config})
+
+
 def _decoder(config: Config, blocks: tuple[spec.Block, ...], **stack: Any) -> spec.Transformer:
+    only(
+        {"use_bidirectional_attention": config.get("use_bidirectional_attention") or False},
+        "use_bidirectional_attention",
+        False,
+    )
     norm = blocks[0].norm
     reads = spec.Tokens(config["vocab_size"], scale=stack.pop("scale", False))
     answers = spec.Vocabulary(
@@ -57,7 +68,7 @@ def _block(config: Config, **attention: Any) -> spec.Block:
     settings: dict[str, Any] = {
         "heads": heads,
         "d_key": config.get("head_dim") or config["hidden_size"] // heads,
-        "kv_heads": config.get("num_key_value_heads", heads),
+        "kv_heads": config.get("num_key_value_heads") or heads,
         "position": rotary(config),
         "causal": True,
         "bias": config.get("attention_bias", False),
@@ -76,12 +87,14 @@ def _block(config: Config, **attention: Any) -> spec.Block:
 
 
 def _windows(config: Config) -> list[int | None]:
-    """Each block's window: that of the configuration where its layer type, or its number, says so."""
+    """Each block's window: that of the configuration where its layer type, or in older files its number, says so."""
     count, window = config["num_hidden_layers"], config.get("sliding_window")
     if not config.get("use_sliding_window", True):
         return [None] * count
     if kinds := config.get("layer_types"):
         return [window if kind == "sliding_attention" else None for kind in kinds]
+    if every := config.get("sliding_window_pattern"):  # the last of so many sees everything
+        return [window if (number + 1) % every else None for number in range(count)]
     return [window if number >= config.get("max_window_layers", 0) else None for number in range(count)]
 
 
@@ -102,11 +115,12 @@ def _qwen3(config: Config) -> spec.Transformer:
 
 
 def _smollm3(config: Config) -> spec.Transformer:
-    """Every block whose number config.no_rope_layers marks 0 has no positions at all."""
+    """Every block whose number config.no_rope_layers marks 0 has no positions at all, and may have a window."""
     turned = config.get("no_rope_layers") or [
         int((number + 1) % config["no_rope_layer_interval"] != 0) for number in range(config["num_hidden_layers"])
     ]
-    windows = _windows(config) if config.get("use_sliding_window") else [None] * len(turned)
+    kinds = ["full_attention" if turns else "sliding_attention" for turns in turned]
+    windows = _windows({**config, "layer_types": config.get("layer_types") or kinds})
     return _decoder(
         config,
         tuple(
@@ -140,17 +154,15 @@ _PHI3 = {
 
 
 def _gemma(config: Config) -> spec.Transformer:
-    return _decoder(
-        {"tie_word_embeddings": True, **config}, (_block(config),) * config["num_hidden_layers"], scale=True
-    )
+    if config["hidden_act"] == "gelu":  # so say the first files, and mean the approximation
+        config = {**config, "hidden_act": "gelu_pytorch_tanh"}
+    return _decoder(config, (_block(config),) * config["num_hidden_layers"], scale=True)
 
 
 def _gemma2(config: Config) -> spec.Transformer:
     scale, softcap = config["query_pre_attn_scalar"] ** -0.5, config.get("attn_logit_softcapping")
     blocks = (_block(config, scale=scale, softcap=softcap, window=window) for window in _windows(config))
-    return _decoder(
-        {"tie_word_embeddings": True, **config}, tuple(replace(one, norm_at="both") for one in blocks), scale=True
-    )
+    return _decoder(config, tuple(replace(one, norm_at="both") for one in blocks), scale=True)
 
 
 def _gemma3(config: Config) -> spec.Transformer:
@@ -167,15 +179,13 @@ def _gemma3(config: Config) -> spec.Transformer:
         )
         for window in _windows(config)
     )
-    return _decoder(
-        {"tie_word_embeddings": True, **config}, tuple(replace(one, norm_at="both") for one in blocks), scale=True
-    )
+    return _decoder(config, tuple(replace(one, norm_at="both") for one in blocks), scale=True)
 
 
 def _gpt_oss(config: Config) -> spec.Transformer:
     """Experts, and in each head a learned score that takes weight and gives nothing."""
     only(config, "swiglu_alpha", 1.702)
-    made = _windowed({"attention_bias": True, **config}, sinks=True)
+    made = _windowed(config, sinks=True)
     assert made.decoder is not None
     each = spec.FeedForward(
         config["intermediate_size"], "gelu_sigmoid", gated=True, limit=config.get("swiglu_limit", 7.0)
@@ -205,16 +215,82 @@ def _from_1(table: Table) -> Table:
     }
 
 
+_WINDOWED = {"use_sliding_window": False, "max_window_layers": 28}
+_TIED = {"head_dim": 256, "tie_word_embeddings": True}
+_ALTERNATING = {**_TIED, "num_key_value_heads": 4, "sliding_window": 4096}
+_YARN = {
+    "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+    "original_max_position_embeddings": 4096,
+}  # fmt: skip
 FAMILIES = (
     Family("Llama", ("llama",), _llama, lambda config: _TABLE),
-    Family("Mistral", ("mistral",), _windowed, lambda config: _TABLE),
-    Family("Qwen2", ("qwen2",), _qwen2, lambda config: _TABLE, zeros=("self_attention.output.bias",)),
-    Family("Qwen3", ("qwen3",), _qwen3, lambda config: _TABLE),
-    Family("SmolLM3", ("smollm3",), _smollm3, lambda config: _TABLE),
+    Family(
+        "Mistral",
+        ("mistral",),
+        _usually(_windowed, num_key_value_heads=8, sliding_window=4096),
+        lambda config: _TABLE,
+    ),
+    Family(
+        "Qwen2",
+        ("qwen2",),
+        _usually(_qwen2, **_WINDOWED),
+        lambda config: _TABLE,
+        zeros=("self_attention.output.bias",),
+    ),
+    Family("Qwen3", ("qwen3",), _usually(_qwen3, head_dim=128, **_WINDOWED), lambda config: _TABLE),
+    Family(
+        "SmolLM3",
+        ("smollm3",),
+        _usually(
+            _smollm3,
+            num_key_value_heads=4,
+            rope_theta=2000000.0,
+            no_rope_layer_interval=4,
+            use_sliding_window=False,
+            tie_word_embeddings=True,
+        ),
+        lambda config: _TABLE,
+    ),
     Family("OLMo 2", ("olmo2",), _olmo2, lambda config: _OLMO2),
     Family("Phi-3", ("phi3",), _windowed, lambda config: _PHI3),
-    Family("Gemma", ("gemma",), _gemma, lambda config: _from_1(_TABLE)),
-    Family("Gemma 2", ("gemma2",), _gemma2, lambda config: _from_1({**_TABLE, **_BOTH})),
-    Family("GPT-OSS", ("gpt_oss",), _gpt_oss, _gpt_oss_table),
-    Family("Gemma 3", ("gemma3_text",), _gemma3, lambda config: _from_1({**_TABLE, **_BOTH})),
+    Family("Gemma", ("gemma",), _usually(_gemma, num_key_value_heads=16, **_TIED), lambda config: _from_1(_TABLE)),
+    Family(
+        "Gemma 2",
+        ("gemma2",),
+        _usually(
+            _gemma2,
+            sliding_window_pattern=2,
+            attn_logit_softcapping=50.0,
+            final_logit_softcapping=30.0,
+            **_ALTERNATING,
+        ),
+        lambda config: _from_1({**_TABLE, **_BOTH}),
+    ),
+    Family(
+        "GPT-OSS",
+        ("gpt_oss",),
+        _usually(
+            _gpt_oss,
+            num_key_value_heads=8,
+            head_dim=64,
+            sliding_window=128,
+            sliding_window_pattern=2,
+            rope_theta=150000.0,
+            rope_scaling=_YARN,
+            attention_bias=True,
+        ),
+        _gpt_oss_table,
+    ),
+    Family(
+        "Gemma 3",
+        ("gemma3_text",),
+        _usually(
+            _gemma3,
+            sliding_window_pattern=6,
+            rope_theta=1000000.0,
+            rope_local_base_freq=10000.0,
+            **_ALTERNATING,
+        ),
+        lambda config: _from_1({**_TABLE, **_BOTH}),
+    ),
 )

@@ -35,15 +35,24 @@ def _feed_forward(config: Config) -> spec.FeedForward:
     return spec.FeedForward(config["d_ff"], activation(chosen), gated=gated, bias=False)
 
 
-def _untied(config: Config) -> bool:
-    """Version 1.1 answers with vectors of its own and does not scale; transformers 5 says so by the scale alone."""
-    return not config.get("tie_word_embeddings", True) or not config.get("scale_decoder_outputs", True)
-
-
 def _t5(config: Config) -> spec.Transformer:
-    if "T5EncoderModel" in (config.get("architectures") or ()):
+    """Version 1.1 answers with vectors of its own and does not scale; transformers 5 says so by the scale alone."""
+    untied = not config.get("tie_word_embeddings", True) or not config.get("scale_decoder_outputs", True)
+    return _whole(config, spec.Vocabulary(tied=False) if untied else spec.Vocabulary(scale=config["d_model"] ** -0.5))
+
+
+def _mt5(config: Config) -> spec.Transformer:
+    """Nothing is scaled, whether the vectors of the answer are its own or, in what transformers 5 writes, tied."""
+    return _whole(_gated(config), spec.Vocabulary(tied=config.get("tie_word_embeddings", True)))
+
+
+def _gated(config: Config) -> Config:
+    return {"feed_forward_proj": "gated-gelu", **config}
+
+
+def _whole(config: Config, answers: spec.Vocabulary) -> spec.Transformer:
+    if any(name.endswith("T5EncoderModel") for name in config.get("architectures") or ()):
         return spec.Transformer(_stack(config, False), None, spec.States())
-    answers = spec.Vocabulary(tied=False) if _untied(config) else spec.Vocabulary(scale=config["d_model"] ** -0.5)
     return spec.Transformer(_stack(config, False), _stack(config, True), answers, shared_embedding=True)
 
 
@@ -80,4 +89,7 @@ def _table(config: Config) -> Table:
     }
 
 
-FAMILIES = (Family("T5", ("t5", "mt5"), _t5, _table),)
+FAMILIES = (
+    Family("T5", ("t5",), _t5, _table),
+    Family("mT5", ("mt5",), _mt5, lambda config: _table(_gated(config))),
+)

@@ -124,6 +124,7 @@ def _gguf(stored: Weights) -> tuple[Config, Mapping[str, Tensor]] | None:
     }
     config: dict[str, Any] = {
         "model_type": kind,
+        "architectures": [f"{kind.capitalize()}ForCausalLM"],
         "hidden_act": "silu",
         "tie_word_embeddings": "output.weight" not in stored,
     }
@@ -190,6 +191,7 @@ def _llama2c(stored: Weights) -> tuple[Config, Mapping[str, Tensor]] | None:
         return None
     config = {
         "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
         "hidden_act": "silu",
         "hidden_size": says["dim"],
         "intermediate_size": says["hidden_dim"],
