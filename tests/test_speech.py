@@ -28,6 +28,7 @@ from qkv.errors import DataError, QkvError
 from qkv.lens import speech
 from qkv.models import build
 from qkv.pretrained import tokenizers
+from qkv.tasks import listening
 
 
 def best_path(matrix: list[list[float]]) -> float:
@@ -123,6 +124,25 @@ def test_labels_are_read_as_text() -> None:
     mask = torch.tensor([[True] * 5 + [False] * 3, [True] * 8])
     assert read_labels(logits, blank=0, mask=mask) == [[3, 3], [5, 1, 2]]
     assert read_labels(logits, blank=5) == [[0, 3, 0, 3, 4], [0, 1, 2]]
+
+
+def test_a_moment_of_a_long_sound_is_in_the_piece_that_is_heard(tmp_path: Path) -> None:
+    soundfile = pytest.importorskip("soundfile", reason="needs the extra qkv[audio]")
+    features = audio.LogMel(rate=1000, window=64, hop=16, mels=8, seconds=2)
+    soundfile.write(
+        tmp_path / "long.wav", torch.randn(5300, generator=torch.Generator().manual_seed(1)).numpy() / 9, 1000
+    )
+    pieces = audio.pieces(audio.read(tmp_path / "long.wav", 1000), 1000, 2)
+    ends = torch.tensor([len(one) for one in pieces]).cumsum(0).tolist()
+    assert len(pieces) > 2
+    for moment in (0, 700, *(end + step for end in ends for step in (-1, 0) if end + step < 5300)):
+        expected = pieces[sum(end <= moment for end in ends)]
+        assert torch.equal(listening.sound(f"{tmp_path}/long.wav@{moment / 1000}", features), expected)
+    assert len(listening.sound(f" {tmp_path}/long.wav\n", features)) == 5300
+    with pytest.raises(DataError, match=r"5\.3 seconds long, and 5\.3 was asked for"):
+        listening.sound(f"{tmp_path}/long.wav@5.3", features)
+    (tmp_path / "long.wav").rename(tmp_path / "take@3")  # a file of that name is meant itself
+    assert len(listening.sound(f"{tmp_path}/take@3", features)) == 5300
 
 
 # The real Whisper tiny.en
@@ -225,8 +245,12 @@ def test_whisper_hears_more_than_it_can_at_once() -> None:
     words = re.sub(r"[^a-z ]", "", answer.text.lower()).split()
     assert words[:12] == "it was the best of times it was the worst of times".split()
     assert words[-5:] == "superlative degree of comparison only".split()
+    runner = tasks.load(folder)
     with pytest.raises(DataError, match="expected at most 30 to look at"):
-        tasks.load(folder).look(str(file))
+        runner.look(str(file))
+    seen = [runner.look(f"{file}@{second}") for second in (0, 44)]  # it is heard in two pieces
+    assert "".join(one.answer.text for one in seen) == answer.text
+    assert all(one.words for one in seen)
 
 
 @pytest.mark.weights

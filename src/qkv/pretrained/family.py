@@ -17,6 +17,7 @@ from qkv.models import SequenceModel, outline
 from qkv.pretrained.operations import Adjusting, Older, Operation, Unused, same
 from qkv.pretrained.quantised import Quantised
 from qkv.pretrained.weights import Weights
+from qkv.pretrained.weights.cursor import release
 
 Config: TypeAlias = Mapping[str, Any]
 """A model's config.json, or what another format says in its place."""
@@ -207,6 +208,15 @@ def _place(
         if target in placed and not torch.equal(placed[target], part):
             problems.append(f"{name} differs from another tensor for {target}, to which it should be tied")
         placed.setdefault(target, part)
+    if not isinstance(tensor, Quantised) and not any(_shares(placed.get(target), tensor) for target in targets):
+        release(tensor)
+
+
+def _shares(part: Tensor | None, tensor: Tensor) -> bool:
+    """Whether a placed part lies where the tensor it came from does."""
+    if part is None or isinstance(part, Quantised):
+        return False
+    return part.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
 
 
 def _untied(places: Mapping[str, Tensor], placed: Mapping[str, Tensor]) -> Iterator[str]:

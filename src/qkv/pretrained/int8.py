@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from qkv.pretrained.weights.cursor import release
+
 
 class Int8Linear(nn.Module):
     """A linear layer whose matrix is kept in whole numbers from -127 to 127, times a scale for each output.
@@ -23,6 +25,7 @@ class Int8Linear(nn.Module):
         scale = matrix.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
         self.register_buffer("whole", (matrix / scale[:, None]).round().to(torch.int8))
         self.register_buffer("scale", scale)
+        release(linear.weight)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
         self.in_features, self.out_features = linear.in_features, linear.out_features
 

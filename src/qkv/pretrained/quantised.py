@@ -17,6 +17,7 @@ from torch.utils import _pytree
 BLOCK = 32
 _AT_ONCE = 2**19  # numbers; 2 MiB of them stay in the processor's cache between widening and multiplying
 _HALF = 16
+_PIECE = 2**16  # bytes of codes that are taken apart at a time
 
 
 class Quantised(Tensor):
@@ -150,6 +151,14 @@ def _float16(pairs: Tensor) -> Tensor:
 
 
 def _halves(packed: Tensor) -> Tensor:
-    """Half bytes by block (rows, blocks, 16) as half bytes by half of the row (rows, columns / 2)."""
-    codes = torch.stack((packed & (_HALF - 1), packed >> 4), dim=2).view(len(packed), 2, -1)
-    return codes[:, 1].bitwise_left_shift(4).bitwise_or_(codes[:, 0])
+    """Half bytes by block (rows, blocks, 16) as half bytes by half of the row (rows, columns / 2).
+
+    Some rows at a time: large pieces of memory that are wanted for a moment leave holes behind.
+    """
+    codes = packed.new_empty(len(packed), packed[0].numel())
+    step = max(1, _PIECE // codes.shape[1])
+    for first in range(0, len(packed), step):
+        part = packed[first : first + step]
+        split = torch.stack((part & (_HALF - 1), part >> 4), dim=2).view(len(part), 2, -1)
+        torch.bitwise_or(split[:, 1] << 4, split[:, 0], out=codes[first : first + step])
+    return codes

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +18,7 @@ from qkv.data.frames import at_least, side_by_side
 from qkv.data.hearing import Features
 from qkv.decoding import Beam, Decoding, Hypothesis, decode, score
 from qkv.decoding.ctc import align, log_probabilities, read_labels
-from qkv.errors import QkvError
+from qkv.errors import DataError, QkvError
 from qkv.lens import Trace, speech
 from qkv.lens.speech import Span
 from qkv.models import SequenceModel
@@ -54,6 +56,22 @@ class Hearing:
 def log_mel(features: Features) -> LogMel:
     """What makes the frames."""
     return LogMel(**vars(features))
+
+
+def sound(line: str, features: LogMel) -> Tensor:
+    """The samples (samples,) of the file that a line names; of `file@75` the piece that is heard at once and holds
+    second 75 (see `qkv.data.audio.pieces`). Raises DataError for a file that cannot be read, or ends before.
+    """
+    name = line.strip()
+    said = re.fullmatch(r"(.+)@(\d+(?:\.\d+)?)", name)
+    if said is None or Path(name).exists():
+        return audio.read(name, features.rate)
+    samples, end = audio.read(said[1], features.rate), 0.0
+    for piece in audio.pieces(samples, features.rate, features.seconds) if features.seconds else [samples]:
+        end += len(piece) / features.rate
+        if float(said[2]) < end:
+            return piece
+    raise DataError(f"{said[1]} is {end:.1f} seconds long, and {said[2]} was asked for; expected a second within it")
 
 
 def hear(

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from qkv import config, lens, spec
-from qkv.data import audio
 from qkv.decoding import Beam, Decoding, Greedy, Hypothesis, Sample, decode_all
 from qkv.errors import ConfigError, DataError, SpecError, VocabularyError
 from qkv.lens import Trace
@@ -202,7 +201,7 @@ class Runner:
             """End at a file that cannot be read, so that those before it are answered first."""
             try:
                 for path in paths:
-                    yield audio.read(path.strip(), hearing.features.rate)
+                    yield listening.sound(path, hearing.features)
             except DataError as error:
                 wrong.append(error)
 
@@ -290,11 +289,12 @@ class Runner:
         """
         perceived = None
         if self.hearing is not None:
-            samples = audio.read(line.strip(), self.hearing.features.rate)
+            samples = listening.sound(line, self.hearing.features)
             if (most := self.hearing.features.seconds) and len(samples) > most * self.hearing.features.rate:
                 raise DataError(
                     f"{line.strip()} is {len(samples) / self.hearing.features.rate:.1f} seconds long; expected at most "
-                    f"{most:g} to look at, which the model hears at once: cut the sound (`qkv run` answers all of it)"
+                    f"{most:g} to look at, which the model hears at once: add @ and a second, {line.strip()}@0 for the "
+                    "piece at its beginning (`qkv run` answers all of it)"
                 )
             source: Any = self.hearing.frames(samples)
             named, prompt = [], []

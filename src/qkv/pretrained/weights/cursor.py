@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,29 @@ def mapped(path: Path) -> mmap.mmap:
     raise fault(path, "it is empty", "a file of weights")
 
 
+_MAPS: weakref.WeakKeyDictionary[mmap.mmap, int] = weakref.WeakKeyDictionary()
+"""The maps that are open, and where each begins in memory."""
+
+
+def release(tensor: Tensor) -> None:
+    """Give back the memory of a tensor in a mapped file that another was made of: asked for again, it is read again.
+
+    What was written to it is lost. A tensor that lies elsewhere stays as it is.
+    """
+    storage = tensor.untyped_storage()
+    for view, begin in list(_MAPS.items()):
+        start = storage.data_ptr() - begin
+        if 0 <= start and start + storage.nbytes() <= len(view):
+            _drop(view, start, start + storage.nbytes())
+
+
+def _drop(view: mmap.mmap, start: int, end: int) -> None:
+    """Give the memory of the whole pages within back to the system."""
+    first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if last > first and hasattr(mmap, "MADV_DONTNEED"):
+        view.madvise(mmap.MADV_DONTNEED, first, last - first)
+
+
 def as_tensor(data: NDArray[Any], dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
     """Return bytes of a mapped file as a tensor, without a copy where the processor can read them in place."""
     if not data.size:
@@ -54,6 +78,7 @@ class Cursor:
         self.at = 0
         self._map = mapped(path)
         self.bytes: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
+        _MAPS[self._map] = self.bytes.ctypes.data
 
     @property
     def left(self) -> int:
@@ -78,9 +103,7 @@ class Cursor:
 
     def forget(self, start: int, end: int) -> None:
         """Give the memory of whole pages of bytes back; they are read again from the file if they are asked for."""
-        first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
-        if last > first and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, first, last - first)
+        _drop(self._map, start, end)
 
     def number(self, code: str, what: str) -> Any:
         """Return the next number, of a struct code such as "I" or "q"."""

@@ -118,9 +118,13 @@ def _entries(cursor: Cursor, library: Any, count: int, metadata: dict[str, Any],
                 f"a place between {end:,} and {len(cursor.bytes):,}, aligned to {alignment}",
             )
         end = at + size
-        load = _loader(library, cursor.bytes[at:end], kind, shape)
-        if blocks and kind.name in _SIMPLE and len(shape) == 2 and size:
+        load: Callable[[], Tensor]
+        if kind.name in _PLAIN:
+            load = functools.partial(as_tensor, cursor.bytes[at:end], _PLAIN[kind.name], shape)
+        elif blocks and kind.name in _SIMPLE and len(shape) == 2 and size:
             load = functools.partial(_kept, cursor, at, end, kind, shape[0])
+        else:
+            load = functools.partial(_widened, library, cursor, at, end, kind, shape)
         entries[name] = Entry(shape, load)
     if len(cursor.bytes) - end >= alignment and entries:
         cursor.at = end
@@ -146,16 +150,16 @@ def _tensor(cursor: Cursor, library: Any, name: str) -> tuple[Any, tuple[int, ..
     return kind, shape, offset, elements(shape) // block * size
 
 
-def _loader(library: Any, data: NDArray[np.uint8], kind: Any, shape: tuple[int, ...]) -> Callable[[], Tensor]:
-    if kind.name in _PLAIN:
-        return functools.partial(as_tensor, data, _PLAIN[kind.name], shape)
-    return functools.partial(_dequantised, library, data, kind, shape)
-
-
 def _kept(cursor: Cursor, start: int, end: int, kind: Any, rows: int) -> Tensor:
     matrix = _SIMPLE[kind.name](torch.from_numpy(cursor.bytes[start:end]), rows)
     cursor.forget(start, end)  # read once: the file's own pages are not wanted beside the copy
     return matrix
+
+
+def _widened(library: Any, cursor: Cursor, start: int, end: int, kind: Any, shape: tuple[int, ...]) -> Tensor:
+    numbers = _dequantised(library, cursor.bytes[start:end], kind, shape)
+    cursor.forget(start, end)
+    return numbers
 
 
 def _dequantised(library: Any, data: NDArray[np.uint8], kind: Any, shape: tuple[int, ...]) -> Tensor:
