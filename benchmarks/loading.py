@@ -6,7 +6,8 @@ token and then, from the text again, with 64; an encoder with the vector of a se
 
     python benchmarks/loading.py path/to/SmolLM2.gguf path/to/all-MiniLM-L6-v2
 
-Variants: ours; transformers; xllamacpp, which is llama.cpp and computes with the quantised blocks themselves.
+Variants: ours, also with the parameters kept as `qkv run --numbers` has it; transformers, also in bfloat16; xllamacpp,
+which is llama.cpp and computes with the quantised blocks themselves.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ def main() -> None:
 
     parser = measuring.arguments(__doc__, rounds=3)
     parser.add_argument("models", nargs="+", type=Path, help="folders, or files of GGUF")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["ours", "transformers", "xllamacpp"])
     options = parser.parse_args()
     measuring.begin(options)
     for model in options.models:
@@ -107,7 +109,7 @@ def _greatest() -> float:
     return float(status.partition("VmHWM:")[2].split()[0]) / 2**10
 
 
-def ours(model: Path, threads: int, tell: Tell) -> None:
+def ours(model: Path, threads: int, tell: Tell, numbers: str = "float32") -> None:
     """As `qkv run` does it."""
     import torch
 
@@ -116,7 +118,7 @@ def ours(model: Path, threads: int, tell: Tell) -> None:
 
     torch.set_num_threads(threads)
     tell("imported")
-    opened = load(model)
+    opened = load(model, numbers=numbers)  # type: ignore[arg-type]
     tell("opened")
     if not isinstance(opened, Runner):
         list(opened.run([SENTENCE]))
@@ -128,7 +130,7 @@ def ours(model: Path, threads: int, tell: Tell) -> None:
         tell(step)
 
 
-def transformers(model: Path, threads: int, tell: Tell) -> None:
+def transformers(model: Path, threads: int, tell: Tell, numbers: str = "float32") -> None:
     """AutoModel and AutoTokenizer, and `generate`."""
     import torch
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -140,7 +142,7 @@ def transformers(model: Path, threads: int, tell: Tell) -> None:
     writes = not model.is_dir() or "CausalLM" in (model / "config.json").read_text(encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(place, **more)
     kind = AutoModelForCausalLM if writes else AutoModel
-    opened = kind.from_pretrained(place, dtype=torch.float32, **more).eval()
+    opened = kind.from_pretrained(place, dtype=getattr(torch, numbers), **more).eval()
     tell("opened")
     with torch.no_grad():
         if not writes:
@@ -176,7 +178,9 @@ def xllamacpp(model: Path, threads: int, tell: Tell) -> None:
 
 VARIANTS: dict[str, Callable[[Path, int, Tell], None]] = {
     "ours": ours,
+    **{f"ours-{numbers}": partial(ours, numbers=numbers) for numbers in ("bfloat16", "int8", "stored", "blocks")},
     "transformers": transformers,
+    "transformers-bfloat16": partial(transformers, numbers="bfloat16"),
     "xllamacpp": xllamacpp,
 }
 

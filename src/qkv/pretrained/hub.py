@@ -11,6 +11,8 @@ _NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 _FILES = ("*.json", "*.safetensors", "*.model", "*.spm", "*.txt", "*/config.json")
 _SMALL = ("*.json", "*/config.json")
 """What a model is read from, and what says its shape. Files of torch.save, which are pickles, are not fetched."""
+_TWICE = ("consolidated*", "original/*")
+"""What some publishers keep beside, which is the same model in their own form."""
 
 
 def is_name(name: str) -> bool:
@@ -27,7 +29,8 @@ def fetch(name: str, *, weights: bool = True) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(_FILES if weights else _SMALL)))
+        wanted = list(_FILES if weights else _SMALL)
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted, ignore_patterns=list(_TWICE)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DownloadError(

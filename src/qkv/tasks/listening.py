@@ -66,12 +66,13 @@ def sound(line: str, features: LogMel) -> Tensor:
     said = re.fullmatch(r"(.+)@(\d+(?:\.\d+)?)", name)
     if said is None or Path(name).exists():
         return audio.read(name, features.rate)
-    samples, end = audio.read(said[1], features.rate), 0.0
+    samples, end = audio.read(said[1], features.rate), 0
     for piece in audio.pieces(samples, features.rate, features.seconds) if features.seconds else [samples]:
-        end += len(piece) / features.rate
-        if float(said[2]) < end:
+        end += len(piece)
+        if round(float(said[2]) * features.rate) < end:
             return piece
-    raise DataError(f"{said[1]} is {end:.1f} seconds long, and {said[2]} was asked for; expected a second within it")
+    seconds = f"{end / features.rate:.1f} seconds"
+    raise DataError(f"{said[1]} is {seconds} long, and second {said[2]} was asked for; expected one within it")
 
 
 def hear(
