@@ -36,7 +36,8 @@ def read(path: Path) -> Weights:
     Raises CheckpointError for anything that is not whole.
     """
     try:
-        with safe_open(path, framework="numpy") as file:  # checks the header: types, shapes and places, without gaps
+        checked: Any = safe_open(path, framework="numpy")  # the header: types, shapes and places, without gaps
+        with checked as file:
             names, metadata = list(file.keys()), dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise fault(path, f"not a whole safetensors file ({error})", "one") from error
