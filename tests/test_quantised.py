@@ -52,7 +52,10 @@ def test_a_matrix_in_blocks_multiplies_as_the_whole_one(
     kind: str, rows: int, blocks: int, lead: tuple[int, ...], biased: bool, at_once: int, folder: Path
 ) -> None:
     path, expected = written(folder / "a.gguf", kind, rows, 32 * blocks, seed=rows)
-    kept = weights.read(path, blocks=True)["matrix"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("qkv.pretrained.quantised._PIECE", 96)
+        kept, whole = weights.read(path, blocks=True)["matrix"], weights.read(path)["matrix"]
+    assert type(whole) is torch.Tensor and torch.equal(whole, expected)
     assert isinstance(kept, Quantised) and kept.shape == expected.shape
     assert torch.equal(kept.widened(), expected)
     assert torch.equal(kept.contiguous(), expected)

@@ -17,7 +17,7 @@ from torch.utils import _pytree
 BLOCK = 32
 _AT_ONCE = 2**19  # numbers; 2 MiB of them stay in the processor's cache between widening and multiplying
 _HALF = 16
-_PIECE = 2**16  # bytes of codes that are taken apart at a time
+_PIECE = 2**16  # numbers that are taken apart at a time
 
 
 class Quantised(Tensor):
@@ -124,6 +124,28 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0] @ context.matrix.widened(), None
+
+
+def numbers(kind: str, data: Tensor) -> Tensor:
+    """The numbers (blocks, 32), float32, of blocks Q8_0, Q4_0 or Q4_1 as a file has them. data: uint8.
+
+    The same numbers as `Quantised.widened` gives, without its form between.
+    """
+    head = 4 if kind == "Q4_1" else 2
+    blocks = data.view(-1, head + (BLOCK if kind == "Q8_0" else _HALF))
+    found = torch.empty(len(blocks), BLOCK)
+    for part, own in zip(blocks.split(_PIECE // BLOCK), found.split(_PIECE // BLOCK), strict=True):
+        scale, codes = _float16(part[:, :head]).float(), part[:, head:]
+        if kind == "Q8_0":
+            own.copy_(codes.view(torch.int8))
+        else:
+            own[:, :_HALF], own[:, _HALF:] = codes & (_HALF - 1), codes >> 4
+        if kind == "Q4_0":
+            own.sub_(8)
+        own.mul_(scale[:, :1])
+        if kind == "Q4_1":
+            own.add_(scale[:, 1:])
+    return found
 
 
 def q8_0(data: Tensor, rows: int) -> Quantised:

@@ -29,12 +29,14 @@ class Published:
     """A published model: its family, its own configuration and the model in our modules.
 
     generation: what its answers have to begin and end with. generating: its generation_config.json, if it has one.
+    metadata: what a file that holds a whole model says beside it, such as a tokenizer.
     """
 
     family: Family
     config: Config
     model: SequenceModel
     generating: Config = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def generation(self) -> Generation:
@@ -57,21 +59,23 @@ def read(
     place = Path(path)
     with _named(place):
         if _says_itself(place):
-            family, config, stored = _whole_file(place, legacy, blocks)
+            file = weights.read(place, legacy=legacy, blocks=blocks)
+            family, config, stored = _whole_file(file)
+            metadata = file.metadata
         else:
             family, config = _described(place)
-            stored = weights.read(place, legacy=legacy, blocks=blocks)
+            stored, metadata = weights.read(place, legacy=legacy, blocks=blocks), {}
         _shape(family, config)
         model = fill(family, config, stored, dtype)
     generating = _read_json(place / _GENERATION) if (place / _GENERATION).is_file() else {}
-    return Published(family, config, model, generating)
+    return Published(family, config, model, generating, metadata)
 
 
 def read_spec(path: str | Path) -> spec.Spec:
     """The spec of a published model, without its weights; CheckpointError as for `read`."""
     place = Path(path)
     with _named(place):
-        family, config = _whole_file(place)[:2] if _says_itself(place) else _described(place)
+        family, config = _whole_file(weights.read(place))[:2] if _says_itself(place) else _described(place)
         return _shape(family, config)
 
 
@@ -114,16 +118,15 @@ def _says_itself(place: Path) -> bool:
     return place.is_file() or (place / "model.bin").is_file() and "model_type" not in read_config(place)
 
 
-def _whole_file(place: Path, legacy: bool = False, blocks: bool = False) -> tuple[Family, Config, Mapping[str, Tensor]]:
+def _whole_file(stored: weights.Weights) -> tuple[Family, Config, Mapping[str, Tensor]]:
     """The family of the model in a file, its configuration, and its tensors under the family's names."""
-    stored = weights.read(place, legacy=legacy, blocks=blocks)
     for kind in FILES:
         if (found := kind(stored)) is not None:
             config, tensors = found
             return family_of(config), config, tensors
     raise CheckpointError(
-        f"{place} does not say what model its {len(stored)} tensors are of; expected a folder with config.json beside "
-        "the weights: give the folder, or download what is missing"
+        f"{stored.path} does not say what model its {len(stored)} tensors are of; expected a folder with config.json "
+        "beside the weights: give the folder, or download what is missing"
     )
 
 

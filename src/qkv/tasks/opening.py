@@ -69,6 +69,8 @@ def _task(answers: spec.Answers) -> Task:
 
 def _writer(published: Published, path: Path, task: str) -> Runner:
     own = tokenizers.of_symbols(published.config)
+    if path.is_file() and path.suffix == ".gguf":  # its header has been read
+        own = (tokenizers.from_gguf(published.metadata, str(path)),) * 2
     source, target = own or tokenizers.read_pair(tokenizers.beside(path), published.config)
     decoding = Decoding() if task == "translate" else Decoding(Greedy(), Length(0.0, _LONGEST))
     return Runner(published.model, source, target, TASKS[task], decoding, {}, published.generation)

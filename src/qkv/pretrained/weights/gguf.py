@@ -166,7 +166,7 @@ def _dequantised(library: Any, data: NDArray[np.uint8], kind: Any, shape: tuple[
     if not data.size:
         return torch.empty(shape)
     if kind.name in _SIMPLE:
-        return _SIMPLE[kind.name](torch.from_numpy(data), elements(shape[:-1])).widened().view(shape)
+        return quantised.numbers(kind.name, torch.from_numpy(data)).view(shape)
     rows = elements(shape[:-1])
     while rows % 2 == 0 and elements(shape) // rows < _ROW:
         rows //= 2
