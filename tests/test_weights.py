@@ -25,7 +25,6 @@ from torch import Tensor
 
 from qkv.errors import CheckpointError, MissingExtraError
 from qkv.pretrained import weights
-from qkv.pretrained.weights.cursor import release
 
 gguf = pytest.importorskip("gguf", reason="needs the extra qkv[gguf]")
 onnx = pytest.importorskip("onnx", reason="needs the extra qkv[onnx]")
@@ -809,29 +808,3 @@ def test_stories260k() -> None:
     # The table of angles is known, so that finding it where the layout says checks the places of all the rest.
     torch.testing.assert_close(opened["freqs_cos"][3, 0], torch.tensor(3.0).cos())
     torch.testing.assert_close(opened["freqs_sin"][5, 0], torch.tensor(5.0).sin())
-
-
-def resident(path: Path) -> int:
-    """How many KiB of a mapped file are in this process's memory."""
-    found, counts = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if "-" in line.split(" ", 1)[0] and not line.split(" ", 1)[0].endswith(":"):
-            counts = line.endswith(str(path))
-        elif counts and line.startswith("Rss:"):
-            found += int(line.split()[1])
-    return found
-
-
-@pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="needs Linux")
-def test_memory_of_a_file_is_given_back_where_another_tensor_was_made_of_it(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
-    save_file({"a": torch.randn(1000, 1024), "b": torch.randn(10)}, path)
-    stored = weights.read(path)
-    made = stored["a"].bfloat16()
-    assert resident(path) >= 4000
-    release(stored["a"])
-    assert resident(path) < 200
-    assert torch.equal(stored["a"].bfloat16(), made)  # it is read again
-    elsewhere = torch.ones(10_000)
-    release(elsewhere)
-    assert bool((elsewhere == 1).all())
