@@ -134,7 +134,8 @@ def numbers(kind: str, data: Tensor) -> Tensor:
     head = 4 if kind == "Q4_1" else 2
     blocks = data.view(-1, head + (BLOCK if kind == "Q8_0" else _HALF))
     found = torch.empty(len(blocks), BLOCK)
-    for part, own in zip(blocks.split(_PIECE // BLOCK), found.split(_PIECE // BLOCK), strict=True):
+    step = _PIECE // BLOCK
+    for part, own in zip(torch.split(blocks, step), torch.split(found, step), strict=True):
         scale, codes = _float16(part[:, :head]).float(), part[:, head:]
         if kind == "Q8_0":
             own.copy_(codes.view(torch.int8))
