@@ -18,8 +18,8 @@ export async function measure(browser, address, heads = null) {
   const wait = (what) => page.waitForFunction(what, null, { timeout: 120_000 });
   await wait(() => window.shown);
   const shownBusy = await busy();
-  await wait(() => document.documentElement.dataset.certified !== undefined && [...document.querySelectorAll(".thumbnail canvas")].some((one) => one.width > 1));
-  await wait(() => document.querySelector("canvas.map") || [...document.querySelectorAll(".thumbnail canvas")].every((one) => one.width > 1));
+  await wait(() => document.documentElement.dataset.certified !== undefined && [...document.querySelectorAll(".thumbnail img")].some((one) => one.naturalWidth > 1));
+  await wait(() => document.querySelector("canvas.map") || [...document.querySelectorAll(".thumbnail img")].every((one) => one.naturalWidth > 1));
   const pace = await page.evaluate(() => {
     window.done = performance.now();
     // How long the same piece of work takes here; about 25 ms on an idle core of 2020.

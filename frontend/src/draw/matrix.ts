@@ -21,7 +21,7 @@ export interface Plane {
 export interface Place { left: number; top: number; wide: number; high: number; turned: boolean; width: number; height: number }
 
 /** What a picture of one head shows; where cells are too small to be drawn one by one, its pixels instead of its values. */
-export function plane(attention: Attention, head: number, show: Show, dark: boolean, small: boolean, pooled: readonly [number, number] = [1, 1]): Plane {
+export function plane(attention: Attention, head: number, show: Show, dark: boolean, small: boolean, pooled: readonly [number, number] = [1, 1], canvas?: HTMLCanvasElement): Plane {
   const { scores, weights } = attention.matrix(head);
   const { queries: rows, keys: columns } = attention;
   let values = show === "scores" ? scores : weights;
@@ -32,7 +32,7 @@ export function plane(attention: Attention, head: number, show: Show, dark: bool
   }
   const extent = show === "weights" ? 1 : largest(values);
   const known = { rows, columns, extent, show, pooled };
-  if (small) return { ...known, values: new Float32Array(0), image: pixels({ ...furthest(rows, columns, values, pooled, scores), extent, show }, dark) };
+  if (small) return { ...known, values: new Float32Array(0), image: pixels({ ...furthest(rows, columns, values, pooled, scores), extent, show }, dark, canvas) };
   if (show !== "scores") {
     values = show === "flow" ? values : values.slice();
     for (let at = 0; at < values.length; at += 1) if (scores[at] !== scores[at]) values[at] = NaN;
@@ -44,6 +44,10 @@ export function plane(attention: Attention, head: number, show: Show, dark: bool
 export function furthest(rows: number, columns: number, values: Float32Array, [down, across]: readonly [number, number], seen = values) {
   const [high, wide] = [Math.ceil(rows / down), Math.ceil(columns / across)];
   const found = new Float32Array(high * wide).fill(NaN);
+  if (down === 1 && across === 1) {
+    for (let at = 0; at < found.length; at += 1) if (seen[at] === seen[at]) found[at] = values[at];
+    return { rows, columns, values: found };
+  }
   for (let row = 0; row < rows; row += 1) {
     const begin = Math.floor(row / down) * wide;
     const own = row * columns;
@@ -70,7 +74,7 @@ export function onPixel({ wide, high }: Place, ratio = window.devicePixelRatio |
 export function pixels({ rows, columns, values, extent, show }: Pick<Plane, "rows" | "columns" | "values" | "extent" | "show">, dark: boolean, canvas = document.createElement("canvas")): HTMLCanvasElement {
   canvas.width = columns;
   canvas.height = rows;
-  const pen = canvas.getContext("2d") as CanvasRenderingContext2D;
+  const pen = canvas.getContext("2d", { willReadFrequently: true }) as CanvasRenderingContext2D;
   const image = pen.createImageData(Math.max(1, columns), Math.max(1, rows));
   const out = new Uint32Array(image.data.buffer);
   const table = words(dark);
@@ -159,30 +163,30 @@ function cells(pen: Pen, { plane: { rows, columns, values, extent, show }, place
 function labels(pen: Pen, { rowLabels, columnLabels, place: { left, top, wide, high, turned }, colours }: Scene, at: At): void {
   // Where there is no room for every label, the chosen one pushes its neighbours away.
   const skips = (size: number, chosen: number) => {
-    const every = Math.max(1, Math.ceil(13 / size));
+    const every = size >= 13 ? 1 : Math.ceil(20 / size);
     return (i: number) => i !== chosen && (i % every !== 0 || Math.abs(i - chosen) < every);
   };
-  const [rowSkipped, columnSkipped] = [skips(high, at.row), skips(wide, at.column)];
+  const side = (texts: string[], size: number, chosen: number, colour: string, room: number, put: (text: string, middle: number) => void) => {
+    const skipped = skips(size, chosen);
+    const name = (i: number) => put(cut(texts[i], room, pen.font), (i + 0.5) * size);
+    pen.font = label(13);
+    pen.fillStyle = colours.muted;
+    for (let i = 0; i < texts.length; i += 1) if (i !== chosen && !skipped(i)) name(i);
+    if (chosen >= texts.length) return;
+    pen.font = label(13, true);
+    pen.fillStyle = colour;
+    name(chosen);
+  };
   pen.textBaseline = "middle";
-  rowLabels.forEach((text, row) => {
-    if (rowSkipped(row)) return;
-    pen.font = label(13, row === at.row);
-    pen.fillStyle = row === at.row ? colours.query : colours.muted;
-    pen.textAlign = "right";
-    pen.fillText(cut(text, left - 10, pen.font), left - 8, top + (row + 0.5) * high);
-  });
-  columnLabels.forEach((text, column) => {
-    if (columnSkipped(column)) return;
-    pen.font = label(13, column === at.column);
-    pen.fillStyle = column === at.column ? colours.key : colours.muted;
-    pen.save();
-    pen.translate(left + (column + 0.5) * wide, top - 8);
-    if (turned) pen.rotate(-Math.PI / 2);
-    pen.textAlign = turned ? "left" : "center";
-    pen.textBaseline = turned ? "middle" : "alphabetic";
-    pen.fillText(cut(text, 130, pen.font), 0, 0);
-    pen.restore();
-  });
+  pen.textAlign = "right";
+  side(rowLabels, high, at.row, colours.query, left - 10, (text, middle) => pen.fillText(text, left - 8, top + middle));
+  pen.save();
+  pen.translate(left, top - 8);
+  if (turned) pen.rotate(-Math.PI / 2);
+  pen.textAlign = turned ? "left" : "center";
+  pen.textBaseline = turned ? "middle" : "alphabetic";
+  side(columnLabels, wide, at.column, colours.key, 130, (text, middle) => (turned ? pen.fillText(text, 0, middle) : pen.fillText(text, middle, 0)));
+  pen.restore();
 }
 
 function outline(pen: Pen, { left, top, wide, high }: Place, { row, column }: At, style: string, width: number): void {

@@ -1,4 +1,5 @@
 // Rows of bars, one for each dimension or for each key; and curves along a context.
+import { ranked } from "../data/run";
 import { largest } from "../numbers";
 import type { Colour, Palette } from "./palette";
 import { cut, label, widthOf, type Drawing, type Pen } from "./pen";
@@ -34,7 +35,7 @@ export function stripDrawing(
   };
 }
 
-/** A bar for the share of each key, the chosen one named, and others where there is room. */
+/** A bar for the share of each key, the chosen one named, and others where there is room, the strongest first. */
 export function sharesDrawing(tokens: string[], weights: ArrayLike<number>, chosen: number, width: number, colours: Palette): Drawing {
   const step = Math.min(width / tokens.length, 64);
   const greatest = largest(weights);
@@ -61,8 +62,9 @@ export function sharesDrawing(tokens: string[], weights: ArrayLike<number>, chos
         pen.fillText(text, left, 51);
       };
       name(chosen, 160);
-      const every = Math.max(1, Math.ceil(14 / step));
-      for (let i = 0; i < weights.length; i += every) if (i !== chosen) name(i, Math.max(step - 3, 70));
+      // Where there is no room for every name, those of the strongest.
+      const named = step >= 14 ? tokens.keys() : ranked(weights, 8);
+      for (const i of named) if (i !== chosen) name(i, Math.max(step - 3, 70));
     },
   };
 }

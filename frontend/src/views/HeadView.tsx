@@ -101,7 +101,8 @@ function MatrixPicture({ attention, width }: { attention: Attention; width: numb
   }, [attention, run, width]);
   const small = Math.min(place.wide, place.high) < 8;
   const [down, across] = onPixel(place);
-  const shownPlane = useMemo(() => plane(attention, head, show, dark, small, [down, across]), [attention, head, show, dark, changes, small, down, across]);
+  const canvas = useMemo(() => document.createElement("canvas"), []);
+  const shownPlane = useMemo(() => plane(attention, head, show, dark, small, [down, across], canvas), [attention, head, show, dark, changes, small, down, across]);
   const [chosen, pointed] = [look.cell.value, look.pointed.value];
   const drawing = useMemo(() => matrixDrawing({ plane: shownPlane, place, rowLabels: rows, columnLabels: columns, chosen, pointed, colours: palette(dark), dark }), [shownPlane, place, chosen, pointed, dark]);
   const legend = useMemo(() => legendDrawing(show, shownPlane.extent, palette(dark), dark), [show, shownPlane, dark]);

@@ -106,22 +106,26 @@ function Thumbnail({ at, head, attention, value, size, named }: HeadAt & { size:
 
 function Small({ attention, head, size }: { attention: Attention; head: number; size: number }) {
   const look = useLook();
-  const canvas = useRef<HTMLCanvasElement>(null);
+  const image = useRef<HTMLImageElement>(null);
   const dark = look.dark.value;
   const changed = attention.changes;
   void look.loaded.value;
   const { ready } = attention;
   useEffect(() => {
-    if (!ready || !canvas.current) return;
+    if (!ready || !image.current) return;
     const cancel = soon(() => {
       const { rows, columns, data } = small(attention, head, size);
-      if (!canvas.current || !rows) return;
-      pixels({ rows, columns, values: data, extent: 1, show: "weights" }, dark, canvas.current);
+      if (!image.current || !rows) return;
+      image.current.src = pixels({ rows, columns, values: data, extent: 1, show: "weights" }, dark, easel).toDataURL();
     });
     return cancel;
   }, [attention, head, size, dark, ready, changed]);
-  return <canvas ref={canvas} width={1} height={1} />;
+  return <img ref={image} src={nothing} alt="" />;
 }
+
+// Images, because each canvas is a layer of its own that a browser puts together again for every frame.
+const easel = document.createElement("canvas");
+const nothing = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
 
 // Thumbnails are drawn in slices of a few milliseconds, so that the page answers meanwhile.
 const waiting = new Set<() => void>();
