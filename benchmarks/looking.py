@@ -78,13 +78,12 @@ def captures(options: Any) -> None:
                 "looked": ours_turn(model, source, target, Recorder),
             }
             turns |= {kind: theirs_turn(other, source, target, kind == "eager") for kind, other in theirs.items()}
-            seconds = measuring.take_turns(turns, options)
-            cells = [f"{1000 * statistics.median(taken):.1f}" for taken in seconds.values()]
+            cells, seconds = measured(turns, options)
             costs = [measuring.cost(seconds, "looked", "plain")]
             costs += [measuring.cost(seconds, "eager", "sdpa")] if theirs else []
             rows.append([f"{name}, batch {batch}, length {length}", *cells, *costs])
     heads = ["plain", "looked into"] + ([] if "marian" in options.without else ["Marian", "Marian, eager with weights"])
-    print("A forward pass, milliseconds, and what looking costs\n")
+    print("A forward pass: milliseconds, the most memory it takes beside the model in MiB, and what looking costs\n")
     more = [] if "marian" in options.without else ["Marian, times"]
     measuring.table(["", *heads, "ours, times", *more], rows)
 
@@ -98,22 +97,34 @@ def decoder_captures(options: Any) -> None:
         ids = torch.randint(4, DECODERS[options.decoder].vocab, tuple(map(int, shape.split("x"))))
         turns: dict[str, Callable[[], object]] = {
             "plain": partial(model, target=ids),
-            "looked": lambda ids=ids: model(target=ids, tap=Recorder()),
+            "looked": lambda ids=ids: looked(partial(model, target=ids), Recorder()),
             "sdpa": partial(theirs["sdpa"], ids, use_cache=False),
             "eager": partial(theirs["eager"], ids, use_cache=False, output_attentions=True),
         }
-        seconds = measuring.take_turns(turns, options)
-        cells = [f"{1000 * statistics.median(taken):.1f}" for taken in seconds.values()]
+        cells, seconds = measured(turns, options)
         costs = [measuring.cost(seconds, "looked", "plain"), measuring.cost(seconds, "eager", "sdpa")]
         rows.append([f"{options.decoder}, {shape}", *cells, *costs])
-    print("A decoder's forward pass, milliseconds, and what looking costs\n")
+    print("A decoder's forward pass: the same\n")
     heads = ["plain", "looked into", "GPT-2", "GPT-2, eager with weights", "ours, times", "GPT-2, times"]
     measuring.table(["", *heads], rows)
 
 
+def measured(turns: dict[str, Callable[[], object]], options: Any) -> tuple[list[str], measuring.Seconds]:
+    """Of each variant its time and its memory as a cell of a table, and the seconds of all rounds."""
+    sizes = {name: measuring.memory(run) / 2**20 for name, run in turns.items()}
+    seconds = measuring.take_turns(turns, options)
+    cells = [f"{1000 * statistics.median(taken):.1f} ms, {sizes[name]:,.0f} MiB" for name, taken in seconds.items()]
+    return cells, seconds
+
+
+def looked(run: Callable[..., object], tap: Tap) -> object:
+    """A pass with a tap, and all that the tap keeps of it."""
+    return run(tap=tap), tap
+
+
 def ours_turn(model: SequenceModel, source: Tensor, target: Tensor, tap: type[Tap]) -> Callable[[], object]:
     """A forward pass of ours with a fresh tap."""
-    return lambda: model(source, target, tap=tap())
+    return lambda: looked(partial(model, source, target), tap())
 
 
 def theirs_turn(model: Any, source: Tensor, target: Tensor, weights: bool) -> Callable[[], object]:

@@ -8,6 +8,8 @@ processes take; with more it is the wall clock, because waiting threads spin.
 from __future__ import annotations
 
 import argparse
+import ctypes
+import math
 import os
 import platform
 import shlex
@@ -63,6 +65,27 @@ def take_turns(variants: Mapping[str, Callable[[], object]], options: argparse.N
             variants[name]()
             seconds[name][turn] = clock() - started
     return seconds
+
+
+def memory(run: Callable[[], object]) -> float:
+    """Bytes that a run takes at most beyond what the process had before; NaN where the system (Linux) does not tell."""
+    run()  # what is made once, such as threads and code, does not count
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, so that it cannot be taken again unseen
+        Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+        before = _status("VmRSS")
+    except (OSError, AttributeError):
+        return math.nan
+    kept = run()
+    peak = _status("VmHWM") - before
+    del kept
+    return peak
+
+
+def _status(name: str) -> float:
+    """A size of this process in bytes, as Linux tells it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def speed_up(seconds: Seconds, name: str, baseline: str) -> str:

@@ -146,6 +146,10 @@ test("two runs side by side, and where they differ", async () => {
   await turn(page, "compare");
   await counts(page, ".compare canvas.matrix", 3);
   await says(page, ".compare .table-box", /Katze 80%.*Kater 40%/);
+  // each picture has its table
+  await counts(page, ".compare details", 3);
+  await page.locator(".compare details summary").last().click();
+  await says(page, ".compare .wide details tbody tr", /^<s>( \u2212?\d\.\d\d| \u2212?\d\.\de\u2212\d){4}$/);
   await page.locator(".runs button", { hasText: "other" }).click();
   await says(page, ".said", /Kater/);
   assert.deepEqual(page.wrong, []);

@@ -1,6 +1,6 @@
 // The matrix of one head, with its tokens along both sides.
 import type { Attention, Show } from "../data/attention";
-import { largest } from "../numbers";
+import { largest, number } from "../numbers";
 import type { Palette } from "./palette";
 import { cut, digits, label, widest, type Drawing, type Pen } from "./pen";
 import { along, css, readable, rgb, word, words } from "./ramp";
@@ -154,7 +154,7 @@ function cells(pen: Pen, { plane: { rows, columns, values, extent, show }, place
       pen.font = digits(size >= 46 ? 12 : 10);
       pen.textAlign = "center";
       pen.textBaseline = "middle";
-      const text = show === "weights" ? value.toFixed(2).replace(/^0/, "") : value.toFixed(size >= 46 ? 2 : 1);
+      const text = show === "weights" ? value.toFixed(2).replace(/^0/, "") : number(value, size >= 46 ? 2 : 1);
       pen.fillText(text, x + (wide - gap) / 2, y + high / 2);
     }
   }

@@ -1,7 +1,7 @@
 // Two runs side by side: their answers, one head of each over their tokens, and where the two differ.
 import { useMemo, useState } from "preact/hooks";
 import type { Attention } from "../data/attention";
-import type { Run } from "../data/run";
+import { ranked, type Run } from "../data/run";
 import { furthest, layOut, matrixDrawing, onPixel, pixels, plane, type Plane } from "../draw/matrix";
 import { palette } from "../draw/palette";
 import { allShown, largest, percent, short, shown } from "../numbers";
@@ -91,6 +91,26 @@ function Matrix({ rows, columns, plane: values, title, cell, onChoose }: Shown) 
       <div class="picture"><Picture drawing={drawing} class="matrix" tabIndex={0} role="application" aria-roledescription="matrix" aria-label={`${title}. ${rows[cell.row]} to ${columns[cell.column]}: ${short(value)}. Arrow keys move.`} onKeyDown={keys}
         onClick={(event: MouseEvent) => clamp({ row: Math.floor((event.offsetY - place.top) / place.high), column: Math.floor((event.offsetX - place.left) / place.wide) })} /></div>
       <p class="legend"><span><b class="query" dir="auto">{rows[cell.row]}</b> {"\u2192"} <b class="key" dir="auto">{columns[cell.column]}</b>: {short(value)}</span> <Exports drawing={() => drawing} name={title} /></p>
+      <details><summary>As a table</summary><Numbers rows={rows} columns={columns} values={values.values} title={title} row={cell.row} /></details>
+    </div>
+  );
+}
+
+const cells = 2500;
+
+/** All numbers of a small matrix; of a large one, the chosen query's that are furthest from 0. */
+function Numbers({ rows, columns, values, title, row: chosen }: { rows: string[]; columns: string[]; values: Float32Array; title: string; row: number }) {
+  const whole = rows.length * columns.length <= cells;
+  const of = (row: number) => values.subarray(row * columns.length, (row + 1) * columns.length);
+  const keys = whole ? [...columns.keys()] : ranked(of(chosen).map(Math.abs), 20);
+  return (
+    <div class="table-box" tabIndex={0} role="region" aria-label={`${title}, as a table`}>
+      <table>
+        <thead><tr><td />{keys.map((column) => <th scope="col" key={column} dir="auto">{columns[column]}</th>)}</tr></thead>
+        <tbody>{(whole ? [...rows.keys()] : [chosen]).map((row) => (
+          <tr key={row}><th scope="row" dir="auto">{rows[row]}</th>{keys.map((column) => <td key={column}>{Number.isNaN(of(row)[column]) ? "\u00b7" : short(of(row)[column])}</td>)}</tr>))}
+        </tbody>
+      </table>
     </div>
   );
 }

@@ -57,6 +57,7 @@ function Line({ entry, heads, most, p, row }: { entry: Entry; heads: number; mos
     look.tab.value = "heads";
   };
   const alone = entry.heads?.[0];
+  const name = (at: number, head: number) => { const { stack, kind, layer } = run.attentions[at].described; return `${stack} ${kind} ${layer}.${head}`; };
   return (
     <tr>
       <th scope="row"><span dir="auto">{shown(entry.token)}</span> <span class="muted">{run.axis("target") && run.axis("source") ? entry.side === "source" ? "source" : "said" : ""} {entry.position}</span></th>
@@ -68,11 +69,11 @@ function Line({ entry, heads, most, p, row }: { entry: Entry; heads: number; mos
           <td><Change from={p} to={entry.without} /></td>
           <td>{percent(entry.match as number)}</td>
           <td>{percent(entry.content as number)}</td>
-          <td>{alone ? <button type="button" class="column" onClick={() => see(run.places.indexOf(alone[0]), alone[1])}>{alone[0]} {alone[1]} ({percent(alone[2])})</button>
-            : <button type="button" class="column muted" onClick={() => see(by.at, by.head)}>see {run.places[by.at]} {by.head}</button>}</td>
+          <td>{alone ? <button type="button" class="column" onClick={() => see(run.places.indexOf(alone[0]), alone[1])}>{name(run.places.indexOf(alone[0]), alone[1])} ({percent(alone[2])})</button>
+            : <button type="button" class="column muted" onClick={() => see(by.at, by.head)}>see {name(by.at, by.head)}</button>}</td>
         </>
       ))}
-      {p === undefined && <td><button type="button" class="column" onClick={() => see(by.at, by.head)}>{run.places[by.at]} {by.head} ({percent(by.weight)})</button></td>}
+      {p === undefined && <td><button type="button" class="column" onClick={() => see(by.at, by.head)}>{name(by.at, by.head)} ({percent(by.weight)})</button></td>}
     </tr>
   );
 }
