@@ -106,7 +106,7 @@ function Map({ tiles }: { tiles: Tiles }) {
         <button type="button" class="small" onClick={() => zoom(2)} aria-label="Zoom out">{"\u2212"}</button>
         <button type="button" class="small" onClick={() => setView({ row: 0, column: 0, per: whole })}>All</button>
         {tiles.deep && <button type="button" class="small" onClick={() => go(1 / 30)}>Single cells at the choice</button>}
-        <span class="muted">{view.per >= 1 ? `each pixel shows the largest of ${finest} cells` : "single cells"}{tiles.deep ? "" : "; closer than this needs a live host"}; colour by the fourth root of the weight</span>
+        <span class="muted">{view.per >= 1 ? `each pixel shows the largest of ${finest} cells` : "single cells"}{tiles.deep ? "" : "; closer than this: qkv look --serve"}; colour by the fourth root of the weight</span>
         <Exports drawing={() => drawing} name={`${attention.place} head ${head} map`} />
       </div>
       <Picture drawing={drawing} class="map" tabIndex={0} role="application" aria-roledescription="map of the attention" aria-label={`Map of ${attention.place}, head ${head}. Plus and minus zoom, arrow keys move the chosen cell, 0 shows all. Chosen: query ${chosen.row}, key ${chosen.column}. The tables below hold the numbers.`}
@@ -180,7 +180,7 @@ function TopKeys({ tiles }: { tiles: Tiles }) {
   return (
     <section class="top-keys">
       <h3>Query {row.toLocaleString("en")} <b class="query" dir="auto">{shown(run.queryTokens(attention)[row] ?? "")}</b>: whom it looks at</h3>
-      {!weights ? <p class="muted">{tiles.live ? "Fetching its row" : "Its row is not in this file; a live host has it."}</p> : (
+      {!weights ? <p class="muted">{tiles.live ? "Fetching its row" : "Its row is not in this file; qkv look --serve has it."}</p> : (
         <div class="table-box" tabIndex={0} role="region" aria-label="Strongest keys of the chosen query">
           <table>
             <thead><tr><th scope="col">position</th><th scope="col">key</th><th scope="col">weight</th></tr></thead>
