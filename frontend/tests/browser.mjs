@@ -11,6 +11,8 @@ import { chromium } from "playwright-core";
 const script = await readFile(new URL("../../src/qkv/view/look.js", import.meta.url), "utf8");
 export const axe = await readFile(new URL("../node_modules/axe-core/axe.min.js", import.meta.url), "utf8");
 const folder = await mkdtemp(join(tmpdir(), "qkv-look-"));
+/** What a machine with much else to do may take, in milliseconds. */
+export const patience = 180_000;
 const policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:";
 const safe = (value) => JSON.stringify(value).replace(/[<>&\u007f-\uffff]/g, (one) => `\\u${one.charCodeAt(0).toString(16).padStart(4, "0")}`);
 
@@ -56,6 +58,7 @@ export async function served({ document, blocks }, answer) {
 /** A page that remembers everything that went wrong, and every address that was asked for. */
 export async function visit(browser, address, options = {}) {
   const page = await browser.newPage({ viewport: { width: 1400, height: 1000 }, ...options });
+  page.setDefaultTimeout(patience);
   page.wrong = [];
   page.asked = [];
   page.on("pageerror", (error) => page.wrong.push(String(error.stack)));
@@ -67,7 +70,7 @@ export async function visit(browser, address, options = {}) {
 }
 
 /** Try a check until it holds: what a click changes is drawn a moment after it, on a busy machine a long moment. */
-export async function until(check, limit = 30_000) {
+export async function until(check, limit = patience) {
   const end = performance.now() + limit;
   for (;;) {
     try {

@@ -14,8 +14,8 @@ export async function measure(browser, address, heads = null) {
   const session = await page.context().newCDPSession(page);
   await session.send("Performance.enable", { timeDomain: "threadTicks" });
   const busy = async () => 1000 * (await session.send("Performance.getMetrics")).metrics.find((one) => one.name === "TaskDuration").value;
-  await page.goto(address, { timeout: 120_000 });
-  const wait = (what) => page.waitForFunction(what, null, { timeout: 120_000 });
+  await page.goto(address, { timeout: 600_000 });
+  const wait = (what) => page.waitForFunction(what, null, { timeout: 600_000 });
   await wait(() => window.shown);
   const shownBusy = await busy();
   await wait(() => document.documentElement.dataset.certified !== undefined && [...document.querySelectorAll(".thumbnail img")].some((one) => one.naturalWidth > 1));

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { readFile } from "node:fs/promises";
-import { counts, has, open, says, script, settled, turn, until, visit, written } from "./browser.mjs";
+import { counts, has, open, patience, says, script, settled, turn, until, visit, written } from "./browser.mjs";
 import { large, pair, perceived, translation, weightsOf } from "./documents.mjs";
 import { measure } from "./measure.mjs";
 
@@ -240,6 +240,7 @@ test("it prints light, whatever the screen is", async () => {
 test("a notebook's widget shows the same, in a root of its own", async () => {
   const { document: described, blocks } = translation({ live: true });
   const page = await browser.newPage();
+  page.setDefaultTimeout(patience);
   await page.setContent(`<!doctype html><title>x</title><div id="cell"></div>`);
   await page.addScriptTag({ type: "module", content: script.replace(/export\{(.*)\};?\s*$/, (_, names) => `window.made={${names.split(",").map((one) => one.split(" as ").reverse().map((name) => name.trim()).join(":")).join(",")}}`) });
   await page.waitForFunction(() => window.made);
