@@ -52,10 +52,11 @@ def test_interventions_compile_with_the_model() -> None:
 
 
 @pytest.mark.compile
+@pytest.mark.parametrize("position", [spec.Rotary(), spec.RelativeBias(8, 16), spec.Alibi()], ids=str)
 @torch.no_grad()
-def test_a_compiled_decoder_alone() -> None:
+def test_a_compiled_decoder_alone(position: spec.Rotary | spec.RelativeBias | spec.Alibi) -> None:
     torch.manual_seed(0)
-    attention = spec.Attention(heads=2, d_key=4, causal=True, position=spec.Rotary(), softcap=9.0)
+    attention = spec.Attention(heads=2, d_key=4, causal=True, position=position, softcap=9.0)
     stack = spec.Stack(8, (spec.Block(attention, spec.FeedForward(8)),) * 2, spec.Tokens(9))
     model = build(spec.Transformer(None, stack, spec.Vocabulary())).eval()
     target = torch.randint(9, (2, 6))

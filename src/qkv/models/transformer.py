@@ -41,7 +41,7 @@ class Stack(nn.Module):
             if isinstance(block.self_attention, spec.Attention)
             and isinstance(block.self_attention.position, spec.RelativeBias)
         }
-        self._biased = list(shared)
+        self._biased = {position: number for number, position in enumerate(shared)}
         self.position_biases = nn.ModuleList(
             RelativeBias(position, attention.heads, both_ways=not attention.causal)
             for position, attention in shared.items()
@@ -115,7 +115,7 @@ class Stack(nn.Module):
             places = torch.arange(past, past + length, device=device)
             return Placing(seen, rotations=rotations(places, attention.d_key, position))
         if isinstance(position, spec.RelativeBias):
-            table = self.position_biases[self._biased.index(position)]
+            table = self.position_biases[self._biased[position]]
             return Placing(seen, bias=table(distances(length, past + length, past, device)))
         if isinstance(position, spec.Alibi):
             return Placing(
