@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from qkv.models import SequenceModel, build
 from qkv.models.transformer import Transformer
 from qkv.tasks import naming
 from qkv.tasks.kinds import TASKS, spoken
-from qkv.tasks.lesson import Lesson, begun_by, keep, made
+from qkv.tasks.lesson import Ends, Lesson, begun_by, keep, made
 from qkv.tasks.listener import Classifier, Listener
 from qkv.tasks.listening import Hearing, log_mel, quickly
 from qkv.tasks.recipe import From, HearRecipe
@@ -103,21 +103,13 @@ def lesson(recipe: HearRecipe, sounds: Sounds, place: Path, tokens: Path, resume
     return Lesson(runner, sampler, batch, judge, [f"to learn from: {told}", f"to check on: {said}"], losses)
 
 
-class _Ends(NamedTuple):
-    """The tokens around a text."""
-
-    pad: int
-    bos: int
-    eos: int
-
-
-def _ends(runner: Runner) -> _Ends:
+def _ends(runner: Runner) -> Ends:
     """What stands around a text: of a published model, what its answers begin and end with."""
     rules, target = runner.rules(), runner.target
     if runner.generation is None:
-        return _Ends(target.pad, target.bos, target.eos)
+        return Ends(target.pad, target.bos, target.eos)
     eos = rules["eos"][0]
-    return _Ends(eos, rules["bos"], eos)
+    return Ends(eos, rules["bos"], eos)
 
 
 def _side_by_side(

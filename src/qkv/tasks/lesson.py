@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qkv.data import Batch
 from qkv.errors import ConfigError, StorageError
@@ -19,6 +19,14 @@ from qkv.text import Tokenizer
 from qkv.text import train as train_tokenizer
 from qkv.training import Validated
 from qkv.training.trainer import Losses, Sampler
+
+
+class Ends(NamedTuple):
+    """The tokens around a text."""
+
+    pad: int
+    bos: int
+    eos: int
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -17,7 +16,7 @@ from qkv.evaluation.reading import Window
 from qkv.models import SequenceModel, build
 from qkv.tasks.judging import read_texts
 from qkv.tasks.kinds import TASKS
-from qkv.tasks.lesson import Lesson, begun_by, keep, made
+from qkv.tasks.lesson import Ends, Lesson, begun_by, keep, made
 from qkv.tasks.recipe import From, TextData, WriteRecipe
 from qkv.tasks.runner import Runner
 from qkv.text import Tokenizer
@@ -111,19 +110,11 @@ class Judge:
         return Validated({name: score.value for name, score in scores.items()}, samples)
 
 
-class _Ends(NamedTuple):
-    """The tokens around a text."""
-
-    pad: int
-    bos: int
-    eos: int
-
-
-def _ends(tokenizer: Tokenizer) -> _Ends:
+def _ends(tokenizer: Tokenizer) -> Ends:
     """What stands around a text: with many published decoders, one token both before and after it."""
     eos = tokenizer.eos
     bos = eos if tokenizer.specials.bos is None else tokenizer.bos
-    return _Ends(eos, bos, eos)
+    return Ends(eos, bos, eos)
 
 
 def _start(recipe: WriteRecipe, texts: Texts, place: Path, resume: bool) -> Runner:

@@ -21,8 +21,8 @@ from qkv.errors import CorpusError, DownloadError, StorageError
 _PATIENCE = 30
 """Seconds to wait for an answer."""
 
-
 _INSTALLED = "/usr/share/datasets"
+"""Where Debian's packages of data sets put them, under the same names."""
 
 
 def cache_folder() -> Path:
@@ -33,7 +33,7 @@ def cache_folder() -> Path:
 
 
 def given(file: File) -> Path | None:
-    """Find a file in the folder that QKV_DATA names, or where Debian's packages of data sets put theirs."""
+    """Find a file in the folder that QKV_DATA names, or among what is installed."""
     folders = [os.environ.get("QKV_DATA") or os.devnull, _INSTALLED]
     return next((path for path in (Path(folder, file.path) for folder in folders) if path.is_file()), None)
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from qkv.data.corpora.dictionary import cmudict, published
 from qkv.data.corpora.digits import digit_pairs
-from qkv.data.corpora.entry import Entry, File
+from qkv.data.corpora.entry import Choice, Entry, File
 from qkv.data.corpora.interface import WHEELS, interface_texts
 from qkv.data.corpora.pictures import cifar, digits, fashion, mnist, named
 from qkv.data.corpora.plain import one_text
 from qkv.data.corpora.summaries import PACKAGES, code, docstrings, scitldr
 from qkv.data.corpora.translation import side_by_side, tatoeba
+from qkv.data.reading import Pair
 
 _GITHUB = "https://raw.githubusercontent.com"
 _MULTI30K = f"{_GITHUB}/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw"
@@ -138,6 +139,21 @@ def _newstest(year: int, count: int) -> Entry:
     )
 
 
+def _of_packages(
+    name: str, description: str, splits: Mapping[str, int], read: Callable[[Entry, Choice], list[Pair]]
+) -> Entry:
+    return Entry(
+        name=name,
+        description=description,
+        licence="that of each package (PSF, BSD, Apache-2.0); nothing of them is copied or sent",
+        citation="the authors of " + ", ".join(name for packages in PACKAGES.values() for name in packages),
+        home="the packages that an installation of torch and qkv brings, read from their source on the disk",
+        splits=splits,
+        files=(),
+        read=read,
+    )
+
+
 ENTRIES = (
     Entry(
         name="cmudict",
@@ -212,25 +228,17 @@ ENTRIES = (
         files=tuple(_files("tinyshakespeare/", _CHAR_RNN)),
         read=one_text,
     ),
-    Entry(
-        name="docstrings",
-        description="What docstrings of Python describe at length, and their summary lines; split by package",
-        licence="that of each package (PSF, BSD, Apache-2.0); nothing of them is copied or sent",
-        citation="the authors of " + ", ".join(name for packages in PACKAGES.values() for name in packages),
-        home="the packages that an installation of torch and qkv brings, read from their source on the disk",
-        splits={"train": 6_181, "valid": 554, "test": 739},
-        files=(),
-        read=docstrings,
+    _of_packages(
+        "docstrings",
+        "What docstrings of Python describe at length, and their summary lines; split by package",
+        {"train": 6_181, "valid": 554, "test": 739},
+        docstrings,
     ),
-    Entry(
-        name="docstrings-code",
-        description="Functions of Python without their docstrings, and the summary lines of these; split by package",
-        licence="that of each package (PSF, BSD, Apache-2.0); nothing of them is copied or sent",
-        citation="the authors of " + ", ".join(name for packages in PACKAGES.values() for name in packages),
-        home="the packages that an installation of torch and qkv brings, read from their source on the disk",
-        splits={"train": 21_922, "valid": 1_304, "test": 1_404},
-        files=(),
-        read=code,
+    _of_packages(
+        "docstrings-code",
+        "Functions of Python without their docstrings, and the summary lines of these; split by package",
+        {"train": 21_922, "valid": 1_304, "test": 1_404},
+        code,
     ),
     Entry(
         name="scitldr-a",
