@@ -216,6 +216,26 @@ def test_a_decoder_goes_on_learning_and_one_with_an_encoder_does_not(kept: Kept,
     assert wrong.exit_code != 0 and "a published checkpoint with an encoder" in wrong.output
 
 
+def test_a_decoder_that_ends_with_what_it_pads_with_learns_to_sum_up(kept: Kept, tmp_path: Path) -> None:
+    folder = tmp_path / "published"
+    shutil.copytree(kept("continue")[2], folder)
+    says = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**says, "pad_token": "</s>"}))
+    pairs = {"the old dog slept under a red tree": "dog slept", "a tired cat sat on the mat": "cat sat"}
+    lines = [json.dumps({"source": source, "target": target}) for source, target in pairs.items()]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    origin = f"{{kind: jsonl, path: {tmp_path / 'pairs.jsonl'}}}"
+    done = ask(
+        "train", "summarize", f"model={{kind: from, folder: {folder}}}", "text={}", f"data.train=[{origin}]",
+        f"data.valid={origin}", "data.test=[]", "training.minutes=null", "training.steps=40", "training.dropout=0",
+        "training.optimizer.learning_rate=0.01", "training.validation.every=40", "--folder", tmp_path / "run",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    again = tasks.load(tmp_path / "run")
+    assert isinstance(again, tasks.Runner) and again.target.pad == again.target.eos
+    assert [found[0].text for found in again.run(pairs)] == list(pairs.values())
+
+
 @pytest.mark.parametrize("kind", TEXTS)
 def test_run_answers_as_transformers_does(kind: str, kept: Kept) -> None:
     folder, lines = kept(kind)[2], lines_for(kind)
