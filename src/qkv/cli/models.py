@@ -120,25 +120,31 @@ def run(
             click.echo(_json(answers) if as_json else "\t".join(_line(answer) for answer in answers))
         if wrong:
             break
-    if strange:
-        shown = ", ".join(map(ascii if not sys.stderr.isatty() else repr, list(strange)[:10]))
-        click.echo(f"Note: the model does not know {shown}; answers to lines with these are guesses.", err=True)
-    if unread:
-        click.echo(
-            f"Note: {len(unread):,} of the lines are longer than the model reads; {sum(unread):,} tokens at their ends "
-            "were not read.",
-            err=True,
-        )
-    if unled and isinstance(runner, tasks.Runner):
-        click.echo(
-            f"Note: {len(unled):,} of the lines begin with none of {', '.join(runner.led_by)}, by which this model is "
-            f"told what to answer, such as {unled[0][:40]!r}: give one with --before.",
-            err=True,
-        )
-    if missed:
-        click.echo(f"Note: {len(missed):,} answers do not keep to what was asked for, such as {missed[0]}.", err=True)
+    for note in _notes(runner, list(strange), unread, unled, missed):
+        click.echo(f"Note: {note}", err=True)
     if wrong:
         raise wrong[0]
+
+
+def _notes(runner: Opened, strange: list[str], unread: list[int], unled: list[str], missed: list[str]) -> Iterator[str]:
+    """What is to be said of the lines that were answered."""
+    from qkv import tasks
+
+    if strange:
+        shown = ", ".join(map(ascii if not sys.stderr.isatty() else repr, strange[:10]))
+        yield f"the model does not know {shown}; answers to lines with these are guesses."
+    if unread:
+        yield (
+            f"{len(unread):,} of the lines are longer than the model reads; {sum(unread):,} tokens at their ends were "
+            "not read."
+        )
+    if unled and isinstance(runner, tasks.Runner):
+        yield (
+            f"{len(unled):,} of the lines begin with none of {', '.join(runner.led_by)}, by which this model is told "
+            f"what to answer, such as {unled[0][:40]!r}: give one with --before."
+        )
+    if missed:
+        yield f"{len(missed):,} answers do not keep to what was asked for, such as {missed[0]}."
 
 
 @click.command()
