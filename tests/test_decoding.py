@@ -223,6 +223,19 @@ def test_without_a_begin_token_the_prefix_begins():
     assert score(model, [one[0].tokens for one in without], bos=None) == whole
 
 
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_a_prompt_may_hold_ends_and_goes_on_after_them(method):
+    """Of each prompt alone, fed at once; and the shorter ones free while a longer one is still fed, ends and all."""
+    model, decoding = Pairs(3, vocab=6), Decoding(method, Length(0, 12))
+    prompts = [[2, EOS], [3], [EOS, 2, EOS, EOS, 4, EOS, 3], [4, EOS, 2, 5]]
+    together = decode(model, bos=None, eos=EOS, decoding=decoding, prefixes=prompts)
+    for prompt, found in zip(prompts, together, strict=True):
+        [alone] = decode(model, bos=None, eos=EOS, decoding=decoding, prefixes=[prompt])
+        assert [one.tokens for one in alone] == [one.tokens for one in found]
+        assert list(found[0].tokens[: len(prompt)]) == prompt and len(found[0].tokens) > len(prompt)
+        assert found[0].ended == (found[0].tokens[-1] == EOS)
+
+
 def test_the_least_length_is_kept_and_the_greatest_grows_with_the_source():
     model = Pairs(0)
     model.by_source[:, EOS] += 20

@@ -216,24 +216,38 @@ def test_a_decoder_goes_on_learning_and_one_with_an_encoder_does_not(kept: Kept,
     assert wrong.exit_code != 0 and "a published checkpoint with an encoder" in wrong.output
 
 
-def test_a_decoder_that_ends_with_what_it_pads_with_learns_to_sum_up(kept: Kept, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tokens", [{"pad_token": "</s>"}, {"bos_token": None, "cls_token": None}])
+def test_a_decoder_learns_to_sum_up_whatever_tokens_it_has(tokens: dict[str, Any], tmp_path: Path) -> None:
+    """One ends with what it pads with, one has no token to begin with; both with room for more tokens than there are."""
     folder = tmp_path / "published"
-    shutil.copytree(kept("continue")[2], folder)
-    says = json.loads((folder / "tokenizer_config.json").read_text())
-    (folder / "tokenizer_config.json").write_text(json.dumps({**says, "pad_token": "</s>"}))
+    roomy = {**KINDS["continue"].settings, "vocab_size": len(WORDS) + 9}
+    replace(KINDS["continue"], settings=roomy).build().save_pretrained(folder)
+    tokenizer_of("continue").save_pretrained(folder)
+    says = {**json.loads((folder / "tokenizer_config.json").read_text()), **tokens}
+    (folder / "tokenizer_config.json").write_text(json.dumps({name: one for name, one in says.items() if one}))
     pairs = {"the old dog slept under a red tree": "dog slept", "a tired cat sat on the mat": "cat sat"}
     lines = [json.dumps({"source": source, "target": target}) for source, target in pairs.items()]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
     origin = f"{{kind: jsonl, path: {tmp_path / 'pairs.jsonl'}}}"
-    done = ask(
-        "train", "summarize", f"model={{kind: from, folder: {folder}}}", "text={}", f"data.train=[{origin}]",
-        f"data.valid={origin}", "data.test=[]", "training.minutes=null", "training.steps=40", "training.dropout=0",
-        "training.optimizer.learning_rate=0.01", "training.validation.every=40", "--folder", tmp_path / "run",
-    )  # fmt: skip
-    assert done.exit_code == 0, done.output
-    again = tasks.load(tmp_path / "run")
-    assert isinstance(again, tasks.Runner) and again.target.pad == again.target.eos
-    assert [found[0].text for found in again.run(pairs)] == list(pairs.values())
+
+    def learn(start: Path, steps: int, run: Path) -> tasks.Runner:
+        done = ask(
+            "train", "summarize", f"model={{kind: from, folder: {start}}}", "text={}", f"data.train=[{origin}]",
+            f"data.valid={origin}", "data.test=[]", "training.minutes=null", f"training.steps={steps}",
+            "training.dropout=0", "training.optimizer.learning_rate=0.01", "training.validation.every=40",
+            "--folder", run,
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        again = tasks.load(run)
+        assert isinstance(again, tasks.Runner) and again.generation is not None
+        return again
+
+    runs = [learn(folder, 40, tmp_path / "run"), learn(tmp_path / "run", 5, tmp_path / "longer")]
+    for again in runs:
+        assert again.generation.bos == (2 if "bos_token" in tokens else 1)
+        assert [found[0].text for found in again.run(pairs)] == list(pairs.values())
+        seen = again.look(next(iter(pairs)))
+        assert seen.answer.text == "dog slept" and seen.target_tokens[seen.begin :] == ["dog", "slept"]
 
 
 @pytest.mark.parametrize("kind", TEXTS)

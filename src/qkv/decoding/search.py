@@ -95,6 +95,11 @@ class _Search:
     def _last(self, sentence: int) -> bool:
         return self._length(sentence) >= self.constraints.longest[sentence]
 
+    def _ended(self, choices: Tensor) -> Tensor:
+        """Which of the tokens (sentences, ...) end an answer; one that a sentence is given ends none."""
+        free = [self.tokens.shape[2] >= len(self.given[sentence]) for sentence in self.sentences]
+        return self.constraints.ended(choices) & torch.tensor(free, device=choices.device)[:, None]
+
     def _candidates(self, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The best 2K continuations, more with several ends: log-probability, hypothesis, token, (sentences, 2K)."""
         fed, vocab = self.tokens.shape[2], log_probs.shape[-1]
@@ -157,7 +162,7 @@ class _Search:
 
     def _chosen(self, values: Tensor, parents: Tensor, choices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Which of the candidates live on: the best K that have not ended, or of each bank of phrases its best."""
-        open_ = values.masked_fill(self.constraints.ended(choices), DEAD)
+        open_ = values.masked_fill(self._ended(choices), DEAD)
         kept, order = open_.topk(self.options.size)
         for group, sentence in enumerate(self.sentences):
             if phrases := self.constraints.must(sentence):
@@ -175,7 +180,7 @@ class _Search:
 
     def _collect(self, values: Tensor, parents: Tensor, choices: Tensor) -> None:
         """Put the candidates that ended, and at the greatest length those the rules keep, among the collected."""
-        eligible = self.constraints.ended(choices)
+        eligible = self._ended(choices)
         if self.rules.at_length == "kept":
             eligible[[group for group, sentence in enumerate(self.sentences) if self._last(sentence)]] = True
         if self.rules.counts == "best-k":

@@ -113,9 +113,10 @@ def walk(
                 written[one.row].append(one.token)
         fed += 1
         staying = []
-        for place, one in enumerate(taken):
+        for place, (one, held) in enumerate(zip(taken, forced, strict=True)):
             sentence = one.row // copies
-            if one.token not in constraints.ends and fed - len(given[sentence]) < constraints.longest[sentence]:
+            ended = one.token in constraints.ends and held is None
+            if not ended and fed - len(given[sentence]) < constraints.longest[sentence]:
                 staying.append(place)
         if not staying:
             return

@@ -23,7 +23,7 @@ from qkv.models import SequenceModel, build
 from qkv.models.transformer import Transformer
 from qkv.tasks import naming
 from qkv.tasks.kinds import TASKS, spoken
-from qkv.tasks.lesson import Ends, Lesson, begun_by, keep, made
+from qkv.tasks.lesson import Lesson, begun_by, ends_of, keep, made
 from qkv.tasks.listener import Classifier, Listener
 from qkv.tasks.listening import Hearing, log_mel, quickly
 from qkv.tasks.recipe import From, HearRecipe
@@ -96,20 +96,11 @@ def lesson(recipe: HearRecipe, sounds: Sounds, place: Path, tokens: Path, resume
     def batch(numbers: Sequence[int]) -> Batch:
         return _side_by_side(runner, store, numbers, data.augmentation)
 
-    losses = joint(_ends(runner).pad, recipe.ctc.weight if labelled else 0.0, recipe.training.label_smoothing)
+    losses = joint(ends_of(runner).pad, recipe.ctc.weight if labelled else 0.0, recipe.training.label_smoothing)
     judge = Judge(runner, checked, [sounds.valid[number] for number in kept], recipe)
     judge.check(recipe)
     sampler = BatchSampler(store.lengths, data.batch_frames, recipe.training.seed)
     return Lesson(runner, sampler, batch, judge, [f"to learn from: {told}", f"to check on: {said}"], losses)
-
-
-def _ends(runner: Runner) -> Ends:
-    """What stands around a text: of a published model, what its answers begin and end with."""
-    rules, target = runner.rules(), runner.target
-    if runner.generation is None:
-        return Ends(target.pad, target.bos, target.eos)
-    eos = rules["eos"][0]
-    return Ends(eos, rules["bos"], eos)
 
 
 def _side_by_side(
@@ -117,7 +108,9 @@ def _side_by_side(
 ) -> Batch:
     assert runner.hearing is not None
     first, alike = runner.rules().get("first", ()), runner.hearing.features.seconds is not None
-    return heard([store[number] for number in numbers], _ends(runner), numbers, augmentation, first=first, alike=alike)
+    return heard(
+        [store[number] for number in numbers], ends_of(runner), numbers, augmentation, first=first, alike=alike
+    )
 
 
 def _continued(text: str) -> str:

@@ -44,6 +44,16 @@ class Lesson:
     losses: Losses | None = None
 
 
+def ends_of(runner: Runner) -> Ends:
+    """What stands around texts to write: of a published model, what its answers begin and end with."""
+    target = runner.target
+    if runner.generation is None:
+        return Ends(target.pad, target.bos, target.eos)
+    rules = runner.rules()
+    eos = rules["eos"][0]
+    return Ends(eos, rules["bos"], eos)
+
+
 def begun_by(start: From, *, hears: bool = False) -> Runner:
     """The model to go on from, one that hears or one that reads text.
 

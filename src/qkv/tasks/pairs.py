@@ -19,10 +19,11 @@ from qkv.data.reading import Pair
 from qkv.decoding import Decoding, Greedy
 from qkv.errors import ConfigError, DataError, VocabularyError
 from qkv.models import SequenceModel, build
+from qkv.pretrained import Generation
 from qkv.tasks import examples as reading
 from qkv.tasks.examples import Examples, name_of
 from qkv.tasks.kinds import TASKS
-from qkv.tasks.lesson import Lesson, begun_by, keep, made
+from qkv.tasks.lesson import Lesson, begun_by, ends_of, keep, made
 from qkv.tasks.recipe import From, Recipe
 from qkv.tasks.runner import LONGEST, Runner, strange_to
 from qkv.text import Tokenizer
@@ -39,20 +40,21 @@ def gather(recipe: Recipe) -> Examples:
 
 def lesson(recipe: Recipe, examples: Examples, place: Path, tokens: Path, resume: bool) -> Lesson:
     """The tokenizers, the tokens, the model before its first step, and what judges it."""
-    task, notes, stores = TASKS[recipe.task], [], []
-    source, target, model = _beginning(recipe, examples, place, resume)
+    notes, stores = [], []
+    runner = _beginning(recipe, examples, place, resume)
+    source, target = runner.source, runner.target
     for pairs in examples.train:
         store, report = prepare(pairs, source, target, recipe.data.cleaning, tokens)
         notes.append(str(report))
         stores.append(store)
     if isinstance(recipe.model, From):
-        _check_known(recipe, examples, stores, Runner(model, source, target, task))
+        _check_known(recipe, examples, stores, runner)
     data = stores[0] if len(stores) == 1 else Joined(stores)
     cleaning = recipe.data.cleaning
     card: dict[str, Any] = {"longest_source": cleaning.max_length} if cleaning.long == "truncate" else {}
     if any(led_by := sorted({origin.before for origin in recipe.data.train})):
         card["before"] = led_by
-    runner = Runner(model, source, target, task, recipe.decoding, card)
+    runner = replace(runner, card=card)
     lay = _laying(runner)
 
     def batch(numbers: Sequence[int]) -> Batch:
@@ -70,7 +72,8 @@ def _laying(runner: Runner) -> Callable[[Sequence[Any], Sequence[int]], Batch]:
     """How pairs of token numbers are laid side by side for a model: the source apart, or before its answer."""
     if runner.reads_apart:
         return lambda examples, numbers: collate(examples, runner.source, runner.target, numbers)
-    return lambda examples, numbers: in_one(examples, runner.target, numbers)
+    ends = ends_of(runner)
+    return lambda examples, numbers: in_one(examples, ends, numbers)
 
 
 def answered_losses(model: Any, batch: Batch, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -151,16 +154,28 @@ class Judge:
         return Validated({"loss": total / count, **{name: one.value for name, one in scores.items()}}, samples)
 
 
-def _beginning(
-    recipe: Recipe, examples: Examples, place: Path, resume: bool
-) -> tuple[Tokenizer, Tokenizer, SequenceModel]:
-    """The tokenizers, and the model before its first step: new ones, or those of the model to go on from."""
+def _beginning(recipe: Recipe, examples: Examples, place: Path, resume: bool) -> Runner:
+    """The model before its first step and its tokenizers: new ones, or those of the model to go on from."""
+    task = TASKS[recipe.task]
     if isinstance(recipe.model, From):
         trained = begun_by(recipe.model)
-        return trained.source, trained.target, trained.model
+        return replace(trained, task=task, decoding=recipe.decoding, generation=_answering(trained))
     source, target = _tokenizers(recipe, examples, place, resume)
     torch.manual_seed(recipe.training.seed)
-    return source, target, build(recipe.model.spec(source.size, target.size, shared=source == target))
+    model = build(recipe.model.spec(source.size, target.size, shared=source == target))
+    return Runner(model, source, target, task, recipe.decoding)
+
+
+def _answering(trained: Runner) -> Generation | None:
+    """How a published decoder, which goes on with texts, learns to answer them: after a token that begins an answer.
+
+    With many, one token both begins and ends a text.
+    """
+    if trained.generation is None:
+        return None
+    eos = trained.generation.eos or (trained.target.eos,)
+    bos = eos[0] if trained.target.specials.bos is None else trained.target.bos
+    return Generation(bos, eos, tuple(sorted({*trained.generation.never, bos} - set(eos))))
 
 
 def _check_known(recipe: Recipe, examples: Examples, stores: Sequence[TokenPairs], runner: Runner) -> None:

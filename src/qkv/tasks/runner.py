@@ -237,12 +237,12 @@ class Runner:
         if self.hearing is not None:
             return []
         prepared = [self.task.prepare(line) for line in lines]
-        if self.generation is not None:
+        if self.generation is not None and (self.reads_apart or self.task.goes_on):
             ids = [
                 one.ids if line else [] for line, one in zip(prepared, self.source.framed_all(prepared), strict=True)
             ]
         else:
-            around = [self.source.eos] if self.reads_apart else [] if self.task.goes_on else [self.source.bos]
+            around = [self.source.eos] if self.reads_apart else [] if self.task.goes_on else [self.rules()["bos"]]
             encoded = (own[: self.longest_source] for own in self.source.encode_all(prepared))
             ids = [[*own, *around] if line else [] for line, own in zip(prepared, encoded, strict=True)]
         for number, (line, own) in enumerate(zip(lines, ids, strict=True), before + 1):
