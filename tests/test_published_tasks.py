@@ -218,7 +218,7 @@ def test_a_decoder_goes_on_learning_and_one_with_an_encoder_does_not(kept: Kept,
 
 @pytest.mark.parametrize("tokens", [{"pad_token": "</s>"}, {"bos_token": None, "cls_token": None}])
 def test_a_decoder_learns_to_sum_up_whatever_tokens_it_has(tokens: dict[str, Any], tmp_path: Path) -> None:
-    """One ends with what it pads with, one has no token to begin with; both with room for more tokens than there are."""
+    """Ends with what it pads with, one has no token to begin with, both with room for more tokens than there are."""
     folder = tmp_path / "published"
     roomy = {**KINDS["continue"].settings, "vocab_size": len(WORDS) + 9}
     replace(KINDS["continue"], settings=roomy).build().save_pretrained(folder)

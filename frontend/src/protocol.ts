@@ -98,6 +98,8 @@ export interface Run {
   summary?: string[];
   axes: { source?: Axis; target?: Axis };
   answers: Answer[];
+  /** The position in the target of the first token that the model said itself, after a prompt. */
+  begin?: number;
   attentions: Described[];
   hypotheses?: Hypothesis[];
   alignment?: Alignment | null;

@@ -16,16 +16,18 @@ export function Exchange() {
   const source = run.axis("source");
   const { answers } = run.described;
   const target = run.axis("target");
+  const { begin = 1 } = run.described;
+  const prompted = !source && target && answers.length && begin > 1;
   return (
     <section class="exchange" aria-label="What the model read and answered">
-      {source ? <Read title="It read" axis={source} /> : target && !answers.length ? <Read title="It read" axis={target} /> : null}
+      {source ? <Read title="It read" axis={source} /> : target && (prompted || !answers.length) ? <Read title="It read" axis={target} count={prompted ? begin : undefined} /> : null}
       {source && target && run.towers && <Read title="and" axis={target} />}
-      {answers.length > 0 && <Said answers={answers} />}
+      {answers.length > 0 && <Said answers={answers} begin={prompted ? begin - 1 : 0} />}
     </section>
   );
 }
 
-function Read({ title, axis }: { title: string; axis: Axis }) {
+function Read({ title, axis, count = axis.tokens.length }: { title: string; axis: Axis; count?: number }) {
   const look = useLook();
   const attention = look.attention.value;
   const run = look.run.value;
@@ -36,12 +38,12 @@ function Read({ title, axis }: { title: string; axis: Axis }) {
   }
   const isKeys = attention && run.axis(attention.described.keys) === axis;
   const isQueries = attention && run.axis(attention.described.queries) === axis;
-  const from = axis.tokens.length > most ? Math.max(0, Math.min((isKeys ? column : row) - most / 2, axis.tokens.length - most)) : 0;
+  const from = count > most ? Math.max(0, Math.min((isKeys ? column : row) - most / 2, count - most)) : 0;
   return (
     <div class="read">
-      <h2>{title}{axis.tokens.length > most ? ` (${axis.tokens.length.toLocaleString("en")} tokens; here ${from} to ${from + most - 1})` : ""}</h2>
-      <ol class={axis.tokens.length > 40 ? "tokens many" : "tokens"} dir={rightToLeft(axis.tokens) ? "rtl" : undefined} tabIndex={axis.tokens.length > 40 ? 0 : undefined} aria-label={title}>
-        {axis.tokens.slice(from, from + most).map((text, i) => (
+      <h2>{title}{count > most ? ` (${count.toLocaleString("en")} tokens; here ${from} to ${from + most - 1})` : ""}</h2>
+      <ol class={count > 40 ? "tokens many" : "tokens"} dir={rightToLeft(axis.tokens) ? "rtl" : undefined} tabIndex={count > 40 ? 0 : undefined} aria-label={title}>
+        {axis.tokens.slice(from, Math.min(from + most, count)).map((text, i) => (
           <li key={from + i} dir="auto" class={`${isKeys && from + i === column ? "is-key" : ""} ${isQueries && from + i === row ? "is-query" : ""}`}>{shown(text)}</li>
         ))}
       </ol>
@@ -63,16 +65,17 @@ function Seen({ axis }: { axis: Axis }) {
   return <Picture drawing={drawing} class="seen" role="img" aria-label="The picture it read" />;
 }
 
-function Said({ answers }: { answers: Answer[] }) {
+/** What it answered, from the answer `begin` on: those before it are a prompt. */
+function Said({ answers, begin }: { answers: Answer[]; begin: number }) {
   const look = useLook();
   const chosen = useComputed(() => (look.answers() ? look.cell.value.row : -1)).value;
   const before = look.edited.value ? look.base.value.described.answers : null;
-  const many = answers.length > 16;
-  const from = answers.length > most ? Math.max(0, Math.min(chosen - most / 2, answers.length - most)) : 0;
+  const many = answers.length - begin > 16;
+  const from = Math.max(begin, Math.min(chosen - most / 2, answers.length - most));
   return (
     <div class="said">
-      <h2>It answered{before ? ", with your changes" : ""}{answers.length > 1 ? <span class="hint"> choose a token to see why</span> : null}</h2>
-      <ol class={many ? "answers many" : "answers"} dir={rightToLeft(answers.slice(0, 200).map((one) => one.chosen[0])) ? "rtl" : undefined} tabIndex={many ? 0 : undefined} aria-label="It answered">
+      <h2>It answered{before ? ", with your changes" : ""}{answers.length > begin + 1 ? <span class="hint"> choose a token to see why</span> : null}</h2>
+      <ol class={many ? "answers many" : "answers"} dir={rightToLeft(answers.slice(begin, begin + 200).map((one) => one.chosen[0])) ? "rtl" : undefined} tabIndex={many ? 0 : undefined} aria-label="It answered">
         {answers.slice(from, from + most).map((answer, i) => <One key={from + i} answer={answer} row={from + i} chosen={chosen === from + i} before={before?.[from + i]} />)}
       </ol>
     </div>

@@ -61,6 +61,7 @@ def seen(runner: Opened, line: str, answer: str | None = None, *, name: str = ""
         names=runner.names_on(line) if isinstance(runner, Matcher) else runner.names,
         name=name,
         answer="\n".join([said, *looked.copied]),
+        begin=looked.begin,
         summary=summary(runner.model.spec),
         edits=tuple(edits),
         code=editing.code(name, line, answer, edits, base.trace),

@@ -45,8 +45,9 @@ class Run:
     """What the page shows of one run, one row of the batch in a trace.
 
     source, target: what stands on the axes; token numbers, unless given. names: names the answers, e.g. the target
-    tokenizer's `tokens`; without it they are numbers. name: the model's. answer: what it said in all. summary: its
-    spec in words. story: why its answers are what they are. edits: what was changed in it. code: the Python that makes
+    tokenizer's `tokens`; without it they are numbers. name: the model's. answer: what it said in all. begin:
+    the position in the target of the first token that it said itself, after a begin token or a prompt. summary: its spec
+    in words. story: why its answers are what they are. edits: what was changed in it. code: the Python that makes
     it again. given: of a text that was only read, the probability that each token after the first was given (queries
     - 1,); the trace's logits may then be those of its last queries alone. counted: what was counted of long heads; it
     takes a while, and is kept for what else is asked.
@@ -58,6 +59,7 @@ class Run:
     names: Names | None = None
     name: str = ""
     answer: str = ""
+    begin: int = 1
     summary: tuple[str, ...] = ()
     hypotheses: tuple[Hypothesis, ...] = ()
     story: tuple[Why, ...] = ()
@@ -91,6 +93,7 @@ class Run:
                 if axis is not None
             },
             "answers": self._answers(),
+            "begin": self.begin,
             "attentions": overview.of_all(self.trace, self.row, blocks, self.counted)
             if long
             else attentions.of_all(self.trace, self.row, blocks, contexts),
