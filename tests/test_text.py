@@ -67,6 +67,7 @@ def test_decoding_stops_at_the_end_and_skips_specials() -> None:
 def test_tokens_show_spaces_and_parts_of_characters() -> None:
     byte = LOSSLESS["byte"]
     assert byte.tokens([BOS, *byte.encode("a ä")]) == ["<s>", "a", "▁", "<0xC3>", "<0xA4>"]
+    assert byte.tokens(byte.encode("\n\t\r")) == ["↵", "⇥", "<U+000D>"]
     assert byte.tokens([9999]) == ["<9999?>"]
     assert "▁Mann" == LOSSLESS["bpe"].tokens(LOSSLESS["bpe"].encode("Mann"))[0] + "n"
     assert CHARACTER.tokens(CHARACTER.encode("a b")) == ["a", "▁", "b"]

@@ -69,6 +69,21 @@ test("clicks: an answer, a head, a cell, a line; all views follow", async () => 
   await page.close();
 });
 
+test("a prompt is what was read, and what follows it was answered", async () => {
+  const made = large(200, 1, 1, 8);
+  const page = await visit(browser, (await written("whole", made)).address);
+  await counts(page, ".read", 0);
+  await counts(page, ".answer", 160);
+  made.document.runs[0].begin = 195;
+  const prompted = await visit(browser, (await written("prompted", made)).address);
+  await says(prompted, ".read h2", /It read \(195 tokens/);
+  await counts(prompted, ".answer", 6);
+  await prompted.locator(".answer").nth(0).click();
+  await says(prompted, ".glance", /before t194/);
+  await page.close();
+  await prompted.close();
+});
+
 test("the keyboard reaches everything", async () => {
   const page = await visit(browser, (await written("keys", translation())).address);
   await page.locator(".answer").first().click();

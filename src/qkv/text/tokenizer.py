@@ -235,7 +235,7 @@ class Tokenizer:
         return self._inner.decode(kept, skip_special_tokens=False)
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
-        """Give one string per token to show in a picture: a space is "▁", a part of a character "<0xC3>"."""
+        """Give one string per token to show: a space "▁", a new line "↵", a tab "⇥", part of a character "<0xC3>"."""
         return [self._display[number] if 0 <= number < self.size else f"<{number}?>" for number in ids]
 
     @functools.cached_property
@@ -318,7 +318,7 @@ def _bytes_shown(name: str) -> str:
 
 
 def _visible(text: str) -> str:
-    shown = text.replace(" ", "▁")
+    shown = text.replace(" ", "▁").replace("\n", "↵").replace("\t", "⇥")
     return shown if shown.isprintable() else "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" for c in shown)
 
 

@@ -46,8 +46,8 @@ class Run:
 
     source, target: what stands on the axes; token numbers, unless given. names: names the answers, e.g. the target
     tokenizer's `tokens`; without it they are numbers. name: the model's. answer: what it said in all. begin:
-    the position in the target of the first token that it said itself, after a begin token or a prompt. summary: its spec
-    in words. story: why its answers are what they are. edits: what was changed in it. code: the Python that makes
+    the position in the target of the first token that it said itself, after a prompt if there was one. summary: its
+    spec in words. story: why its answers are what they are. edits: what was changed in it. code: the Python that makes
     it again. given: of a text that was only read, the probability that each token after the first was given (queries
     - 1,); the trace's logits may then be those of its last queries alone. counted: what was counted of long heads; it
     takes a while, and is kept for what else is asked.
