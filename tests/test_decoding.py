@@ -236,6 +236,15 @@ def test_a_prompt_may_hold_ends_and_goes_on_after_them(method):
         assert found[0].ended == (found[0].tokens[-1] == EOS)
 
 
+def test_a_long_prompt_is_not_fed_token_by_token_beside_a_short_one():
+    model, decoding = Pairs(3, vocab=6), Decoding(Greedy(), Length(0, 5))
+    prompts = [[2, 3], [4] * 40, [3] * 37, [5, 2, 3]]
+    found = decode_all(model, None, bos=None, eos=EOS, decoding=decoding, prefixes=prompts)
+    assert len(model.rows_stepped) <= 2 * 5 + 3 + 1
+    for prompt, own in zip(prompts, found, strict=True):
+        assert own[0].tokens == decode(model, bos=None, eos=EOS, decoding=decoding, prefixes=[prompt])[0][0].tokens
+
+
 def test_the_least_length_is_kept_and_the_greatest_grows_with_the_source():
     model = Pairs(0)
     model.by_source[:, EOS] += 20

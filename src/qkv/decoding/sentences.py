@@ -92,9 +92,11 @@ def decode_all(
     """Find the answers to any number of sources, given as token ids; one in, one out, in the order given.
 
     A model without an encoder is given None and prefixes instead, which it goes on from. Sources of like length are
-    decoded together, as many as have `budget` tokens, padding and beams included.
+    decoded together, as many as have `budget` tokens, padding and beams included. Prompts that differ by more tokens
+    than an answer may have are not: the longer one would be fed the rest token by token, beside answers.
     """
-    method = (decoding or Decoding()).method
+    decoding = decoding or Decoding()
+    method = decoding.method
     width = method.size if isinstance(method, Beam) else method.n_best if isinstance(method, Sample) else 1
     given = sources if sources is not None else prefixes or ()
     order = sorted(range(len(given)), key=lambda number: -len(given[number]))
@@ -103,6 +105,9 @@ def decode_all(
     while order:
         longest = max(1, len(given[order[0]]))
         rows = max(1, budget // (longest * width))
+        if sources is None:
+            shortest = longest - decoding.length.limit(longest)
+            rows = min(rows, sum(len(given[number]) >= shortest for number in order))
         numbers, order = order[:rows], order[rows:]
         source, mask = (None, None) if sources is None else _padded([sources[one] for one in numbers], device)
         own = [prefixes[number] for number in numbers] if prefixes is not None else None
