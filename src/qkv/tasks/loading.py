@@ -37,8 +37,8 @@ def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False
     """Open a model: the folder of a run, one that comes with the package (`pronounce`), a published checkpoint (a
     folder with config.json, or one file such as .gguf), or one on the Hugging Face Hub by its name.
 
-    numbers: of published checkpoints, how parameters are kept. legacy: whether files of torch.save, which are pickles,
-    may be opened. The network is used for names on the hub alone.
+    numbers: how parameters are kept; of models trained here in floats or int8. legacy: whether files of torch.save,
+    which are pickles, may be opened. The network is used for names on the hub alone.
     Raises CheckpointError, SpecError or VocabularyError for files that are missing, incomplete, altered or of an
     unknown kind; DownloadError for a name that cannot be fetched.
     """
@@ -46,10 +46,15 @@ def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False
     if place.is_file() or ((place / "config.json").is_file() and not (place / "spec.json").is_file()):
         dtype = None if numbers in ("int8", "stored") else torch.bfloat16 if numbers == "bfloat16" else torch.float32
         opened = open_published(place, dtype, legacy=legacy, blocks=numbers == "blocks")
-        if numbers == "int8":
-            int8.quantise(opened.model)
-            opened.model.float()  # what is no matrix
-        return opened
+    else:
+        opened = _trained(place, numbers, legacy)
+    if numbers == "int8":
+        int8.quantise(opened.model)
+        opened.model.float()  # what is no matrix
+    return opened
+
+
+def _trained(place: Path, numbers: Numbers, legacy: bool) -> Opened:
     if not any((place / known).is_file() for known in ("spec.json", "recipe.yaml", "card.json")):
         files = [str(path) for path in sorted(place.iterdir()) if path.suffix in _ALONE] if place.is_dir() else []
         raise CheckpointError(
@@ -57,12 +62,15 @@ def load(name: str | Path, *, numbers: Numbers = "float32", legacy: bool = False
             "checkpoints have; "
             + (f"give the file: {' or '.join(files)}" if files else "copy or download all of its files")
         )
-    if numbers != "float32" or legacy:
+    if numbers in ("blocks", "stored") or legacy:
         raise CheckpointError(
-            f"numbers={numbers!r}, legacy={legacy} was given for {place}; expected a published checkpoint for these: "
-            "leave them out"
+            f"{place} was given numbers={numbers!r}, legacy={legacy}, which are for published checkpoints; expected "
+            "float32, bfloat16 or int8 for a model that was trained here"
         )
-    return load_folder(place)
+    opened = load_folder(place)
+    if numbers == "bfloat16":
+        opened.model.bfloat16()
+    return opened
 
 
 def found(name: str | Path) -> Path:
