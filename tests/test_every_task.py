@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from qkv import config, tasks
+from qkv import tasks
 from qkv.cli import main
-from qkv.errors import CheckpointError
 from qkv.training.progress import Silent
 from test_hear import RATE, TEXTS, packed, said
 from test_see import toy
@@ -143,11 +142,3 @@ def test_a_task_from_its_first_steps_to_its_page(name: str, place: Path) -> None
         assert asked("run", "run", "--numbers", numbers, line.split("@")[0]).count("\n") == 1
     asked("look", "run", line, "--html", "page.html")
     assert json.dumps(line)[1:-1] in Path("page.html").read_text()
-
-
-def test_a_run_of_ours_is_in_no_blocks_and_no_pickle(place: Path) -> None:
-    recipe = {**CASES["translate"].recipe, "training": {"steps": 1, "minutes": None}}
-    tasks.train(config.read(tasks.Recipe, recipe), folder="run", show=Silent())
-    for wrong in ({"numbers": "blocks"}, {"numbers": "stored"}, {"legacy": True}):
-        with pytest.raises(CheckpointError, match="run was given numbers=.*expected float32, bfloat16 or int8"):
-            tasks.load("run", **wrong)

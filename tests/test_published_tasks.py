@@ -417,8 +417,9 @@ def test_eight_bits_are_within_half_a_step_and_can_be_looked_at(kept: Kept) -> N
     torch.testing.assert_close(added, attention.context.transpose(1, 2).flatten(2) @ layer.weight.T)
 
 
-def test_numbers_are_of_published_checkpoints_alone() -> None:
-    assert "expected a published checkpoint" in refused("run", "pronounce", "cat", "--numbers", "int8")
+def test_blocks_and_pickles_are_of_published_checkpoints_alone() -> None:
+    for options in (("--numbers", "blocks"), ("--numbers", "stored"), ("--legacy",)):
+        assert "expected float32, bfloat16 or int8 for a model" in refused("run", "pronounce", "cat", *options)
 
 
 # -- names on the hub ---------------------------------------------------------------------------------------------
