@@ -208,7 +208,7 @@ def well_nested(tags: Sequence[str]) -> bool:
     open_: list[str] = []
     for tag in tags:
         if not tag.startswith("</"):
-            open_.append(tag[1:-1])
+            open_.append(tag[1:-1].split()[0])  # without its attributes
         elif not open_ or open_.pop() != tag[2:-1]:
             return False
     return not open_
