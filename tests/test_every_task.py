@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 from qkv import tasks
@@ -138,7 +139,9 @@ def test_a_task_from_its_first_steps_to_its_page(name: str, place: Path) -> None
     assert score.lower() in asked("evaluate", "run", *paths).lower()
     plain = asked("run", "run", line.split("@")[0])
     assert plain.count("\n") == 1
-    for numbers in ("bfloat16", "int8"):
+    kept = {"bfloat16": torch.bfloat16, "int8": torch.int8}
+    for numbers, dtype in kept.items():
+        assert dtype in {one.dtype for one in tasks.load("run", numbers=numbers).model.state_dict().values()}
         assert asked("run", "run", "--numbers", numbers, line.split("@")[0]).count("\n") == 1
     asked("look", "run", line, "--html", "page.html")
     assert json.dumps(line)[1:-1] in Path("page.html").read_text()

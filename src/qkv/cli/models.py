@@ -29,7 +29,7 @@ _numbers = click.option(
     "--numbers",
     type=click.Choice(["blocks", "float32", "bfloat16", "int8", "stored"]),
     default="float32",
-    help="How parameters are kept; of a published checkpoint, blocks: float32, but GGUF's blocks stay.",
+    help="How parameters are kept. Of published checkpoints alone: blocks (float32, but GGUF's stay) and stored.",
 )
 _legacy = click.option("--legacy", is_flag=True, help="Open files of torch.save, which are pickles, of a publisher.")
 

@@ -73,9 +73,9 @@ class Constraints:
             raise DataError(
                 f"{len(self.prefixes)} prefixes for {len(self.longest)} sentences; give one each, empty for none"
             )
-        # what a decoder alone goes on from may hold several texts, each with its end
-        whole = self.bos is None or self.bos in self.ends
-        for number, prefix in enumerate(() if whole else self.prefixes or ()):
+        # a prompt may hold several texts, each with its end; what an answer is forced to begin with may not
+        prompts = self.bos is None or self.bos in self.ends
+        for number, prefix in enumerate(() if prompts else self.prefixes or ()):
             for end in set(self.ends) & set(prefix):
                 raise DataError(
                     f"prefix {number} holds the end token {end}, after which nothing can follow; "

@@ -54,6 +54,11 @@ def ends_of(runner: Runner) -> Ends:
     return Ends(eos, rules["bos"], eos)
 
 
+def begin_of(tokenizer: Tokenizer, end: int) -> int:
+    """The token before a text to write: that of the tokenizer, or `end`; with many published decoders one is both."""
+    return end if tokenizer.specials.bos is None else tokenizer.bos
+
+
 def begun_by(start: From, *, hears: bool = False) -> Runner:
     """The model to go on from, one that hears or one that reads text.
 

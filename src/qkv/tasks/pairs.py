@@ -23,7 +23,7 @@ from qkv.pretrained import Generation
 from qkv.tasks import examples as reading
 from qkv.tasks.examples import Examples, name_of
 from qkv.tasks.kinds import TASKS
-from qkv.tasks.lesson import Lesson, begun_by, ends_of, keep, made
+from qkv.tasks.lesson import Lesson, begin_of, begun_by, ends_of, keep, made
 from qkv.tasks.recipe import From, Recipe
 from qkv.tasks.runner import LONGEST, Runner, strange_to
 from qkv.text import Tokenizer
@@ -167,14 +167,11 @@ def _beginning(recipe: Recipe, examples: Examples, place: Path, resume: bool) ->
 
 
 def _answering(trained: Runner) -> Generation | None:
-    """How a published decoder, which goes on with texts, learns to answer them: after a token that begins an answer.
-
-    With many, one token both begins and ends a text.
-    """
+    """How a published decoder, which goes on with texts, learns to answer them: after a token that begins an answer."""
     if trained.generation is None:
         return None
     eos = trained.generation.eos or (trained.target.eos,)
-    bos = eos[0] if trained.target.specials.bos is None else trained.target.bos
+    bos = begin_of(trained.target, eos[0])
     return Generation(bos, eos, tuple(sorted({*trained.generation.never, bos} - set(eos))))
 
 

@@ -16,7 +16,7 @@ from qkv.evaluation.reading import Window
 from qkv.models import SequenceModel, build
 from qkv.tasks.judging import read_texts
 from qkv.tasks.kinds import TASKS
-from qkv.tasks.lesson import Ends, Lesson, begun_by, keep, made
+from qkv.tasks.lesson import Ends, Lesson, begin_of, begun_by, keep, made
 from qkv.tasks.recipe import From, TextData, WriteRecipe
 from qkv.tasks.runner import Runner
 from qkv.text import Tokenizer
@@ -111,10 +111,9 @@ class Judge:
 
 
 def _ends(tokenizer: Tokenizer) -> Ends:
-    """What stands around a text: with many published decoders, one token both before and after it."""
+    """What stands around a text that is learned whole."""
     eos = tokenizer.eos
-    bos = eos if tokenizer.specials.bos is None else tokenizer.bos
-    return Ends(eos, bos, eos)
+    return Ends(eos, begin_of(tokenizer, eos), eos)
 
 
 def _start(recipe: WriteRecipe, texts: Texts, place: Path, resume: bool) -> Runner:
