@@ -15,7 +15,7 @@ from typing import Any
 
 import measuring
 import torch
-from sizes import SIZES, ours
+from sizes import SIZES, build_qkv
 
 from qkv.attend import attend
 from qkv.lens import Recorder
@@ -34,38 +34,38 @@ class Stepwise(Tap):
 
 def main() -> None:
     """Measure and print both tables."""
-    parser = measuring.arguments(__doc__, rounds=9)
+    parser = measuring.build_parser(__doc__, rounds=9)
     parser.add_argument("--lengths", nargs="+", type=int, default=[16, 32, 64, 128, 256, 512, 1024, 2048])
     parser.add_argument("--causal", action="store_true", help="attend causally (default: to everything)")
     parser.add_argument(
         "--size", nargs="+", choices=SIZES, default=["small", "base10k"], help="of the models looked at"
     )
     options = parser.parse_args()
-    measuring.begin(options)
-    renderings(options)
-    looking(options)
+    measuring.set_up(options)
+    measure_renderings(options)
+    measure_capture(options)
 
 
-def renderings(options: Any) -> None:
+def measure_renderings(options: Any) -> None:
     """Print what the two renderings take, at each length."""
     mask = Mask(causal=True) if options.causal else None
     rows = []
     for length in options.lengths:
         cells: list[str] = []
         for backward in (False, True):
-            turns = {"fused": turn(length, mask, Tap(), backward), "explicit": turn(length, mask, Stepwise(), backward)}
+            turns = {"fused": make_turn(length, mask, Tap(), backward), "explicit": make_turn(length, mask, Stepwise(), backward)}
             seconds = measuring.take_turns(turns, options)
             cells += [f"{1000 * statistics.median(taken):.1f}" for taken in seconds.values()]
-            cells.append(measuring.speed_up(seconds, "fused", "explicit"))
+            cells.append(measuring.format_speed_up(seconds, "fused", "explicit"))
         rows.append([length, *cells])
     print(f"{'Causal' if options.causal else 'Unmasked'} attention, milliseconds\n")
     forward = ["fused", "explicit", "fused, times as fast"]
-    measuring.table(
+    measuring.print_table(
         ["length", *(f"forward: {head}" for head in forward), *(f"and backward: {h}" for h in forward)], rows
     )
 
 
-def turn(length: int, mask: Mask | None, tap: Tap, backward: bool) -> Callable[[], None]:
+def make_turn(length: int, mask: Mask | None, tap: Tap, backward: bool) -> Callable[[], None]:
     """Return one call of `attend`, with its backward pass if asked."""
     shape = max(1, QUERIES // length), HEADS, length, D_KEY
     inputs = [torch.randn(shape, requires_grad=backward) for _ in range(3)]
@@ -80,11 +80,11 @@ def turn(length: int, mask: Mask | None, tap: Tap, backward: bool) -> Callable[[
 
 
 @torch.no_grad()
-def looking(options: Any) -> None:
+def measure_capture(options: Any) -> None:
     """Print what a forward pass takes with a Recorder, against without."""
     rows = []
     for name in options.size:
-        model = ours(SIZES[name]).eval()
+        model = build_qkv(SIZES[name]).eval()
         for batch, length in ((1, 16), (1, 128), (16, 16), (16, 128)):
             source, target = torch.randint(4, SIZES[name].vocab, (2, batch, length))
 
@@ -96,9 +96,9 @@ def looking(options: Any) -> None:
 
             seconds = measuring.take_turns({"plain": plain, "looked": looked}, options)
             cells = [f"{1000 * statistics.median(taken):.1f}" for taken in seconds.values()]
-            rows.append([f"{name}, batch {batch}, length {length}", *cells, measuring.cost(seconds, "looked", "plain")])
+            rows.append([f"{name}, batch {batch}, length {length}", *cells, measuring.format_cost(seconds, "looked", "plain")])
     print("A forward pass, milliseconds\n")
-    measuring.table(["", "plain", "looked into", "looking costs"], rows)
+    measuring.print_table(["", "plain", "looked into", "looking costs"], rows)
 
 
 if __name__ == "__main__":

@@ -15,25 +15,25 @@ from typing import Any
 
 import measuring
 import torch
-from sizes import BOS, EOS, PAD, SIZES, Size, marian, ours
+from sizes import BOS, EOS, PAD, SIZES, Size, build_marian, build_qkv
 from torch import Tensor
 
-from qkv.decoding import Beam, Decoding, Greedy, Length, LengthPenalty, decode
+from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, LengthPenalty, generate_batch
 from qkv.models import SequenceModel
 
 VARIANTS = ["ours", "Marian sdpa", "Marian eager"]
-OUTPUT = 20  # tokens of every answer
+OUTPUT_TOKENS = 20  # tokens of every answer
 
 
 def main() -> None:
     """Measure and print a table for each size."""
-    parser = measuring.arguments(__doc__, rounds=5)
+    parser = measuring.build_parser(__doc__, rounds=5)
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["small", "base10k"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 16, 64], help="sentences at a time")
     parser.add_argument("--beam", nargs="+", type=int, default=[1, 4], help="1 is greedy")
     options = parser.parse_args()
-    measuring.begin(options)
+    measuring.set_up(options)
     if any(name.startswith("Marian") for name in options.variants):
         import transformers
 
@@ -49,18 +49,18 @@ def measure(name: str, options: Any) -> None:
     rows = []
     for beam in options.beam:
         for batch in options.batch:
-            source, mask = sources(batch, size.vocab)
-            turns = {variant: turn(model, source, mask, beam) for variant, model in models.items()}
+            source, mask = make_sources(batch, size.vocab)
+            turns = {variant: make_turn(model, source, mask, beam) for variant, model in models.items()}
             seconds = measuring.take_turns(turns, options)
-            rates = [f"{batch * OUTPUT / statistics.median(seconds[variant]):,.0f}" for variant in turns]
-            peers = [measuring.speed_up(seconds, options.variants[0], peer) for peer in options.variants[1:]]
+            rates = [f"{batch * OUTPUT_TOKENS / statistics.median(seconds[variant]):,.0f}" for variant in turns]
+            peers = [measuring.format_speed_up(seconds, options.variants[0], peer) for peer in options.variants[1:]]
             rows.append([f"{f'beam {beam}' if beam > 1 else 'greedy'}, batch {batch}", *rates, *peers])
     print(f"{name}: {size}, float32, output tokens a second\n")
     faster = [f"{options.variants[0]}, times as fast as {peer}" for peer in options.variants[1:]]
-    measuring.table(["", *options.variants, *faster], rows)
+    measuring.print_table(["", *options.variants, *faster], rows)
 
 
-def sources(batch: int, vocab: int) -> tuple[Tensor, Tensor]:
+def make_sources(batch: int, vocab: int) -> tuple[Tensor, Tensor]:
     """Return random sources (batch, 16) and their mask; the first is 16 long."""
     lengths = torch.randint(10, 17, (batch, 1))
     lengths[0] = 16
@@ -70,27 +70,27 @@ def sources(batch: int, vocab: int) -> tuple[Tensor, Tensor]:
 
 def build(variant: str, size: Size) -> Any:
     """Return the model of a variant, in evaluation mode."""
-    return (ours(size) if variant == "ours" else marian(size, variant.split()[1])).eval()
+    return (build_qkv(size) if variant == "ours" else build_marian(size, variant.split()[1])).eval()
 
 
-def turn(model: Any, source: Tensor, mask: Tensor, beam: int) -> Callable[[], None]:
+def make_turn(model: Any, source: Tensor, mask: Tensor, beam: int) -> Callable[[], None]:
     """Return what decodes the sources once, and sees that the answers are as long as they should be."""
     if isinstance(model, SequenceModel):
         method = Beam(beam, LengthPenalty("power", 1.0), rules="hugging-face") if beam > 1 else Greedy()
-        decoding = Decoding(method, Length(0, OUTPUT, least=OUTPUT))
+        decoding = DecodingConfig(method, LengthLimit(0, OUTPUT_TOKENS, min_new_tokens=OUTPUT_TOKENS))
 
         def our_turn() -> None:
-            found = decode(model, source, mask, bos=BOS, eos=EOS, decoding=decoding, never=[PAD])
-            assert all(len(hypotheses[0].tokens) == OUTPUT for hypotheses in found)
+            found = generate_batch(model, source, mask, bos=BOS, eos=EOS, decoding=decoding, suppress_tokens=[PAD])
+            assert all(len(hypotheses[0].tokens) == OUTPUT_TOKENS for hypotheses in found)
 
         return our_turn
 
     def their_turn() -> None:
         found = model.generate(
-            source, attention_mask=mask.long(), num_beams=beam, do_sample=False, max_new_tokens=OUTPUT,
-            min_new_tokens=OUTPUT, use_cache=True,
+            source, attention_mask=mask.long(), num_beams=beam, do_sample=False, max_new_tokens=OUTPUT_TOKENS,
+            min_new_tokens=OUTPUT_TOKENS, use_cache=True,
         )  # fmt: skip
-        assert found.shape == (len(source), 1 + OUTPUT)
+        assert found.shape == (len(source), 1 + OUTPUT_TOKENS)
 
     return their_turn
 

@@ -21,7 +21,7 @@ from qkv import lens, tasks
 from qkv.data import corpora
 from qkv.decoding import Greedy
 from qkv.tap import Tap
-from qkv.tasks import Runner
+from qkv.tasks import TextGenerator
 
 FEMININE, OTHERS = ["▁eine", "▁einer"], ["▁ein", "▁einen", "▁einem", "▁eines"]
 ARTICLES = FEMININE + OTHERS
@@ -31,31 +31,31 @@ def main() -> None:
     """Print one of the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("finding", choices=["stress", "heads", "gender"])
-    parser.add_argument("model", nargs="?", default="pronounce", help="of gender: a translator into German")
+    parser.add_argument("model", nargs="?", default="pronunciation", help="of gender: a translator into German")
     parser.add_argument("--count", type=int, default=None, help="words (120) or sentences (200)")
     options = parser.parse_args()
     torch.manual_seed(0)
     runner = tasks.load(options.model)
-    assert isinstance(runner, Runner)
+    assert isinstance(runner, TextGenerator)
     runner = replace(runner, decoding=replace(runner.decoding, method=Greedy()))
-    {"stress": stress, "heads": heads, "gender": gender}[options.finding](runner, options.count)
+    {"stress": measure_stress, "heads": measure_heads, "gender": measure_gender}[options.finding](runner, options.count)
 
 
-def words(count: int) -> list[tuple[str, set[str]]]:
+def load_words(count: int) -> list[tuple[str, set[str]]]:
     """Some words of 5 to 10 letters with all their pronunciations, drawn from the dictionary's validation part."""
     listed: dict[str, set[str]] = {}
-    for word, sounds in corpora.load("cmudict", split="valid"):
+    for word, sounds in corpora.load_pairs("cmudict", split="valid"):
         if word.isalpha() and 5 <= len(word) <= 10:
             listed.setdefault(word, set()).add(sounds)
     return random.Random(1).sample(sorted(listed.items()), count)
 
 
-def stress(runner: Runner, count: int | None) -> None:
+def measure_stress(model: TextGenerator, count: int | None) -> None:
     """How probable a second primary stress is where the decoder cannot see the first."""
-    marked = torch.tensor([name.endswith("1") for name in runner.names(range(runner.target.size))])
+    marked = torch.tensor([name.endswith("1") for name in model.token_names(range(model.target_tokenizer.size))])
     draw, found = random.Random(2), []
-    for word, _ in words(count or 120):
-        answer = next(runner.run([word]))[0]
+    for word, _ in load_words(count or 120):
+        answer = next(model.predict([word]))[0]
         sounds = answer.text.split()
         first = next((place for place, sound in enumerate(sounds) if sound.endswith("1")), None)
         if first is None:
@@ -67,7 +67,7 @@ def stress(runner: Runner, count: int | None) -> None:
 
         def chance(hidden: Sequence[int], answer: Any = answer, later: int = later, word: str = word) -> float:
             tap: Tap = lens.knock_out("decoder.*.self_attention", hidden) if hidden else lens.Together()
-            logits = runner.look(word, answer, tap=tap).trace.logits
+            logits = model.look(word, answer, tap=tap).trace.logits
             assert logits is not None
             return float(logits[0, later].softmax(-1)[marked].sum())
 
@@ -79,15 +79,15 @@ def stress(runner: Runner, count: int | None) -> None:
         print(f"| {name} | {sum(values) / len(values):.3f} | {sum(one > 0.5 for one in values)} of {len(values)} |")
 
 
-def heads(runner: Runner, count: int | None) -> None:
+def measure_heads(model: TextGenerator, count: int | None) -> None:
     """How many words come out right without each of the heads."""
-    drawn = words(count or 120)
+    drawn = load_words(count or 120)
 
     def right(tap: Tap) -> int:
-        answers = runner.run([word for word, _ in drawn], tap=tap)
+        answers = model.predict([word for word, _ in drawn], tap=tap)
         return sum(one[0].text in own for one, (_, own) in zip(answers, drawn, strict=True))
 
-    trace = runner.look(drawn[0][0]).trace
+    trace = model.look(drawn[0][0]).trace
     print(f"| switched off | right of {len(drawn)} |\n| --- | ---: |\n| nothing | {right(lens.Together())} |")
     for attention in trace:
         for head in range(attention.heads):
@@ -96,12 +96,12 @@ def heads(runner: Runner, count: int | None) -> None:
             )
 
 
-def gender(runner: Runner, count: int | None) -> None:
+def measure_gender(runner: TextGenerator, count: int | None) -> None:
     """How probable an article stays where the noun that comes after it, or something else, is hidden from some."""
-    lines = [source for source, _ in corpora.load("multi30k", split="test_2016_flickr", source="en", target="de")]
+    lines = [source for source, _ in corpora.load_pairs("multi30k", split="test_2016_flickr", source="en", target="de")]
     looked = [runner.look(line) for line in lines[: count or 200]]
     best = [head for head, _ in lens.best_heads([one.trace for one in looked[:50]], count=2)]
-    numbers = [number for number, name in enumerate(runner.names(range(runner.target.size))) if name in ARTICLES]
+    numbers = [number for number, name in enumerate(runner.token_names(range(runner.target_tokenizer.size))) if name in ARTICLES]
     draw, found = random.Random(2), []
     for one in looked:
         names, sources = one.target_tokens, one.source_tokens
@@ -114,7 +114,7 @@ def gender(runner: Runner, count: int | None) -> None:
             if article is None or noun != article + 1:
                 continue
             others = [at for at in range(len(sources) - 2) if at not in (noun, article)]
-            chances = _chances(runner, one, place, numbers, noun, article, draw.choice(others))
+            chances = _article_probabilities(runner, one, place, numbers, noun, article, draw.choice(others))
             found.append((names[place], chances))
     print(f"aligned by {', '.join(f'{place} head {head}' for place, head in best)}\n")
     for title, forms in (("feminine", FEMININE), ("masculine or neuter", OTHERS)):
@@ -128,8 +128,8 @@ def gender(runner: Runner, count: int | None) -> None:
         print()
 
 
-def _chances(
-    runner: Runner, looked: Any, place: int, numbers: Sequence[int], noun: int, article: int, other: int
+def _article_probabilities(
+    runner: TextGenerator, looked: Any, place: int, numbers: Sequence[int], noun: int, article: int, other: int
 ) -> dict[str, tuple[float, bool]]:
     """For each way of hiding: the article's probability, and whether another article has a greater one."""
 

@@ -4,9 +4,9 @@ Every round starts one process for each variant, which opens the model and answe
 time it has taken since its start, imports included, and how large it has been. A model that writes answers with one
 token and then, from the text again, with 64; an encoder with the vector of a sentence. Greedy, with a cache, float32.
 
-    python benchmarks/loading.py path/to/SmolLM2.gguf path/to/all-MiniLM-L6-v2
+    python benchmarks/startup.py path/to/SmolLM2.gguf path/to/all-MiniLM-L6-v2
 
-Variants: ours, also with the parameters kept as `qkv run --numbers` has it; transformers, also in bfloat16; xllamacpp,
+Variants: ours, also with the parameters kept as `qkv run --dtype` has it; transformers, also in bfloat16; xllamacpp,
 which is llama.cpp and computes with the quantised blocks themselves.
 """
 
@@ -25,22 +25,22 @@ from typing import Any
 
 PROMPT, SENTENCE, TOKENS = "The capital of France is", "The cat sat on the mat.", 64
 
-Tell = Callable[[str], None]
+ReportStep = Callable[[str], None]
 """Notes that a step is done."""
 
 
 def main() -> None:
     """Measure and print a table for each model; or be the process that is measured."""
     if sys.argv[1:2] == ["--child"]:
-        child(*sys.argv[2:5])
+        run_child(*sys.argv[2:5])
         return
     import measuring  # brings torch, which not every variant needs
 
-    parser = measuring.arguments(__doc__, rounds=3)
+    parser = measuring.build_parser(__doc__, rounds=3)
     parser.add_argument("models", nargs="+", type=Path, help="folders, or files of GGUF")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["ours", "transformers", "xllamacpp"])
     options = parser.parse_args()
-    measuring.begin(options)
+    measuring.set_up(options)
     for model in options.models:
         compare(model, options)
 
@@ -52,7 +52,7 @@ def compare(model: Path, options: Any) -> None:
     found: dict[str, list[dict[str, list[float]]]] = {name: [] for name in options.variants}
     for turn in range(options.rounds + 1):  # the first is not counted: it reads the files from the disk
         for name in options.variants:
-            taken = measured(name, model, options.threads)
+            taken = measure_variant(name, model, options.threads)
             if taken is None:
                 found.pop(name, None)
                 options.variants = [one for one in options.variants if one != name]
@@ -70,10 +70,10 @@ def compare(model: Path, options: Any) -> None:
             cells.append("" if not own else f"{statistics.median(seconds for seconds, _ in own):.2f}")
         started, ended = (statistics.median(taken[step][1] for taken in rounds) for step in ("imported", steps[-1]))
         rows.append([name, *cells, f"{started:.0f}", f"{ended:.0f}", f"{(ended - started) / size:.2f}"])
-    measuring.table(["seconds until", *steps, "MiB, imported", "MiB, greatest", "what it added, times the file"], rows)
+    measuring.print_table(["seconds until", *steps, "MiB, imported", "MiB, greatest", "what it added, times the file"], rows)
 
 
-def measured(name: str, model: Path, threads: int) -> dict[str, list[float]] | None:
+def measure_variant(name: str, model: Path, threads: int) -> dict[str, list[float]] | None:
     """Seconds and MiB by step of one process; None, with a message, if the variant cannot open this model."""
     command = [sys.executable, __file__, "--child", name, str(model), str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": str(threads)})
@@ -84,53 +84,53 @@ def measured(name: str, model: Path, threads: int) -> dict[str, list[float]] | N
     return taken
 
 
-def child(name: str, model: str, threads: str) -> None:
+def run_child(name: str, model: str, threads: str) -> None:
     """Open and answer once, and print what each step took as JSON."""
     clock = time.process_time if threads == "1" else time.perf_counter
-    zero = 0.0 if threads == "1" else time.perf_counter() - _age()
+    zero = 0.0 if threads == "1" else time.perf_counter() - _process_age()
     taken: dict[str, tuple[float, float]] = {}
 
     def tell(step: str) -> None:
-        taken[step] = clock() - zero, _greatest()
+        taken[step] = clock() - zero, _peak_memory()
 
     VARIANTS[name](Path(model), int(threads), tell)
     print(json.dumps(taken))
 
 
-def _age() -> float:
+def _process_age() -> float:
     """Seconds since this process was started."""
     ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks
 
 
-def _greatest() -> float:
+def _peak_memory() -> float:
     """MiB that this process has had at most; getrusage would count its parent's."""
     status = Path("/proc/self/status").read_text()
     return float(status.partition("VmHWM:")[2].split()[0]) / 2**10
 
 
-def ours(model: Path, threads: int, tell: Tell, numbers: str = "float32") -> None:
+def run_qkv(model: Path, threads: int, tell: ReportStep, dtype: str = "float32") -> None:
     """As `qkv run` does it."""
     import torch
 
-    from qkv.decoding import Decoding, Greedy, Length
-    from qkv.tasks import Runner, load
+    from qkv.decoding import DecodingConfig, Greedy, LengthLimit
+    from qkv.tasks import TextGenerator, load
 
     torch.set_num_threads(threads)
     tell("imported")
-    opened = load(model, numbers=numbers)  # type: ignore[arg-type]
+    opened = load(model, dtype=dtype)  # type: ignore[arg-type]
     tell("opened")
-    if not isinstance(opened, Runner):
-        list(opened.run([SENTENCE]))
+    if not isinstance(opened, TextGenerator):
+        list(opened.predict([SENTENCE]))
         tell("answered")
         return
     for step, length in (("first token", 1), (f"{TOKENS} tokens", TOKENS)):
-        [[answer]] = opened.run([PROMPT], Decoding(Greedy(), Length(0.0, length, least=length)))
+        [[answer]] = opened.predict([PROMPT], DecodingConfig(Greedy(), LengthLimit(0.0, length, min_new_tokens=length)))
         assert len(answer.tokens) > length  # after those of the text
         tell(step)
 
 
-def transformers(model: Path, threads: int, tell: Tell, numbers: str = "float32") -> None:
+def run_transformers(model: Path, threads: int, tell: ReportStep, dtype: str = "float32") -> None:
     """AutoModel and AutoTokenizer, and `generate`."""
     import torch
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -142,7 +142,7 @@ def transformers(model: Path, threads: int, tell: Tell, numbers: str = "float32"
     writes = not model.is_dir() or "CausalLM" in (model / "config.json").read_text(encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(place, **more)
     kind = AutoModelForCausalLM if writes else AutoModel
-    opened = kind.from_pretrained(place, dtype=getattr(torch, numbers), **more).eval()
+    opened = kind.from_pretrained(place, dtype=getattr(torch, dtype), **more).eval()
     tell("opened")
     with torch.no_grad():
         if not writes:
@@ -158,7 +158,7 @@ def transformers(model: Path, threads: int, tell: Tell, numbers: str = "float32"
             tell(step)
 
 
-def xllamacpp(model: Path, threads: int, tell: Tell) -> None:
+def run_xllamacpp(model: Path, threads: int, tell: ReportStep) -> None:
     """llama.cpp's own server, in the process."""
     import xllamacpp as library
 
@@ -176,12 +176,12 @@ def xllamacpp(model: Path, threads: int, tell: Tell) -> None:
         tell(step)
 
 
-VARIANTS: dict[str, Callable[[Path, int, Tell], None]] = {
-    "ours": ours,
-    **{f"ours-{numbers}": partial(ours, numbers=numbers) for numbers in ("bfloat16", "int8", "stored", "blocks")},
-    "transformers": transformers,
-    "transformers-bfloat16": partial(transformers, numbers="bfloat16"),
-    "xllamacpp": xllamacpp,
+VARIANTS: dict[str, Callable[[Path, int, ReportStep], None]] = {
+    "ours": run_qkv,
+    **{f"ours-{numbers}": partial(run_qkv, dtype=numbers) for numbers in ("bfloat16", "int8", "stored", "blocks")},
+    "transformers": run_transformers,
+    "transformers-bfloat16": partial(run_transformers, dtype="bfloat16"),
+    "xllamacpp": run_xllamacpp,
 }
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ Seconds = dict[str, list[float]]
 """Of every variant, what each round took."""
 
 
-def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
+def build_parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
     """Return a parser with what all benchmarks take."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help="how often each variant has its turn (%(default)s)")
@@ -33,11 +33,11 @@ def arguments(description: str | None, rounds: int) -> argparse.ArgumentParser:
     return parser
 
 
-def begin(options: argparse.Namespace) -> None:
+def set_up(options: argparse.Namespace) -> None:
     """Set the threads and the seed, and print where and how this is measured."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    cpu = next((line.split(":")[1].strip() for line in _read_cpuinfo() if line.startswith("model name")), platform.machine())
     clock = "processor time" if options.threads == 1 else "wall time"
     command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
     print(f"`{command}`\n")
@@ -47,7 +47,7 @@ def begin(options: argparse.Namespace) -> None:
     )
 
 
-def _cpuinfo() -> list[str]:
+def _read_cpuinfo() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.exists() else []
 
@@ -67,43 +67,43 @@ def take_turns(variants: Mapping[str, Callable[[], object]], options: argparse.N
     return seconds
 
 
-def memory(run: Callable[[], object]) -> float:
+def measure_memory(run: Callable[[], object]) -> float:
     """Bytes that a run takes at most beyond what the process had before; NaN where the system (Linux) does not tell."""
     run()  # what is made once, such as threads and code, does not count
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what was freed is given back, so that it cannot be taken again unseen
         Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-        before = _status("VmRSS")
+        before = _read_status("VmRSS")
     except (OSError, AttributeError):
         return math.nan
     kept = run()
-    peak = _status("VmHWM") - before
+    peak = _read_status("VmHWM") - before
     del kept
     return peak
 
 
-def _status(name: str) -> float:
+def _read_status(name: str) -> float:
     """A size of this process in bytes, as Linux tells it."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def speed_up(seconds: Seconds, name: str, baseline: str) -> str:
+def format_speed_up(seconds: Seconds, name: str, baseline: str) -> str:
     """How many times as fast as `baseline`: the median over rounds, and the least and the greatest."""
     ratios = [theirs / ours for theirs, ours in zip(seconds[baseline], seconds[name], strict=True)]
-    return _ranged(ratios)
+    return _format_range(ratios)
 
 
-def cost(seconds: Seconds, name: str, baseline: str) -> str:
+def format_cost(seconds: Seconds, name: str, baseline: str) -> str:
     """How many times the time of `baseline`: the median over rounds, and the least and the greatest."""
-    return speed_up(seconds, baseline, name)
+    return format_speed_up(seconds, baseline, name)
 
 
-def _ranged(ratios: Sequence[float]) -> str:
+def _format_range(ratios: Sequence[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+def print_table(heads: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table in Markdown, numbers to the right."""
     print("| " + " | ".join(heads) + " |")
     print("|" + "|".join(" --- " if column == 0 else " ---: " for column in range(len(heads))) + "|")

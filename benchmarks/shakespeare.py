@@ -1,4 +1,4 @@
-"""Tiny Shakespeare by character: the recipe `shakespeare` in the time that nanoGPT's CPU setting takes beside it.
+"""Tiny Shakespeare by character: the recipe `tiny-shakespeare` in the time that nanoGPT's CPU setting takes beside it.
 
 nanoGPT's setting (github.com/karpathy/nanoGPT, README, "I only have a macbook"; written anew here in plain torch): 4
 layers, 4 heads, 128 wide, learned positions, LayerNorm and linear layers without biases, GELU, tied vectors of
@@ -10,7 +10,7 @@ Both train by turns in one process, so a busy machine slows both alike; ours end
 schedule follows the time that the other is going to take. Both are scored on the whole validation set in windows of 64
 characters that do not overlap, each read by itself: what nanoGPT estimates from random windows.
 
-    QKV_DATA=... python benchmarks/shakespeare.py
+    QKV_DATA=... python benchmarks/tiny_shakespeare.py
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qkv import tasks
-from qkv.data.texts import Found
-from qkv.evaluation.reading import Window, surprise
-from qkv.tasks import writing
+from qkv.data.text.documents import TextCorpus
+from qkv.evaluation.sliding_window import SlidingWindow, negative_log_likelihood
+from qkv.tasks.language_modeling import training
 from qkv.training import Trainer
-from qkv.training.progress import Silent
-from qkv.training.progress import Window as Statistics
+from qkv.training.reporters import NullReporter
+from qkv.training.reporters import MetricsWindow as Statistics
 
 CONTEXT, ROWS, STEPS = 64, 12, 2000
 D_MODEL, HEADS, LAYERS = 128, 4, 4
@@ -44,26 +44,26 @@ D_MODEL, HEADS, LAYERS = 128, 4, 4
 
 def main() -> None:
     """Train both and print their losses."""
-    parser = measuring.arguments(__doc__, rounds=40)
+    parser = measuring.build_parser(__doc__, rounds=40)
     parser.add_argument("--steps", type=int, default=STEPS, help="of nanoGPT's setting (%(default)s)")
     parser.add_argument("overrides", nargs="*", help="of the recipe")
     options = parser.parse_args()
-    measuring.begin(options)
+    measuring.set_up(options)
     clock = time.process_time if options.threads == 1 else time.perf_counter
-    recipe = tasks.read_recipe("shakespeare", options.overrides)
-    assert isinstance(recipe, tasks.WriteRecipe) and recipe.data.valid is not None
-    texts = writing.gather(recipe)
-    [learned], [checked] = texts.train, Found([recipe.data.valid])
+    recipe = tasks.read_recipe("tiny-shakespeare", options.overrides)
+    assert isinstance(recipe, tasks.LanguageModelingConfig) and recipe.data.valid is not None
+    texts = training.load_data(recipe)
+    [learned], [checked] = texts.train, TextCorpus([recipe.data.valid])
     theirs = Theirs(learned, options.steps, recipe.training.seed)
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(recipe, texts, Path(folder))
         begun, took = time.perf_counter(), {"theirs": 0.0, "ours": 0.0}
         for turn in range(1, options.rounds + 1):
             while theirs.step < options.steps * turn // options.rounds:
-                took["theirs"] += timed(clock, theirs.make_step)
+                took["theirs"] += time_step(clock, theirs.make_step)
             total = took["theirs"] * options.steps / theirs.step
             while took["ours"] < took["theirs"]:
-                took["ours"] += timed(clock, partial(ours.make_step, took["ours"], total))
+                took["ours"] += time_step(clock, partial(ours.make_step, took["ours"], total))
             if turn % max(options.rounds // 8, 1) == 0:
                 print(
                     f"{took['theirs']:5.0f} s  step {theirs.step:5} {theirs.loss(checked[:20000]):.3f}   "
@@ -94,10 +94,10 @@ def main() -> None:
         ),
     ]
     sliding = f"context {own}, moved on by {own // 2}"
-    measuring.table(["", "parameters", "steps", "seconds", f"windows of {CONTEXT}", sliding], rows)
+    measuring.print_table(["", "parameters", "steps", "seconds", f"windows of {CONTEXT}", sliding], rows)
 
 
-def timed(clock: Callable[[], float], step: Callable[[], None]) -> float:
+def time_step(clock: Callable[[], float], step: Callable[[], None]) -> float:
     """Return the seconds that a step took."""
     started = clock()
     step()
@@ -107,31 +107,31 @@ def timed(clock: Callable[[], float], step: Callable[[], None]) -> float:
 class Ours:
     """The recipe's training, step by step."""
 
-    def __init__(self, recipe: tasks.WriteRecipe, texts: writing.Texts, folder: Path) -> None:
-        lesson = writing.lesson(recipe, texts, folder, folder / "tokens", resume=False)
-        self.tokenizer, self.model = lesson.runner.source, lesson.runner.model
+    def __init__(self, recipe: tasks.LanguageModelingConfig, texts: training.TextSplits, folder: Path) -> None:
+        lesson = training.build_training_setup(recipe, texts, folder, folder / "tokens", resume=False)
+        self.tokenizer, self.model = lesson.model.source_tokenizer, lesson.model.model
         self.trainer = Trainer(
-            self.model, recipe.training, lesson.sampler, lesson.collate, folder, validate=lesson.validate, show=Silent()
+            self.model, recipe.training, lesson.sampler, lesson.collate, folder, validate=lesson.validate, reporter=NullReporter()
         )
-        self.trainer._window = Statistics()
+        self.trainer._metrics_window = Statistics()
         self.batches = iter(lesson.sampler)
         self.model.train()
 
     @property
     def step(self) -> int:
-        return self.trainer.standing.step
+        return self.trainer.state.step
 
     def make_step(self, seconds: float, total: float) -> None:
         """Make a step, so many seconds into a training of so many."""
-        self.trainer.standing.seconds = seconds
-        self.trainer.options = replace(self.trainer.options, steps=None, epochs=None, minutes=total / 60)
-        self.trainer._step(self.batches)
+        self.trainer.state.seconds = seconds
+        self.trainer.config = replace(self.trainer.config, max_steps=None, max_epochs=None, max_minutes=total / 60)
+        self.trainer._train_step(self.batches)
 
     def loss(self, text: str, context: int, stride: int) -> float:
-        with self.trainer._judged(), torch.no_grad():
+        with self.trainer._evaluation_mode(), torch.no_grad():
             ids = [self.tokenizer.encode(text)]
-            window, vocab = Window(context, stride), self.tokenizer.size
-            total, count = surprise(self.model, ids, window, bos=self.tokenizer.bos, eos=None, vocab=vocab)
+            window, vocab = SlidingWindow(context, stride), self.tokenizer.size
+            total, count = negative_log_likelihood(self.model, ids, window, bos=self.tokenizer.bos, eos=None, vocab_size=vocab)
         return total / count
 
 

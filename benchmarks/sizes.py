@@ -41,7 +41,7 @@ DECODERS = {
 }
 
 
-def ours(size: Size) -> SequenceModel:
+def build_qkv(size: Size) -> SequenceModel:
     """Return our Transformer: pre-norm, sinusoidal positions, one embedding for source, target and answer."""
     choice = encoder_decoder(
         source_vocab=size.vocab, target_vocab=size.vocab, d_model=size.d_model, heads=size.heads, d_ff=size.d_ff,
@@ -50,12 +50,12 @@ def ours(size: Size) -> SequenceModel:
     return qkv.models.build(choice)
 
 
-def marian(size: Size, attention: str, dropout: float = 0.0) -> Any:
+def build_marian(size: Size, attention: str, dropout: float = 0.0) -> Any:
     """Return transformers' Marian of the same size: post-norm, the rest as ours; `attention` is "sdpa" or "eager".
 
     Exits with a message if transformers is not installed.
     """
-    transformers = _transformers()
+    transformers = _import_transformers()
     choice = transformers.MarianConfig(
         vocab_size=size.vocab, d_model=size.d_model, encoder_layers=size.layers, decoder_layers=size.layers,
         encoder_attention_heads=size.heads, decoder_attention_heads=size.heads, encoder_ffn_dim=size.d_ff,
@@ -66,7 +66,7 @@ def marian(size: Size, attention: str, dropout: float = 0.0) -> Any:
     return transformers.MarianMTModel(choice)
 
 
-def decoder(size: Size) -> SequenceModel:
+def build_qkv_decoder(size: Size) -> SequenceModel:
     """Return our decoder in the shape of GPT-2: pre-norm, learned positions, one embedding that also answers."""
     attention = spec.Attention(heads=size.heads, d_key=size.d_model // size.heads, causal=True)
     block = spec.Block(attention, spec.FeedForward(size.d_ff, activation="gelu_tanh"))
@@ -74,9 +74,9 @@ def decoder(size: Size) -> SequenceModel:
     return qkv.models.build(spec.Transformer(None, stack, spec.Vocabulary()))
 
 
-def gpt2(size: Size, attention: str) -> Any:
+def build_gpt2(size: Size, attention: str) -> Any:
     """Return transformers' GPT-2 of the same size; `attention` is "sdpa" or "eager"."""
-    transformers = _transformers()
+    transformers = _import_transformers()
     choice = transformers.GPT2Config(
         vocab_size=size.vocab, n_positions=1024, n_embd=size.d_model, n_layer=size.layers, n_head=size.heads,
         n_inner=size.d_ff, bos_token_id=BOS, eos_token_id=EOS, attn_implementation=attention,
@@ -84,7 +84,7 @@ def gpt2(size: Size, attention: str) -> Any:
     return transformers.GPT2LMHeadModel(choice)
 
 
-def _transformers() -> Any:
+def _import_transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
@@ -95,12 +95,12 @@ def _transformers() -> Any:
     return transformers
 
 
-def parameters(model: torch.nn.Module) -> str:
+def count_parameters(model: torch.nn.Module) -> str:
     """How many numbers are trained, in millions."""
     return f"{sum(p.numel() for p in model.parameters() if p.requires_grad) / 1e6:.1f}M"
 
 
-def lengths(count: int) -> npt.NDArray[np.int64]:
+def draw_lengths(count: int) -> npt.NDArray[np.int64]:
     """Draw (count, 2) source and target lengths, end token included: about 14 on average, 4 to 40."""
     generator = np.random.default_rng(0)
     source = generator.lognormal(np.log(13.5), 0.32, count)

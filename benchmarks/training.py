@@ -20,33 +20,33 @@ from typing import Any
 
 import measuring
 import torch
-from sizes import BOS, EOS, PAD, SIZES, Size, lengths, marian, ours, parameters
+from sizes import BOS, EOS, PAD, SIZES, Size, draw_lengths, build_marian, build_qkv, count_parameters
 from torch import Tensor, nn
 
 import qkv.models
 from qkv import spec
 from qkv.data import BatchSampler
-from qkv.data.batch import IGNORE, Batch
+from qkv.data.batch import IGNORE_INDEX, Batch
 from qkv.positions import sinusoids
-from qkv.training import Optimizer, Trainer, Training
-from qkv.training.progress import Silent, Window
+from qkv.training import OptimizerConfig, Trainer, TrainingConfig
+from qkv.training.reporters import NullReporter, MetricsWindow
 
 Step = Callable[[Batch], None]
-SMOOTHING, OPTIMIZER = 0.1, Optimizer(learning_rate=1e-4)
+SMOOTHING, OPTIMIZER = 0.1, OptimizerConfig(learning_rate=1e-4)
 RECURRENT = {"ours, GRU without attention": None, "ours, GRU additive": "additive", "ours, GRU dot": "dot"}
 VARIANTS = ["ours", "torch.nn.Transformer", "Marian sdpa", "Marian eager", *RECURRENT]
 
 
 def main() -> None:
     """Measure and print a table for each size."""
-    parser = measuring.arguments(__doc__, rounds=7)
+    parser = measuring.build_parser(__doc__, rounds=7)
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["small", "base10k"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--batches", type=int, default=2, help="steps a turn (%(default)s)")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of matrix products")
     options = parser.parse_args()
-    measuring.begin(options)
+    measuring.set_up(options)
     if any(name.startswith("Marian") for name in options.variants):
         import transformers
 
@@ -61,7 +61,7 @@ def measure(name: str, options: Any) -> None:
     batches = make_batches(size, options.batches)
     tokens = sum(batch.target_tokens for batch in batches)
     models = {variant: build(variant, size, options.dropout) for variant in options.variants}
-    steps = {variant: step_of(variant, model, options) for variant, model in models.items()}
+    steps = {variant: make_step(variant, model, options) for variant, model in models.items()}
 
     def turn(step: Step) -> Callable[[], None]:
         return lambda: [step(batch) for batch in batches] and None
@@ -71,19 +71,19 @@ def measure(name: str, options: Any) -> None:
     rows = [
         (
             variant,
-            parameters(models[variant]),
+            count_parameters(models[variant]),
             f"{tokens / statistics.median(seconds[variant]):,.0f}",
-            measuring.speed_up(seconds, first, variant),
+            measuring.format_speed_up(seconds, first, variant),
         )
         for variant in options.variants
     ]
     print(f"{name}: {size}, {options.precision}, dropout {options.dropout}, {tokens} target tokens a turn\n")
-    measuring.table(["", "parameters", "target tokens/s", f"{first}, times as fast"], rows)
+    measuring.print_table(["", "parameters", "target tokens/s", f"{first}, times as fast"], rows)
 
 
 def make_batches(size: Size, count: int) -> list[Batch]:
     """Return batches of random tokens, of like lengths, each of about the size's number of target tokens."""
-    drawn = lengths(20 * count * size.batch_tokens // 14 + 100)
+    drawn = draw_lengths(20 * count * size.batch_tokens // 14 + 100)
     chosen = BatchSampler(drawn, round(2.04 * size.batch_tokens)).batches(0)
     sizes = sorted(chosen, key=lambda numbers: abs(int(drawn[numbers, 1].sum()) - size.batch_tokens))
     return [make_batch(drawn[numbers], size.vocab) for numbers in sizes[:count]]
@@ -95,7 +95,7 @@ def make_batch(drawn: Any, vocab: int) -> Batch:
     source_mask = torch.arange(longest_source) < torch.from_numpy(drawn[:, :1])
     target_mask = torch.arange(longest_target) < torch.from_numpy(drawn[:, 1:])
     source = torch.randint(EOS + 2, vocab, (rows, longest_source)).masked_fill(~source_mask, PAD)
-    labels = torch.randint(EOS + 2, vocab, (rows, longest_target)).masked_fill(~target_mask, IGNORE)
+    labels = torch.randint(EOS + 2, vocab, (rows, longest_target)).masked_fill(~target_mask, IGNORE_INDEX)
     target = torch.cat([torch.full((rows, 1), BOS), labels[:, :-1]], dim=1).masked_fill(~target_mask, PAD)
     return Batch(source, source_mask, target, labels, torch.arange(rows))
 
@@ -103,13 +103,13 @@ def make_batch(drawn: Any, vocab: int) -> Batch:
 def build(variant: str, size: Size, dropout: float) -> nn.Module:
     """Return the model of a variant."""
     if variant == "ours":
-        return ours(size)
+        return build_qkv(size)
     if variant in RECURRENT:
         reads = spec.Tokens(size.vocab), spec.Tokens(size.vocab)
         return qkv.models.build(spec.Recurrent("gru", size.d_model, 2, *reads, attention=RECURRENT[variant]))
     if variant == "torch.nn.Transformer":
         return Theirs(size, dropout)
-    return marian(size, variant.split()[1], dropout).train()
+    return build_marian(size, variant.split()[1], dropout).train()
 
 
 class Theirs(nn.Module):
@@ -152,12 +152,12 @@ class Theirs(nn.Module):
         return self.dropout(scaled + self.positions[: tokens.shape[1]])
 
 
-def step_of(variant: str, model: nn.Module, options: Any) -> Step:
+def make_step(variant: str, model: nn.Module, options: Any) -> Step:
     """Return what makes one training step of a variant on a batch."""
     if variant.startswith("ours"):
-        return our_step(model, options)
+        return make_our_step(model, options)
     if variant.startswith("Marian"):
-        return peer_step(
+        return make_peer_step(
             model,
             lambda batch: (
                 model(
@@ -169,13 +169,13 @@ def step_of(variant: str, model: nn.Module, options: Any) -> Step:
             ),
             options,
         )
-    return peer_step(model, lambda batch: model(batch.source, batch.target, batch.source_mask), options)
+    return make_peer_step(model, lambda batch: model(batch.source, batch.target, batch.source_mask), options)
 
 
-def our_step(model: nn.Module, options: Any) -> Step:
+def make_our_step(model: nn.Module, options: Any) -> Step:
     """Return the Trainer's step: learning rate, checks for NaN and statistics included."""
-    training = Training(
-        steps=10**6,
+    training = TrainingConfig(
+        max_steps=10**6,
         optimizer=OPTIMIZER,
         label_smoothing=SMOOTHING,
         dropout=options.dropout,
@@ -186,18 +186,18 @@ def our_step(model: nn.Module, options: Any) -> Step:
     def collate(numbers: Sequence[int]) -> Batch:
         return given[numbers[0]]
 
-    trainer = Trainer(model, training, BatchSampler([1], 1), collate, Path("unused"), show=Silent())
-    trainer._window = Window()
+    trainer = Trainer(model, training, BatchSampler([1], 1), collate, Path("unused"), reporter=NullReporter())
+    trainer._metrics_window = MetricsWindow()
     model.train()
 
     def step(batch: Batch) -> None:
         given[:] = [batch]
-        trainer._step(iter([[0]]))
+        trainer._train_step(iter([[0]]))
 
     return step
 
 
-def peer_step(model: nn.Module, forward: Callable[[Batch], Tensor], options: Any) -> Step:
+def make_peer_step(model: nn.Module, forward: Callable[[Batch], Tensor], options: Any) -> Step:
     """Return a step as one writes it by hand, with torch's loss, clipping and fused Adam."""
     betas = OPTIMIZER.beta1, OPTIMIZER.beta2
     adam = torch.optim.Adam(
@@ -209,10 +209,10 @@ def peer_step(model: nn.Module, forward: Callable[[Batch], Tensor], options: Any
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.precision == "bfloat16"):
             logits = forward(batch)
         loss = nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORE, label_smoothing=SMOOTHING
+            logits.flatten(0, 1).float(), batch.labels.flatten(), ignore_index=IGNORE_INDEX, label_smoothing=SMOOTHING
         )
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip, foreach=True)
+        nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.max_grad_norm, foreach=True)
         adam.step()
         adam.zero_grad(set_to_none=True)
         loss.item()

@@ -1,6 +1,6 @@
 """Whether a translator's answers keep to what is asked of them, on held-out texts: phrases, placeholders, tags.
 
-    python benchmarks/wishes.py translate
+    python benchmarks/constraints.py translate
 
 Phrases are drawn from the references (as Post & Vilar 2018 do: words anywhere, or a stretch of them), so that an
 answer that holds them is one that a translator might have given. Tags are put around one to three words of each source.
@@ -19,14 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from measuring import table
+from measuring import print_table
 
 from qkv import evaluation, tasks
 from qkv.data import corpora
-from qkv.data.reading import Pair, Tsv
-from qkv.tasks import Runner, Wanted
-from qkv.tasks.markup import parse, put_back, without_tags
-from qkv.tasks.wishes import PLACEHOLDER, Wishes
+from qkv.data.text.pairs import Pair, Tsv
+from qkv.tasks import TextGenerator, OutputConstraints
+from qkv.tasks.text2text.tags import parse_tags, restore_tags, strip_tags
+from qkv.tasks.output_constraints import PLACEHOLDER_PATTERN, LineConstraints
 
 TAG = re.compile(r"</?[a-z][^<>]*>")
 INSIDE = re.compile(r"<([a-z]+)[^<>]*>([^<>]+)</\1>")
@@ -34,15 +34,15 @@ MARKS = ".,;:!?()\u201e\u201c\u201d\u2026'\""
 
 
 @dataclass(frozen=True)
-class Own(Wanted):
+class ReferenceConstraints(OutputConstraints):
     """Something else is wanted of the answer to each line."""
 
-    each: dict[str, Wishes] = field(default_factory=dict)
+    each: dict[str, LineConstraints] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return True
 
-    def of(self, line: str) -> Wishes:
+    def of(self, line: str) -> LineConstraints:
         """What is wanted of the answer to a line."""
         return self.each[line]
 
@@ -55,7 +55,7 @@ class Texts:
     references: list[str]
     plain: list[str]
 
-    def some(self, numbers: Sequence[int]) -> Texts:
+    def select(self, numbers: Sequence[int]) -> Texts:
         """A part of them."""
         return Texts(*([own[number] for number in numbers] for own in (self.sources, self.references, self.plain)))
 
@@ -63,32 +63,32 @@ class Texts:
 def main() -> None:
     """Print the three tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", nargs="?", default="translate", help="a translator (%(default)s)")
+    parser.add_argument("model", nargs="?", default="translation", help="a translator (%(default)s)")
     parser.add_argument("--file", type=Path, default=None, help="a .tsv of pairs; ui-strings unless given")
     parser.add_argument("--count", type=int, default=None, help="the first so many texts; all unless given")
     options = parser.parse_args()
     torch.set_num_threads(1)
     runner = tasks.load(options.model)
-    assert isinstance(runner, Runner)
+    assert isinstance(runner, TextGenerator)
     if options.file is None:
-        every = [corpora.load("ui-strings", part, source="en", target="de") for part in ("test", "valid", "train")]
+        every = [corpora.load_pairs("ui-strings", part, source="en", target="de") for part in ("test", "valid", "train")]
     else:
         every = [list(Tsv(options.file))]
     pairs = dict(every[0][: options.count])
     sources, references = list(pairs), list(pairs.values())
-    texts = Texts(sources, references, answered(runner, sources))
+    texts = Texts(sources, references, translate(runner, sources))
     print(f"{len(sources):,} texts; BLEU {evaluation.bleu(texts.plain, references).signature}\n")
-    phrases(runner, texts)
-    placeholders(runner, texts)
-    tags(runner, texts, [pair for part in every for pair in part])
+    measure_phrases(runner, texts)
+    measure_placeholders(runner, texts)
+    measure_tags(runner, texts, [pair for part in every for pair in part])
 
 
-def answered(runner: Runner, lines: Sequence[str], wanted: Wanted | None = None) -> list[str]:
+def translate(runner: TextGenerator, lines: Sequence[str], wanted: OutputConstraints | None = None) -> list[str]:
     """The best answer to each line."""
-    return [found[0].text for found in runner.run(lines, wanted=wanted)]
+    return [found[0].text for found in runner.predict(lines, constraints=wanted)]
 
 
-def phrases(runner: Runner, texts: Texts) -> None:
+def measure_phrases(runner: TextGenerator, texts: Texts) -> None:
     """Phrases that must be there and words that must not: how many are, and what that does to the scores."""
     rows: list[list[object]] = []
     for name, count, together in (
@@ -97,45 +97,45 @@ def phrases(runner: Runner, texts: Texts) -> None:
         ("3 words of it, a stretch", 3, True),
     ):
         draw = random.Random(1)
-        must = [drawn(draw, target, count, together) for target in texts.references]
-        rows += compared(runner, texts, f"must: {name}", [Wishes(must=one) for one in must])
+        must = [draw_phrases(draw, target, count, together) for target in texts.references]
+        rows += compare(runner, texts, f"must: {name}", [LineConstraints(include=one) for one in must])
     draw, never = random.Random(1), []
     for answer, target in zip(texts.plain, texts.references, strict=True):
-        wrong = [word for word in words(answer) if word not in target and not PLACEHOLDER.search(word)]
+        wrong = [word for word in split_words(answer) if word not in target and not PLACEHOLDER_PATTERN.search(word)]
         never.append((draw.choice(wrong),) if wrong else ())
-    rows += compared(
-        runner, texts, "never: a word of the answer that the reference has not", [Wishes((), one) for one in never]
+    rows += compare(
+        runner, texts, "never: a word of the answer that the reference has not", [LineConstraints((), one) for one in never]
     )
-    table(["", "phrases there", "without asking", "BLEU", "without asking", "chrF", "without asking"], rows)
+    print_table(["", "phrases there", "without asking", "BLEU", "without asking", "chrF", "without asking"], rows)
 
 
-def words(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     """The words of a text, without the marks around them; of at least two letters."""
     return [word for one in text.split() if len(word := one.strip(MARKS)) > 1]
 
 
-def drawn(draw: random.Random, text: str, count: int, together: bool) -> tuple[str, ...]:
+def draw_phrases(draw: random.Random, text: str, count: int, together: bool) -> tuple[str, ...]:
     """Words drawn from a text, or one stretch of so many; all of it where it is shorter."""
     if together:
         every = text.split()
         begin = draw.randrange(max(1, len(every) - count + 1))
         return tuple(filter(None, [" ".join(every[begin : begin + count]).strip(MARKS)]))
-    every = list(dict.fromkeys(words(text)))
+    every = list(dict.fromkeys(split_words(text)))
     return tuple(draw.sample(every, min(count, len(every))))
 
 
-def compared(runner: Runner, texts: Texts, name: str, wishes: Sequence[Wishes]) -> list[list[object]]:
+def compare(runner: TextGenerator, texts: Texts, name: str, wishes: Sequence[LineConstraints]) -> list[list[object]]:
     """The row of the table: of the texts of which something is asked, if there are any, with and without asking."""
-    asked = [number for number, one in enumerate(wishes) if one.must or one.never]
+    asked = [number for number, one in enumerate(wishes) if one.include or one.exclude]
     if not asked:
         return []
-    some, own = texts.some(asked), [wishes[number] for number in asked]
-    found = answered(runner, some.sources, Own(each=dict(zip(some.sources, own, strict=True))))
+    some, own = texts.select(asked), [wishes[number] for number in asked]
+    found = translate(runner, some.sources, ReferenceConstraints(each=dict(zip(some.sources, own, strict=True))))
     cells: list[object] = [f"{name} ({len(asked):,} texts)"]
-    total = sum(len(one.must) + len(one.never) for one in own)
+    total = sum(len(one.include) + len(one.exclude) for one in own)
     for answers in (found, some.plain):
         there = sum(
-            phrase in answer for one, answer in zip(own, answers, strict=True) for phrase in (*one.must, *one.never)
+            phrase in answer for one, answer in zip(own, answers, strict=True) for phrase in (*one.include, *one.exclude)
         )
         cells.append(f"{there:,} of {total:,} ({there / total:.1%})")
     for score in (evaluation.bleu, evaluation.chrf):
@@ -143,36 +143,36 @@ def compared(runner: Runner, texts: Texts, name: str, wishes: Sequence[Wishes]) 
     return [cells]
 
 
-def placeholders(runner: Runner, texts: Texts) -> None:
+def measure_placeholders(runner: TextGenerator, texts: Texts) -> None:
     """How many placeholders are as often in the answers as in the sources, and what that does to the score."""
-    with_some = texts.some([n for n, source in enumerate(texts.sources) if PLACEHOLDER.search(source)])
-    found, rows = answered(runner, with_some.sources, Wanted(placeholders=True)), []
+    with_some = texts.select([n for n, source in enumerate(texts.sources) if PLACEHOLDER_PATTERN.search(source)])
+    found, rows = translate(runner, with_some.sources, OutputConstraints(keep_placeholders=True)), []
     for name, answers in (("without asking", with_some.plain), ("--placeholders", found)):
         kept = total = whole = 0
         for source, answer in zip(with_some.sources, answers, strict=True):
-            there, want = (Counter(one[0] for one in PLACEHOLDER.finditer(text)) for text in (answer, source))
+            there, want = (Counter(one[0] for one in PLACEHOLDER_PATTERN.finditer(text)) for text in (answer, source))
             kept, total, whole = kept + (there & want).total(), total + want.total(), whole + (there == want)
         bleu = evaluation.bleu(answers, with_some.references).value
         rows.append([name, f"{kept:,} of {total:,}", f"{whole:,} of {len(answers):,}", f"{bleu:.2f}"])
-    table(["placeholders", "kept", "texts with the same ones", "BLEU"], rows)
+    print_table(["placeholders", "kept", "texts with the same ones", "BLEU"], rows)
 
 
-def tags(runner: Runner, texts: Texts, translators: Sequence[Pair]) -> None:
+def measure_tags(runner: TextGenerator, texts: Texts, translators: Sequence[Pair]) -> None:
     """How many texts have all of their tags, well nested, and how many tags are where translators put them."""
     draw = random.Random(1)
-    marked = [tagged(draw, source) for source in texts.sources]
-    found = [one[0].text for one in tasks.answer_marked(runner, marked, wanted=Wanted(placeholders=True))]
+    marked = [add_tags(draw, source) for source in texts.sources]
+    found = [one[0].text for one in tasks.translate_tagged(runner, marked, constraints=OutputConstraints(keep_placeholders=True))]
     every = [(TAG.findall(line), TAG.findall(answer)) for line, answer in zip(marked, found, strict=True)]
     whole = sum(sorted(one) == sorted(other) for one, other in every)
-    nested = sum(well_nested(other) for _, other in every)
-    right, total = told_apart(runner, translators)
-    table(
+    nested = sum(is_well_nested(other) for _, other in every)
+    right, total = count_restored_tags(runner, translators)
+    print_table(
         ["", "with all of their tags", "with valid nesting", "tags around the same words as the translators' own"],
         [["--tags", *(f"{n:,} of {len(marked):,} texts" for n in (whole, nested)), f"{right:,} of {total:,}"]],
     )
 
 
-def told_apart(runner: Runner, translators: Sequence[Pair]) -> tuple[int, int]:
+def count_restored_tags(runner: TextGenerator, translators: Sequence[Pair]) -> tuple[int, int]:
     """Of the tags in translators' answers, how many are put back around the same words, and how many there are."""
     pairs = [
         pair for pair in translators if (own := sorted(TAG.findall(pair[0]))) and own == sorted(TAG.findall(pair[1]))
@@ -180,18 +180,18 @@ def told_apart(runner: Runner, translators: Sequence[Pair]) -> tuple[int, int]:
     right = total = 0
     for begin in range(0, len(pairs), 20):  # as many as the command takes at a time
         some = pairs[begin : begin + 20]
-        read = [parse(source) for source, _ in some]
+        read = [parse_tags(source) for source, _ in some]
         given = [
-            [runner.look(one.text, without_tags(answer)).answer] for one, (_, answer) in zip(read, some, strict=True)
+            [runner.look(one.text, strip_tags(answer)).answer] for one, (_, answer) in zip(read, some, strict=True)
         ]
-        for (_, answer), own in zip(some, put_back(runner, read, given), strict=True):
+        for (_, answer), own in zip(some, restore_tags(runner, read, given), strict=True):
             there = INSIDE.findall(answer)
             total += len(there)
             right += (Counter(there) & Counter(INSIDE.findall(own[0].text))).total()
     return right, total
 
 
-def tagged(draw: random.Random, text: str) -> str:
+def add_tags(draw: random.Random, text: str) -> str:
     """A text with <b> around one to three of its words, and <i> around one of these where there are more."""
     every = text.split()
     count = min(len(every), draw.randint(1, 3))
@@ -203,7 +203,7 @@ def tagged(draw: random.Random, text: str) -> str:
     return " ".join([*every[:begin], f"<b>{' '.join(chosen)}</b>", *every[begin + count :]])
 
 
-def well_nested(tags: Sequence[str]) -> bool:
+def is_well_nested(tags: Sequence[str]) -> bool:
     """Whether each tag is closed by its own, the last one first."""
     open_: list[str] = []
     for tag in tags:

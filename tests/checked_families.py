@@ -42,7 +42,7 @@ REAL = "real weights"
 
 
 @dataclass(frozen=True)
-class Checked:
+class VerifiedCheckpoint:
     """What one file checks of some models: column -> the name of the test."""
 
     where: ModuleType
@@ -51,8 +51,8 @@ class Checked:
     types: tuple[str, ...] = ()  # of models that transformers does not have
 
 
-CHECKED = (
-    Checked(
+VERIFIED = (
+    VerifiedCheckpoint(
         test_families_decoders,
         test_families_decoders.DECODERS,
         {
@@ -63,7 +63,7 @@ CHECKED = (
             "written": "test_a_decoder_is_written_back",
         },
     ),
-    Checked(
+    VerifiedCheckpoint(
         test_families_encoder_decoders,
         test_families_encoder_decoders.CASES,
         {
@@ -74,7 +74,7 @@ CHECKED = (
             "written": "test_it_is_written_back",
         },
     ),
-    Checked(
+    VerifiedCheckpoint(
         test_families_encoders,
         test_families_encoders.ENCODERS,
         {
@@ -83,7 +83,7 @@ CHECKED = (
             "written": "test_an_encoder_is_written_back",
         },
     ),
-    Checked(
+    VerifiedCheckpoint(
         test_families_vision,
         test_families_vision.CASES,
         {
@@ -92,7 +92,7 @@ CHECKED = (
             "written": "test_what_is_read_is_written_back",
         },
     ),
-    Checked(
+    VerifiedCheckpoint(
         test_families_vision,
         test_families_vision.TEXTS,
         {
@@ -101,7 +101,7 @@ CHECKED = (
             "written": "test_what_is_read_is_written_back",
         },
     ),
-    Checked(
+    VerifiedCheckpoint(
         test_families_vision,
         [test_families_vision.CLIP],
         {
@@ -110,7 +110,7 @@ CHECKED = (
             "written": "test_what_is_read_is_written_back",
         },
     ),
-    Checked(
+    VerifiedCheckpoint(
         test_families_speech,
         [test_families_speech.WHISPER],
         {
@@ -121,7 +121,7 @@ CHECKED = (
             "written": "test_whisper_is_written_back",
         },
     ),
-    Checked(
+    VerifiedCheckpoint(
         test_families_speech,
         test_families_speech.LISTENERS,
         {
@@ -130,7 +130,7 @@ CHECKED = (
             "written": "test_a_listener_is_written_back",
         },
     ),
-    Checked(
+    VerifiedCheckpoint(
         test_families_control,
         test_families_control.AGENTS,
         {
@@ -139,7 +139,7 @@ CHECKED = (
             "written": "test_an_agent_is_written_back",
         },
     ),
-    Checked(
+    VerifiedCheckpoint(
         test_families_marian,
         (),
         {
@@ -149,7 +149,7 @@ CHECKED = (
         },
         ("marian_own",),
     ),
-    Checked(
+    VerifiedCheckpoint(
         test_families_gru,
         (),
         {
@@ -174,22 +174,22 @@ WEIGHTS = {
 """`model_type` -> which published weights are tried, and the test that does."""
 
 
-def types_of(checked: Checked) -> set[str]:
+def find_types(checked: VerifiedCheckpoint) -> set[str]:
     """The `model_type` of all its cases."""
     return {getattr(transformers, case.config).model_type for case in checked.cases} | {*checked.types}
 
 
-def columns_of(family: Family) -> dict[str, list[Checked]]:
+def group_by_column(family: Family) -> dict[str, list[VerifiedCheckpoint]]:
     """Column -> what checks it, for a family."""
-    found: dict[str, list[Checked]] = {}
-    for checked in CHECKED:
-        if any(family_of({"model_type": kind}) is family for kind in types_of(checked)):
+    found: dict[str, list[VerifiedCheckpoint]] = {}
+    for checked in VERIFIED:
+        if any(family_of({"model_type": kind}) is family for kind in find_types(checked)):
             for column in checked.tests:
                 found.setdefault(column, []).append(checked)
     return found
 
 
-def table() -> str:
+def render_table() -> str:
     """The table in Markdown: a family a row, a check a column."""
     return "\n".join(_lines())
 
@@ -199,18 +199,18 @@ def _lines() -> Iterator[str]:
     yield "| " + " | ".join(heads) + " |"
     yield "|" + " --- |" * len(heads)
     for family in FAMILIES:
-        columns = columns_of(family)
+        columns = group_by_column(family)
         marks = ["yes" if column in columns else "" for column in COLUMNS]
         real = ", ".join(WEIGHTS[kind][0] for kind in family.types if kind in WEIGHTS)
         types = ", ".join(f"`{kind}`" for kind in family.types)
         yield f"| {' | '.join([family.name, types, *marks, real])} |".replace("  ", " ")
 
 
-def page_with(text: str) -> str:
+def render_page(text: str) -> str:
     """A page with the table between its marks."""
     before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}"
+    return f"{before}{BEGIN}\n{render_table()}\n{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(render_page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -42,10 +42,10 @@ class Case:
         return model
 
 
-Written = Callable[[Case], tuple[Any, Path]]
+WriteModel = Callable[[Case], tuple[Any, Path]]
 
 
-def writer(folders: pytest.TempPathFactory) -> Written:
+def make_writer(folders: pytest.TempPathFactory) -> WriteModel:
     """Write a case's model to disk once, and give it with its folder."""
     kept: dict[str, tuple[Any, Path]] = {}
 
@@ -60,21 +60,21 @@ def writer(folders: pytest.TempPathFactory) -> Written:
     return give
 
 
-def close(ours: Tensor, theirs: Tensor) -> None:
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
     assert ours.shape == theirs.shape
     scale = theirs.abs().max().clamp(min=1e-6)
     assert float((ours - theirs).abs().max() / scale) < 1e-5
 
 
-def tokens(rows: int = 2, length: int = 12) -> Tensor:
+def make_tokens(rows: int = 2, length: int = 12) -> Tensor:
     return torch.randint(3, 99, (rows, length), generator=torch.Generator().manual_seed(5))
 
 
-def mask_of(lengths: list[int], length: int) -> Tensor:
+def make_mask(lengths: list[int], length: int) -> Tensor:
     return torch.arange(length)[None, :] < torch.tensor(lengths)[:, None]
 
 
-def loaded(model: Any, folder: Path) -> Any:
+def load_model(model: Any, folder: Path) -> Any:
     """The model of transformers that a folder holds, of the same class; nothing may be missing or left over."""
     again, report = type(model).from_pretrained(
         folder, output_loading_info=True, attn_implementation=model.config._attn_implementation
@@ -83,7 +83,7 @@ def loaded(model: Any, folder: Path) -> Any:
     return again.eval()
 
 
-def generated(model: Any, given: dict[str, Tensor], beams: int, longest: int = 8, **options: Any) -> list[list[int]]:
+def generate(model: Any, given: dict[str, Tensor], beams: int, longest: int = 8, **options: Any) -> list[list[int]]:
     """What transformers generates, greedily (1 beam) or by beam search."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from qkv.data.batch import Batch
 from qkv.data.sampler import BatchSampler
 from qkv.layers import Dropout
-from qkv.training import Optimizer, Saving, Trainer, Training, Validated, Validation
-from qkv.training.loss import IGNORE, cross_entropy
-from qkv.training.progress import Silent
+from qkv.training import OptimizerConfig, CheckpointingConfig, Trainer, TrainingConfig, ValidationResult, ValidationConfig
+from qkv.training.loss import IGNORE_INDEX, cross_entropy
+from qkv.training.reporters import NullReporter
 
 VOCAB = 11
 
@@ -43,47 +43,47 @@ LENGTHS = [2 + (7 * number) % 5 for number in range(40)]
 
 def collate(numbers: Sequence[int]) -> Batch:
     longest = max(LENGTHS[number] for number in numbers)
-    labels = torch.full((len(numbers), longest), IGNORE)
+    labels = torch.full((len(numbers), longest), IGNORE_INDEX)
     for row, number in enumerate(numbers):
         labels[row, : LENGTHS[number]] = (torch.arange(LENGTHS[number]) * (number + 1)) % VOCAB
     target = torch.cat([torch.ones(len(numbers), 1, dtype=torch.int64), labels[:, :-1].clamp(min=0)], dim=1)
     return Batch(None, None, target, labels, torch.tensor(list(numbers)))
 
 
-OPTIONS = Training(
-    steps=12,
-    optimizer=Optimizer(learning_rate=1e-2),
+OPTIONS = TrainingConfig(
+    max_steps=12,
+    optimizer=OptimizerConfig(learning_rate=1e-2),
     dropout=0.2,
     precision="float32",  # the same on every processor
-    validation=Validation(every=4),
-    saving=Saving(every=3, log_every=2, keep_last=2, keep_best=2),
+    validation=ValidationConfig(every=4),
+    checkpointing=CheckpointingConfig(every=3, log_every=2, keep_last=2, keep_best=2),
 )
 
-KILLED = replace(OPTIONS, steps=30, ema=0.95, accumulate=2)
+INTERRUPTED_OPTIONS = replace(OPTIONS, max_steps=30, ema_decay=0.95, gradient_accumulation=2)
 
 
-def loss_on_three(model: Any) -> Validated:
+def validate_on_three(model: Any) -> ValidationResult:
     batch = collate([0, 1, 2])
     assert not model.training
     torch.rand(3)  # a validation that draws must not disturb the training
     loss = cross_entropy(model(None, batch.target, None), batch.labels) / batch.target_tokens
-    return Validated({"loss": float(loss)}, ["a -> b"])
+    return ValidationResult({"loss": float(loss)}, ["a -> b"])
 
 
-def trainer(folder: Path, options: Training = OPTIONS, **more: Any) -> Trainer:
+def build_trainer(folder: Path, options: TrainingConfig = OPTIONS, **more: Any) -> Trainer:
     torch.manual_seed(3)
     model = more.pop("model", None) or Tiny()
     sampler = more.pop("sampler", None) or BatchSampler(LENGTHS, 40, seed=5)
-    more.setdefault("show", Silent())
+    more.setdefault("reporter", NullReporter())
     return Trainer(model, options, sampler, more.pop("collate", collate), folder, **more)
 
 
-def weights(folder: Path) -> dict[str, bytes]:
+def read_weights(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "weights").iterdir())}
 
 
-def lines(folder: Path) -> list[dict[str, Any]]:
-    timed = {"seconds", "left", "tokens_per_second"}
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    timed = {"seconds", "eta_seconds", "target_tokens_per_second"}
     read = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in timed} for line in read]
 

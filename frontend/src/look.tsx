@@ -15,7 +15,7 @@ export function mount(element: Element | ShadowRoot, host: Host): () => void {
   const follow = () => { look.dark.value = preference.matches; };
   follow();
   preference.addEventListener("change", follow);
-  const stop: (() => void)[] = [() => preference.removeEventListener("change", follow), onPaper(look)];
+  const stop: (() => void)[] = [() => preference.removeEventListener("change", follow), usePrintColors(look)];
   start(look);
   if (host.address) stop.push(follows(look));
   draw(<Provide value={look}><App /></Provide>, element as Element);
@@ -23,7 +23,7 @@ export function mount(element: Element | ShadowRoot, host: Host): () => void {
 }
 
 /** Paper is light, whatever the screen is. */
-function onPaper(look: Look): () => void {
+function usePrintColors(look: Look): () => void {
   let dark = false;
   const before = () => { dark = look.dark.value; look.dark.value = false; };
   const after = () => { look.dark.value = dark; };
@@ -37,12 +37,12 @@ function start(look: Look): void {
   const wished = look.host.address ? location.hash : "";
   const choose = () => {
     if (wished && fromAddress(look, wished)) return;
-    const { at, head } = run.mostTelling();
+    const { at, head } = run.findSharpestHead();
     // Of a long text the last token is asked about, of a short one the second.
     const attention = run.attentions[at];
     const queries = attention?.queries ?? 0;
     // An agent chose its last action when it saw its last state, the position before that action.
-    const acting = attention && run.axis(attention.described.queries)?.trajectory;
+    const acting = attention && run.axis(attention.data.queries)?.trajectory;
     look.choose({ at, head, row: acting ? queries - 2 : queries > 64 ? queries - 1 : 1 });
   };
   const loading = Promise.all(look.runs.map((one) => look.load(one)));

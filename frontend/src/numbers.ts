@@ -26,7 +26,7 @@ export const shown = (token: string): string => marked(token.replace(/\u2581/g, 
 const marked = (token: string): string => (token === "" ? "\u2205" : token.trim() === "" ? token.replace(/ /g, "\u2423").replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5") : token);
 const kept = new WeakMap<string[], string[]>();
 /** All tokens of an axis as they are shown; worked out once. */
-export function allShown(tokens: string[]): string[] {
+export function displayTokens(tokens: string[]): string[] {
   let found = kept.get(tokens);
   if (!found) kept.set(tokens, found = tokens.map(shown));
   return found;

@@ -1,8 +1,8 @@
 // What every host gives the page: one document, blocks of numbers, and, where a model is at hand, answers.
 
 export interface Block {
-  at: number;
-  kind: "float32" | "float16" | "int8" | "uint8";
+  offset: number;
+  dtype: "float32" | "float16" | "int8" | "uint8";
   shape: number[];
   scale?: Block;
 }
@@ -15,14 +15,14 @@ export interface Axis {
   kind: "text" | "image" | "audio" | "trajectory";
   tokens: string[];
   image?: { rows: number; columns: number; leading: number; pixels: Block };
-  audio?: { peaks: Block; samples: number; seconds: number; leading: number; per_token: number; words?: [string, number, number][] };
-  trajectory?: { kinds: string[]; first: number; numbers: Record<string, Block> };
+  audio?: { peaks: Block; samples: number; seconds: number; leading: number; seconds_per_token: number; words?: [string, number, number][] };
+  trajectory?: { kinds: string[]; first_step: number; values: Record<string, Block> };
 }
 
 export type Side = "source" | "target";
 export type Kind = "self" | "cross";
 
-export interface Described {
+export interface AttentionData {
   place: string;
   stack: string;
   layer: number;
@@ -42,11 +42,11 @@ export interface Described {
   context?: Block;
   rule?: Rule;
   visible?: Block;
-  added?: Block;
-  added_by_distance?: Block;
+  score_bias?: Block;
+  score_bias_by_distance?: Block;
   sinks?: Block;
   scores?: Block;
-  norms?: Block;
+  value_norms?: Block;
   overview?: Block;
   /** Of a long run: which heads `overview` and `per_query` are of. */
   overview_heads?: number[];
@@ -87,9 +87,9 @@ export interface Alignment {
 }
 
 export type Edit =
-  | { kind: "hide"; keys: number[]; place?: string; head?: number; queries?: number[] }
-  | { kind: "head"; place: string; head: number; way: "zero" | "mean" }
-  | { kind: "swap"; place: string; key: number; with: number; head?: number };
+  | { kind: "knock_out"; keys: number[]; place?: string; head?: number; queries?: number[] }
+  | { kind: "ablate"; place: string; head: number; mode: "zero" | "mean" }
+  | { kind: "swap_values"; place: string; key: number; with: number; head?: number };
 
 export interface Run {
   name: string;
@@ -99,11 +99,11 @@ export interface Run {
   axes: { source?: Axis; target?: Axis };
   answers: Answer[];
   /** The position in the target of the first token that the model said itself, after a prompt. */
-  begin?: number;
-  attentions: Described[];
+  answer_start?: number;
+  attentions: AttentionData[];
   hypotheses?: Hypothesis[];
   alignment?: Alignment | null;
-  story?: Why[];
+  explanations?: Why[];
   edits?: Edit[];
   code?: string;
   long?: boolean;
@@ -114,7 +114,7 @@ export interface Document {
   title: string;
   note: string;
   runs: Run[];
-  numbers: { kind: string; error: number };
+  precision: { dtype: string; error: number };
   live: boolean;
 }
 

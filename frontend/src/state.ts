@@ -43,7 +43,7 @@ export class Look {
   readonly ready = computed(() => { void this.loaded.value; return Boolean(this.attention.value?.ready); });
 
   constructor(readonly host: Host) {
-    this.runs = host.document.runs.map((described) => new Run(described, host.block));
+    this.runs = host.document.runs.map((data) => new Run(data, host.block));
   }
 
   /** Fetch what the attentions hold; those chosen first. */
@@ -66,7 +66,7 @@ export class Look {
       const attention = this.attention.value;
       if (!attention) return;
       this.head.value = Math.min(this.head.value, attention.heads - 1);
-      const alike = before && before.queries === attention.queries && before.described.queries === attention.described.queries;
+      const alike = before && before.queries === attention.queries && before.data.queries === attention.data.queries;
       const clamp = (value: number, length: number) => Math.max(0, Math.min(value, length - 1));
       const row = clamp(changes.row ?? (alike ? this.cell.value.row : Math.min(1, attention.queries - 1)), attention.queries);
       const column = clamp(changes.column ?? this.strongest(attention, row), attention.keys);
@@ -85,7 +85,7 @@ export class Look {
     const run = this.run.value;
     if (run.answersFor(this.attention.value)) return this.choose({ row });
     const fits = run.answering();
-    const attention = fits.filter((one) => one.described.kind === "cross").at(-1) ?? fits.at(-1);
+    const attention = fits.filter((one) => one.data.kind === "cross").at(-1) ?? fits.at(-1);
     if (attention) this.choose({ at: run.attentions.indexOf(attention), row: Math.min(row, attention.queries - 1) });
   }
 
@@ -130,8 +130,8 @@ export class Look {
     });
   }
 
-  whyOf(position: number): Why | undefined {
-    const told = this.run.value.described.story?.find((one) => one.position === position);
+  explanationAt(position: number): Why | undefined {
+    const told = this.run.value.data.explanations?.find((one) => one.position === position);
     // Reasons are asked of the run as it was.
     return told || this.edits.value.length ? told : this.whys.value.get(`${this.which.value} ${position}`);
   }

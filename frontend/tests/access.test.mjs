@@ -1,8 +1,8 @@
 // Nothing that axe-core finds fault with, in any view, light and dark.
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { axe, open, turn, visit, written } from "./browser.mjs";
-import { large, pair, perceived } from "./documents.mjs";
+import { axe, open, turn, visit, writePage } from "./browser.mjs";
+import { large, pair, nonTextRun } from "./documents.mjs";
 
 let browser;
 before(async () => { browser = await open(); });
@@ -15,7 +15,7 @@ async function check(page, what, all) {
 
 for (const colorScheme of ["light", "dark"]) {
   test(`all views, ${colorScheme}`, async () => {
-    const page = await visit(browser, (await written("access", pair())).address, { colorScheme });
+    const page = await visit(browser, (await writePage("access", pair())).address, { colorScheme });
     await page.evaluate(axe);
     const all = [];
     for (const tab of await page.locator("[role=tab]").all()) {
@@ -38,8 +38,8 @@ for (const colorScheme of ["light", "dark"]) {
 
   test(`pictures and long texts, ${colorScheme}`, async () => {
     const all = [];
-    for (const [name, made] of [["access-image", perceived("image")], ["access-audio", perceived("audio")], ["access-trajectory", perceived("trajectory")], ["access-long", large(96, 2, 2, 8)]]) {
-      const page = await visit(browser, (await written(name, made)).address, { colorScheme });
+    for (const [name, made] of [["access-image", nonTextRun("image")], ["access-audio", nonTextRun("audio")], ["access-trajectory", nonTextRun("trajectory")], ["access-long", large(96, 2, 2, 8)]]) {
+      const page = await visit(browser, (await writePage(name, made)).address, { colorScheme });
       await page.evaluate(axe);
       for (const tab of await page.locator("[role=tab]").all()) {
         await turn(page, await tab.getAttribute("data-tab"));

@@ -22,7 +22,7 @@ export const open = () => chromium.launch({
 });
 
 /** The file of a document. */
-export async function written(name, { document, blocks }) {
+export async function writePage(name, { document, blocks }) {
   const raw = deflateSync(blocks.bytes(), { level: 1 }).toString("base64");
   const html = `<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="${policy}"><title>look</title></head><body style="margin:0">`
     + `<div id="look" data-qkv-host="file"></div><script type="application/json" id="document">${safe(document)}</script>`
@@ -33,7 +33,7 @@ export async function written(name, { document, blocks }) {
 }
 
 /** A server as `qkv look --serve` is one; `answer` says what is replied to a request. */
-export async function served({ document, blocks }, answer) {
+export async function servePage({ document, blocks }, answer) {
   const bytes = blocks.bytes();
   const asked = [];
   const server = createServer(async (request, response) => {

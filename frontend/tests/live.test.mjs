@@ -1,7 +1,7 @@
 // What a host that holds the model adds: new answers, reasons, and tiles of a long context.
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { counts, open, says, served, turn, until, visit } from "./browser.mjs";
+import { counts, open, says, servePage, turn, until, visit } from "./browser.mjs";
 import { Blocks, long, translation } from "./documents.mjs";
 
 let browser;
@@ -10,10 +10,10 @@ after(() => browser.close());
 
 test("a change asks the model again; its answer and its Python are shown", async (t) => {
   const changed = translation({ seed: 11, answer: ["Der", "Hund", "sa\u00df", "</s>"] });
-  const server = await served(translation({ live: true }), ({ ask, edits, position }) => {
+  const server = await servePage(translation({ live: true }), ({ ask, edits, position }) => {
     if (ask === "why") return { why: { position, token: "Katze", p: 0.8, effects: [{ side: "source", key: 1, p_without: 0.05, by_match: 0.3, by_content: 0.2, heads: [] }] } };
     if (edits.length > 1) return { error: "edits: that is one too many" };
-    return { run: { ...changed.document.runs[0], edits, code: "tap = lens.Together(42)" }, blocks: changed.blocks.bytes().toString("base64") };
+    return { run: { ...changed.document.runs[0], edits, code: "tap = lens.Compose(42)" }, blocks: changed.blocks.bytes().toString("base64") };
   });
   t.after(server.close);
   const page = await visit(browser, server.address);
@@ -24,11 +24,11 @@ test("a change asks the model again; its answer and its Python are shown", async
   await says(page, ".story-table tbody", /80% \u2192 5\.0%/);
   await turn(page, "heads");
   await page.locator(".edits-bar button", { hasText: "no head could" }).click();
-  await page.locator(".edits pre", { hasText: "lens.Together(42)" }).waitFor();
+  await page.locator(".edits pre", { hasText: "lens.Compose(42)" }).waitFor();
   await says(page, ".edits", /before Die Katze sa\u00df <\/s> now Der Hund sa\u00df <\/s>/);
   await says(page, ".said", /was Katze/);
   assert.equal(server.asked.at(-1).token, "secret");
-  assert.equal(server.asked.at(-1).edits[0].kind, "hide");
+  assert.equal(server.asked.at(-1).edits[0].kind, "knock_out");
   assert.equal(server.asked.at(-1).edits[0].place, undefined);
   await page.locator(".edits-bar button", { hasText: "head were off" }).click();
   await page.locator("[role=alert]").waitFor();
@@ -41,7 +41,7 @@ test("a change asks the model again; its answer and its Python are shown", async
 });
 
 test("100,000 tokens: from the whole down to single cells, tile by tile", async (t) => {
-  const server = await served(long(), ({ ask, rows, columns, size }) => {
+  const server = await servePage(long(), ({ ask, rows, columns, size }) => {
     const blocks = new Blocks();
     const reply = () => blocks.bytes().toString("base64");
     if (ask === "row") return { row: blocks.add(Float32Array.from({ length: 100_000 }, (_, i) => (i === 5 ? 0.5 : 0)), [100_000]), blocks: reply() };

@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { readFile } from "node:fs/promises";
-import { counts, has, open, patience, says, script, settled, turn, until, visit, written } from "./browser.mjs";
-import { large, pair, perceived, translation, weightsOf } from "./documents.mjs";
+import { counts, has, open, patience, says, script, settled, turn, until, visit, writePage } from "./browser.mjs";
+import { large, pair, nonTextRun, translation, computeWeights } from "./documents.mjs";
 import { measure } from "./measure.mjs";
 
 let browser;
@@ -11,7 +11,7 @@ before(async () => { browser = await open(); });
 after(() => browser.close());
 
 test("the file opens with no network, and certifies itself", async () => {
-  const page = await visit(browser, (await written("plain", translation())).address, { offline: true });
+  const page = await visit(browser, (await writePage("plain", translation())).address, { offline: true });
   await page.waitForFunction(() => document.documentElement.dataset.certified !== undefined);
   assert.ok(Number(await page.evaluate(() => document.documentElement.dataset.certified)) < 1e-5);
   await says(page, ".certificate", /Certified All 12 heads were recomputed in this page/);
@@ -22,7 +22,7 @@ test("the file opens with no network, and certifies itself", async () => {
 });
 
 test("a context that the weights do not give is found out", async () => {
-  const page = await visit(browser, (await written("bent", translation({ bend: 0.5 }))).address);
+  const page = await visit(browser, (await writePage("bent", translation({ bend: 0.5 }))).address);
   await page.waitForFunction(() => document.documentElement.dataset.certified !== undefined);
   await says(page, ".certificate", /Not certified/);
   await page.close();
@@ -30,12 +30,12 @@ test("a context that the weights do not give is found out", async () => {
 
 test("every number is what queries and keys give", async () => {
   const made = translation();
-  const page = await visit(browser, (await written("numbers", made)).address);
+  const page = await visit(browser, (await writePage("numbers", made)).address);
   const attentions = made.document.runs[0].attentions;
   for (const [at, head] of [[3, 1], [4, 0], [0, 1]]) {
     await page.locator(`.thumbnail[data-at="${at}"][data-head="${head}"]`).click();
     await page.locator("label", { hasText: "Table" }).click();
-    const expected = weightsOf(made.made[at].numbers, head);
+    const expected = computeWeights(made.made[at].numbers, head);
     for (let row = 0; row < expected.length; row += 1) {
       for (let column = 0; column < expected[row].length; column += 1) {
         const cell = page.locator(`td[data-row="${row}"][data-column="${column}"]`);
@@ -47,7 +47,7 @@ test("every number is what queries and keys give", async () => {
 });
 
 test("clicks: an answer, a head, a cell, a line; all views follow", async () => {
-  const page = await visit(browser, (await written("clicks", translation())).address);
+  const page = await visit(browser, (await writePage("clicks", translation())).address);
   await page.locator(".answer").nth(2).click();
   await says(page, ".story", /To answer sa\u00df after Katze/);
   await page.locator('.thumbnail[data-at="0"][data-head="1"]').click();
@@ -64,18 +64,18 @@ test("clicks: an answer, a head, a cell, a line; all views follow", async () => 
   await page.locator("select").first().selectOption("entropy");
   await counts(page, ".thumbnail", 12);
   await has(page.locator(".thumbnail").first(), "aria-label", /head 1, entropy 0.60/);
-  await page.waitForURL(/#encoder\.0\.self_attention\/1\/0\//); // written a moment after the last click
+  await page.waitForURL(/#encoder\.0\.self_attention\/1\/0\//); // writePage a moment after the last click
   assert.deepEqual(page.wrong, []);
   await page.close();
 });
 
 test("a prompt is what was read, and what follows it was answered", async () => {
   const made = large(200, 1, 1, 8);
-  const page = await visit(browser, (await written("whole", made)).address);
+  const page = await visit(browser, (await writePage("whole", made)).address);
   await counts(page, ".read", 0);
   await counts(page, ".answer", 160);
   made.document.runs[0].begin = 195;
-  const prompted = await visit(browser, (await written("prompted", made)).address);
+  const prompted = await visit(browser, (await writePage("prompted", made)).address);
   await says(prompted, ".read h2", /It read \(195 tokens/);
   await counts(prompted, ".answer", 6);
   await prompted.locator(".answer").nth(0).click();
@@ -85,7 +85,7 @@ test("a prompt is what was read, and what follows it was answered", async () => 
 });
 
 test("the keyboard reaches everything", async () => {
-  const page = await visit(browser, (await written("keys", translation())).address);
+  const page = await visit(browser, (await writePage("keys", translation())).address);
   await page.locator(".answer").first().click();
   await page.locator("canvas.matrix").focus();
   await page.keyboard.press("End");
@@ -119,7 +119,7 @@ test("the keyboard reaches everything", async () => {
 });
 
 test("changes in a file: recomputed within the attention, said so, and printed as Python", async () => {
-  const page = await visit(browser, (await written("edits", translation())).address);
+  const page = await visit(browser, (await writePage("edits", translation())).address);
   await page.locator('.thumbnail[data-at="5"][data-head="0"]').click();
   await page.locator("label", { hasText: "Table" }).click();
   const cell = page.locator('td[data-row="1"][data-column="2"]');
@@ -141,7 +141,7 @@ test("changes in a file: recomputed within the attention, said so, and printed a
 });
 
 test("the story, the alignment and the beam", async () => {
-  const page = await visit(browser, (await written("story", translation())).address);
+  const page = await visit(browser, (await writePage("story", translation())).address);
   await turn(page, "story");
   await page.locator(".answer").nth(1).click();
   await says(page, ".story-table tbody tr", /cat source 1 .* 80% \u2192 10%/);
@@ -157,7 +157,7 @@ test("the story, the alignment and the beam", async () => {
 });
 
 test("two runs side by side, and where they differ", async () => {
-  const page = await visit(browser, (await written("pair", pair())).address);
+  const page = await visit(browser, (await writePage("pair", pair())).address);
   await turn(page, "compare");
   await counts(page, ".compare canvas.matrix", 3);
   await says(page, ".compare .table-box", /Katze 80%.*Kater 40%/);
@@ -173,7 +173,7 @@ test("two runs side by side, and where they differ", async () => {
 
 for (const kind of ["image", "audio", "trajectory"]) {
   test(`tokens that are of ${kind === "image" ? "an image" : kind === "audio" ? "a sound" : "a trajectory"}`, async () => {
-    const page = await visit(browser, (await written(kind, perceived(kind))).address);
+    const page = await visit(browser, (await writePage(kind, nonTextRun(kind))).address);
     const picture = page.locator(".axis-pictures canvas");
     await counts(page, ".axis-pictures canvas", 1);
     if (kind === "image") {
@@ -204,7 +204,7 @@ for (const kind of ["image", "audio", "trajectory"]) {
 test("a model without attention says so", async () => {
   const made = translation();
   made.document.runs[0].attentions = [];
-  const page = await visit(browser, (await written("none", made)).address);
+  const page = await visit(browser, (await writePage("none", made)).address);
   await says(page, "main", /no attention to look at/);
   assert.deepEqual(page.wrong, []);
   await page.close();
@@ -213,7 +213,7 @@ test("a model without attention says so", async () => {
 test("text from right to left, and of wide signs", async () => {
   const arabic = ["\u0627\u0644\u0642\u0637\u0629", "\u062c\u0644\u0633\u062a", "</s>"];
   const chinese = ["\u732b", "\u5750", "\u4e0b", "</s>"];
-  const page = await visit(browser, (await written("arabic", translation({ source: arabic, answer: chinese }))).address);
+  const page = await visit(browser, (await writePage("arabic", translation({ source: arabic, answer: chinese }))).address);
   await has(page.locator(".tokens li").first(), "dir", /^auto$/);
   await settled(page, ".tokens");
   const [one, two] = await Promise.all([0, 1].map((i) => page.locator(".tokens li").nth(i).boundingBox()));
@@ -229,7 +229,7 @@ test("text from right to left, and of wide signs", async () => {
 });
 
 test("pictures are saved as SVG and PNG, tables as CSV", async () => {
-  const page = await visit(browser, (await written("saved", translation())).address);
+  const page = await visit(browser, (await writePage("saved", translation())).address);
   for (const [name, begin] of [["SVG", "<svg xmlns"], ["PNG", "\u0089PNG"]]) {
     const download = page.waitForEvent("download");
     await page.locator(".legend button", { hasText: name }).click();
@@ -243,7 +243,7 @@ test("pictures are saved as SVG and PNG, tables as CSV", async () => {
 });
 
 test("it prints light, whatever the screen is", async () => {
-  const page = await visit(browser, (await written("print", translation())).address, { colorScheme: "dark" });
+  const page = await visit(browser, (await writePage("print", translation())).address, { colorScheme: "dark" });
   await has(page.locator(".qkv"), "data-theme", /^dark$/);
   await page.evaluate(() => { addEventListener("beforeprint", () => { window.printed = document.querySelector(".qkv").dataset.theme; }); });
   assert.ok((await page.pdf()).length > 20_000);
@@ -253,18 +253,18 @@ test("it prints light, whatever the screen is", async () => {
 });
 
 test("a notebook's widget shows the same, in a root of its own", async () => {
-  const { document: described, blocks } = translation({ live: true });
+  const { document: data, blocks } = translation({ live: true });
   const page = await browser.newPage();
   page.setDefaultTimeout(patience);
   await page.setContent(`<!doctype html><title>x</title><div id="cell"></div>`);
   await page.addScriptTag({ type: "module", content: script.replace(/export\{(.*)\};?\s*$/, (_, names) => `window.made={${names.split(",").map((one) => one.split(" as ").reverse().map((name) => name.trim()).join(":")).join(",")}}`) });
   await page.waitForFunction(() => window.made);
-  await page.evaluate(({ described, bytes }) => {
+  await page.evaluate(({ data, bytes }) => {
     window.sent = [];
     const raw = Uint8Array.from(atob(bytes), (one) => one.charCodeAt(0));
-    const model = { get: (name) => ({ document: described, blocks: new DataView(raw.buffer) })[name], send: (message) => window.sent.push(message), on: () => {}, off: () => {} };
+    const model = { get: (name) => ({ document: data, blocks: new DataView(raw.buffer) })[name], send: (message) => window.sent.push(message), on: () => {}, off: () => {} };
     window.made.default.render({ model, el: document.getElementById("cell") });
-  }, { described, bytes: blocks.bytes().toString("base64") });
+  }, { data, bytes: blocks.bytes().toString("base64") });
   await page.locator(".answer").nth(1).click();
   const heard = await page.evaluate(() => { window.heard = 0; document.addEventListener("keydown", () => { window.heard += 1; }); return document.querySelector("#cell > div").dataset.lmSuppressShortcuts; });
   await page.keyboard.press("d");
@@ -282,7 +282,7 @@ test("a notebook's widget shows the same, in a root of its own", async () => {
 });
 
 test("12 layers of 12 heads over 512 tokens: a small file, soon on the screen, quick to switch", async (t) => {
-  const { address, bytes } = await written("large", large());
+  const { address, bytes } = await writePage("large", large());
   assert.ok(bytes < 20e6, `${bytes} bytes`);
   const { shown, switched, times, pace, nodes, busy } = await measure(browser, address, [[3, 4], [7, 1], [11, 11], [0, 0], [5, 9], [2, 2], [9, 6]]);
   const slow = Math.max(1, pace / 25);

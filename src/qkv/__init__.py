@@ -2,8 +2,8 @@
 
 import qkv
 
-runner = qkv.load("pronounce")
-[[answer]] = runner.run(["colonel"])
+runner = qkv.load("pronunciation")
+[[answer]] = runner.predict(["colonel"])
 looked = runner.look("colonel")
 looked.trace["decoder.2.cross_attention"].weights()
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "attend", "build", "load", "look", "train"]
 
-_HOME = {
+_EXPORTS = {
     "attend": "qkv.attend",
     "build": "qkv.models",
     "load": "qkv.tasks",
@@ -32,8 +32,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:  # torch takes seconds to import, so nothing does before it is used
+    if name not in _EXPORTS:  # torch takes seconds to import, so nothing does before it is used
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOME[name]), name)
+    return getattr(importlib.import_module(_EXPORTS[name]), name)

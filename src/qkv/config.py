@@ -27,31 +27,31 @@ from qkv.errors import ConfigError, QkvError
 
 T = TypeVar("T")
 
-_BAD: Any = object()  # what a reading returns in place of a value it has reported as a problem
-_PLAIN = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+_INVALID: Any = object()  # what a reading returns in place of a value it has reported as a problem
+_SCALAR_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
-def read(cls: type[T], mapping: object, where: str = "recipe.yaml") -> T:
+def from_dict(cls: type[T], mapping: object, source_name: str = "recipe.yaml") -> T:
     """Build the dataclass `cls` from a mapping as YAML gives it.
 
     `where` names the source in messages. Raises ConfigError with every problem found, each with the dotted
     path of the option, what was given, what was expected and the nearest valid name.
     """
-    reader = _Reader(cls, where)
-    instance = reader.value(cls, mapping, "")
+    reader = _Parser(cls, source_name)
+    instance = reader.parse_value(cls, mapping, "")
     if reader.problems:
         raise ConfigError(reader.problems)
     return typing.cast("T", instance)
 
 
-def write(instance: object) -> dict[str, Any]:
+def to_dict(instance: object) -> dict[str, Any]:
     """Turn a dataclass tree into the mapping that `read` turns back into an equal one; defaults are written out."""
     cls: Any = type(instance)
-    return {name: _written(_hints(cls)[name], getattr(instance, name)) for name in _fields(cls)}
+    return {name: _to_plain(_get_type_hints(cls)[name], getattr(instance, name)) for name in _get_fields(cls)}
 
 
-def override(mapping: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
-    """Return a copy of `mapping` with assignments such as `training.steps=500` applied in order.
+def apply_overrides(mapping: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
+    """Return a copy of `mapping` with assignments such as `training.max_steps=500` applied in order.
 
     The value is read as YAML, so `a=null`, `a=[1, 2]` and `a={kind: adam}` work; a number in the path picks
     an item of a list. Raises ConfigError with every assignment that cannot be applied.
@@ -61,10 +61,10 @@ def override(mapping: Mapping[str, Any], assignments: Iterable[str]) -> dict[str
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not all(path.split(".")):
-            problems.append(f"{assignment!r} is not an assignment; expected key=value, as in training.steps=500")
+            problems.append(f"{assignment!r} is not an assignment; expected key=value, as in training.max_steps=500")
             continue
         try:
-            _assign(result, path.split("."), _parse(text, assignment))
+            _assign(result, path.split("."), _parse_yaml(text, assignment))
         except ConfigError as error:
             problems.extend(error.problems)
     if problems:
@@ -80,9 +80,9 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
         raise ConfigError([f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8 text"]) from error
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read ({error.strerror}); give the path of a YAML file"]) from error
-    content = _parse(text, str(path))
+    content = _parse_yaml(text, str(path))
     if not isinstance(content, dict):
-        given = "nothing" if content is None else _show(content)
+        given = "nothing" if content is None else _format_value(content)
         raise ConfigError([f"{path}: holds {given}; expected a mapping, one 'option: value' a line"])
     return content
 
@@ -92,175 +92,175 @@ def dump_yaml(mapping: Mapping[str, Any]) -> str:
     return yaml.dump(dict(mapping), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
-class _Reader:
+class _Parser:
     """One reading: walks types and values side by side and gathers problems."""
 
-    def __init__(self, root: type, where: str) -> None:
+    def __init__(self, root: type, source_name: str) -> None:
         self.root = root
-        self.where = where
+        self.source_name = source_name
         self.problems: list[str] = []
 
-    def value(self, hint: Any, given: Any, path: str) -> Any:
+    def parse_value(self, hint: Any, value: Any, path: str) -> Any:
         """Read one value of any supported type."""
-        members = _members(hint)
-        nodes = [member for member in members if _is_node(member)]
-        if nodes and isinstance(given, Mapping):
-            return self._node(nodes, given, path)
+        members = _union_members(hint)
+        nodes = [member for member in members if _is_dataclass(member)]
+        if nodes and isinstance(value, Mapping):
+            return self._parse_dataclass(nodes, value, path)
         for member in members:
-            if typing.get_origin(member) is tuple and isinstance(given, list | tuple):
-                return self._items(member, given, path)
-            result = _plain(member, given)
-            if result is not _BAD:
+            if typing.get_origin(member) is tuple and isinstance(value, list | tuple):
+                return self._parse_tuple(member, value, path)
+            result = _parse_scalar(member, value)
+            if result is not _INVALID:
                 return result
-        advice = "; put it in quotes" if str in members and isinstance(given, int | float) else ""
+        advice = "; put it in quotes" if str in members and isinstance(value, int | float) else ""
         choices = [choice for member in members for choice in typing.get_args(member) if isinstance(choice, str)]
-        advice += _nearest(given, choices)
-        return self._problem(path, f"given {_show(given)}, expected {_describe(hint)}{advice}")
+        advice += _suggest_name(value, choices)
+        return self._report(path, f"given {_format_value(value)}, expected {_describe_type(hint)}{advice}")
 
-    def _node(self, nodes: Sequence[Any], given: Mapping[Any, Any], path: str) -> Any:
+    def _parse_dataclass(self, nodes: Sequence[Any], mapping: Mapping[Any, Any], path: str) -> Any:
         """Read a mapping as one of the dataclasses in `nodes`."""
-        cls, options = self._choose(nodes, dict(given), path)
+        cls, options = self._choose_class(nodes, dict(mapping), path)
         if cls is None:
-            return _BAD
-        hints, fields, values = _hints(cls), _fields(cls), {}
+            return _INVALID
+        hints, fields, values = _get_type_hints(cls), _get_fields(cls), {}
         before = len(self.problems)
         for name, option in options.items():
             if name in fields:
-                values[name] = self.value(hints[name], option, _join(path, name))
+                values[name] = self.parse_value(hints[name], option, _join_path(path, name))
             else:
-                self._unknown(str(name), list(fields), path)
+                self._report_unknown(str(name), list(fields), path)
         for name, field in fields.items():
-            if name not in options and _required(field):
-                self._problem(_join(path, name), f"missing, expected {_describe(hints[name])}")
+            if name not in options and _is_required(field):
+                self._report(_join_path(path, name), f"missing, expected {_describe_type(hints[name])}")
         if len(self.problems) > before:
-            self._ranges(cls, values, path)
-            return _BAD
+            self._check_rules(cls, values, path)
+            return _INVALID
         try:
             return cls(**values)
         except QkvError as error:
-            for problem in _said(error):
-                self._problem(path, problem)
-        return _BAD
+            for problem in _get_problems(error):
+                self._report(path, problem)
+        return _INVALID
 
-    def _ranges(self, cls: Any, values: Mapping[str, Any], path: str) -> None:
+    def _check_rules(self, cls: Any, values: Mapping[str, Any], path: str) -> None:
         """Report which of the options that could be read break a rule of their class, beside those that could not.
 
         The others take their defaults, or nothing of use; a rule that speaks of one of them has to wait.
         """
-        fields = _fields(cls)
-        good = {name: value for name, value in values.items() if value is not _BAD}
-        absent = {name: _BAD for name, field in fields.items() if name not in good and _required(field)}
+        fields = _get_fields(cls)
+        good = {name: value for name, value in values.items() if value is not _INVALID}
+        absent = {name: _INVALID for name, field in fields.items() if name not in good and _is_required(field)}
         try:
             cls(**good, **absent)
         except QkvError as error:
             waiting = [name for name in fields if name not in good and (name in values or name in absent)]
-            for problem in _said(error):
+            for problem in _get_problems(error):
                 if not any(re.search(rf"\b{name}\b", problem) for name in waiting):
-                    self._problem(path, problem)
+                    self._report(path, problem)
         except (TypeError, AttributeError, ValueError):
             pass  # a rule that cannot be asked without what is missing
 
-    def _choose(self, nodes: Sequence[Any], options: dict[Any, Any], path: str) -> tuple[Any, dict[Any, Any]]:
+    def _choose_class(self, nodes: Sequence[Any], options: dict[Any, Any], path: str) -> tuple[Any, dict[Any, Any]]:
         """Pick the class that `kind` names and take `kind` out of the options; None after a problem."""
-        kinds = {_kind(node): node for node in nodes}
-        if len(nodes) == 1 and ("kind" in _fields(nodes[0]) or "kind" not in options):
+        kinds = {_kind_name(node): node for node in nodes}
+        if len(nodes) == 1 and ("kind" in _get_fields(nodes[0]) or "kind" not in options):
             return nodes[0], options
         if "kind" not in options:
-            self._problem(_join(path, "kind"), f"missing, expected one of {_listed(kinds)}")
+            self._report(_join_path(path, "kind"), f"missing, expected one of {_join_names(kinds)}")
             return None, options
         kind = options.pop("kind")
         if not isinstance(kind, str) or kind not in kinds:
-            advice = _nearest(kind, list(kinds))
-            expected = f"given {_show(kind)}, expected one of {_listed(kinds)}{advice}"
-            self._problem(_join(path, "kind"), expected)
+            advice = _suggest_name(kind, list(kinds))
+            expected = f"given {_format_value(kind)}, expected one of {_join_names(kinds)}{advice}"
+            self._report(_join_path(path, "kind"), expected)
             return None, options
         return kinds[kind], options
 
-    def _items(self, hint: Any, given: Sequence[Any], path: str) -> Any:
+    def _parse_tuple(self, hint: Any, items: Sequence[Any], path: str) -> Any:
         """Read a list as a tuple."""
         arguments = typing.get_args(hint)
         if arguments[-1] is Ellipsis:
-            arguments = (arguments[0],) * len(given)
-        if len(arguments) != len(given):
-            return self._problem(path, f"given {len(given)} items {_show(given)}, expected {_describe(hint)}")
+            arguments = (arguments[0],) * len(items)
+        if len(arguments) != len(items):
+            return self._report(path, f"given {len(items)} items {_format_value(items)}, expected {_describe_type(hint)}")
         values = tuple(
-            self.value(argument, item, _join(path, str(index)))
-            for index, (argument, item) in enumerate(zip(arguments, given, strict=True))
+            self.parse_value(argument, item, _join_path(path, str(index)))
+            for index, (argument, item) in enumerate(zip(arguments, items, strict=True))
         )
-        return _BAD if any(value is _BAD for value in values) else values
+        return _INVALID if any(value is _INVALID for value in values) else values
 
-    def _unknown(self, name: str, names: list[str], path: str) -> None:
+    def _report_unknown(self, name: str, names: list[str], path: str) -> None:
         """Report an option that does not exist, with the nearest one that does, here or elsewhere in the tree."""
-        advice = _nearest(name, names)
+        advice = _suggest_name(name, names)
         if not advice:
-            elsewhere = sorted(set(_places(self.root, name)))
+            elsewhere = sorted(set(_find_options(self.root, name)))
             advice = f"; did you mean {' or '.join(elsewhere)}?" if elsewhere else ""
         options = f"options here: {', '.join(names)}" if names else "nothing can be set here"
-        self._problem(_join(path, name), f"no such option{advice or ''} ({options})")
+        self._report(_join_path(path, name), f"no such option{advice or ''} ({options})")
 
-    def _problem(self, path: str, message: str) -> Any:
-        self.problems.append(f"{self.where}: {path}: {message}" if path else f"{self.where}: {message}")
-        return _BAD
+    def _report(self, path: str, message: str) -> Any:
+        self.problems.append(f"{self.source_name}: {path}: {message}" if path else f"{self.source_name}: {message}")
+        return _INVALID
 
 
-def _said(error: QkvError) -> Sequence[str]:
+def _get_problems(error: QkvError) -> Sequence[str]:
     return error.problems if isinstance(error, ConfigError) else [str(error)]
 
 
-def _plain(hint: Any, given: Any) -> Any:
+def _parse_scalar(hint: Any, value: Any) -> Any:
     """Return the value of a type without parts, or _BAD; True is not 1 here and 3 is not "3"."""
     if typing.get_origin(hint) is typing.Literal:
-        same = [choice for choice in typing.get_args(hint) if type(choice) is type(given) and choice == given]
-        return same[0] if same else _BAD
+        same = [choice for choice in typing.get_args(hint) if type(choice) is type(value) and choice == value]
+        return same[0] if same else _INVALID
     if hint is types.NoneType:
-        return None if given is None else _BAD
+        return None if value is None else _INVALID
     if hint is float:
-        is_number = type(given) in (int, float) and not math.isnan(given)
-        return float(given) if is_number else _BAD
+        is_number = type(value) in (int, float) and not math.isnan(value)
+        return float(value) if is_number else _INVALID
     if hint is Path:
-        return Path(given) if isinstance(given, str | Path) else _BAD
+        return Path(value) if isinstance(value, str | Path) else _INVALID
     if hint in (bool, int, str):
-        return given if type(given) is hint else _BAD
-    if _is_node(hint) or typing.get_origin(hint) is tuple:
-        return _BAD
+        return value if type(value) is hint else _INVALID
+    if _is_dataclass(hint) or typing.get_origin(hint) is tuple:
+        return _INVALID
     raise TypeError(f"a recipe cannot hold the type {hint!r}")
 
 
-def _describe(hint: Any) -> str:
+def _describe_type(hint: Any) -> str:
     """Say in words what a type expects."""
-    members = _members(hint)
-    nodes = [member for member in members if _is_node(member)]
+    members = _union_members(hint)
+    nodes = [member for member in members if _is_dataclass(member)]
     words = []
     if len(nodes) == 1:
-        words.append(f"a mapping with the options {', '.join(_fields(nodes[0])) or '(none)'}")
+        words.append(f"a mapping with the options {', '.join(_get_fields(nodes[0])) or '(none)'}")
     elif nodes:
-        words.append(f"a mapping with kind: {_listed(map(_kind, nodes))}")
+        words.append(f"a mapping with kind: {_join_names(map(_kind_name, nodes))}")
     for member in members:
         arguments = typing.get_args(member)
-        if member in _PLAIN:
-            words.append(_PLAIN[member])
+        if member in _SCALAR_NAMES:
+            words.append(_SCALAR_NAMES[member])
         elif typing.get_origin(member) is typing.Literal:
-            words.append(f"one of {_listed(arguments)}")
+            words.append(f"one of {_join_names(arguments)}")
         elif typing.get_origin(member) is tuple and arguments[-1] is Ellipsis:
-            words.append(f"a list, each item {_describe(arguments[0])}")
+            words.append(f"a list, each item {_describe_type(arguments[0])}")
         elif typing.get_origin(member) is tuple:
-            words.append(f"a list of {len(arguments)} ({', '.join(map(_describe, arguments))})")
+            words.append(f"a list of {len(arguments)} ({', '.join(map(_describe_type, arguments))})")
     if types.NoneType in members:
         words.append("null")
     return " or ".join(words)
 
 
-def _written(hint: Any, value: Any) -> Any:
+def _to_plain(hint: Any, value: Any) -> Any:
     """Write one value, tagged with its kind where the type alone does not tell."""
-    members = _members(hint)
-    if _is_node(value):
+    members = _union_members(hint)
+    if _is_dataclass(value):
         cls: Any = type(value)
-        tagged = sum(map(_is_node, members)) > 1
-        return ({"kind": _kind(cls)} if tagged else {}) | write(value)
+        tagged = sum(map(_is_dataclass, members)) > 1
+        return ({"kind": _kind_name(cls)} if tagged else {}) | to_dict(value)
     if isinstance(value, tuple):
         arguments = next(typing.get_args(member) for member in members if typing.get_origin(member) is tuple)
         each = (arguments[0],) * len(value) if arguments[-1] is Ellipsis else arguments
-        return [_written(argument, item) for argument, item in zip(each, value, strict=True)]
+        return [_to_plain(argument, item) for argument, item in zip(each, value, strict=True)]
     return str(value) if isinstance(value, Path) else value
 
 
@@ -276,7 +276,7 @@ def _assign(target: Any, keys: list[str], value: Any) -> None:
         elif isinstance(target, dict):
             place = key
         else:
-            raise ConfigError([f"{'.'.join(keys)}: {path} is {_show(target)} and has no parts; set {path} itself"])
+            raise ConfigError([f"{'.'.join(keys)}: {path} is {_format_value(target)} and has no parts; set {path} itself"])
         if last:
             target[place] = value
         elif isinstance(target, dict) and target.get(place) is None:
@@ -284,58 +284,58 @@ def _assign(target: Any, keys: list[str], value: Any) -> None:
         target = target[place]
 
 
-def _members(hint: Any) -> tuple[Any, ...]:
+def _union_members(hint: Any) -> tuple[Any, ...]:
     """Return the members of a union, or the type alone."""
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     return typing.get_args(hint) if is_union else (hint,)
 
 
 @functools.cache
-def _hints(cls: Any) -> dict[str, Any]:
+def _get_type_hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
 @functools.cache
-def _fields(cls: Any) -> dict[str, dataclasses.Field[Any]]:
+def _get_fields(cls: Any) -> dict[str, dataclasses.Field[Any]]:
     return {field.name: field for field in dataclasses.fields(cls) if field.init}
 
 
-def _is_node(hint: Any) -> bool:
+def _is_dataclass(hint: Any) -> bool:
     return dataclasses.is_dataclass(hint)
 
 
-def _required(field: dataclasses.Field[Any]) -> bool:
+def _is_required(field: dataclasses.Field[Any]) -> bool:
     return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _kind(cls: Any) -> str:
+def _kind_name(cls: Any) -> str:
     return str(cls.__name__).lower()
 
 
-def _places(hint: Any, name: str, path: str = "", above: tuple[Any, ...] = ()) -> Iterator[str]:
+def _find_options(hint: Any, name: str, path: str = "", ancestors: tuple[Any, ...] = ()) -> Iterator[str]:
     """Yield where in the tree an option of this name stands; a class inside itself is entered once."""
-    nodes = [member for member in _members(hint) if _is_node(member) and member not in above]
+    nodes = [member for member in _union_members(hint) if _is_dataclass(member) and member not in ancestors]
     for node in nodes:
-        for other, inner in _hints(node).items():
+        for other, inner in _get_type_hints(node).items():
             if other == name:
-                yield _join(path, name) + (f" with kind: {_kind(node)}" if len(nodes) > 1 else "")
-            yield from _places(inner, name, _join(path, other), (*above, node))
+                yield _join_path(path, name) + (f" with kind: {_kind_name(node)}" if len(nodes) > 1 else "")
+            yield from _find_options(inner, name, _join_path(path, other), (*ancestors, node))
 
 
-def _join(path: str, name: object) -> str:
+def _join_path(path: str, name: object) -> str:
     return f"{path}.{name}" if path else str(name)
 
 
-def _nearest(given: object, names: list[str]) -> str:
-    close = difflib.get_close_matches(str(given).lower(), names, n=1, cutoff=0.5)
+def _suggest_name(name: object, names: list[str]) -> str:
+    close = difflib.get_close_matches(str(name).lower(), names, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _listed(values: Iterable[object]) -> str:
+def _join_names(values: Iterable[object]) -> str:
     return ", ".join(str(value) for value in values)
 
 
-def _show(value: object) -> str:
+def _format_value(value: object) -> str:
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
@@ -380,13 +380,13 @@ for _tag, _pattern, _first in (
         _side.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_pattern})\\Z"), _first)
 
 
-def _parse(text: str, where: str) -> Any:
+def _parse_yaml(text: str, source_name: str) -> Any:
     """Read YAML text; raises ConfigError with the line and column of a mistake in it."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f"{where}: line {mark.line + 1}, column {mark.column + 1}" if mark else where
+        place = f"{source_name}: line {mark.line + 1}, column {mark.column + 1}" if mark else source_name
         raise ConfigError([f"{place}: {error.problem}; expected YAML"]) from error
     except yaml.YAMLError as error:
-        raise ConfigError([f"{where}: {error}; expected YAML"]) from error
+        raise ConfigError([f"{source_name}: {error}; expected YAML"]) from error

@@ -1,6 +1,6 @@
 // One attention: scores, weights and contexts, computed from query, key and value for what is asked and no more.
-import type { Described, Source } from "../protocol";
-import { tensorOf, vectors, type Tensor } from "./blocks";
+import type { AttentionData, Source } from "../protocol";
+import { readTensor, vectors, type Tensor } from "./blocks";
 import { long } from "../numbers";
 import type { Changes } from "./changes";
 
@@ -19,7 +19,7 @@ export interface Row { scores: Float32Array; weights: Float32Array; greatest: nu
 export interface Matrix { scores: Float32Array; weights: Float32Array }
 export type Show = "weights" | "scores" | "flow";
 
-const names = ["query", "key", "value", "context", "visible", "added", "added_by_distance", "sinks", "scores", "norms", "overview"] as const;
+const names = ["query", "key", "value", "context", "visible", "score_bias", "score_bias_by_distance", "sinks", "scores", "value_norms", "overview"] as const;
 type Name = (typeof names)[number];
 const keptMatrices = 12;
 
@@ -36,20 +36,20 @@ export class Attention {
   private readonly lengths = new Map<number, Float32Array>();
   private readonly matrices = new Map<number, Matrix>();
 
-  constructor(readonly described: Described, private readonly source: Source) {
-    this.place = described.place;
-    this.heads = described.heads;
-    this.queries = described.n_queries;
-    this.keys = described.n_keys;
+  constructor(readonly data: AttentionData, private readonly source: Source) {
+    this.place = data.place;
+    this.heads = data.heads;
+    this.queries = data.n_queries;
+    this.keys = data.n_keys;
   }
 
   /** Whether every cell can be computed here. */
-  get exact(): boolean { return Boolean((this.described.query && this.described.key) || this.described.scores); }
+  get exact(): boolean { return Boolean((this.data.query && this.data.key) || this.data.scores); }
   get dKey(): number { return this.tensors.query?.shape[2] ?? 0; }
   get dValue(): number { return this.tensors.value?.shape[2] ?? 0; }
 
   get group(): string {
-    const { stack, kind } = this.described;
+    const { stack, kind } = this.data;
     return `${stack[0].toUpperCase()}${stack.slice(1)} ${kind === "cross" ? "cross-attention" : "self-attention"}`;
   }
 
@@ -57,9 +57,9 @@ export class Attention {
   load(): void | Promise<void> {
     const waiting: Promise<void>[] = [];
     for (const name of names) {
-      const block = this.described[name];
+      const block = this.data[name];
       if (!block) continue;
-      const found = tensorOf(block, this.source);
+      const found = readTensor(block, this.source);
       if (found instanceof Promise) waiting.push(found.then((tensor) => { this.tensors[name] = tensor; }));
       else this.tensors[name] = found;
     }
@@ -97,7 +97,7 @@ export class Attention {
 
   /** The columns that the rule lets a row see: from, to (not included). */
   range(row: number): [number, number] {
-    const rule = this.described.rule;
+    const rule = this.data.rule;
     if (!rule || this.tensors.visible) return [0, this.keys];
     const at = rule.past + row;
     return [
@@ -114,7 +114,7 @@ export class Attention {
   }
 
   added(head: number, row: number, column: number): number {
-    const { added, added_by_distance: far } = this.tensors;
+    const { score_bias: added, score_bias_by_distance: far } = this.tensors;
     if (added) return this.entry(added, head, row, column);
     if (!far) return 0;
     return far.data[(far.shape[0] === 1 ? 0 : head) * far.shape[1] + column - row + this.queries - 1];
@@ -133,8 +133,8 @@ export class Attention {
     const key = this.vector("key", head, column);
     let product = 0;
     for (let i = 0; i < query.length; i += 1) product += query[i] * key[i];
-    const scaled = product * this.described.scale;
-    const cap = this.described.softcap;
+    const scaled = product * this.data.scale;
+    const cap = this.data.softcap;
     const capped = cap ? cap * Math.tanh(scaled / cap) : scaled;
     return { given: false, product, scaled, capped, added, visible, total: capped + added };
   }
@@ -176,8 +176,8 @@ export class Attention {
     const d = this.dKey;
     const query = asking.subarray(row * d, (row + 1) * d);
     const keys = answering;
-    const { scale, softcap } = this.described;
-    const adds = Boolean(this.tensors.added || this.tensors.added_by_distance);
+    const { scale, softcap } = this.data;
+    const adds = Boolean(this.tensors.score_bias || this.tensors.score_bias_by_distance);
     let column = from;
     for (; column + 3 < to; column += 4) { // four keys at once: each number of the query is read once for them
       let a = 0, b = 0, c = 0, e = 0;
@@ -232,7 +232,7 @@ export class Attention {
   /** How much a key can give: |value W_O|, or |value| where there is no W_O. */
   norm(head: number, column: number): number {
     const at = this.changes ? this.changes.valueOf(head, column) : column;
-    if (this.tensors.norms) return this.tensors.norms.data[head * this.keys + at];
+    if (this.tensors.value_norms) return this.tensors.value_norms.data[head * this.keys + at];
     let lengths = this.lengths.get(head);
     if (!lengths) {
       const [values, d] = [this.vectors("value", head), this.dValue];

@@ -10,10 +10,10 @@ export interface Tensor {
 
 const sizes = { float32: 4, float16: 2, int8: 1, uint8: 1 };
 export const count = (block: Block): number => block.shape.reduce((a, b) => a * b, 1);
-export const byteLength = (block: Block): number => count(block) * sizes[block.kind];
+export const byteLength = (block: Block): number => count(block) * sizes[block.dtype];
 
 /** The tensor of a block: at once where the host has its bytes at hand. */
-export function tensorOf(block: Block, source: Source): Tensor | Promise<Tensor> {
+export function readTensor(block: Block, source: Source): Tensor | Promise<Tensor> {
   const bytes = source(block, byteLength(block));
   const steps = block.scale && source(block.scale, byteLength(block.scale));
   if (bytes instanceof Promise || steps instanceof Promise) {
@@ -35,7 +35,7 @@ function numbers(block: Block, bytes: Bytes): Float32Array | Int8Array | Uint8Ar
   if (raw.byteOffset % 4) raw = raw.slice(0, size);
   const { buffer, byteOffset } = raw;
   const length = count(block);
-  switch (block.kind) {
+  switch (block.dtype) {
     case "int8": return new Int8Array(buffer, byteOffset, length);
     case "uint8": return new Uint8Array(buffer, byteOffset, length);
     case "float32": return new Float32Array(buffer, byteOffset, length);

@@ -25,14 +25,14 @@ export class Changes {
   }
 
   hides(head: number, row: number, column: number): boolean {
-    return this.edits.some((edit) => edit.kind === "hide" && (edit.head === undefined || edit.head === head)
+    return this.edits.some((edit) => edit.kind === "knock_out" && (edit.head === undefined || edit.head === head)
       && (!edit.queries?.length || edit.queries.includes(row)) && edit.keys.includes(column));
   }
 
   /** Whether a head is switched off, and what takes its place. */
   off(head: number): "zero" | "mean" | null {
-    const found = this.edits.findLast((edit) => edit.kind === "head" && edit.head === head);
-    return found?.kind === "head" ? found.way : null;
+    const found = this.edits.findLast((edit) => edit.kind === "ablate" && edit.head === head);
+    return found?.kind === "ablate" ? found.mode : null;
   }
 
   /** Whose value a key gives. */
@@ -40,7 +40,7 @@ export class Changes {
     let at = column;
     const shared = (other: number) => Math.floor((other * this.kvHeads) / this.heads);
     for (const edit of [...this.edits].reverse()) {
-      if (edit.kind !== "swap" || (edit.head !== undefined && shared(edit.head) !== shared(head))) continue;
+      if (edit.kind !== "swap_values" || (edit.head !== undefined && shared(edit.head) !== shared(head))) continue;
       if (at === edit.key) at = edit.with;
       else if (at === edit.with) at = edit.key;
     }
@@ -51,26 +51,26 @@ export class Changes {
 const python = (text: string) => JSON.stringify(text).replace(/[\u007f-\uffff]/g, (one) => `\\u${one.charCodeAt(0).toString(16).padStart(4, "0")}`);
 
 /** The Python that makes the same edits. */
-export function asPython(edits: Edit[], places: string[]): string {
+export function toPython(edits: Edit[], places: string[]): string {
   if (!edits.length) return "";
   const calls = edits.map((edit) => {
     const heads = edit.head === undefined ? "" : `, heads=[${edit.head}]`;
     const place = python(edit.place ?? everywhere(places));
-    if (edit.kind === "hide") return `lens.knock_out(${place}, keys=[${edit.keys}]${edit.queries?.length ? `, queries=[${edit.queries}]` : ""}${heads})`;
-    if (edit.kind === "swap") return `lens.swap_values(${place}, first=${edit.key}, second=${edit.with}${heads})`;
-    return `lens.ablate(${place}${heads}, by="${edit.way}"${edit.way === "mean" ? `, of=base[${place}]` : ""})`;
+    if (edit.kind === "knock_out") return `lens.knock_out(${place}, keys=[${edit.keys}]${edit.queries?.length ? `, queries=[${edit.queries}]` : ""}${heads})`;
+    if (edit.kind === "swap_values") return `lens.swap_values(${place}, first=${edit.key}, second=${edit.with}${heads})`;
+    return `lens.ablate(${place}${heads}, by="${edit.mode}"${edit.mode === "mean" ? `, of=base[${place}]` : ""})`;
   });
-  return ["from qkv import lens", "", "tap = lens.Together(", ...calls.map((call) => `    ${call},`), ")", "looked = runner.look(line, tap=tap)"].join("\n");
+  return ["from qkv import lens", "", "tap = lens.Compose(", ...calls.map((call) => `    ${call},`), ")", "result = model.look(line, tap=tap)"].join("\n");
 }
 
 /** An edit in words. */
-export function inWords(edit: Edit, name: (side: "keys" | "queries", place: string | undefined, at: number) => string): string {
+export function describeEdit(edit: Edit, name: (side: "keys" | "queries", place: string | undefined, at: number) => string): string {
   const where = edit.place ? ` in ${edit.place}` : " everywhere";
   const head = edit.head === undefined ? "" : `, head ${edit.head}`;
-  if (edit.kind === "hide") {
+  if (edit.kind === "knock_out") {
     const queries = edit.queries?.length ? ` from ${edit.queries.map((at) => name("queries", edit.place, at)).join(", ")}` : "";
     return `Hide ${edit.keys.map((at) => name("keys", edit.place, at)).join(", ")}${queries}${where}${head}`;
   }
-  if (edit.kind === "swap") return `Swap the values of ${name("keys", edit.place, edit.key)} and ${name("keys", edit.place, edit.with)}${where}${head}`;
-  return `Switch off head ${edit.head} of ${edit.place}${edit.way === "mean" ? " (its mean instead)" : ""}`;
+  if (edit.kind === "swap_values") return `Swap the values of ${name("keys", edit.place, edit.key)} and ${name("keys", edit.place, edit.with)}${where}${head}`;
+  return `Switch off head ${edit.head} of ${edit.place}${edit.mode === "mean" ? " (its mean instead)" : ""}`;
 }

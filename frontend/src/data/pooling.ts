@@ -9,7 +9,7 @@ export function small(attention: Attention, head: number, size: number): Small {
   const columns = Math.min(attention.keys, size);
   const data = new Float32Array(rows * columns);
   const whole = attention.tensors.overview;
-  const at = attention.described.overview_heads?.indexOf(head) ?? head;
+  const at = attention.data.overview_heads?.indexOf(head) ?? head;
   if (!attention.exact && whole && at >= 0) return pooled(whole.data, at, whole.shape, whole.data instanceof Uint8Array, size);
   if (!attention.exact) return { rows: 0, columns: 0, data };
   for (let row = 0; row < rows; row += 1) {

@@ -1,5 +1,5 @@
 // One run: its axes, its answers, and its attentions, loaded as they are needed.
-import type { Answer, Axis, Edit, Run as Described, Side, Source } from "../protocol";
+import type { Answer, Axis, Edit, Run as RunData, Side, Source } from "../protocol";
 import { Attention } from "./attention";
 import { Changes } from "./changes";
 
@@ -9,13 +9,13 @@ export class Run {
   readonly long: boolean;
   private readonly names = new Map<string, string[]>();
 
-  constructor(readonly described: Described, readonly source: Source) {
-    this.attentions = described.attentions.map((one) => new Attention(one, source));
+  constructor(readonly data: RunData, readonly source: Source) {
+    this.attentions = data.attentions.map((one) => new Attention(one, source));
     this.places = this.attentions.map((one) => one.place);
-    this.long = Boolean(described.long);
+    this.long = Boolean(data.long);
   }
 
-  axis(side: Side): Axis | undefined { return this.described.axes[side]; }
+  axis(side: Side): Axis | undefined { return this.data.axes[side]; }
 
   /** What stands along an axis of an attention: its tokens or, where they are not known, numbers. */
   tokens(side: Side, length: number): string[] {
@@ -26,14 +26,14 @@ export class Run {
     return this.names.get(id) as string[];
   }
 
-  queryTokens(attention: Attention): string[] { return this.tokens(attention.described.queries, attention.queries); }
-  keyTokens(attention: Attention): string[] { return this.tokens(attention.described.keys, attention.keys); }
+  queryTokens(attention: Attention): string[] { return this.tokens(attention.data.queries, attention.queries); }
+  keyTokens(attention: Attention): string[] { return this.tokens(attention.data.keys, attention.keys); }
 
   /** The answers that the queries of an attention lead to, if there is one for each. */
   answersFor(attention: Attention | undefined): Answer[] | null {
-    const { answers, axes } = this.described;
+    const { answers, axes } = this.data;
     if (!attention || answers.length !== attention.queries) return null;
-    return attention.described.queries === (axes.target?.tokens.length ? "target" : "source") ? answers : null;
+    return attention.data.queries === (axes.target?.tokens.length ? "target" : "source") ? answers : null;
   }
 
   /** Whether source and target are read by two encoders, and compared. */
@@ -42,18 +42,18 @@ export class Run {
   /** The attentions that lead to an answer directly: their queries are asked where answers are given. */
   answering(): Attention[] {
     const fit = this.attentions.filter((one) => this.answersFor(one));
-    if (fit.length || this.described.answers.length !== 1) return fit;
+    if (fit.length || this.data.answers.length !== 1) return fit;
     return this.attentions; // one answer from everything: asked at the first token
   }
 
   /** Make edits within each attention by itself. */
   change(edits: Edit[]): void {
-    for (const one of this.attentions) one.change(Changes.of(edits, one.place, this.places, one.heads, one.described.kv_heads));
+    for (const one of this.attentions) one.change(Changes.of(edits, one.place, this.places, one.heads, one.data.kv_heads));
   }
 
   /** The attention and head a reader is most likely to want first: sharp, and not looking at one key always. */
-  mostTelling(): { at: number; head: number } {
-    const crossing = this.attentions.filter((one) => one.described.kind === "cross");
+  findSharpestHead(): { at: number; head: number } {
+    const crossing = this.attentions.filter((one) => one.data.kind === "cross");
     const last = crossing.length ? crossing : this.attentions.slice(-4);
     let best = { at: Math.max(0, this.attentions.indexOf(last.at(-1) as Attention)), head: 0, telling: -Infinity };
     for (const attention of last.slice(-4)) {

@@ -23,13 +23,13 @@ export interface Entry {
 }
 
 /** For the answer at a row: every token that could be seen, the most important first. */
-export function storyOf(run: Run, row: number, why: Why | undefined): { entries: Entry[]; heads: number } {
+export function buildStory(run: Run, row: number, why: Why | undefined): { entries: Entry[]; heads: number } {
   const found = new Map<string, Entry>();
   const counts: Record<Side, number> = { source: 0, target: 0 };
   let moved = 0;
   for (const attention of run.answering()) {
     if (!attention.ready || !attention.exact) continue;
-    counts[attention.described.keys] += attention.heads;
+    counts[attention.data.keys] += attention.heads;
     for (let head = 0; head < attention.heads; head += 1) moved += added(run, found, attention, head, Math.min(row, attention.queries - 1));
   }
   for (const entry of found.values()) {
@@ -46,7 +46,7 @@ export function storyOf(run: Run, row: number, why: Why | undefined): { entries:
 }
 
 function added(run: Run, found: Map<string, Entry>, attention: Attention, head: number, row: number): number {
-  const side = attention.described.keys;
+  const side = attention.data.keys;
   const { scores, weights } = attention.row(head, row);
   const tokens = run.keyTokens(attention);
   const best = strongest(scores);

@@ -2,7 +2,7 @@
 import { signal } from "@preact/signals";
 import type { Look } from "../state";
 import type { Attention } from "./attention";
-import { tensorOf } from "./blocks";
+import { readTensor } from "./blocks";
 import { pooled, type Small } from "./pooling";
 
 export interface Tile extends Small { row: number; column: number; cells: number }
@@ -36,7 +36,7 @@ export class Tiles {
 
   private whole(): Small | null {
     const { overview } = this.attention.tensors;
-    const at = this.attention.described.overview_heads?.indexOf(this.head) ?? this.head;
+    const at = this.attention.data.overview_heads?.indexOf(this.head) ?? this.head;
     if (overview && at >= 0) return pooled(overview.data, at, overview.shape, overview.data instanceof Uint8Array, Infinity);
     if (!this.here) return null;
     const { queries, keys } = this.attention;
@@ -45,12 +45,12 @@ export class Tiles {
 
   private perQuery(): void {
     const { attention, head } = this;
-    const told = attention.described.per_query;
-    const at = attention.described.overview_heads?.indexOf(head) ?? head;
+    const told = attention.data.per_query;
+    const at = attention.data.overview_heads?.indexOf(head) ?? head;
     if (told && at >= 0) {
       for (const [name, block] of Object.entries(told)) {
         const set = (data: ArrayLike<number>, length: number) => { this.curves[name] = Array.prototype.slice.call(data, at * length, (at + 1) * length); this.changed.value += 1; };
-        const tensor = tensorOf(block, this.look.run.value.source);
+        const tensor = readTensor(block, this.look.run.value.source);
         if (tensor instanceof Promise) void tensor.then((one) => set(one.data, one.shape[1]));
         else set(tensor.data, tensor.shape[1]);
       }
@@ -82,7 +82,7 @@ export class Tiles {
     const found = this.tiles.get(id);
     if (found !== undefined) return found;
     const span = side * 2 ** level;
-    const rule = this.attention.described.rule;
+    const rule = this.attention.data.rule;
     if (rule?.causal && column * span > rule.past + (row + 1) * span) return null;
     if (this.here) return this.keep(id, this.made(level, row, column));
     if (this.live && level <= farthest && !this.wanted.some((one) => one.id === id)) {
@@ -128,7 +128,7 @@ export class Tiles {
     const found = await this.look.fetch({ ask: "tile", place, head: this.head, rows, columns, size: side });
     this.running -= 1;
     if (found?.reply.tile) {
-      const tensor = await tensorOf(found.reply.tile, found.block);
+      const tensor = await readTensor(found.reply.tile, found.block);
       const [high, wide] = tensor.shape;
       this.keep(one.id, { rows: high, columns: wide, data: Float32Array.from(tensor.data, (value) => (value >= 0 ? value : 0)), row: rows[0], column: columns[0], cells: (rows[1] - rows[0]) / high });
       this.changed.value += 1;

@@ -1,6 +1,6 @@
 // Tokens and lines: who asks on one side, who answers on the other, a line as strong as its weight.
 import type { Palette } from "./palette";
-import { cut, label, widest, widthOf, type Drawing, type Pen } from "./pen";
+import { cut, label, widest, measureText, type Drawing, type Pen } from "./pen";
 
 export interface Line { query: number; key: number; weight: number; strong: boolean }
 export interface Lines {
@@ -17,7 +17,7 @@ export interface Lines {
 export const lineHeight = 21;
 
 /** One token a line, queries left and keys right. */
-export function downDrawing({ queries, keys, lines, chosen, colours, room, shares }: Lines): Drawing & { left: number; right: number } {
+export function verticalDrawing({ queries, keys, lines, chosen, colours, room, shares }: Lines): Drawing & { left: number; right: number } {
   const left = Math.min(widest(queries) + 14, 240);
   const keyRoom = Math.min(widest(keys) + 14, 200) + (shares ? 96 : 0);
   const right = Math.max(left + 120, Math.min(room - keyRoom, left + 340));
@@ -77,12 +77,12 @@ interface Across {
 }
 
 /** Two lines of words, one above the other; a line of words may run from right to left. */
-export function acrossDrawing({ above, below, links, chosenBelow, marked, colours, rightAbove, rightBelow }: Across): Drawing & { boxes: { above: [number, number][]; below: [number, number][] } } {
+export function horizontalDrawing({ above, below, links, chosenBelow, marked, colours, rightAbove, rightBelow }: Across): Drawing & { boxes: { above: [number, number][]; below: [number, number][] } } {
   const gap = 26;
   const font = label(16);
   const lay = (tokens: string[]) => {
     let x = 8;
-    return tokens.map((token) => { const wide = Math.max(widthOf(token, font), 14); const box: [number, number] = [x, wide]; x += wide + gap; return box; });
+    return tokens.map((token) => { const wide = Math.max(measureText(token, font), 14); const box: [number, number] = [x, wide]; x += wide + gap; return box; });
   };
   const boxes = { above: lay(above), below: lay(below) };
   const end = (list: [number, number][]) => { const last = list.at(-1); return last ? last[0] + last[1] + 8 : 16; };

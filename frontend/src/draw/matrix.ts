@@ -14,7 +14,7 @@ export interface Plane {
   extent: number;
   show: Show;
   image: HTMLCanvasElement | null;
-  /** How many cells a pixel of the image stands for, down and across: the one that is furthest from 0. */
+  /** How many cells a pixel of the image stands for, down and across: the one that is poolExtremes from 0. */
   pooled: readonly [number, number];
 }
 /** wide, high: of a cell, in pixels. */
@@ -32,7 +32,7 @@ export function plane(attention: Attention, head: number, show: Show, dark: bool
   }
   const extent = show === "weights" ? 1 : largest(values);
   const known = { rows, columns, extent, show, pooled };
-  if (small) return { ...known, values: new Float32Array(0), image: pixels({ ...furthest(rows, columns, values, pooled, scores), extent, show }, dark, canvas) };
+  if (small) return { ...known, values: new Float32Array(0), image: pixels({ ...poolExtremes(rows, columns, values, pooled, scores), extent, show }, dark, canvas) };
   if (show !== "scores") {
     values = show === "flow" ? values : values.slice();
     for (let at = 0; at < values.length; at += 1) if (scores[at] !== scores[at]) values[at] = NaN;
@@ -40,8 +40,8 @@ export function plane(attention: Attention, head: number, show: Show, dark: bool
   return { ...known, values, image: null };
 }
 
-/** Of each down x across cells the one that is furthest from 0; NaN where `seen` is for all of them. */
-export function furthest(rows: number, columns: number, values: Float32Array, [down, across]: readonly [number, number], seen = values) {
+/** Of each down x across cells the one that is poolExtremes from 0; NaN where `seen` is for all of them. */
+export function poolExtremes(rows: number, columns: number, values: Float32Array, [down, across]: readonly [number, number], seen = values) {
   const [high, wide] = [Math.ceil(rows / down), Math.ceil(columns / across)];
   const found = new Float32Array(high * wide).fill(NaN);
   if (down === 1 && across === 1) {
@@ -66,7 +66,7 @@ export function furthest(rows: number, columns: number, values: Float32Array, [d
 }
 
 /** How many cells lie on one pixel of the screen, down and across. */
-export function onPixel({ wide, high }: Place, ratio = window.devicePixelRatio || 1): readonly [number, number] {
+export function cellsPerPixel({ wide, high }: Place, ratio = window.devicePixelRatio || 1): readonly [number, number] {
   const count = (size: number) => Math.max(1, Math.ceil(1 / (size * ratio) - 0.05));
   return [count(high), count(wide)];
 }

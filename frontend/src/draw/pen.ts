@@ -35,7 +35,7 @@ let measuring: CanvasRenderingContext2D | null = null;
 const widths = new Map<string, number>();
 
 /** How wide a text is; asked of a canvas once. */
-export function widthOf(text: string, font = label()): number {
+export function measureText(text: string, font = label()): number {
   const id = `${font}\n${text}`;
   let found = widths.get(id);
   if (found === undefined) {
@@ -50,12 +50,12 @@ export function widthOf(text: string, font = label()): number {
 
 /** A text, or as much of its beginning as there is room for. */
 export function cut(text: string, room: number, font = label()): string {
-  if (widthOf(text, font) <= room) return text;
+  if (measureText(text, font) <= room) return text;
   const signs = [...text];
   let [fits, not] = [0, signs.length];
   while (not - fits > 1) {
     const middle = (fits + not) >> 1;
-    if (widthOf(`${signs.slice(0, middle).join("")}\u2026`, font) <= room) fits = middle; else not = middle;
+    if (measureText(`${signs.slice(0, middle).join("")}\u2026`, font) <= room) fits = middle; else not = middle;
   }
   return `${signs.slice(0, fits).join("").trimEnd()}\u2026`;
 }
@@ -64,7 +64,7 @@ export const widest = (texts: string[], font = label()): number => {
   let found = 8;
   // The widest are among the longest; measuring all of a long context would take long.
   const asked = texts.length > 400 ? texts.toSorted((a, b) => b.length - a.length).slice(0, 100) : texts;
-  for (const text of asked) found = Math.max(found, widthOf(text, font));
+  for (const text of asked) found = Math.max(found, measureText(text, font));
   return Math.ceil(found);
 };
 
@@ -80,10 +80,10 @@ export function paint(canvas: HTMLCanvasElement, { width, height, paint: draw }:
   const context = canvas.getContext("2d") as CanvasRenderingContext2D;
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   context.clearRect(0, 0, width, height);
-  draw(withImages(context));
+  draw(canvasPen(context));
 }
 
-function withImages(context: CanvasRenderingContext2D): Pen {
+function canvasPen(context: CanvasRenderingContext2D): Pen {
   return Object.assign(context, {
     image(source: HTMLCanvasElement, x: number, y: number, width: number, height: number) {
       context.imageSmoothingEnabled = width < source.width;

@@ -2,7 +2,7 @@
 import { ranked } from "../data/run";
 import { largest } from "../numbers";
 import type { Colour, Palette } from "./palette";
-import { cut, label, widthOf, type Drawing, type Pen } from "./pen";
+import { cut, label, measureText, type Drawing, type Pen } from "./pen";
 
 /** Bars up and down from a middle line, one for each dimension; `behind` is drawn pale under them. */
 export function stripDrawing(
@@ -54,7 +54,7 @@ export function sharesDrawing(tokens: string[], weights: ArrayLike<number>, chos
       const name = (i: number, room: number) => {
         pen.font = label(12, i === chosen);
         const text = cut(tokens[i], room, pen.font);
-        const wide = widthOf(text, pen.font);
+        const wide = measureText(text, pen.font);
         const left = Math.max(0, Math.min(width - wide, (i + 0.5) * step - wide / 2));
         if (taken.some(([from, to]) => left < to + 5 && left + wide > from - 5)) return;
         taken.push([left, left + wide]);

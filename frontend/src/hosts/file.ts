@@ -18,11 +18,11 @@ export async function fileHost(): Promise<Host> {
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
     bytes = new Uint8Array(await new Response(stream).arrayBuffer());
   }
-  const described = JSON.parse(element("document")) as Document;
-  return { document: described, block: within(bytes), address: true };
+  const data = JSON.parse(element("document")) as Document;
+  return { document: data, block: blockReader(bytes), address: true };
 }
 
 /** Blocks that lie one after the other in bytes that are at hand. */
-export function within(bytes: Uint8Array) {
-  return (block: Block, size: number): Uint8Array => bytes.subarray(block.at, block.at + size);
+export function blockReader(bytes: Uint8Array) {
+  return (block: Block, size: number): Uint8Array => bytes.subarray(block.offset, block.offset + size);
 }

@@ -1,13 +1,13 @@
 // A server on this machine that holds the model.
 import type { Block, Document, Host, Reply, Request } from "../protocol";
-import { fromBase64, within } from "./file";
+import { fromBase64, blockReader } from "./file";
 
 export async function serveHost(token: string): Promise<Host> {
   const address = (path: string) => `${path}${path.includes("?") ? "&" : "?"}token=${encodeURIComponent(token)}`;
-  const described = await get(address("document")).then((response) => response.json()) as Document;
+  const data = await get(address("document")).then((response) => response.json()) as Document;
   return {
-    document: described,
-    block: (block: Block, size: number) => get(address(`blocks/${block.at}?size=${size}`)).then((response) => response.arrayBuffer()),
+    document: data,
+    block: (block: Block, size: number) => get(address(`blocks/${block.offset}?size=${size}`)).then((response) => response.arrayBuffer()),
     async ask(request: Request) {
       const response = await fetch("ask", {
         method: "POST",
@@ -15,7 +15,7 @@ export async function serveHost(token: string): Promise<Host> {
         body: JSON.stringify(request),
       });
       const reply = await response.json() as Reply & { blocks?: string };
-      return { reply, block: within(reply.blocks ? fromBase64(reply.blocks) : new Uint8Array()) };
+      return { reply, block: blockReader(reply.blocks ? fromBase64(reply.blocks) : new Uint8Array()) };
     },
     address: true,
   };

@@ -1,6 +1,6 @@
 // A notebook, through anywidget: traits hold the document and its blocks, messages carry questions.
 import type { Bytes, Document, Host, Reply, Request } from "../protocol";
-import { within } from "./file";
+import { blockReader } from "./file";
 
 export interface WidgetModel {
   get(name: string): unknown;
@@ -16,19 +16,19 @@ const flat = (bytes: Bytes | undefined): Uint8Array => {
 
 export function widgetHost(model: WidgetModel): { host: Host; close: () => void } {
   const given = model.get("document");
-  const described = (typeof given === "string" ? JSON.parse(given) : given) as Document;
-  const waiting = new Map<number, (found: { reply: Reply; block: ReturnType<typeof within> }) => void>();
+  const data = (typeof given === "string" ? JSON.parse(given) : given) as Document;
+  const waiting = new Map<number, (found: { reply: Reply; block: ReturnType<typeof blockReader> }) => void>();
   let last = 0;
   const heard = (message: { id: number; reply: Reply }, buffers: Bytes[]) => {
-    waiting.get(message.id)?.({ reply: message.reply, block: within(flat(buffers?.[0])) });
+    waiting.get(message.id)?.({ reply: message.reply, block: blockReader(flat(buffers?.[0])) });
     waiting.delete(message.id);
   };
   model.on("msg:custom", heard);
-  const ask = (request: Request) => new Promise<{ reply: Reply; block: ReturnType<typeof within> }>((resolve) => {
+  const ask = (request: Request) => new Promise<{ reply: Reply; block: ReturnType<typeof blockReader> }>((resolve) => {
     last += 1;
     waiting.set(last, resolve);
     model.send({ id: last, request });
   });
-  const host: Host = { document: described, block: within(flat(model.get("blocks") as Bytes)), ask: described.live ? ask : undefined };
+  const host: Host = { document: data, block: blockReader(flat(model.get("blocks") as Bytes)), ask: data.live ? ask : undefined };
   return { host, close: () => model.off("msg:custom", heard) };
 }

@@ -1,7 +1,7 @@
 // Which source word each answer takes from, for every hypothesis of the beam.
 import { useEffect, useMemo, useState } from "preact/hooks";
-import { tensorOf, type Tensor } from "../data/blocks";
-import { acrossDrawing } from "../draw/lines";
+import { readTensor, type Tensor } from "../data/blocks";
+import { horizontalDrawing } from "../draw/lines";
 import { palette } from "../draw/palette";
 import { number, percent, rightToLeft, shown } from "../numbers";
 import { useLook } from "../state";
@@ -14,10 +14,10 @@ export function AlignmentView() {
   const run = look.run.value;
   const [which, setWhich] = useState(-1);
   const [weights, setWeights] = useState<Tensor | null>(null);
-  const { alignment, hypotheses = [], answers } = run.described;
+  const { alignment, hypotheses = [], answers } = run.data;
   useEffect(() => {
     setWhich(-1);
-    const found = alignment ? tensorOf(alignment.weights, run.source) : null;
+    const found = alignment ? readTensor(alignment.weights, run.source) : null;
     if (found instanceof Promise) void found.then(setWeights); else setWeights(found);
   }, [run]);
   const source = run.axis("source")?.tokens ?? [];
@@ -32,8 +32,8 @@ export function AlignmentView() {
       for (const at of alignment?.omitted ?? []) marked.set(at, colours.bad);
       for (const at of alignment?.repeated ?? []) marked.set(at, colours.query);
     }
-    return acrossDrawing({
-      above: source.map(shown), below: below.map(shown), links: linksOf(hypothesis?.alignment, weights, source.length, below.length), chosenBelow: chosen, marked, colours,
+    return horizontalDrawing({
+      above: source.map(shown), below: below.map(shown), links: buildLinks(hypothesis?.alignment, weights, source.length, below.length), chosenBelow: chosen, marked, colours,
       rightAbove: rightToLeft(source), rightBelow: rightToLeft(below),
     });
   }, [run, which, weights, chosen, dark]);
@@ -66,7 +66,7 @@ export function AlignmentView() {
         <div class="table-box" tabIndex={0} role="region" aria-label="The links as a table">
           <table><thead><tr><th scope="col">answer</th><th scope="col">comes from</th></tr></thead>
             <tbody>{below.map((text, at) => (
-              <tr key={at}><th scope="row" dir="auto">{shown(text)}</th><td class="left">{linksOf(hypothesis?.alignment, weights, source.length, below.length).filter((link) => link.below === at && link.weight >= 0.05)
+              <tr key={at}><th scope="row" dir="auto">{shown(text)}</th><td class="left">{buildLinks(hypothesis?.alignment, weights, source.length, below.length).filter((link) => link.below === at && link.weight >= 0.05)
                 .sort((a, b) => b.weight - a.weight).slice(0, 5).map((link) => <span key={link.above}><bdi>{shown(source[link.above])}</bdi>{hypothesis ? "" : ` ${percent(link.weight)}`} {" "}</span>)}</td></tr>))}
             </tbody></table>
         </div>
@@ -75,7 +75,7 @@ export function AlignmentView() {
   );
 }
 
-function linksOf(given: [number, number][] | undefined, weights: Tensor | null, above: number, below: number): Link[] {
+function buildLinks(given: [number, number][] | undefined, weights: Tensor | null, above: number, below: number): Link[] {
   if (given) return given.map(([source, target]) => ({ above: source, below: target, weight: 1 }));
   const found: Link[] = [];
   if (!weights) return found;
@@ -91,7 +91,7 @@ function linksOf(given: [number, number][] | undefined, weights: Tensor | null, 
 
 function Beam({ which, onChoose }: { which: number; onChoose: (which: number) => void }) {
   const look = useLook();
-  const { hypotheses = [] } = look.run.value.described;
+  const { hypotheses = [] } = look.run.value.data;
   return (
     <>
       <h3>The beam: what else it thought of</h3>

@@ -23,8 +23,8 @@ function tabs(look: Look): Tab[] {
   const run = look.run.value;
   if (!run.attentions.length) return look.runs.length > 1 ? ["compare"] : [];
   const found: Tab[] = run.long ? [] : ["heads"];
-  if (run.described.answers.length && !run.long) found.push("story");
-  if (run.described.alignment || run.described.hypotheses?.length) found.push("alignment");
+  if (run.data.answers.length && !run.long) found.push("story");
+  if (run.data.alignment || run.data.hypotheses?.length) found.push("alignment");
   if (run.long || run.attentions.some((one) => one.queries >= 64)) found.push("context");
   found.push("model");
   if (look.runs.length > 1) found.push("compare");
@@ -59,7 +59,7 @@ export function App() {
         <div class="heading">
           <p class="kicker"><span class="query">query</span> <span class="key">key</span> <span class="value">value</span></p>
           <h1 class={title.length > 24 ? "long" : ""} dir="auto">{title || "query, key, value"}</h1>
-          <p class="note muted" dir="auto" title={look.runs.map((one) => one.described.path).filter(Boolean).join("\n") || undefined}>{note}</p>
+          <p class="note muted" dir="auto" title={look.runs.map((one) => one.data.path).filter(Boolean).join("\n") || undefined}>{note}</p>
           {look.runs.length > 1 && <RunChoice />}
         </div>
         <Exchange />
@@ -90,7 +90,7 @@ function RunChoice() {
   const look = useLook();
   return (
     <div class="runs" role="group" aria-label="Which run">
-      {look.runs.map((run, which) => <button type="button" class="small" key={which} title={run.described.path} aria-pressed={look.which.value === which} onClick={() => look.switchRun(which)}>{run.described.name || `run ${which + 1}`}</button>)}
+      {look.runs.map((run, which) => <button type="button" class="small" key={which} title={run.data.path} aria-pressed={look.which.value === which} onClick={() => look.switchRun(which)}>{run.data.name || `run ${which + 1}`}</button>)}
     </div>
   );
 }

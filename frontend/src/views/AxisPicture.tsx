@@ -11,11 +11,11 @@ import { Picture, useTensor } from "./Picture";
 import { Sound } from "./Sound";
 import { Steps } from "./Steps";
 
-export function AxisPicture({ attention, width }: { attention: Attention; width: number }) {
+export function AxisImage({ attention, width }: { attention: Attention; width: number }) {
   const look = useLook();
   const run = look.run.value;
-  const keys = run.axis(attention.described.keys);
-  const queries = run.axis(attention.described.queries);
+  const keys = run.axis(attention.data.keys);
+  const queries = run.axis(attention.data.queries);
   const special = (axis?: Axis) => axis && axis.kind !== "text";
   if (!special(keys) && !special(queries)) return null;
   const { row, column } = look.seen.value;
@@ -32,14 +32,14 @@ export function AxisPicture({ attention, width }: { attention: Attention; width:
 }
 
 /** One axis, what a query takes from it, and where the query itself stands on it (or -1). */
-export interface Given { axis: Axis; weights: Float32Array; query: number; chosen: number; onChoose: (at: number) => void }
+export interface Props { axis: Axis; weights: Float32Array; query: number; chosen: number; onChoose: (at: number) => void }
 
-function Patches({ axis, weights, query, chosen, onChoose }: Given) {
+function Patches({ axis, weights, query, chosen, onChoose }: Props) {
   const look = useLook();
   const { rows, columns, leading, pixels } = axis.image as NonNullable<Axis["image"]>;
   const tensor = useTensor(pixels, look.run.value.source);
   const size = Math.max(8, Math.floor(300 / Math.max(rows, columns)));
-  const picture = useMemo(() => (tensor ? canvasOf(tensor) : null), [tensor]);
+  const picture = useMemo(() => (tensor ? drawToCanvas(tensor) : null), [tensor]);
   const drawing = useMemo((): Drawing => ({
     width: columns * size,
     height: rows * size,
@@ -76,7 +76,7 @@ function Patches({ axis, weights, query, chosen, onChoose }: Given) {
   );
 }
 
-export function canvasOf(tensor: Tensor): HTMLCanvasElement {
+export function drawToCanvas(tensor: Tensor): HTMLCanvasElement {
   const [height, width] = tensor.shape;
   const canvas = Object.assign(document.createElement("canvas"), { width, height });
   const pen = canvas.getContext("2d") as CanvasRenderingContext2D;

@@ -4,7 +4,7 @@ import type { Attention, Row, Score } from "../data/attention";
 import type { Colour } from "../draw/palette";
 import { palette } from "../draw/palette";
 import { sharesDrawing, stripDrawing } from "../draw/strips";
-import { allShown, largest, long, number, shown, signed, tiny } from "../numbers";
+import { displayTokens, largest, long, number, shown, signed, tiny } from "../numbers";
 import { useLook } from "../state";
 import { Picture, Token, useWidth } from "./Picture";
 
@@ -43,10 +43,10 @@ export function CellView() {
   );
 }
 
-interface StripGiven { name: Colour; text: string; values: ArrayLike<number>; extent: number; behind?: ArrayLike<number> }
+interface StripProps { name: Colour; text: string; values: ArrayLike<number>; extent: number; behind?: ArrayLike<number> }
 
 /** One vector as bars; beside it its length, or the one number that the pointer marks in all strips at once. */
-function Strip({ name, text, values, extent, behind }: StripGiven) {
+function Strip({ name, text, values, extent, behind }: StripProps) {
   const look = useLook();
   const [box, width] = useWidth<HTMLDivElement>(300);
   const marked = look.dimension.value;
@@ -89,14 +89,14 @@ function Scored({ attention, score, head, row, column }: Facts) {
     return <li><h3>Score</h3><p class="line">{why}</p></li>;
   }
   if (score.given) return <li><h3>Score</h3><p class="line">score <b class="result">{number(score.total)}</b></p></li>;
-  const { softcap, scale } = attention.described;
-  const adds = attention.tensors.added || attention.tensors.added_by_distance;
+  const { softcap, scale } = attention.data;
+  const adds = attention.tensors.score_bias || attention.tensors.score_bias_by_distance;
   return (
     <li>
       <h3>Score</h3>
       <p class="line">
         {number(score.product)} {"\u00d7"} {number(scale, 4)}{softcap ? `, capped at \u00b1${softcap}: ${number(score.capped)}` : ""}{adds ? ` ${signed(score.added)} for the position` : ""} = <b class="result">{number(score.total)}</b>
-        {attention.described.rule?.causal || attention.tensors.visible || attention.described.rule?.window ? <span class="muted"> {" "}visible to this query</span> : null}
+        {attention.data.rule?.causal || attention.tensors.visible || attention.data.rule?.window ? <span class="muted"> {" "}visible to this query</span> : null}
       </p>
     </li>
   );
@@ -107,7 +107,7 @@ function Softmax({ attention, score, whole, column }: Facts) {
   const [box, width] = useWidth<HTMLDivElement>(300);
   const dark = look.dark.value;
   const tokens = look.run.value.keyTokens(attention);
-  const drawing = useMemo(() => sharesDrawing(allShown(tokens), whole.weights, column, width, palette(dark)), [tokens, whole, column, width, dark]);
+  const drawing = useMemo(() => sharesDrawing(displayTokens(tokens), whole.weights, column, width, palette(dark)), [tokens, whole, column, width, dark]);
   const { greatest, sum } = whole;
   return (
     <li>
@@ -141,7 +141,7 @@ function AddUp({ attention, head, row, column, whole, given, context, used }: Fa
   const flow = whole.weights.map((weight, i) => (weight > 0 ? weight * attention.norm(head, i) : 0));
   const rank = flow.filter((one) => one > flow[column]).length + 1;
   const off = attention.changes?.off(head);
-  const certified = attention.described.certified?.[head];
+  const certified = attention.data.certified?.[head];
   return (
     <li>
       <h3>Add up</h3>

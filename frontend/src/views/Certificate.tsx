@@ -21,10 +21,10 @@ export function Certificate() {
       if (result.done && look.host.address) document.documentElement.dataset.certified = String(result.worst);
     });
   }, [run, count]);
-  const { numbers } = look.host.document;
-  const rounding = numbers.kind === "float32" ? "" : ` Numbers are kept as ${numbers.kind} here; no weight differs by more than ${tiny(numbers.error)} for that.`;
+  const { precision } = look.host.document;
+  const rounding = precision.dtype === "float32" ? "" : ` Numbers are kept as ${precision.dtype} here; no weight differs by more than ${tiny(precision.error)} for that.`;
   if (!found) return <p class="certificate" role="status">{rounding}</p>;
-  const good = found.worst < (numbers.kind === "float32" ? 1e-4 : 2e-2);
+  const good = found.worst < (precision.dtype === "float32" ? 1e-4 : 2e-2);
   const how = found.here ? "recomputed in this page from queries, keys and values" : "recomputed from queries, keys and values when this page was written";
   return (
     <p class="certificate" role="status">
@@ -44,7 +44,7 @@ function certify(run: Run, tell: (found: Found) => void): () => void {
     const end = performance.now() + 14;
     while (work.length && performance.now() < end) {
       const [attention, head] = work.shift() as [Attention, number];
-      const told = attention.described.certified?.[head];
+      const told = attention.data.certified?.[head];
       if (!attention.tensors.context) found.here = false;
       const difference = attention.tensors.context && attention.exact ? attention.difference(head, rows(attention.queries)) : told ?? 0;
       found.heads += 1;

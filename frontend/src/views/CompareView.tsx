@@ -2,9 +2,9 @@
 import { useMemo, useState } from "preact/hooks";
 import type { Attention } from "../data/attention";
 import { ranked, type Run } from "../data/run";
-import { furthest, layOut, matrixDrawing, onPixel, pixels, plane, type Plane } from "../draw/matrix";
+import { poolExtremes, layOut, matrixDrawing, cellsPerPixel, pixels, plane, type Plane } from "../draw/matrix";
 import { palette } from "../draw/palette";
-import { allShown, largest, percent, short, shown } from "../numbers";
+import { displayTokens, largest, percent, short, shown } from "../numbers";
 import { useLook, type Cell } from "../state";
 import { rowLabels } from "./HeadView";
 import { Exports, Picture, useWidth } from "./Picture";
@@ -13,7 +13,7 @@ interface Chosen { run: Run; attention: Attention; head: number }
 
 export function CompareView() {
   const look = useLook();
-  const [chosen, setChosen] = useState(() => look.runs.map((run) => run.mostTelling()));
+  const [chosen, setChosen] = useState(() => look.runs.map((run) => run.findSharpestHead()));
   const [cell, setCell] = useState<Cell>({ row: 1, column: 0 });
   void look.loaded.value;
   const both: Chosen[] = look.runs.map((run, i) => ({ run, attention: run.attentions[chosen[i].at], head: chosen[i].head }));
@@ -27,7 +27,7 @@ export function CompareView() {
       <Answers />
       {both.map((one, i) => (
         <section key={i} aria-label={name(one.run, i)}>
-          <h2 title={one.run.described.path}>{name(one.run, i)}</h2>
+          <h2 title={one.run.data.path}>{name(one.run, i)}</h2>
           {one.attention ? (
             <>
               <label class="pick">Head <select value={`${chosen[i].at} ${one.head}`} onChange={(event) => { const [at, head] = event.currentTarget.value.split(" ").map(Number); choose(i, at, head); }}>
@@ -44,11 +44,11 @@ export function CompareView() {
   );
 }
 
-const name = (run: Run, i: number) => run.described.name || `run ${i + 1}`;
+const name = (run: Run, i: number) => run.data.name || `run ${i + 1}`;
 
 function Answers() {
   const look = useLook();
-  const [a, b] = look.runs.map((run) => run.described.answers);
+  const [a, b] = look.runs.map((run) => run.data.answers);
   const length = Math.max(a.length, b?.length ?? 0);
   return (
     <section class="wide">
@@ -56,8 +56,8 @@ function Answers() {
       <div class="table-box" tabIndex={0} role="region" aria-label="Answers of both runs">
         <table>
           <tbody>{look.runs.map((run, i) => (
-            <tr key={i}><th scope="row" title={run.described.path}>{name(run, i)}</th>{Array.from({ length }, (_, at) => {
-              const answer = run.described.answers[at];
+            <tr key={i}><th scope="row" title={run.data.path}>{name(run, i)}</th>{Array.from({ length }, (_, at) => {
+              const answer = run.data.answers[at];
               const other = (i ? a : b)?.[at];
               return <td key={at} class={answer && other && answer.chosen[0] !== other.chosen[0] ? "bad" : ""}>{answer ? <><b dir="auto">{shown(answer.chosen[0])}</b> <span class="muted">{percent(answer.chosen[1])}</span></> : ""}</td>;
             })}</tr>))}
@@ -68,15 +68,15 @@ function Answers() {
   );
 }
 
-interface Shown { rows: string[]; columns: string[]; plane: Plane; title: string; cell: Cell; onChoose: (cell: Cell) => void }
+interface MatrixProps { rows: string[]; columns: string[]; plane: Plane; title: string; cell: Cell; onChoose: (cell: Cell) => void }
 
-function Matrix({ rows, columns, plane: values, title, cell, onChoose }: Shown) {
+function Matrix({ rows, columns, plane: values, title, cell, onChoose }: MatrixProps) {
   const look = useLook();
   const dark = look.dark.value;
   const [box, width] = useWidth<HTMLDivElement>(500);
   const place = layOut(rows.length, columns.length, rows, columns, Math.max(width, 260), 460);
-  const pooled = onPixel(place);
-  const shownPlane = Math.min(place.wide, place.high) < 8 ? { ...values, pooled, image: pixels({ ...values, ...furthest(values.rows, values.columns, values.values, pooled) }, dark) } : values;
+  const pooled = cellsPerPixel(place);
+  const shownPlane = Math.min(place.wide, place.high) < 8 ? { ...values, pooled, image: pixels({ ...values, ...poolExtremes(values.rows, values.columns, values.values, pooled) }, dark) } : values;
   const drawing = matrixDrawing({ plane: shownPlane, place, rowLabels: rows, columnLabels: columns, chosen: cell, pointed: null, colours: palette(dark), dark });
   const clamp = (at: Cell) => onChoose({ row: Math.max(0, Math.min(rows.length - 1, at.row)), column: Math.max(0, Math.min(columns.length - 1, at.column)) });
   const keys = (event: KeyboardEvent) => {
@@ -98,7 +98,7 @@ function Matrix({ rows, columns, plane: values, title, cell, onChoose }: Shown) 
 
 const cells = 2500;
 
-/** All numbers of a small matrix; of a large one, the chosen query's that are furthest from 0. */
+/** All numbers of a small matrix; of a large one, the chosen query's that are poolExtremes from 0. */
 function Numbers({ rows, columns, values, title, row: chosen }: { rows: string[]; columns: string[]; values: Float32Array; title: string; row: number }) {
   const whole = rows.length * columns.length <= cells;
   const of = (row: number) => values.subarray(row * columns.length, (row + 1) * columns.length);
@@ -119,7 +119,7 @@ function Side({ one: { run, attention, head }, cell, onChoose, title }: { one: C
   const look = useLook();
   const dark = look.dark.value;
   const values = useMemo(() => plane(attention, head, "weights", dark, false), [attention, head, dark]);
-  return <Matrix rows={rowLabels(look, attention, run)} columns={allShown(run.keyTokens(attention))} plane={values} title={`${title}, ${attention.place} head ${head}`} cell={cell} onChoose={onChoose} />;
+  return <Matrix rows={rowLabels(look, attention, run)} columns={displayTokens(run.keyTokens(attention))} plane={values} title={`${title}, ${attention.place} head ${head}`} cell={cell} onChoose={onChoose} />;
 }
 
 function Difference({ both: [a, b], cell, onChoose }: { both: Chosen[]; cell: Cell; onChoose: (cell: Cell) => void }) {
@@ -137,7 +137,7 @@ function Difference({ both: [a, b], cell, onChoose }: { both: Chosen[]; cell: Ce
 }
 
 function Statistics({ both }: { both: Chosen[] }) {
-  const names = [...new Set(both.flatMap((one) => Object.keys(one.attention?.described.statistics ?? {})))];
+  const names = [...new Set(both.flatMap((one) => Object.keys(one.attention?.data.statistics ?? {})))];
   if (!names.length) return null;
   return (
     <section class="wide">
@@ -146,7 +146,7 @@ function Statistics({ both }: { both: Chosen[] }) {
         <table>
           <thead><tr><th scope="col">head</th>{names.map((one) => <th scope="col" key={one}>{one}</th>)}</tr></thead>
           <tbody>{both.map(({ run, attention, head }, i) => attention && (
-            <tr key={i}><th scope="row">{name(run, i)}: {attention.place} {head}</th>{names.map((one) => <td key={one}>{short(attention.described.statistics?.[one]?.[head])}</td>)}</tr>))}
+            <tr key={i}><th scope="row">{name(run, i)}: {attention.place} {head}</th>{names.map((one) => <td key={one}>{short(attention.data.statistics?.[one]?.[head])}</td>)}</tr>))}
           </tbody>
         </table>
       </div>

@@ -1,6 +1,6 @@
 // Along a long context: a map of one head from all of it down to single cells, and its statistics position by position.
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
-import { tensorOf } from "../data/blocks";
+import { readTensor } from "../data/blocks";
 import { ranked } from "../data/run";
 import { Tiles } from "../data/tiles";
 import { mapDrawing, margin, type Window } from "../draw/map";
@@ -26,16 +26,16 @@ export function ContextView() {
     <div class="context-view">
       <Heads />
       <section aria-labelledby="context-title">
-        <h2 id="context-title">{attention.group} <span class="muted">layer {attention.described.layer} {"\u00b7"} head {head} {"\u00b7"} {attention.queries.toLocaleString("en")} queries {"\u00d7"} {attention.keys.toLocaleString("en")} keys</span></h2>
+        <h2 id="context-title">{attention.group} <span class="muted">layer {attention.data.layer} {"\u00b7"} head {head} {"\u00b7"} {attention.queries.toLocaleString("en")} queries {"\u00d7"} {attention.keys.toLocaleString("en")} keys</span></h2>
         {!asked && !tiles.live && <p>This head is not in this file; open the model with <code>qkv look --serve</code> to see it.</p>}
-        {!asked && tiles.live && <AskStatistics />}
+        {!asked && tiles.live && <StatisticsRequest />}
         {(asked || tiles.live) && <Map tiles={tiles} />}
       </section>
     </div>
   );
 }
 
-function AskStatistics() {
+function StatisticsRequest() {
   const look = useLook();
   const ask = async () => {
     const attention = look.attention.value;
@@ -44,12 +44,12 @@ function AskStatistics() {
     const found = await look.ask({ ask: "statistics", place: attention.place, head }, "Computing this head's statistics; at 100,000 tokens this takes up to a minute");
     if (!found?.reply.overview) return;
     // What was found replaces what the attention knew: one head with its overview and curves.
-    const { described, tensors } = attention;
-    described.overview_heads = [head];
-    described.overview = found.reply.overview;
-    described.per_query = undefined;
-    tensors.overview = await tensorOf(found.reply.overview, found.block);
-    for (const [name, block] of Object.entries(found.reply.per_query ?? {})) look.curves.set(`${look.which.value} ${attention.place} ${head} ${name}`, (await tensorOf(block, found.block)).data);
+    const { data, tensors } = attention;
+    data.overview_heads = [head];
+    data.overview = found.reply.overview;
+    data.per_query = undefined;
+    tensors.overview = await readTensor(found.reply.overview, found.block);
+    for (const [name, block] of Object.entries(found.reply.per_query ?? {})) look.curves.set(`${look.which.value} ${attention.place} ${head} ${name}`, (await readTensor(block, found.block)).data);
     look.loaded.value += 1;
   };
   return <p><button type="button" class="do" onClick={() => void ask()}>Compute this head along the whole context</button></p>;
@@ -171,7 +171,7 @@ function TopKeys({ tiles }: { tiles: Tiles }) {
     if (attention.exact) { setWeights(attention.row(head, row).weights); return; }
     let stale = false;
     const timer = setTimeout(() => void look.fetch({ ask: "row", place: attention.place, head, query: row }).then(async (found) => {
-      if (found?.reply.row && !stale) setWeights((await tensorOf(found.reply.row, found.block)).data);
+      if (found?.reply.row && !stale) setWeights((await readTensor(found.reply.row, found.block)).data);
     }), 120);
     return () => { stale = true; clearTimeout(timer); };
   }, [tiles, row]);

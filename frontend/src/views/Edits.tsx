@@ -1,7 +1,7 @@
 // Changes made on the page: hide a key, swap two values, switch off a head; what then comes out, and the same as Python.
 import { useState } from "preact/hooks";
 import type { Edit } from "../protocol";
-import { asPython, everywhere, fits, inWords } from "../data/changes";
+import { toPython, everywhere, fits, describeEdit } from "../data/changes";
 import { long, number, percent, shown } from "../numbers";
 import { useLook, type Look } from "../state";
 
@@ -16,16 +16,16 @@ export function EditButtons() {
   const { column } = look.cell.value;
   const [place, head] = [attention.place, look.head.value];
   const key = shown(keys[column]);
-  const has = look.edits.value.some((edit) => edit.kind === "head" && edit.place === place && edit.head === head);
+  const has = look.edits.value.some((edit) => edit.kind === "ablate" && edit.place === place && edit.head === head);
   return (
     <div class="edits-bar" role="group" aria-label="Change something">
       <span class="muted">What if</span>
-      <button type="button" class="small" onClick={() => add(look, { kind: "hide", keys: [column], place, head })}>this head could not see <bdi>{key}</bdi></button>
-      <button type="button" class="small" onClick={() => add(look, { kind: "hide", keys: [column], place: run.towers ? everywhere([place]) : undefined })}>no head could</button>
+      <button type="button" class="small" onClick={() => add(look, { kind: "knock_out", keys: [column], place, head })}>this head could not see <bdi>{key}</bdi></button>
+      <button type="button" class="small" onClick={() => add(look, { kind: "knock_out", keys: [column], place: run.towers ? everywhere([place]) : undefined })}>no head could</button>
       {swapping === null ? <button type="button" class="small" onClick={() => setSwapping(column)}>its value were {"\u2026"}</button>
         : swapping === column ? <button type="button" class="small" aria-live="polite" onClick={() => setSwapping(null)}>now choose another key ({"\u00d7"})</button>
-          : <button type="button" class="small" onClick={() => { add(look, { kind: "swap", place, key: swapping, with: column, head }); setSwapping(null); }}>swap values of <bdi>{shown(keys[swapping] ?? "")}</bdi> and <bdi>{key}</bdi></button>}
-      <button type="button" class="small" aria-pressed={has} onClick={() => (has ? remove(look, (edit) => edit.kind === "head" && edit.place === place && edit.head === head) : add(look, { kind: "head", place, head, way: "zero" }))}>this head were off</button>
+          : <button type="button" class="small" onClick={() => { add(look, { kind: "swap_values", place, key: swapping, with: column, head }); setSwapping(null); }}>swap values of <bdi>{shown(keys[swapping] ?? "")}</bdi> and <bdi>{key}</bdi></button>}
+      <button type="button" class="small" aria-pressed={has} onClick={() => (has ? remove(look, (edit) => edit.kind === "ablate" && edit.place === place && edit.head === head) : add(look, { kind: "ablate", place, head, mode: "zero" }))}>this head were off</button>
     </div>
   );
 }
@@ -43,16 +43,16 @@ export function EditsPanel() {
   if (!edits.length) return null;
   const base = look.base.value;
   const tokenOf = (side: "keys" | "queries", place: string | undefined, at: number) => {
-    const attention = base.attentions.find((one) => place && fits(place, one.place)) ?? base.attentions.filter((one) => one.described.kind === "cross").at(-1) ?? base.attentions[0];
+    const attention = base.attentions.find((one) => place && fits(place, one.place)) ?? base.attentions.filter((one) => one.data.kind === "cross").at(-1) ?? base.attentions[0];
     return shown((side === "keys" ? base.keyTokens(attention) : base.queryTokens(attention))[at] ?? String(at));
   };
-  const code = look.edited.value?.described.code || asPython(edits, base.places);
+  const code = look.edited.value?.data.code || toPython(edits, base.places);
   return (
     <section class="edits" aria-label="Your changes">
       <div>
         <h2>Your changes</h2>
         <ul>{edits.map((edit, i) => (
-          <li key={i}><span dir="auto">{inWords(edit, tokenOf)}</span> <button type="button" class="small" aria-label={`Undo: ${inWords(edit, tokenOf)}`} onClick={() => void look.edit(edits.filter((_, at) => at !== i))}>undo</button></li>))}
+          <li key={i}><span dir="auto">{describeEdit(edit, tokenOf)}</span> <button type="button" class="small" aria-label={`Undo: ${describeEdit(edit, tokenOf)}`} onClick={() => void look.edit(edits.filter((_, at) => at !== i))}>undo</button></li>))}
         </ul>
         <button type="button" class="small" onClick={() => void look.edit([])}>Undo all</button>
       </div>
@@ -68,8 +68,8 @@ export function EditsPanel() {
 /** What the model answered before and with the changes. */
 function Outcome() {
   const look = useLook();
-  const after = look.edited.value?.described.answers;
-  const before = look.base.value.described.answers;
+  const after = look.edited.value?.data.answers;
+  const before = look.base.value.data.answers;
   if (!after) return <p class="muted">{look.busy.value ? "The model answers again" : "No answer yet."}</p>;
   const text = (answers: typeof before) => answers.map((answer) => shown(answer.chosen[0])).join(" ");
   const same = text(before) === text(after);

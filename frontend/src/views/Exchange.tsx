@@ -5,7 +5,7 @@ import type { Pen } from "../draw/pen";
 import { percent, rightToLeft, shown } from "../numbers";
 import { useLook } from "../state";
 import type { Answer, Axis } from "../protocol";
-import { canvasOf } from "./AxisPicture";
+import { drawToCanvas } from "./AxisPicture";
 import { Picture, useTensor } from "./Picture";
 
 const most = 160;
@@ -14,15 +14,15 @@ export function Exchange() {
   const look = useLook();
   const run = look.run.value;
   const source = run.axis("source");
-  const { answers } = run.described;
+  const { answers } = run.data;
   const target = run.axis("target");
-  const { begin = 1 } = run.described;
+  const { answer_start: begin = 1 } = run.data;
   const prompted = !source && target && answers.length && begin > 1;
   return (
     <section class="exchange" aria-label="What the model read and answered">
       {source ? <Read title="It read" axis={source} /> : target && (prompted || !answers.length) ? <Read title="It read" axis={target} count={prompted ? begin : undefined} /> : null}
       {source && target && run.towers && <Read title="and" axis={target} />}
-      {answers.length > 0 && <Said answers={answers} begin={prompted ? begin - 1 : 0} />}
+      {answers.length > 0 && <Answers answers={answers} begin={prompted ? begin - 1 : 0} />}
     </section>
   );
 }
@@ -34,10 +34,10 @@ function Read({ title, axis, count = axis.tokens.length }: { title: string; axis
   const { row, column } = look.cell.value;
   if (axis.kind === "image" || axis.kind === "audio") {
     const words = axis.image ? `a picture of ${axis.image.rows} \u00d7 ${axis.image.columns} patches` : `a sound of ${axis.audio?.seconds.toFixed(1)} s in ${axis.tokens.length} positions`;
-    return <div class="read"><h2>{title}</h2>{axis.image && <Seen axis={axis} />}<p>{words}</p></div>;
+    return <div class="read"><h2>{title}</h2>{axis.image && <Media axis={axis} />}<p>{words}</p></div>;
   }
-  const isKeys = attention && run.axis(attention.described.keys) === axis;
-  const isQueries = attention && run.axis(attention.described.queries) === axis;
+  const isKeys = attention && run.axis(attention.data.keys) === axis;
+  const isQueries = attention && run.axis(attention.data.queries) === axis;
   const from = count > most ? Math.max(0, Math.min((isKeys ? column : row) - most / 2, count - most)) : 0;
   return (
     <div class="read">
@@ -52,24 +52,24 @@ function Read({ title, axis, count = axis.tokens.length }: { title: string; axis
 }
 
 /** The picture as it is, without what a head makes of it. */
-function Seen({ axis }: { axis: Axis }) {
+function Media({ axis }: { axis: Axis }) {
   const look = useLook();
   const { pixels } = axis.image as NonNullable<Axis["image"]>;
   const tensor = useTensor(pixels, look.run.value.source);
   const drawing = useMemo(() => {
     const [high, wide] = pixels.shape;
     const scale = 96 / Math.max(high, wide);
-    const picture = tensor && canvasOf(tensor);
+    const picture = tensor && drawToCanvas(tensor);
     return { width: wide * scale, height: high * scale, paint(pen: Pen) { if (picture) pen.image(picture, 0, 0, wide * scale, high * scale); } };
   }, [tensor]);
   return <Picture drawing={drawing} class="seen" role="img" aria-label="The picture it read" />;
 }
 
 /** What it answered, from the answer `begin` on: those before it are a prompt. */
-function Said({ answers, begin }: { answers: Answer[]; begin: number }) {
+function Answers({ answers, begin }: { answers: Answer[]; begin: number }) {
   const look = useLook();
   const chosen = useComputed(() => (look.answers() ? look.cell.value.row : -1)).value;
-  const before = look.edited.value ? look.base.value.described.answers : null;
+  const before = look.edited.value ? look.base.value.data.answers : null;
   const many = answers.length - begin > 16;
   const from = Math.max(begin, Math.min(chosen - most / 2, answers.length - most));
   return (

@@ -25,7 +25,7 @@ export function Glance() {
   const took = ranked(flow, 3).filter(seen).map((column) => item(keys, column, moved > 0 ? flow[column] / moved : 0, moved > 0 ? percent(flow[column] / moved) : "0"));
   const answer = run.answersFor(attention)?.[row];
   const asks = run.queryTokens(attention)[row];
-  const why = answer && look.whyOf(row + 1);
+  const why = answer && look.explanationAt(row + 1);
   const names = (side: string) => (side === "source" ? run.axis("source") : run.axis("target") ?? run.axis("source"))?.tokens ?? [];
   return (
     <section class="glance" aria-label="The chosen token in this head">

@@ -3,7 +3,7 @@ import type { Attention } from "../data/attention";
 import { ranked } from "../data/run";
 import { along, css, readable, rgb } from "../draw/ramp";
 import { plane } from "../draw/matrix";
-import { allShown, number, percent } from "../numbers";
+import { displayTokens, number, percent } from "../numbers";
 import { saveText } from "../draw/svg";
 import { useLook } from "../state";
 import { rowLabels } from "./HeadView";
@@ -13,7 +13,7 @@ const page = 60;
 
 export function HeadTable({ attention }: { attention: Attention }) {
   const look = useLook();
-  const keys = allShown(look.run.value.keyTokens(attention));
+  const keys = displayTokens(look.run.value.keyTokens(attention));
   const labels = rowLabels(look, attention);
   const csv = () => {
     const { values } = plane(attention, look.head.value, look.show.value, false, false);
@@ -30,9 +30,9 @@ export function HeadTable({ attention }: { attention: Attention }) {
   );
 }
 
-interface Given { attention: Attention; keys: string[]; labels: string[] }
+interface Props { attention: Attention; keys: string[]; labels: string[] }
 
-function Whole({ attention, keys, labels }: Given) {
+function Whole({ attention, keys, labels }: Props) {
   const look = useLook();
   const [show, dark, chosen] = [look.show.value, look.dark.value, look.cell.value];
   const { values, extent } = plane(attention, look.head.value, show, dark, false);
@@ -53,7 +53,7 @@ function Whole({ attention, keys, labels }: Given) {
   );
 }
 
-function Strongest({ attention, keys, labels }: Given) {
+function Strongest({ attention, keys, labels }: Props) {
   const look = useLook();
   const { row: at } = look.cell.value;
   const from = Math.max(0, Math.min(at - page / 2, attention.queries - page));

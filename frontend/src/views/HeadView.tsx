@@ -2,13 +2,13 @@
 import { useMemo } from "preact/hooks";
 import type { Attention, Show } from "../data/attention";
 import { ranked } from "../data/run";
-import { cellAt, legendDrawing, layOut, matrixDrawing, onPixel, plane } from "../draw/matrix";
-import { downDrawing, lineHeight, type Line } from "../draw/lines";
+import { cellAt, legendDrawing, layOut, matrixDrawing, cellsPerPixel, plane } from "../draw/matrix";
+import { verticalDrawing, lineHeight, type Line } from "../draw/lines";
 import { palette } from "../draw/palette";
 import type { Answer } from "../protocol";
-import { allShown, number, percent, shown } from "../numbers";
+import { displayTokens, number, percent, shown } from "../numbers";
 import { useLook, type Cell, type Form } from "../state";
-import { AxisPicture } from "./AxisPicture";
+import { AxisImage } from "./AxisPicture";
 import { EditButtons } from "./Edits";
 import { HeadTable } from "./HeadTable";
 import { Choice, Exports, Picture, Token, useWidth } from "./Picture";
@@ -24,7 +24,7 @@ export function HeadView() {
   const [box, width] = useWidth<HTMLElement>();
   const attention = look.attention.value;
   if (!attention) return <section class="head" ref={box}><h2>This model has no attention to look at.</h2></section>;
-  const { layer } = attention.described;
+  const { layer } = attention.data;
   return (
     <section class="head" ref={box} aria-labelledby="head-title">
       <div class="head-top">
@@ -41,9 +41,9 @@ export function HeadView() {
         : !attention.exact ? <p>This head is shown along the context: see the tab Long context.</p>
           : <>
             <EditButtons />
-            <AxisPicture attention={attention} width={width} />
-            {look.form.value === "matrix" && <MatrixPicture attention={attention} width={width} />}
-            {look.form.value === "lines" && <LinesPicture attention={attention} width={width} />}
+            <AxisImage attention={attention} width={width} />
+            {look.form.value === "matrix" && <MatrixImage attention={attention} width={width} />}
+            {look.form.value === "lines" && <LinesImage attention={attention} width={width} />}
             {look.form.value === "table" && <HeadTable attention={attention} />}
           </>}
       {look.ready.value && attention.exact && <p class="unseen" aria-live="polite">{aloud(look.run.value.queryTokens(attention), look.run.value.keyTokens(attention), look.cell.value, attention, look.head.value)}</p>}
@@ -73,7 +73,7 @@ const labelled = new WeakMap<Answer[], string[]>();
 export function rowLabels(look: ReturnType<typeof useLook>, attention: Attention, run = look.run.value): string[] {
   const answers = run.axis("target") ? run.answersFor(attention) : null;
   const tokens = run.queryTokens(attention);
-  const names = allShown(tokens);
+  const names = displayTokens(tokens);
   if (!answers) return names;
   let found = labelled.get(answers);
   if (!found) labelled.set(answers, found = names.map((text, row) => `${text} \u2192 ${shown(answers[row].chosen[0])}`));
@@ -91,16 +91,16 @@ export function moveInMatrix(event: KeyboardEvent, look: ReturnType<typeof useLo
   look.choose({ row: row + move[0], column: column + move[1] });
 }
 
-function MatrixPicture({ attention, width }: { attention: Attention; width: number }) {
+function MatrixImage({ attention, width }: { attention: Attention; width: number }) {
   const look = useLook();
   const run = look.run.value;
   const [head, show, dark, changes] = [look.head.value, look.show.value, look.dark.value, attention.changes];
   const { place, rows, columns } = useMemo(() => {
-    const names = { rows: rowLabels(look, attention), columns: allShown(run.keyTokens(attention)) };
+    const names = { rows: rowLabels(look, attention), columns: displayTokens(run.keyTokens(attention)) };
     return { ...names, place: layOut(attention.queries, attention.keys, names.rows, names.columns, Math.max(width, 280), Math.max(340, window.innerHeight - 480)) };
   }, [attention, run, width]);
   const small = Math.min(place.wide, place.high) < 8;
-  const [down, across] = onPixel(place);
+  const [down, across] = cellsPerPixel(place);
   const canvas = useMemo(() => document.createElement("canvas"), []);
   const shownPlane = useMemo(() => plane(attention, head, show, dark, small, [down, across], canvas), [attention, head, show, dark, changes, small, down, across]);
   const [chosen, pointed] = [look.cell.value, look.pointed.value];
@@ -121,7 +121,7 @@ function MatrixPicture({ attention, width }: { attention: Attention; width: numb
       </div>
       <div class="legend">
         <Picture drawing={legend} aria-hidden="true" />
-        <p class="muted">{shows[show]}{down * across > 1 ? ` There are more cells than pixels: of each ${down} \u00d7 ${across} cells, the one furthest from 0 is shown. The table and the tab Long context have them all.` : ""}</p>
+        <p class="muted">{shows[show]}{down * across > 1 ? ` There are more cells than pixels: of each ${down} \u00d7 ${across} cells, the one poolExtremes from 0 is shown. The table and the tab Long context have them all.` : ""}</p>
         <Exports drawing={() => drawing} name={`${attention.place} head ${head} ${show}`} />
       </div>
     </>
@@ -131,7 +131,7 @@ function MatrixPicture({ attention, width }: { attention: Attention; width: numb
 const window_ = 120;
 const drawnLines = 3000;
 
-function LinesPicture({ attention, width }: { attention: Attention; width: number }) {
+function LinesImage({ attention, width }: { attention: Attention; width: number }) {
   const look = useLook();
   const run = look.run.value;
   const [head, dark, changes] = [look.head.value, look.dark.value, attention.changes];
@@ -147,8 +147,8 @@ function LinesPicture({ attention, width }: { attention: Attention; width: numbe
       const least = strong ? 0.005 : rows * keys > drawnLines ? 0.15 : 0.04;
       for (let key = 0; key < keys; key += 1) if (weights[fromKey + key] > least) lines.push({ query, key, weight: weights[fromKey + key], strong });
     }
-    return downDrawing({
-      queries: rowLabels(look, attention).slice(fromRow, fromRow + rows), keys: allShown(run.keyTokens(attention)).slice(fromKey, fromKey + keys), lines,
+    return verticalDrawing({
+      queries: rowLabels(look, attention).slice(fromRow, fromRow + rows), keys: displayTokens(run.keyTokens(attention)).slice(fromKey, fromKey + keys), lines,
       chosen: { row: row - fromRow, column: column - fromKey }, colours: palette(dark), room: Math.max(width, 300),
       shares: attention.row(head, row).weights.subarray(fromKey, fromKey + keys),
     });

@@ -19,8 +19,8 @@ export interface HeadAt { at: number; head: number; attention: Attention; value:
 export function sorted(attentions: Attention[], kinds: string, sort: string): HeadAt[] {
   const found: HeadAt[] = [];
   attentions.forEach((attention, at) => {
-    if (kinds !== "all" && attention.described.kind !== kinds) return;
-    for (let head = 0; head < attention.heads; head += 1) found.push({ at, head, attention, value: attention.described.statistics?.[sort]?.[head] ?? null });
+    if (kinds !== "all" && attention.data.kind !== kinds) return;
+    for (let head = 0; head < attention.heads; head += 1) found.push({ at, head, attention, value: attention.data.statistics?.[sort]?.[head] ?? null });
   });
   return sort === "place" ? found : found.sort((a, b) => (b.value ?? -Infinity) - (a.value ?? -Infinity));
 }
@@ -28,8 +28,8 @@ export function sorted(attentions: Attention[], kinds: string, sort: string): He
 export function Controls() {
   const look = useLook();
   const { attentions } = look.run.value;
-  const names = [...new Set(attentions.flatMap((one) => Object.entries(one.described.statistics ?? {}).filter(([, values]) => values.some((value) => value !== null)).map(([name]) => name)))];
-  const both = new Set(attentions.map((one) => one.described.kind)).size > 1;
+  const names = [...new Set(attentions.flatMap((one) => Object.entries(one.data.statistics ?? {}).filter(([, values]) => values.some((value) => value !== null)).map(([name]) => name)))];
+  const both = new Set(attentions.map((one) => one.data.kind)).size > 1;
   return (
     <div class="heads-controls">
       <label>Order <select value={look.sort.value} onChange={(event) => { look.sort.value = event.currentTarget.value; }}>
@@ -64,7 +64,7 @@ export function Heads({ size: wanted }: { size?: number }) {
 
 /** What the small pictures leave out, in words. */
 function sampled(attentions: Attention[], size: number): string {
-  if (attentions.some((one) => !one.exact && one.described.overview)) return "Small pictures: the largest weight of each part of a matrix.";
+  if (attentions.some((one) => !one.exact && one.data.overview)) return "Small pictures: the largest weight of each part of a matrix.";
   if (!attentions.some((one) => one.exact && (one.queries > size || one.keys > size))) return "";
   return `Small pictures of more than ${size} tokens: ${size} queries, evenly spread; of their neighbouring keys, the largest weight.`;
 }
@@ -80,7 +80,7 @@ function Group({ group, list, size }: { group: string; list: HeadAt[]; size: num
         {Array.from({ length: most }, (_, head) => <span class="count" key={head}>{head}</span>)}
         {layers.map((at) => {
           const own = list.filter((one) => one.at === at);
-          return [<span class="count layer" key={`layer ${at}`}>{own[0].attention.described.layer}</span>,
+          return [<span class="count layer" key={`layer ${at}`}>{own[0].attention.data.layer}</span>,
             ...Array.from({ length: most }, (_, head) => (own[head] ? <Thumbnail key={`${at} ${head}`} {...own[head]} size={size} /> : <span key={`${at} ${head}`} />))];
         })}
       </div>
@@ -92,7 +92,7 @@ function Thumbnail({ at, head, attention, value, size, named }: HeadAt & { size:
   const look = useLook();
   // Of all thumbnails, only the two that a choice concerns are made anew.
   const chosen = useComputed(() => look.at.value === at && look.head.value === head).value;
-  const { layer, stack, kind } = attention.described;
+  const { layer, stack, kind } = attention.data;
   const figure = value === null ? "" : short(value);
   return (
     <button type="button" class="thumbnail" tabIndex={chosen ? 0 : -1} aria-pressed={chosen} data-at={at} data-head={head}

@@ -8,12 +8,12 @@ export function ModelView() {
   const look = useLook();
   const run = look.run.value;
   const list = sorted(run.attentions, look.kinds.value, look.sort.value);
-  const names = [...new Set(run.attentions.flatMap((one) => Object.keys(one.described.statistics ?? {})))];
-  const csv = () => [["place", "head", ...names].join(","), ...list.map(({ attention, head }) => [attention.place, head, ...names.map((name) => attention.described.statistics?.[name]?.[head] ?? "")].join(","))].join("\n");
+  const names = [...new Set(run.attentions.flatMap((one) => Object.keys(one.data.statistics ?? {})))];
+  const csv = () => [["place", "head", ...names].join(","), ...list.map(({ attention, head }) => [attention.place, head, ...names.map((name) => attention.data.statistics?.[name]?.[head] ?? "")].join(","))].join("\n");
   return (
     <div class="model-view">
       <div>
-        {run.described.summary?.length ? <details class="summary"><summary>What {run.described.name || "the model"} is</summary><ul>{run.described.summary.map((one) => <li key={one}>{one}</li>)}</ul></details> : null}
+        {run.data.summary?.length ? <details class="summary"><summary>What {run.data.name || "the model"} is</summary><ul>{run.data.summary.map((one) => <li key={one}>{one}</li>)}</ul></details> : null}
         <Heads size={72} />
       </div>
       {names.length > 0 && (
@@ -29,7 +29,7 @@ export function ModelView() {
               <tbody>{list.map(({ at, head, attention }) => (
                 <tr key={`${at} ${head}`} class={at === look.at.value && head === look.head.value ? "chosen" : ""}>
                   <th scope="row"><button type="button" class="column" onClick={() => { look.choose({ at, head }); look.tab.value = run.long ? "context" : "heads"; }}>{attention.place} {head}</button></th>
-                  {names.map((name) => <td key={name}>{short(attention.described.statistics?.[name]?.[head])}</td>)}
+                  {names.map((name) => <td key={name}>{short(attention.data.statistics?.[name]?.[head])}</td>)}
                 </tr>))}
               </tbody>
             </table>

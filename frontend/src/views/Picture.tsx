@@ -1,7 +1,7 @@
 // A canvas that a drawing is painted on, and its way out: SVG and PNG.
 import type { CanvasHTMLAttributes } from "preact";
 import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
-import { tensorOf, type Tensor } from "../data/blocks";
+import { readTensor, type Tensor } from "../data/blocks";
 import { palette } from "../draw/palette";
 import { paint, type Drawing } from "../draw/pen";
 import { asSvg, savePng, saveText } from "../draw/svg";
@@ -20,7 +20,7 @@ export function Picture({ drawing, ...rest }: { drawing: Drawing } & Given) {
 export function useTensor(block: Block, source: Source): Tensor | null {
   const [found, setFound] = useState<Tensor | null>(null);
   useEffect(() => {
-    const tensor = tensorOf(block, source);
+    const tensor = readTensor(block, source);
     if (tensor instanceof Promise) void tensor.then(setFound); else setFound(tensor);
   }, [block, source]);
   return found;

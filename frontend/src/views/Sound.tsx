@@ -1,11 +1,11 @@
 // A sound under its weights, and the words where the model heard them.
 import { useMemo } from "preact/hooks";
 import { palette } from "../draw/palette";
-import { label, widthOf, type Drawing, type Pen } from "../draw/pen";
+import { label, measureText, type Drawing, type Pen } from "../draw/pen";
 import { largest, percent } from "../numbers";
 import type { Axis } from "../protocol";
 import { useLook } from "../state";
-import type { Given } from "./AxisPicture";
+import type { Props } from "./AxisPicture";
 import { Picture, useTensor } from "./Picture";
 
 type Word = [string, number, number];
@@ -16,7 +16,7 @@ const tall = 80; // of the waveform
 /** In which line each word stands (-1: in none, for want of room); the one that is pointed at always has a place. */
 export function lines(words: Word[], x: (seconds: number) => number, chosen: number, most = 3): number[] {
   const ends = new Array<number>(most).fill(-Infinity);
-  const room = (word: Word) => [x(word[1]), x(word[1]) + widthOf(word[0], label(12, true)) + 6] as const;
+  const room = (word: Word) => [x(word[1]), x(word[1]) + measureText(word[0], label(12, true)) + 6] as const;
   const [from, to] = chosen >= 0 ? room(words[chosen]) : [Infinity, Infinity];
   return words.map((word, at) => {
     const [left, right] = room(word);
@@ -29,20 +29,20 @@ export function lines(words: Word[], x: (seconds: number) => number, chosen: num
 
 const heardAt = (words: Word[], seconds: number) => words.findIndex(([, start, end]) => start <= seconds && seconds < end);
 
-export function Sound({ axis, weights, query, chosen, width, onChoose }: Given & { width: number }) {
+export function Sound({ axis, weights, query, chosen, width, onChoose }: Props & { width: number }) {
   const look = useLook();
   const audio = axis.audio as NonNullable<Axis["audio"]>;
   const words = audio.words ?? [];
   const peaks = useTensor(audio.peaks, look.run.value.source);
   const dark = look.dark.value;
   const wide = Math.max(280, Math.min(width, 1100));
-  const whole = Math.max(audio.seconds, (weights.length - audio.leading) * audio.per_token);
+  const whole = Math.max(audio.seconds, (weights.length - audio.leading) * audio.seconds_per_token);
   // Silence that was added, longer than a tenth, is drawn closer together.
-  const bend = whole > audio.seconds * 1.1 + audio.per_token ? { at: audio.seconds, x: wide * Math.max(0.88, audio.seconds / whole) } : { at: whole, x: wide };
+  const bend = whole > audio.seconds * 1.1 + audio.seconds_per_token ? { at: audio.seconds, x: wide * Math.max(0.88, audio.seconds / whole) } : { at: whole, x: wide };
   const x = (seconds: number) => (seconds <= bend.at ? (seconds * bend.x) / bend.at : bend.x + ((seconds - bend.at) * (wide - bend.x)) / (whole - bend.at));
   const seconds = (pixel: number) => (pixel <= bend.x ? (pixel * bend.at) / bend.x : bend.at + ((pixel - bend.x) * (whole - bend.at)) / (wide - bend.x));
-  const time = (at: number) => (at - audio.leading) * audio.per_token;
-  const spokenAt = heardAt(words, time(chosen) + audio.per_token / 2);
+  const time = (at: number) => (at - audio.leading) * audio.seconds_per_token;
+  const spokenAt = heardAt(words, time(chosen) + audio.seconds_per_token / 2);
   const top = words.length ? (Math.max(...lines(words, x, -1)) + 1) * line + 5 : 0;
   const drawing = useMemo((): Drawing => ({
     width: wide,
@@ -50,7 +50,7 @@ export function Sound({ axis, weights, query, chosen, width, onChoose }: Given &
     paint(pen) {
       const colours = palette(dark);
       const greatest = largest(weights);
-      if (whole > audio.seconds + audio.per_token) {
+      if (whole > audio.seconds + audio.seconds_per_token) {
         pen.fillStyle = colours.line;
         pen.globalAlpha = 0.5;
         pen.fillRect(x(audio.seconds), top, wide - x(audio.seconds), tall);
@@ -89,7 +89,7 @@ export function Sound({ axis, weights, query, chosen, width, onChoose }: Given &
       }
     },
   }), [peaks, weights, query, chosen, dark, wide]);
-  const under = (event: MouseEvent) => Math.max(audio.leading, Math.min(weights.length - 1, audio.leading + Math.floor(seconds(event.offsetX) / audio.per_token)));
+  const under = (event: MouseEvent) => Math.max(audio.leading, Math.min(weights.length - 1, audio.leading + Math.floor(seconds(event.offsetX) / audio.seconds_per_token)));
   const say = (at: number) => `${axis.tokens[at]}: ${percent(weights[at])}`;
   const stretches = peaks && peaks.shape[0] < audio.samples ? ` The waveform: the lowest and the highest sample of each of ${peaks.shape[0].toLocaleString("en")} stretches.` : "";
   return (
@@ -97,7 +97,7 @@ export function Sound({ axis, weights, query, chosen, width, onChoose }: Given &
       <Picture drawing={drawing} class="wave" role="img" aria-label={`The sound: blue where this query listens. ${words.length ? `Heard in it: ${words.map(([text, start]) => `${text} at ${start.toFixed(2)} s`).join(", ")}. ` : ""}The table holds every weight.`}
         onPointerMove={(event) => { event.currentTarget.title = say(under(event)); }} onClick={(event) => onChoose(under(event))} />
       <figcaption class="muted"><b>{say(chosen)}</b>. Blue where it listens{query >= 0 ? "; orange: who asks. Choose a moment to let it ask." : ". Choose a moment to see how it answers."}
-        {words.length > 0 && " Words stand where the model itself shows to have heard them."}{whole > audio.seconds + audio.per_token ? ` Grey: silence, added to fill ${Number(whole.toFixed(2))} s${bend.at < whole ? ", drawn closer together" : ""}.` : ""}{stretches}</figcaption>
+        {words.length > 0 && " Words stand where the model itself shows to have heard them."}{whole > audio.seconds + audio.seconds_per_token ? ` Grey: silence, added to fill ${Number(whole.toFixed(2))} s${bend.at < whole ? ", drawn closer together" : ""}.` : ""}{stretches}</figcaption>
     </figure>
   );
 }

@@ -7,7 +7,7 @@ import { css, rgb } from "../draw/ramp";
 import { largest, percent, shown, short } from "../numbers";
 import type { Axis } from "../protocol";
 import { useLook } from "../state";
-import type { Given } from "./AxisPicture";
+import type { Props } from "./AxisPicture";
 import { Picture, useTensor } from "./Picture";
 
 const left = 84; // of the names
@@ -16,9 +16,9 @@ const gap = 8;
 const curves = 6; // numbers that are drawn as curves; more are drawn as rows of cells
 const rows = 40; // of cells
 
-export function Steps({ axis, weights, query, chosen, width, onChoose }: Given & { width: number }) {
+export function Steps({ axis, weights, query, chosen, width, onChoose }: Props & { width: number }) {
   const look = useLook();
-  const { kinds, first, numbers } = axis.trajectory as NonNullable<Axis["trajectory"]>;
+  const { kinds, first_step: first, values: numbers } = axis.trajectory as NonNullable<Axis["trajectory"]>;
   const source = look.run.value.source;
   const tensors = kinds.map((kind) => useTensor(numbers[kind], source)); // the kinds of a page stay the same
   const dark = look.dark.value;

@@ -1,6 +1,6 @@
 // The story of one answer over all heads: looked for, answered, took, changed.
 import { useState } from "preact/hooks";
-import { storyOf, type Entry } from "../data/story";
+import { buildStory, type Entry } from "../data/story";
 import { percent, shown } from "../numbers";
 import { useLook } from "../state";
 
@@ -10,13 +10,13 @@ export function StoryView() {
   const look = useLook();
   const [all, setAll] = useState(false);
   const run = look.run.value;
-  const { answers } = run.described;
+  const { answers } = run.data;
   if (!answers.length) return <section class="story-view"><h2>This model gives no answers to tell the story of.</h2></section>;
   if (!look.ready.value) return <p class="muted" role="status">Fetching its numbers</p>;
   const row = Math.min(look.cell.value.row, answers.length - 1);
   const position = row + 1;
-  const why = look.whyOf(position);
-  const { entries, heads } = storyOf(run, row, why);
+  const why = look.explanationAt(position);
+  const { entries, heads } = buildStory(run, row, why);
   const { chosen: [token, share] } = answers[row];
   const most = { weight: greatest(entries, "weight"), flow: greatest(entries, "flow") };
   const listed = all ? entries : entries.slice(0, first);
@@ -57,7 +57,7 @@ function Line({ entry, heads, most, p, row }: { entry: Entry; heads: number; mos
     look.tab.value = "heads";
   };
   const alone = entry.heads?.[0];
-  const name = (at: number, head: number) => { const { stack, kind, layer } = run.attentions[at].described; return `${stack} ${kind} ${layer}.${head}`; };
+  const name = (at: number, head: number) => { const { stack, kind, layer } = run.attentions[at].data; return `${stack} ${kind} ${layer}.${head}`; };
   return (
     <tr>
       <th scope="row"><span dir="auto">{shown(entry.token)}</span> <span class="muted">{run.axis("target") && run.axis("source") ? entry.side === "source" ? "source" : "said" : ""} {entry.position}</span></th>

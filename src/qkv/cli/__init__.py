@@ -21,16 +21,16 @@ from qkv.cli.models import evaluate, look, run
 from qkv.cli.train import train
 from qkv.errors import ConfigError, QkvError
 
-_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
+_EXIT_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
 
 
-class _Failure(click.ClickException):
+class _UserError(click.ClickException):
     """A user's mistake: its message alone, and exit code 2."""
 
     exit_code = 2
 
 
-class _Command(click.Group):
+class _ErrorReportingGroup(click.Group):
     """Turns the errors a user can mend into messages."""
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -38,36 +38,26 @@ class _Command(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            sys.exit(_INTERRUPTED)
+            sys.exit(_EXIT_INTERRUPTED)
         except (QkvError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # click ends without a word
             if ctx.params["debug"]:
                 traceback.print_exc()
-            raise _Failure(_message(error)) from error
+            raise _UserError(_format_error(error)) from error
 
 
-@click.group(cls=_Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_ErrorReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show where an error arose.")
-@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="qkv", message="%(prog)s %(version)s")
 def main(debug: bool) -> None:
     """See-through Transformers: train, run and look inside.
 
-    MODEL is the folder of a finished run, or the name of a model that comes along: pronounce.
+    MODEL is the folder of a finished run, or the name of a model that comes along: pronunciation.
     """
 
 
-@main.command()
-def version() -> None:
-    """Print the versions of qkv, Python and torch."""
-    import platform
-
-    import torch
-
-    click.echo(f"qkv {__version__}, Python {platform.python_version()}, torch {torch.__version__}")
-
-
-def _message(error: Exception) -> str:
+def _format_error(error: Exception) -> str:
     if isinstance(error, ConfigError) and len(error.problems) > 1:
         return "\n  ".join([f"{len(error.problems)} problems", *error.problems])
     return str(error)

@@ -10,23 +10,23 @@ import click
 from qkv.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from qkv.tasks import Opened
+    from qkv.tasks import TaskModel
 
-_FORMS = ("hugging-face", "onnx", "ctranslate2", "qkv")
+_FORMATS = ("hugging-face", "onnx", "ctranslate2", "qkv")
 
 
 @click.command()
 @click.argument("model")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--to", "form", type=click.Choice(_FORMS), required=True, help="Who is to read it.")
+@click.option("--to", "target_format", type=click.Choice(_FORMATS), required=True, help="Who is to read it.")
 @click.option(
-    "--numbers",
+    "--dtype",
     type=click.Choice(["stored", "float32", "bfloat16"]),
     default="stored",
     help="How hugging-face keeps the parameters: as they are stored, or as these.",
 )
-@click.option("--legacy", is_flag=True, help="Open files of torch.save, which are pickles, of a publisher.")
-def convert(model: str, folder: Path, form: str, numbers: str, legacy: bool) -> None:
+@click.option("--allow-pickle", is_flag=True, help="Open files of torch.save, which are pickles, of a publisher.")
+def convert(model: str, folder: Path, target_format: str, dtype: str, allow_pickle: bool) -> None:
     """Write MODEL to a new FOLDER in another form.
 
     hugging-face: as transformers reads it. onnx: graphs, of decoders with a cache. ctranslate2: for a fast engine of
@@ -34,18 +34,18 @@ def convert(model: str, folder: Path, form: str, numbers: str, legacy: bool) -> 
     """
     from qkv import tasks
 
-    place = tasks.found(model)
-    if form == "hugging-face":
-        _to_hugging_face(place, folder, numbers, legacy)
-    elif numbers != "stored":
-        raise click.UsageError(f"--numbers {numbers} is for --to hugging-face; {form} keeps float32: leave it out")
+    place = tasks.find_model_path(model)
+    if target_format == "hugging-face":
+        _to_hugging_face(place, folder, dtype, allow_pickle)
+    elif dtype != "stored":
+        raise click.UsageError(f"--dtype {dtype} is for --to hugging-face; {target_format} keeps float32: leave it out")
     else:
-        opened = tasks.load(place, legacy=legacy)
-        {"onnx": _to_onnx, "ctranslate2": _to_ctranslate2, "qkv": _to_qkv}[form](opened, place, folder)
+        opened = tasks.load(place, allow_pickle=allow_pickle)
+        {"onnx": _to_onnx, "ctranslate2": _to_ctranslate2, "qkv": _to_qkv}[target_format](opened, place, folder)
     click.echo(f"{folder}: " + ", ".join(sorted(file.name for file in folder.iterdir())))
 
 
-def _to_hugging_face(place: Path, folder: Path, numbers: str, legacy: bool) -> None:
+def _to_hugging_face(place: Path, folder: Path, dtype_name: str, allow_pickle: bool) -> None:
     import torch
 
     from qkv import pretrained
@@ -56,45 +56,45 @@ def _to_hugging_face(place: Path, folder: Path, numbers: str, legacy: bool) -> N
             f"{place} is no published model; expected one file, or a folder with config.json: a model trained here has "
             "a spec that no family of transformers says, so convert it to onnx instead"
         )
-    dtype = None if numbers == "stored" else getattr(torch, numbers)
-    exporting.to_hugging_face(pretrained.read(place, dtype=dtype, legacy=legacy), place, folder)
+    dtype = None if dtype_name == "stored" else getattr(torch, dtype_name)
+    exporting.to_hugging_face(pretrained.read(place, dtype=dtype, legacy=allow_pickle), place, folder)
 
 
-def _to_onnx(opened: Opened, place: Path, folder: Path) -> None:
+def _to_onnx(model: TaskModel, place: Path, folder: Path) -> None:
     from qkv import tasks
     from qkv.pretrained import exporting
 
     with exporting.whole_folder(folder) as part:
-        exporting.to_onnx(opened.model, part)
+        exporting.to_onnx(model.model, part)
         if (place / "config.json").is_file():
             exporting.copied(place, part)
-        elif isinstance(opened, tasks.Runner):
-            opened.source.save(part / "source.tokenizer.json")
-            opened.target.save(part / "target.tokenizer.json")
+        elif isinstance(model, tasks.TextGenerator):
+            model.source_tokenizer.save(part / "source.tokenizer.json")
+            model.target_tokenizer.save(part / "target.tokenizer.json")
 
 
-def _to_ctranslate2(opened: Opened, place: Path, folder: Path) -> None:
+def _to_ctranslate2(model: TaskModel, place: Path, folder: Path) -> None:
     from qkv import tasks
     from qkv.pretrained import exporting
 
-    if not isinstance(opened, tasks.Runner):
+    if not isinstance(model, tasks.TextGenerator):
         raise CheckpointError(f"{place} gives no text; CTranslate2 takes decoders, and encoders with a decoder")
-    rules = opened.generation
-    ends = (opened.target.eos,) if rules is None else rules.eos
+    rules = model.generation
+    ends = (model.target_tokenizer.eos,) if rules is None else rules.eos
     if not ends:
         raise CheckpointError(f"{place} says no token that ends an answer; add eos_token_id to its config.json")
     with exporting.whole_folder(folder) as part:
         exporting.to_ctranslate2(
-            opened.model,
+            model.model,
             part,
-            opened.source,
-            opened.target,
-            bos=opened.target.bos if rules is None else rules.bos,
+            model.source_tokenizer,
+            model.target_tokenizer,
+            bos=model.target_tokenizer.bos if rules is None else rules.bos,
             eos=ends[0],
-            never=(opened.target.pad, opened.target.bos, opened.target.unk) if rules is None else rules.never,
+            never=(model.target_tokenizer.pad, model.target_tokenizer.bos, model.target_tokenizer.unk) if rules is None else rules.never,
             ends_source=rules is None,
         )
-    names = opened.target.pieces()
+    names = model.target_tokenizer.vocabulary()
     if len(ends) > 1:
         shown = ", ".join(names[number] for number in ends)
         click.echo(f"Note: answers end at any of {shown}: give these to the engine as end_token.", err=True)
@@ -103,11 +103,11 @@ def _to_ctranslate2(opened: Opened, place: Path, folder: Path) -> None:
         click.echo(f"Note: answers begin with {shown}: give this to the engine as target_prefix.", err=True)
 
 
-def _to_qkv(opened: Opened, place: Path, folder: Path) -> None:
+def _to_qkv(model: TaskModel, place: Path, folder: Path) -> None:
     from qkv import tasks
     from qkv.pretrained import exporting
 
-    if isinstance(opened, tasks.Runner) and opened.hearing is not None:
+    if isinstance(model, tasks.TextGenerator) and model.frontend is not None:
         raise CheckpointError(f"{place} hears and writes; a folder of this package holds other models: use it as it is")
     with exporting.whole_folder(folder) as part:
-        opened.save(part)
+        model.save(part)

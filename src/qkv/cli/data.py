@@ -18,14 +18,14 @@ def list_corpora() -> None:
     """
     from qkv.data import corpora
 
-    for entry in corpora.listing():
+    for entry in corpora.list_corpora():
         splits = ", ".join(f"{name} {count:,}" for name, count in entry.splits.items())
         languages = f"; languages {', '.join(entry.languages)}" if entry.languages else ""
-        what = "pairs" if entry.album is None else "images"
+        what = "pairs" if entry.load_images is None else "images"
         click.echo(f"{entry.name}\n  {entry.description}\n  {what}: {splits}{languages}")
         if entry.files:
             click.echo(f"  {entry.size / 1e6:,.1f} MB, sha256 {entry.checksum}")
-        click.echo(f"  licence: {entry.licence}\n  from: {entry.home}\n")
+        click.echo(f"  licence: {entry.license}\n  from: {entry.homepage}\n")
 
 
 @data.command()
@@ -37,16 +37,16 @@ def report(recipe: str, assignments: tuple[str, ...]) -> None:
     Reads the data of RECIPE, and reports what is left out and what leaks from the training into the tests.
     """
     from qkv import tasks
-    from qkv.tasks.examples import name_of
+    from qkv.tasks.text2text.data import describe_source
 
     tree = tasks.read_recipe(recipe, assignments)
-    if not isinstance(tree, tasks.Recipe):
-        for note in tasks.gathered(tree).notes:
+    if not isinstance(tree, tasks.Text2TextConfig):
+        for note in tasks.load_data(tree).notes:
             click.echo(note)
         return
-    examples = tasks.gather(tree.data, tasks.TASKS[tree.task])
+    examples = tasks.load_pair_splits(tree.data, tasks.TASKS[tree.task])
     for part, pairs in zip(tree.data.train, examples.train, strict=True):
-        click.echo(f"{name_of(part)}: {len(pairs):,} examples to learn from")
-    click.echo(f"{name_of(tree.data.valid)}: {len(examples.valid):,} examples to check on")
+        click.echo(f"{describe_source(part)}: {len(pairs):,} examples to learn from")
+    click.echo(f"{describe_source(tree.data.valid)}: {len(examples.valid):,} examples to check on")
     for note in examples.notes:
         click.echo(note)

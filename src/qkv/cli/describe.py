@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qkv import comparing, presets, spec
+from qkv import presets, spec
+from qkv import compare
 from qkv.errors import CheckpointError, SpecError
 
 if TYPE_CHECKING:
     from qkv.models import SequenceModel
 
 _SHIPPED = Path(str(resources.files("qkv") / "shipped"))
-_BYTES = 4  # of a float32
-_WITH_ADAM = 4  # the parameter, its gradient and Adam's two averages
+_BYTES_PER_PARAMETER = 4  # of a float32
+_ADAM_MEMORY_FACTOR = 4  # the parameter, its gradient and Adam's two averages
 
 
 @click.command()
@@ -32,19 +33,19 @@ def describe(model: str, other: str | None) -> None:
 
     Of a spec.json, of a model (trained here or published), or of a preset: transformer-base, transformer-big.
     """
-    choice = find(model)
-    if other is None and (said := about(model)):
+    choice = find_spec(model)
+    if other is None and (said := read_about(model)):
         click.echo(f"{said}\n")
     if other is not None:
-        click.echo("\n".join(difference(choice, find(other), f"{model} -> {other}")))
+        click.echo("\n".join(format_difference(choice, find_spec(other), f"{model} -> {other}")))
         return
-    click.echo("\n".join(tree(choice)))
+    click.echo("\n".join(format_tree(choice)))
     from qkv.models import outline
 
-    click.echo("\n" + "\n".join(parameters(outline(choice))))
+    click.echo("\n" + "\n".join(format_parameters(outline(choice))))
 
 
-def find(name: str) -> spec.Spec:
+def find_spec(name: str) -> spec.Spec:
     """The spec of a preset, of a spec.json, or of a model in a folder or file.
 
     Raises SpecError if there is none of this name; CheckpointError for a published model that cannot be read,
@@ -77,35 +78,35 @@ def find(name: str) -> spec.Spec:
     )
 
 
-def about(name: str) -> str:
+def read_about(name: str) -> str:
     """What the card of a model folder says that the model is for; nothing where there is no folder or no such word."""
     card = next((one for one in (Path(name) / "card.json", _SHIPPED / name / "card.json") if one.is_file()), None)
     try:
         said = {} if card is None else json.loads(card.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{card} is cut short or altered: {error}; copy the model folder again") from error
-    return str(said.get("about", "")) if isinstance(said, dict) else ""
+    return str(said.get("description", "")) if isinstance(said, dict) else ""
 
 
-def difference(before: spec.Spec, after: spec.Spec, title: str) -> Iterator[str]:
+def format_difference(before: spec.Spec, after: spec.Spec, title: str) -> Iterator[str]:
     """Yield how one spec becomes another: the changes one by one, then the sizes that differ."""
-    changed, resized = comparing.changes(before, after), comparing.resizings(before, after)
+    changed, resized = compare.compare_designs(before, after), compare.compare_sizes(before, after)
     count = {0: "no change", 1: "1 change"}.get(len(changed), f"{len(changed)} changes")
     yield f"{title}: {count}"
-    yield from _columns(changed)
+    yield from _format_changes(changed)
     if resized:
         yield "sizes"
-        yield from _columns(resized)
+        yield from _format_changes(resized)
 
 
-def _columns(changes: list[comparing.Change]) -> Iterator[str]:
-    what = max((len(change.what) for change in changes), default=0)
+def _format_changes(changes: list[compare.SpecChange]) -> Iterator[str]:
+    what = max((len(change.name) for change in changes), default=0)
     before = min(max((len(change.before) for change in changes), default=0), 48)
     for change in changes:
-        yield f"  {change.what:{what}}  {change.before:{before}}  ->  {change.after}"
+        yield f"  {change.name:{what}}  {change.before:{before}}  ->  {change.after}"
 
 
-def tree(node: Any, name: str = "", depth: int = 0) -> Iterator[str]:
+def format_tree(node: Any, name: str = "", depth: int = 0) -> Iterator[str]:
     """Yield a spec as lines: a node's own choices beside its name, the nodes in it below; equal ones once."""
     inner: list[tuple[str, Any]] = []
     choices = []
@@ -114,28 +115,28 @@ def tree(node: Any, name: str = "", depth: int = 0) -> Iterator[str]:
         if dataclasses.is_dataclass(value):
             inner.append((field.name, value))
         elif isinstance(value, tuple):
-            inner.extend((f"{field.name}.{place}", item) for place, item in _runs(value))
+            inner.extend((f"{field.name}.{place}", item) for place, item in _group_equal(value))
         elif value is not None and (value != field.default or field.default is dataclasses.MISSING):
             choices.append(f"{field.name}={value}")
     label = f"{name}: " if name else ""
     yield f"{'  ' * depth}{label}{type(node).__name__}({', '.join(choices)})"
     for place, value in inner:
-        yield from tree(value, place, depth + 1)
+        yield from format_tree(value, place, depth + 1)
 
 
-def parameters(model: SequenceModel) -> Iterator[str]:
+def format_parameters(model: SequenceModel) -> Iterator[str]:
     """Yield how many parameters each part has, alike parts of all blocks together, and the memory of all."""
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
     total = sum(counts.values())
     yield f"{'parameters':44} {total:>13,}"
-    for place, count in _parts(counts).items():
+    for place, count in _sum_by_part(counts).items():
         label = "  " * place.count(".") + place.rpartition(".")[2]
         yield f"  {label:42} {count:>13,}  {count / total:6.1%}"
-    yield f"{'memory of the parameters in float32':44} {total * _BYTES / 1e6:>10,.1f} MB"
-    yield f"{'memory while training with Adam':44} {total * _BYTES * _WITH_ADAM / 1e6:>10,.1f} MB, and activations"
+    yield f"{'memory of the parameters in float32':44} {total * _BYTES_PER_PARAMETER / 1e6:>10,.1f} MB"
+    yield f"{'memory while training with Adam':44} {total * _BYTES_PER_PARAMETER * _ADAM_MEMORY_FACTOR / 1e6:>10,.1f} MB, and activations"
 
 
-def _parts(counts: Mapping[str, int]) -> dict[str, int]:
+def _sum_by_part(counts: Mapping[str, int]) -> dict[str, int]:
     """Sum parameters by the part they are in, to the parts of a block; block numbers are left out."""
     sums: dict[str, int] = {}
     for name, count in counts.items():
@@ -148,7 +149,7 @@ def _parts(counts: Mapping[str, int]) -> dict[str, int]:
     return sums
 
 
-def _runs(items: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
+def _group_equal(items: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
     """Yield runs of equal items as ("0-5", item)."""
     for item, run in itertools.groupby(enumerate(items), key=lambda pair: pair[1]):
         numbers = [number for number, _ in run]

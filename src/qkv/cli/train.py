@@ -15,14 +15,14 @@ import click
 def train(recipe: str, assignments: tuple[str, ...], folder: Path | None, resume: bool) -> None:
     """Train a model as RECIPE says.
 
-    RECIPE is a YAML file, or the name of a recipe that comes along. KEY=VALUE changes it, as in training.minutes=3.
+    RECIPE is a YAML file, or the name of a recipe that comes along. KEY=VALUE changes it, as in training.max_minutes=3.
     Ctrl-C saves and stops; --resume goes on from there.
     """
     from qkv import tasks
 
     place = folder or Path("runs") / Path(recipe).stem
     learned = tasks.train(recipe, assignments, place, resume=resume)
-    if learned.result.stopped == "interrupted":
+    if learned.result.stop_reason == "interrupted":
         again = " ".join(["qkv train", recipe, *assignments, "--folder", str(place), "--resume"])
         click.echo(f"Stopped and saved. Go on with: {again}", err=True)
         raise SystemExit(130)

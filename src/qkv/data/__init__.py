@@ -9,58 +9,58 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qkv.data.batch import IGNORE, Batch, Example, SpecialTokens, collate, in_one, source_batch
-    from qkv.data.cleaning import Cleaning, Encoder, Finding, Report, leakage, prepare, references, without
+    from qkv.data.batch import IGNORE_INDEX, Batch, Example, SupportsSpecialTokens, collate, collate_decoder_only, collate_sources
+    from qkv.data.cleaning import CleaningConfig, SupportsEncode, IssueCount, CleaningReport, find_leakage, tokenize_pairs, group_references, exclude_sources
     from qkv.data.corpora import Corpus
-    from qkv.data.packing import Windows, WindowSampler, pack
-    from qkv.data.reading import Files, Jsonl, Pair, Tsv, lines, lines_of, read_pairs
-    from qkv.data.sampler import BatchSampler, Mixture
-    from qkv.data.store import Joined, StoreWriter, TokenPairs, TokenWriter
+    from qkv.data.text.packing import TokenWindows, WindowSampler, tokenize_documents
+    from qkv.data.text.pairs import ParallelFiles, Jsonl, Pair, Tsv, read_lines, decode_lines, read_pairs
+    from qkv.data.sampler import BatchSampler, MixtureSampler
+    from qkv.data.store import ConcatStore, TokenStoreWriter, TokenStore, TokenStoreBuilder
 
 _HOMES = {
-    "qkv.data.batch": ("IGNORE", "Batch", "Example", "SpecialTokens", "collate", "in_one", "source_batch"),
-    "qkv.data.cleaning": ("Cleaning", "Encoder", "Finding", "Report", "leakage", "prepare", "references", "without"),
+    "qkv.data.batch": ("IGNORE_INDEX", "Batch", "Example", "SupportsSpecialTokens", "collate", "collate_decoder_only", "collate_sources"),
+    "qkv.data.cleaning": ("CleaningConfig", "SupportsEncode", "IssueCount", "CleaningReport", "find_leakage", "tokenize_pairs", "group_references", "exclude_sources"),
     "qkv.data.corpora": ("Corpus",),
-    "qkv.data.packing": ("WindowSampler", "Windows", "pack"),
-    "qkv.data.reading": ("Files", "Jsonl", "Pair", "Tsv", "lines", "lines_of", "read_pairs"),
-    "qkv.data.sampler": ("BatchSampler", "Mixture"),
-    "qkv.data.store": ("Joined", "StoreWriter", "TokenPairs", "TokenWriter"),
+    "qkv.data.text.packing": ("WindowSampler", "TokenWindows", "tokenize_documents"),
+    "qkv.data.text.pairs": ("ParallelFiles", "Jsonl", "Pair", "Tsv", "read_lines", "decode_lines", "read_pairs"),
+    "qkv.data.sampler": ("BatchSampler", "MixtureSampler"),
+    "qkv.data.store": ("ConcatStore", "TokenStoreWriter", "TokenStore", "TokenStoreBuilder"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
-    "IGNORE",
+    "IGNORE_INDEX",
     "Batch",
     "BatchSampler",
-    "Cleaning",
+    "CleaningConfig",
     "Corpus",
-    "Encoder",
+    "SupportsEncode",
     "Example",
-    "Files",
-    "Finding",
-    "Joined",
+    "ParallelFiles",
+    "IssueCount",
+    "ConcatStore",
     "Jsonl",
-    "Mixture",
+    "MixtureSampler",
     "Pair",
-    "Report",
-    "SpecialTokens",
-    "StoreWriter",
-    "TokenPairs",
-    "TokenWriter",
+    "CleaningReport",
+    "SupportsSpecialTokens",
+    "TokenStoreWriter",
+    "TokenStore",
+    "TokenStoreBuilder",
     "Tsv",
     "WindowSampler",
-    "Windows",
+    "TokenWindows",
     "collate",
-    "in_one",
-    "leakage",
-    "lines",
-    "lines_of",
-    "pack",
-    "prepare",
+    "collate_decoder_only",
+    "find_leakage",
+    "read_lines",
+    "decode_lines",
+    "tokenize_documents",
+    "tokenize_pairs",
     "read_pairs",
-    "references",
-    "source_batch",
-    "without",
+    "group_references",
+    "collate_sources",
+    "exclude_sources",
 ]
 
 

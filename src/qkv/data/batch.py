@@ -11,14 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-IGNORE = -100
+IGNORE_INDEX = -100
 """The label of a padded position: the loss leaves it out."""
 
 Ids = Sequence[int] | npt.NDArray[np.integer]
 Example = tuple[Ids | None, Ids]
 
 
-class SpecialTokens(Protocol):
+class SupportsSpecialTokens(Protocol):
     """The three token numbers that a batch needs of a tokenizer."""
 
     @property
@@ -56,10 +56,10 @@ class Batch:
     @property
     def target_tokens(self) -> int:
         """How many labels count in the loss."""
-        return len(self.labels) if self.labels.is_floating_point() else int((self.labels != IGNORE).sum())
+        return len(self.labels) if self.labels.is_floating_point() else int((self.labels != IGNORE_INDEX).sum())
 
     @property
-    def labelled(self) -> int:
+    def label_positions(self) -> int:
         """How many places there are for labels, padded ones included."""
         return len(self.labels) if self.labels.is_floating_point() else self.labels.numel()
 
@@ -69,7 +69,7 @@ class Batch:
         return 0 if self.source_mask is None else int(self.source_mask.sum())
 
     @property
-    def positions(self) -> int:
+    def padded_tokens(self) -> int:
         """How many tokens there are in all, padding included: the cost that a budget counts."""
         return sum(tensor.numel() for tensor in (self.source, self.target) if tensor is not None)
 
@@ -81,8 +81,8 @@ class Batch:
 
 def collate(
     examples: Sequence[Example],
-    source_tokenizer: SpecialTokens | None,
-    target_tokenizer: SpecialTokens,
+    source_tokenizer: SupportsSpecialTokens | None,
+    target_tokenizer: SupportsSpecialTokens,
     index: Sequence[int] | None = None,
 ) -> Batch:
     """Lay examples side by side as one batch; `index` gives their numbers (0, 1, 2 ... unless told).
@@ -92,15 +92,15 @@ def collate(
     numbers = torch.as_tensor(list(range(len(examples)) if index is None else index), dtype=torch.int64)
     sources = [source for source, _ in examples if source is not None]
     targets = [np.asarray(target, dtype=np.int64) for _, target in examples]
-    target, real = _padded(targets, target_tokenizer.pad, before=[target_tokenizer.bos])
-    labels, _ = _padded(targets, IGNORE, after=[target_tokenizer.eos])
+    target, real = _pad(targets, target_tokenizer.pad, prefix=[target_tokenizer.bos])
+    labels, _ = _pad(targets, IGNORE_INDEX, suffix=[target_tokenizer.eos])
     if source_tokenizer is None or not sources:
         return Batch(None, None, target, labels, numbers)
-    source, mask = source_batch(sources, source_tokenizer)
+    source, mask = collate_sources(sources, source_tokenizer)
     return Batch(source, mask, target, labels, numbers)
 
 
-def in_one(examples: Sequence[tuple[Ids, Ids]], tokenizer: SpecialTokens, index: Sequence[int] | None = None) -> Batch:
+def collate_decoder_only(examples: Sequence[tuple[Ids, Ids]], tokenizer: SupportsSpecialTokens, index: Sequence[int] | None = None) -> Batch:
     """Lay pairs side by side for a decoder alone, <s> x1..xm <s> y1..yn, of which y1..yn </s> are to be answered.
 
     `index` as in `collate`. Decoding begins with the same: the source, and the <s> that begins its answer.
@@ -108,26 +108,26 @@ def in_one(examples: Sequence[tuple[Ids, Ids]], tokenizer: SpecialTokens, index:
     numbers = torch.as_tensor(list(range(len(examples)) if index is None else index), dtype=torch.int64)
     bos, eos = tokenizer.bos, tokenizer.eos
     given = [np.array([bos, *source, bos, *target], dtype=np.int64) for source, target in examples]
-    asked = [np.array([*[IGNORE] * (len(source) + 1), *target, eos], dtype=np.int64) for source, target in examples]
-    return Batch(None, None, _padded(given, tokenizer.pad)[0], _padded(asked, IGNORE)[0], numbers)
+    asked = [np.array([*[IGNORE_INDEX] * (len(source) + 1), *target, eos], dtype=np.int64) for source, target in examples]
+    return Batch(None, None, _pad(given, tokenizer.pad)[0], _pad(asked, IGNORE_INDEX)[0], numbers)
 
 
-def source_batch(sources: Sequence[Ids], tokenizer: SpecialTokens) -> tuple[Tensor, Tensor]:
+def collate_sources(sources: Sequence[Ids], tokenizer: SupportsSpecialTokens) -> tuple[Tensor, Tensor]:
     """Lay sources side by side, each with eos: (source (batch, sources) int64, source_mask bool, True = real token).
 
     Training and decoding both come through here, so that a model reads the same in both; an empty line is one eos.
     """
-    return _padded([np.asarray(source, dtype=np.int64) for source in sources], tokenizer.pad, after=[tokenizer.eos])
+    return _pad([np.asarray(source, dtype=np.int64) for source in sources], tokenizer.pad, suffix=[tokenizer.eos])
 
 
-def _padded(
-    rows: Sequence[npt.NDArray[np.int64]], filler: int, before: Sequence[int] = (), after: Sequence[int] = ()
+def _pad(
+    rows: Sequence[npt.NDArray[np.int64]], pad_value: int, prefix: Sequence[int] = (), suffix: Sequence[int] = ()
 ) -> tuple[Tensor, Tensor]:
-    added = len(before) + len(after)
+    added = len(prefix) + len(suffix)
     lengths = np.array([len(row) + added for row in rows], dtype=np.int64)
     real = np.arange(lengths.max(initial=0)) < lengths[:, None]
-    table = np.full(real.shape, filler, dtype=np.int64)
-    pieces = [piece for row in rows for piece in (before, row, after) if len(piece)]
+    table = np.full(real.shape, pad_value, dtype=np.int64)
+    pieces = [piece for row in rows for piece in (prefix, row, suffix) if len(piece)]
     if pieces:
         table[real] = np.concatenate(pieces)
     return torch.from_numpy(table), torch.from_numpy(real)

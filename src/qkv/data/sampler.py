@@ -25,10 +25,10 @@ class BatchSampler:
     (seed, epoch). Raises DataError if there is no example, or one that is longer than the budget.
     """
 
-    def __init__(self, lengths: npt.ArrayLike, budget_tokens: int, seed: int = 0) -> None:
+    def __init__(self, lengths: npt.ArrayLike, max_tokens: int, seed: int = 0) -> None:
         table = np.asarray(lengths, dtype=np.int64)
         self._lengths: Lengths = table if table.ndim == 2 else table[:, None]
-        self._budget = budget_tokens
+        self._budget = max_tokens
         self._seed = seed
         self._check()
         self._epoch = 0
@@ -66,9 +66,9 @@ class BatchSampler:
         parts = [numbers[start:end] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
         return [parts[number] for number in _permutation(bits, len(parts))]
 
-    def waste(self, epoch: int | None = None) -> float:
+    def padding_fraction(self, epoch: int | None = None) -> float:
         """Give the share of padding, 0 to 1, among the tokens of an epoch (this one unless told)."""
-        return _waste(self._lengths, self.batches(self._epoch if epoch is None else epoch))
+        return _padding_fraction(self._lengths, self.batches(self._epoch if epoch is None else epoch))
 
     def state(self) -> dict[str, Any]:
         """Give the place in the stream as plain numbers, for a checkpoint."""
@@ -76,14 +76,14 @@ class BatchSampler:
             "seed": self._seed,
             "epoch": self._epoch,
             "position": self._position,
-            "budget_tokens": self._budget,
+            "max_tokens": self._budget,
             "examples": len(self._lengths),
             "fingerprint": self._fingerprint(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go to a place that `state` gave; DataError if it was taken on other data, another seed or budget."""
-        check_same(self.state(), state, "data, seed and budget")
+        check_resumable(self.state(), state, "data, seed and budget")
         self._epoch, self._position, self._plan = int(state["epoch"]), int(state["position"]), None
 
     def _check(self) -> None:
@@ -112,7 +112,7 @@ class BatchSampler:
         best, least = 1, float("inf")
         for band in _BANDS if self._lengths.shape[1] > 1 else _BANDS[:1]:
             order, bounds = self._arrange(members, band, np.random.PCG64(0))
-            positions = _positions(self._lengths[members[order]], bounds)
+            positions = _count_padded_tokens(self._lengths[members[order]], bounds)
             if positions < least:
                 best, least = band, positions
         return best
@@ -132,10 +132,10 @@ class BatchSampler:
             keys += [lengths[:, -1], rising * lengths[:, 0]]
         order = np.lexsort([*keys, bands])
         first = int(bits.random_raw()) % self._budget
-        return order, _cut(lengths[order], self._budget, first)
+        return order, _split_into_batches(lengths[order], self._budget, first)
 
 
-class Mixture(BatchSampler):
+class MixtureSampler(BatchSampler):
     """Yields batches from several corpora together, each example drawn from corpus c with share weights[c].
 
     The numbers count through the corpora one after the other, as `Joined` does. An epoch holds as many
@@ -144,7 +144,7 @@ class Mixture(BatchSampler):
     """
 
     def __init__(
-        self, lengths: Sequence[npt.ArrayLike], weights: Sequence[float], budget_tokens: int, seed: int = 0
+        self, lengths: Sequence[npt.ArrayLike], weights: Sequence[float], max_tokens: int, seed: int = 0
     ) -> None:
         if len(lengths) != len(weights) or not all(0 < weight < float("inf") for weight in weights):
             raise DataError(f"weights {list(weights)} for {len(lengths)} corpora: expected one above 0 for each")
@@ -152,8 +152,8 @@ class Mixture(BatchSampler):
         if not all(sizes):
             raise DataError(f"corpus {sizes.index(0)} of the mixture has no examples; leave it out")
         self._sizes = sizes
-        self._counts = _shares(weights, sum(sizes))
-        super().__init__(np.concatenate([np.asarray(part) for part in lengths]), budget_tokens, seed)
+        self._counts = _apportion(weights, sum(sizes))
+        super().__init__(np.concatenate([np.asarray(part) for part in lengths]), max_tokens, seed)
 
     def _fingerprint(self) -> int:
         return zlib.crc32(repr((self._sizes, self._counts)).encode(), super()._fingerprint())
@@ -162,12 +162,12 @@ class Mixture(BatchSampler):
         offsets = np.cumsum([0, *self._sizes])
         return np.concatenate(
             [
-                offsets[corpus] + self._stream(corpus, epoch * count, (epoch + 1) * count)
+                offsets[corpus] + self._corpus_members(corpus, epoch * count, (epoch + 1) * count)
                 for corpus, count in enumerate(self._counts)
             ]
         )
 
-    def _stream(self, corpus: int, start: int, end: int) -> npt.NDArray[np.int64]:
+    def _corpus_members(self, corpus: int, start: int, end: int) -> npt.NDArray[np.int64]:
         """A stretch of the endless row of shuffles of one corpus."""
         size = self._sizes[corpus]
         rounds = range(start // size, -(-end // size))
@@ -176,7 +176,7 @@ class Mixture(BatchSampler):
         return row[start - rounds.start * size : end - rounds.start * size]
 
 
-def _shares(weights: Sequence[float], total: int) -> list[int]:
+def _apportion(weights: Sequence[float], total: int) -> list[int]:
     """Split a total by weight, to whole numbers, the largest remainders rounded up."""
     exact = np.asarray(weights, dtype=np.float64) / sum(weights) * total
     counts = np.floor(exact).astype(np.int64)
@@ -190,12 +190,12 @@ def _permutation(bits: np.random.PCG64, count: int) -> list[int]:
     return np.argsort(bits.random_raw(count), kind="stable").tolist()  # type: ignore[no-any-return]
 
 
-def _cut(lengths: Lengths, budget: int, first: int) -> list[int]:
+def _split_into_batches(lengths: Lengths, max_tokens: int, first_budget: int) -> list[int]:
     """Cut rows into the longest runs that fit the budget when padded; the first run into `first` tokens."""
-    if len(lengths) * int(lengths.max(axis=0).sum()) <= budget:
+    if len(lengths) * int(lengths.max(axis=0).sum()) <= max_tokens:
         return [0, len(lengths)]
     bounds = [0]
-    room = max(first, int(lengths[0].sum()))
+    room = max(first_budget, int(lengths[0].sum()))
     ahead = 64
     while bounds[-1] < len(lengths):
         start = bounds[-1]
@@ -206,28 +206,28 @@ def _cut(lengths: Lengths, budget: int, first: int) -> list[int]:
             ahead *= 2
             continue
         bounds.append(start + rows)
-        room, ahead = budget, 2 * rows + 1
+        room, ahead = max_tokens, 2 * rows + 1
     return bounds
 
 
-def _positions(lengths: Lengths, bounds: Sequence[int]) -> int:
+def _count_padded_tokens(lengths: Lengths, bounds: Sequence[int]) -> int:
     """Count the tokens of all batches, padding included."""
     longest = np.maximum.reduceat(lengths, bounds[:-1], axis=0).sum(axis=1)
     return int((longest * np.diff(bounds)).sum())
 
 
-def _waste(lengths: Lengths, batches: Sequence[Sequence[int]]) -> float:
+def _padding_fraction(lengths: Lengths, batches: Sequence[Sequence[int]]) -> float:
     order = np.concatenate([np.asarray(batch) for batch in batches])
     bounds = np.cumsum([0, *map(len, batches)]).tolist()
-    return 1.0 - int(lengths[order].sum()) / _positions(lengths[order], bounds)
+    return 1.0 - int(lengths[order].sum()) / _count_padded_tokens(lengths[order], bounds)
 
 
-def check_same(here: dict[str, Any], state: dict[str, Any], given: str) -> None:
+def check_resumable(current: dict[str, Any], saved: dict[str, Any], what: str) -> None:
     """Raise DataError if a checkpoint's `state` was taken on other data than those `here`; places may differ."""
-    differing = [key for key in here if key not in ("epoch", "position") and here[key] != state.get(key)]
+    differing = [key for key in current if key not in ("epoch", "position") and current[key] != saved.get(key)]
     if differing:
         raise DataError(
             "this run cannot go on from the checkpoint, its data differ: "
-            + ", ".join(f"{key} was {state.get(key)} and is {here[key]}" for key in differing)
-            + f"; give the same {given}, or start a new run"
+            + ", ".join(f"{key} was {saved.get(key)} and is {current[key]}" for key in differing)
+            + f"; give the same {what}, or start a new run"
         )

@@ -8,74 +8,74 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from qkv.decoding.options import (
-    BEST,
-    FAIRSEQ,
-    HUGGING_FACE,
-    HUGGING_FACE_EARLY_STOPPING,
-    HUGGING_FACE_NEVER,
-    RULES,
-    TENSOR2TENSOR,
+from qkv.decoding.config import (
+    BEST_RULES,
+    FAIRSEQ_RULES,
+    HUGGING_FACE_RULES,
+    HUGGING_FACE_EARLY_STOPPING_RULES,
+    HUGGING_FACE_NEVER_RULES,
+    BEAM_RULES,
+    TENSOR2TENSOR_RULES,
     Beam,
     BeamRules,
-    Decoding,
+    DecodingConfig,
     Greedy,
-    Length,
+    LengthLimit,
     LengthPenalty,
     Sample,
 )
 
 if TYPE_CHECKING:
     from qkv.decoding.ensemble import Ensemble
-    from qkv.decoding.search import beam
-    from qkv.decoding.sentences import decode, decode_all, score, stream
-    from qkv.decoding.stepping import Constraints, Hypothesis, Stepper
-    from qkv.decoding.walking import greedy, sample
+    from qkv.decoding.beam_search import run_beam_search
+    from qkv.decoding.generate import generate_batch, generate_all, score, stream_tokens
+    from qkv.decoding.rules import GenerationRules, Hypothesis, AutoregressiveModel
+    from qkv.decoding.sampling import greedy_search, sample
 
 __all__ = [
-    "BEST",
-    "FAIRSEQ",
-    "HUGGING_FACE",
-    "HUGGING_FACE_EARLY_STOPPING",
-    "HUGGING_FACE_NEVER",
-    "RULES",
-    "TENSOR2TENSOR",
+    "BEST_RULES",
+    "FAIRSEQ_RULES",
+    "HUGGING_FACE_RULES",
+    "HUGGING_FACE_EARLY_STOPPING_RULES",
+    "HUGGING_FACE_NEVER_RULES",
+    "BEAM_RULES",
+    "TENSOR2TENSOR_RULES",
     "Beam",
     "BeamRules",
-    "Constraints",
-    "Decoding",
+    "GenerationRules",
+    "DecodingConfig",
     "Ensemble",
     "Greedy",
     "Hypothesis",
-    "Length",
+    "LengthLimit",
     "LengthPenalty",
     "Sample",
-    "Stepper",
-    "beam",
-    "decode",
-    "decode_all",
-    "greedy",
+    "AutoregressiveModel",
+    "run_beam_search",
+    "generate_batch",
+    "generate_all",
+    "greedy_search",
     "sample",
     "score",
-    "stream",
+    "stream_tokens",
 ]
 
-_WHERE = {
+_EXPORTS = {
     "Ensemble": "ensemble",
-    "beam": "search",
-    "decode": "sentences",
-    "decode_all": "sentences",
-    "score": "sentences",
-    "stream": "sentences",
-    "Constraints": "stepping",
-    "Hypothesis": "stepping",
-    "Stepper": "stepping",
-    "greedy": "walking",
-    "sample": "walking",
+    "run_beam_search": "beam_search",
+    "generate_batch": "generate",
+    "generate_all": "generate",
+    "score": "generate",
+    "stream_tokens": "generate",
+    "GenerationRules": "rules",
+    "Hypothesis": "rules",
+    "AutoregressiveModel": "rules",
+    "greedy_search": "sampling",
+    "sample": "sampling",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)

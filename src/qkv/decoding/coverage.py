@@ -10,13 +10,13 @@ from torch import Tensor
 from qkv.errors import ConfigError
 from qkv.tap import NO_TAP, Site, Tap
 
-Received = dict[str, tuple[str, Tensor]]
+ReceivedAttention = dict[str, tuple[str, Tensor]]
 
-_OF_A_MODEL = re.compile(r"\.(decoder|answer)\..*")
+_WITHIN_MODEL = re.compile(r"\.(decoder|answer)\..*")
 """What a place is within its model: the rest names the model, where there are several."""
 
 
-class CrossWeights(Tap):
+class CrossAttentionTap(Tap):
     """A tap that keeps what each source token receives in the last cross-attention of each model it watches.
 
     `inner` is the tap to watch through; what it changes is changed. Reading the weights takes the explicit
@@ -25,36 +25,36 @@ class CrossWeights(Tap):
         over queries, since `kept` was last cleared.
     """
 
-    def __init__(self, inner: Tap = NO_TAP, path: str = "", kept: Received | None = None) -> None:
+    def __init__(self, inner: Tap = NO_TAP, path: str = "", received: ReceivedAttention | None = None) -> None:
         self.inner, self.path = inner, path
-        self.kept: Received = {} if kept is None else kept
+        self.received: ReceivedAttention = {} if received is None else received
 
-    def wants(self, site: Site) -> bool:
-        return (site == "weights" and self._watched) or self.inner.wants(site)
+    def replaces(self, site: Site) -> bool:
+        return (site == "weights" and self._is_cross_attention) or self.inner.wants(site)
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
         tensor = self.inner(site, tensor)
-        if site == "weights" and self._watched:
+        if site == "weights" and self._is_cross_attention:
             received = tensor.float().mean(1).sum(1)
-            model = _OF_A_MODEL.sub("", self.path)
-            place, before = self.kept.get(model, (self.path, None))
+            model = _WITHIN_MODEL.sub("", self.path)
+            place, before = self.received.get(model, (self.path, None))
             # A model may look one query at a time, which adds up; but a later block replaces an earlier one.
             if place == self.path and before is not None:
                 received = received + before
-            self.kept[model] = self.path, received
+            self.received[model] = self.path, received
         return tensor
 
-    def adds(self, query: Tensor, key: Tensor) -> Tensor | None:
+    def score_bias(self, query: Tensor, key: Tensor) -> Tensor | None:
         return self.inner.adds(query, key)
 
-    def terms(self, **terms: object) -> None:
+    def score_terms(self, **terms: object) -> None:
         self.inner.terms(**terms)
 
-    def at(self, place: str) -> CrossWeights:
-        return CrossWeights(self.inner.at(place), f"{self.path}.{place}", self.kept)
+    def at(self, place: str) -> CrossAttentionTap:
+        return CrossAttentionTap(self.inner.at(place), f"{self.path}.{place}", self.received)
 
     @property
-    def _watched(self) -> bool:
+    def _is_cross_attention(self) -> bool:
         return self.path.endswith(".cross_attention")
 
 
@@ -64,14 +64,14 @@ class Coverage:
     latest: what `CrossWeights` keeps. Padding counts as covered.
     """
 
-    def __init__(self, beta: float, latest: Received, source_mask: Tensor) -> None:
+    def __init__(self, beta: float, latest: ReceivedAttention, source_mask: Tensor) -> None:
         self.beta, self.latest = beta, latest
         self.received = (~source_mask).to(torch.float32)
 
-    def add(self) -> None:
+    def update(self) -> None:
         """Take in what the last step attended to."""
         if not self.latest:
-            raise ConfigError([f"coverage={self.beta}: this model has no cross-attention to take it from; expected 0"])
+            raise ConfigError([f"coverage_penalty={self.beta}: this model has no cross-attention to take it from; expected 0"])
         self.received = self.received + torch.stack([received for _, received in self.latest.values()]).mean(0)
         self.latest.clear()
 

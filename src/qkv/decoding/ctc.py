@@ -11,7 +11,7 @@ from torch.nn import functional
 from qkv.errors import DataError
 
 
-def read_labels(logits: Tensor, blank: int, mask: Tensor | None = None) -> list[list[int]]:
+def ctc_greedy_decode(logits: Tensor, blank: int, mask: Tensor | None = None) -> list[list[int]]:
     """The best label of each position, those repeated taken once and blanks left out: a list for each row.
 
     logits (batch, length, labels); mask (batch, length) bool, which positions are real. A blank between two of the
@@ -26,18 +26,18 @@ def read_labels(logits: Tensor, blank: int, mask: Tensor | None = None) -> list[
 
 
 @torch.no_grad()
-def log_probabilities(
-    logits: Tensor, texts: Sequence[Sequence[int]], blank: int, mask: Tensor | None = None
+def ctc_log_probabilities(
+    logits: Tensor, target_ids: Sequence[Sequence[int]], blank: int, mask: Tensor | None = None
 ) -> list[float]:
     """The log-probability of each row's text, summed over all ways to read it (Graves et al. 2006, section 4.1).
 
     logits and mask as for `read_labels`; -inf for a text that has no room among the positions.
     """
-    lengths = torch.tensor([len(text) for text in texts])
-    targets = torch.full((len(texts), max(1, int(lengths.max()))), blank + 1 if blank == 0 else 0)
-    for row, text in enumerate(texts):
+    lengths = torch.tensor([len(text) for text in target_ids])
+    targets = torch.full((len(target_ids), max(1, int(lengths.max()))), blank + 1 if blank == 0 else 0)
+    for row, text in enumerate(target_ids):
         targets[row, : len(text)] = torch.as_tensor(list(text), dtype=torch.int64)
-    places = torch.full((len(texts),), logits.shape[1]) if mask is None else mask.sum(dim=1)
+    places = torch.full((len(target_ids),), logits.shape[1]) if mask is None else mask.sum(dim=1)
     losses = functional.ctc_loss(
         logits.float().log_softmax(-1).transpose(0, 1), targets, places, lengths, blank, reduction="none"
     )
@@ -45,16 +45,16 @@ def log_probabilities(
 
 
 @torch.no_grad()
-def align(logits: Tensor, text: Sequence[int], blank: int) -> list[tuple[int, int]]:
+def forced_align(logits: Tensor, target_ids: Sequence[int], blank: int) -> list[tuple[int, int]]:
     """Where each label of a text is read, as (first position, position after the last): the most probable way.
 
     logits (positions, labels) of one sound. A label's stretch is where it, and no blank, is said: the Viterbi path of
     the same lattice (Graves et al. 2006). Raises DataError for a text that has no room among the positions.
     """
     values = logits.float().log_softmax(-1)
-    states = [blank, *(label for token in text for label in (token, blank))]
-    if len(text) + sum(one == other for one, other in zip(text, text[1:], strict=False)) > len(values) or not text:
-        raise DataError(f"{len(text)} labels were to be found at {len(values)} positions; expected 1 or more, no more")
+    states = [blank, *(label for token in target_ids for label in (token, blank))]
+    if len(target_ids) + sum(one == other for one, other in zip(target_ids, target_ids[1:], strict=False)) > len(values) or not target_ids:
+        raise DataError(f"{len(target_ids)} labels were to be found at {len(values)} positions; expected 1 or more, no more")
     heard = values[:, states]
     skips = torch.tensor(
         [number > 1 and one != blank and one != states[number - 2] for number, one in enumerate(states)]
@@ -74,4 +74,4 @@ def align(logits: Tensor, text: Sequence[int], blank: int) -> list[tuple[int, in
         state -= steps[state]
         path.append(state)
     path.reverse()
-    return [(path.index(2 * number + 1), len(path) - path[::-1].index(2 * number + 1)) for number in range(len(text))]
+    return [(path.index(2 * number + 1), len(path) - path[::-1].index(2 * number + 1)) for number in range(len(target_ids))]

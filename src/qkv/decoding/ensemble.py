@@ -46,18 +46,18 @@ class Ensemble(SequenceModel):
         self.training = any(model.training for model in models)
 
     def encode(self, source: Tensor, source_mask: Tensor | None = None, tap: Tap = NO_TAP) -> Any:
-        return [model.encode(source, source_mask, tap.at(str(number))) for number, model in self._numbered()]
+        return [model.encode(source, source_mask, tap.at(str(number))) for number, model in self._enumerate_models()]
 
     def start(self, memory: Any, rows: int) -> EnsembleState:
         memories = [None] * len(self.models) if memory is None else memory
-        return EnsembleState([model.start(memories[number], rows) for number, model in self._numbered()], 0)
+        return EnsembleState([model.start(memories[number], rows) for number, model in self._enumerate_models()], 0)
 
     def step(  # type: ignore[override]  # a model takes its own kind of state
         self, tokens: Tensor, state: EnsembleState, tap: Tap = NO_TAP
     ) -> tuple[Tensor, EnsembleState]:
-        answers = [model.step(tokens, state.states[number], tap.at(str(number))) for number, model in self._numbered()]
+        answers = [model.step(tokens, state.states[number], tap.at(str(number))) for number, model in self._enumerate_models()]
         after = EnsembleState([state for _, state in answers], state.length + tokens.shape[1])
-        return tap("logits", self._mean([logits for logits, _ in answers])), after
+        return tap("logits", self._average_log_probabilities([logits for logits, _ in answers])), after
 
     def forward(
         self,
@@ -68,20 +68,20 @@ class Ensemble(SequenceModel):
         tap: Tap = NO_TAP,
     ) -> Tensor:
         answers = [
-            model(source, target, source_mask, target_mask, tap.at(str(number))) for number, model in self._numbered()
+            model(source, target, source_mask, target_mask, tap.at(str(number))) for number, model in self._enumerate_models()
         ]
-        return tap("logits", self._mean(answers))
+        return tap("logits", self._average_log_probabilities(answers))
 
-    def _numbered(self) -> list[tuple[int, Any]]:
+    def _enumerate_models(self) -> list[tuple[int, Any]]:
         return list(enumerate(self.models))
 
-    def _mean(self, answers: list[Tensor]) -> Tensor:
-        sizes = [logits.shape[-1] for logits in answers]
+    def _average_log_probabilities(self, all_logits: list[Tensor]) -> Tensor:
+        sizes = [logits.shape[-1] for logits in all_logits]
         if len(set(sizes)) > 1:
             raise VocabularyError(
                 f"the models of an ensemble answer in vocabularies of {sizes} tokens; use models of one tokenizer"
             )
-        log_probs = torch.stack([torch.log_softmax(logits.float(), -1) for logits in answers])
+        log_probs = torch.stack([torch.log_softmax(logits.float(), -1) for logits in all_logits])
         if self.average == "probabilities":
-            return log_probs.logsumexp(0) - torch.tensor(float(len(answers))).log()
+            return log_probs.logsumexp(0) - torch.tensor(float(len(all_logits))).log()
         return torch.log_softmax(log_probs.mean(0), -1)

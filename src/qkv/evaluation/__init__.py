@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-from qkv.evaluation.length import Bucket, by_length
+from qkv.evaluation.length_buckets import LengthBucket, score_by_length
 from qkv.evaluation.likelihood import accuracy, bits_per_byte, nats_per_token, perplexity
 from qkv.evaluation.score import Score
-from qkv.evaluation.summaries import lead, oracle, rouge, sentences
-from qkv.evaluation.translation import bleu, chrf, moses, multi_bleu, ter
-from qkv.evaluation.words import WordErrors, edit_distance, transcript_errors, word_errors
+from qkv.evaluation.summarization import lead_baseline, oracle_baseline, rouge, split_sentences
+from qkv.evaluation.translation import bleu, chrf, tokenize_moses, multi_bleu, ter
+from qkv.evaluation.error_rates import PronunciationErrors, edit_distance, transcript_errors, pronunciation_errors
 
 __all__ = [
-    "Bucket",
+    "LengthBucket",
     "Score",
-    "WordErrors",
+    "PronunciationErrors",
     "accuracy",
     "bits_per_byte",
     "bleu",
-    "by_length",
+    "score_by_length",
     "chrf",
     "edit_distance",
-    "lead",
-    "moses",
+    "lead_baseline",
+    "tokenize_moses",
     "multi_bleu",
     "nats_per_token",
-    "oracle",
+    "oracle_baseline",
     "perplexity",
     "rouge",
-    "sentences",
+    "split_sentences",
     "ter",
     "transcript_errors",
-    "word_errors",
+    "pronunciation_errors",
 ]

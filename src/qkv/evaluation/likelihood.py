@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from qkv.errors import DataError
-from qkv.evaluation.score import Score, pair_up
+from qkv.evaluation.score import Score, check_paired
 
 
 def nats_per_token(total_nll: float, tokens: int) -> Score:
@@ -32,12 +32,12 @@ def bits_per_byte(total_nll: float, count: int) -> Score:
 
     Raises DataError unless count is positive.
     """
-    return Score("bits per byte", _mean(total_nll, count, "bytes") / math.log(2), f"per:utf-8-byte|bytes:{count}")
+    return Score("bits_per_byte", _mean(total_nll, count, "bytes") / math.log(2), f"per:utf-8-byte|bytes:{count}")
 
 
 def accuracy(hypotheses: Sequence[Any], references: Sequence[Any]) -> Score:
     """How many predictions equal their reference, percent. Raises DataError for unequal counts."""
-    pair_up(hypotheses, references)
+    check_paired(hypotheses, references)
     right = sum(bool(one == other) for one, other in zip(hypotheses, references, strict=True))
     return Score("accuracy", 100 * right / len(hypotheses), f"percent|equal|examples:{len(hypotheses)}")
 

@@ -22,7 +22,7 @@ class Score:
         return f"{self.name} = {self.value:.{2 if abs(self.value) >= 10 else 3}f} [{self.signature}]"
 
 
-def pair_up(hypotheses: Sequence[Any], references: Sequence[Any]) -> None:
+def check_paired(hypotheses: Sequence[Any], references: Sequence[Any]) -> None:
     """Raise DataError unless there is one hypothesis for each reference, and at least one."""
     if isinstance(hypotheses, str) or isinstance(references, str):
         raise DataError("a single string was given; a list of lines was expected: put it in a list")
@@ -35,7 +35,7 @@ def pair_up(hypotheses: Sequence[Any], references: Sequence[Any]) -> None:
         raise DataError("no hypotheses were given; at least one line was expected: nothing can be scored")
 
 
-def library(name: str) -> Any:
+def import_library(name: str) -> Any:
     """Import a scoring library. Raises MissingExtraError naming the extra that brings it."""
     try:
         return importlib.import_module(name)

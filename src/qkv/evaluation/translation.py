@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-from qkv.evaluation.score import Score, library, pair_up
+from qkv.evaluation.score import Score, import_library, check_paired
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str], lowercase: bool = False, tokenize: str = "13a") -> Score:
@@ -14,8 +14,8 @@ def bleu(hypotheses: Sequence[str], references: Sequence[str], lowercase: bool =
 
     Raises DataError for unequal counts, MissingExtraError without sacrebleu.
     """
-    metric = library("sacrebleu").metrics.BLEU(lowercase=lowercase, tokenize=tokenize)
-    return _score("BLEU", metric, hypotheses, references)
+    metric = import_library("sacrebleu").metrics.BLEU(lowercase=lowercase, tokenize=tokenize)
+    return _score_corpus("BLEU", metric, hypotheses, references)
 
 
 def chrf(hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]], word_order: int = 0) -> Score:
@@ -23,8 +23,8 @@ def chrf(hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequenc
 
     Raises as `bleu`.
     """
-    metric = library("sacrebleu").metrics.CHRF(word_order=word_order)
-    return _score("chrF" + "+" * word_order, metric, hypotheses, references)
+    metric = import_library("sacrebleu").metrics.CHRF(word_order=word_order)
+    return _score_corpus("chrF" + "+" * word_order, metric, hypotheses, references)
 
 
 def ter(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
@@ -32,7 +32,7 @@ def ter(hypotheses: Sequence[str], references: Sequence[str]) -> Score:
 
     Raises as `bleu`.
     """
-    return _score("TER", library("sacrebleu").metrics.TER(), hypotheses, references)
+    return _score_corpus("TER", import_library("sacrebleu").metrics.TER(), hypotheses, references)
 
 
 def multi_bleu(hypotheses: Sequence[str], references: Sequence[str], language: str, lowercase: bool = True) -> Score:
@@ -44,31 +44,31 @@ def multi_bleu(hypotheses: Sequence[str], references: Sequence[str], language: s
     no splitting at hyphens): the German test_2016_flickr has 12,103 tokens so, the "reflen" that paper's code reports.
     It is usually a point or two above `bleu`; never compare the two. Raises as `bleu`.
     """
-    pair_up(hypotheses, references)
+    check_paired(hypotheses, references)
     if lowercase:
         hypotheses, references = [line.lower() for line in hypotheses], [line.lower() for line in references]
-    metric = library("sacrebleu").metrics.BLEU(tokenize="none", smooth_method="none", force=True)
-    score = _score("multi-BLEU", metric, moses(hypotheses, language), moses(references, language))
+    metric = import_library("sacrebleu").metrics.BLEU(tokenize="none", smooth_method="none", force=True)
+    score = _score_corpus("multi-BLEU", metric, tokenize_moses(hypotheses, language), tokenize_moses(references, language))
     case = "lc" if lowercase else "mixed"
-    version = library("sacremoses").__version__
+    version = import_library("sacremoses").__version__
     return Score(score.name, score.value, f"moses:{language}+norm|lower:{case}|sacremoses:{version}|{score.signature}")
 
 
-def moses(lines: Sequence[str], language: str) -> list[str]:
+def tokenize_moses(lines: Sequence[str], language: str) -> list[str]:
     """Normalise punctuation and tokenise as the Moses scripts do, tokens joined by single spaces.
 
     By sacremoses, a port of normalize-punctuation.perl and tokenizer.perl, without aggressive splitting at hyphens.
     Raises MissingExtraError without sacremoses.
     """
-    sacremoses = library("sacremoses")
+    sacremoses = import_library("sacremoses")
     normalizer, tokenizer = sacremoses.MosesPunctNormalizer(language), sacremoses.MosesTokenizer(language)
     return [" ".join(tokenizer.tokenize(normalizer.normalize(line))) for line in lines]
 
 
-def _score(
+def _score_corpus(
     name: str, metric: Any, hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]
 ) -> Score:
-    pair_up(hypotheses, references)
+    check_paired(hypotheses, references)
     every = [[own] if isinstance(own, str) else own for own in references]
     value = metric.corpus_score(list(hypotheses), list(zip_longest(*every))).score  # None where one has fewer
     return Score(name, float(value), str(metric.get_signature()))

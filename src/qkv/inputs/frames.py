@@ -37,7 +37,7 @@ class FrameReader(Reader):
         if len(shape) != 3 or shape[1] != mels or not shape[2]:
             raise DataError(
                 f"frames of shape {shape} were given; expected (batch, {mels}, frames): make them with "
-                f"qkv.data.audio.LogMel(mels={mels})"
+                f"qkv.data.audio.features.features.LogMel(mels={mels})"
             )
         hidden, real = self.measured(given), mask
         if len(self.stem):

@@ -61,7 +61,7 @@ class PatchReader(Reader):
         if len(shape) != 4 or shape[1] != channels or shape[2] % size or shape[3] % size or 0 in shape[2:]:
             raise DataError(
                 f"images of shape {shape} were given; expected (batch, {channels}, height, width), with height and "
-                f"width multiples of {size}: resize or crop them (see qkv.data.images)"
+                f"width multiples of {size}: resize or crop them (see qkv.data.images.processing)"
             )
         return shape[2] // size, shape[3] // size
 

@@ -36,7 +36,7 @@ class WaveformReader(Reader):
         if given.ndim != 2 or given.shape[1] < self.shortest:
             raise DataError(
                 f"samples of shape {tuple(given.shape)} were given; expected (batch, samples), with at least "
-                f"{self.shortest} samples: make them with qkv.data.audio.Waveform"
+                f"{self.shortest} samples: make them with qkv.data.audio.features.Waveform"
             )
         hidden = self.measured(given[:, None])
         for layer in self.layers:

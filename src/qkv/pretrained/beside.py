@@ -30,7 +30,7 @@ def separator(place: Path, config: Config) -> Config:
     if config.get("sep_token_id") is not None or config.get("type_vocab_size", 2) < 2:
         return {}
     try:
-        ids = tokenizers.read(place, config).framed("", "").ids
+        ids = tokenizers.read(place, config).encode_with_special_tokens("", "").ids
     except VocabularyError as error:
         raise _no_separator(place, str(error)) from error
     if not ids:

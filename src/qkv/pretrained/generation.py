@@ -11,7 +11,7 @@ from qkv.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Generation:
-    """The rules of a model's answers, under the names that `qkv.decoding.decode` takes them by.
+    """The rules of a model's answers, under the names that `qkv.decoding.generate_batch` takes them by.
 
     bos: what the decoder is fed before the first token; None where a prompt does that. eos: any of these ends an
     answer. never: tokens that no answer holds. first: what every answer has to begin with, such as the token of a
@@ -57,10 +57,10 @@ class Generation:
         return {
             "bos": self.bos,
             "eos": self.eos,
-            "never": self.never,
-            "first": self.first,
-            "last": self.last,
-            "never_first": self.never_first,
+            "suppress_tokens": self.never,
+            "forced_prefix": self.first,
+            "forced_eos": self.last,
+            "begin_suppress_tokens": self.never_first,
         }
 
 

@@ -14,7 +14,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, processors
 
 from qkv.errors import VocabularyError
-from qkv.text import Specials, Tokenizer
+from qkv.text import SpecialTokenIds, Tokenizer
 
 ROLES: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 _NO_LANGUAGE: Final = re.compile(r"(?!)")
@@ -173,7 +173,7 @@ def finish(inner: tokenizers.Tokenizer, says: Says, form: Form | None, size: int
     if says.get("clean_up_tokenization_spaces") and not isinstance(inner.model, models.BPE):
         _clean(inner)
     kept = {role: numbers[role] for role in ("pad", "bos", "eos", "unk", "mask")}
-    return Tokenizer(inner, says.name, specials=Specials(size, **kept))
+    return Tokenizer(inner, says.name, special_tokens=SpecialTokenIds(size, **kept))
 
 
 def _size(inner: tokenizers.Tokenizer) -> int:

@@ -78,9 +78,9 @@ def beside(path: Path) -> Path:
 
 def write(tokenizer: Tokenizer, folder: Path) -> None:
     """Write tokenizer.json and tokenizer_config.json, from which transformers makes the same tokenizer."""
-    (folder / "tokenizer.json").write_text(tokenizer.published(), encoding="utf-8")
-    specials = {role: getattr(tokenizer.specials, role) for role in ("bos", "eos", "unk", "pad", "mask")}
-    names = {role: tokenizer.pieces()[number] for role, number in specials.items() if number is not None}
+    (folder / "tokenizer.json").write_text(tokenizer.to_tokenizer_json(), encoding="utf-8")
+    specials = {role: getattr(tokenizer.special_tokens, role) for role in ("bos", "eos", "unk", "pad", "mask")}
+    names = {role: tokenizer.vocabulary()[number] for role, number in specials.items() if number is not None}
     says = {"tokenizer_class": "PreTrainedTokenizerFast", **{f"{role}_token": name for role, name in names.items()}}
     (folder / "tokenizer_config.json").write_text(json.dumps(says, indent=2), encoding="utf-8")
 

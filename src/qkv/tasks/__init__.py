@@ -1,7 +1,7 @@
 """Tasks: what people train models for, from a recipe to a model that answers.
 
-learned = train("pronounce-demo", ["training.minutes=1"], folder="runs/demo")
-runner = load("pronounce")
+learned = train("pronunciation-demo", ["training.max_minutes=1"], folder="runs/demo")
+runner = load("pronunciation")
 [[answer, *_]] = runner.run(["colonel"])
 """
 
@@ -10,143 +10,143 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from qkv.tasks.actor import Actor, ActRecipe, EpisodeData
-from qkv.tasks.recipe import (
-    RECIPES,
-    AnyRecipe,
-    Data,
+from qkv.tasks.reinforcement_learning.config import DecisionTransformer, DecisionTransformerConfig, TrajectoryData
+from qkv.tasks.config import (
+    RECIPE_CONFIGS,
+    RecipeConfig,
+    Text2TextData,
     Decoder,
-    From,
-    HearRecipe,
-    Origin,
-    Recipe,
+    Pretrained,
+    SpeechConfig,
+    DataSource,
+    Text2TextConfig,
     Recurrent,
-    SeeRecipe,
-    Text,
+    ImageClassificationConfig,
+    TokenizerPairConfig,
     TextData,
     Transformer,
-    Words,
-    WriteRecipe,
+    TokenizerConfig,
+    LanguageModelingConfig,
 )
-from qkv.tasks.recipes import named_recipes, read_recipe
-from qkv.tasks.seen import Vision
+from qkv.tasks.recipes import list_recipes, read_recipe
+from qkv.tasks.image_classification.config import ViT
 
 if TYPE_CHECKING:
-    from qkv.tasks.agent import Agent, asked_of, measure
-    from qkv.tasks.examples import (
-        Examples,
-        choices_of,
-        gather,
-        led,
-        origin_of,
-        pairs_of,
-        pictures_of,
-        recordings_of,
-        texts_of,
+    from qkv.tasks.reinforcement_learning.model import DecisionTransformerAgent, parse_evaluation_options, evaluate_agent
+    from qkv.tasks.text2text.data import (
+        PairSplits,
+        load_image_candidates,
+        load_pair_splits,
+        with_prefix,
+        parse_data_source,
+        prepare_pairs,
+        load_image_labels,
+        load_recordings,
+        load_texts,
     )
-    from qkv.tasks.judging import Reading, Report, evaluate, evaluate_recordings, heard_by, read_texts
-    from qkv.tasks.kinds import TASKS, Task
-    from qkv.tasks.learning import Learned, gathered, learn, train
-    from qkv.tasks.loading import SHIPPED, Numbers, Opened, found, load, load_folder
-    from qkv.tasks.markup import answer_marked, without_tags
-    from qkv.tasks.matching import Matcher
-    from qkv.tasks.published import Predictor
-    from qkv.tasks.runner import Answer, Looked, Runner, Sound, Steps, with_method
-    from qkv.tasks.wishes import Wanted, Wishes
+    from qkv.tasks.evaluator import PerplexityReport, EvaluationReport, evaluate, evaluate_recordings, get_audio_features, evaluate_perplexity
+    from qkv.tasks.registry import TASKS, Task
+    from qkv.tasks.fitting import TrainedModel, load_data, fit, train
+    from qkv.tasks.loader import SHIPPED_MODELS, Dtype, TaskModel, find_model_path, load, load_model_folder
+    from qkv.tasks.text2text.tags import translate_tagged, strip_tags
+    from qkv.tasks.image_text.model import ImageTextModel
+    from qkv.tasks.encoder_model import EncoderModel
+    from qkv.tasks.text_generator import Answer, LookResult, TextGenerator, AudioInput, TrajectoryInput, override_method
+    from qkv.tasks.output_constraints import OutputConstraints, LineConstraints
 
-_WHERE = {
-    "agent": ("Agent", "asked_of", "measure"),
-    "examples": (
-        "Examples",
-        "choices_of",
-        "gather",
-        "led",
-        "origin_of",
-        "pairs_of",
-        "pictures_of",
-        "recordings_of",
-        "texts_of",
+_EXPORTS = {
+    "reinforcement_learning.model": ("DecisionTransformerAgent", "parse_evaluation_options", "evaluate_agent"),
+    "text2text.data": (
+        "PairSplits",
+        "load_image_candidates",
+        "load_pair_splits",
+        "with_prefix",
+        "parse_data_source",
+        "prepare_pairs",
+        "load_image_labels",
+        "load_recordings",
+        "load_texts",
     ),
-    "judging": ("Reading", "Report", "evaluate", "evaluate_recordings", "heard_by", "read_texts"),
-    "kinds": ("TASKS", "Task"),
-    "learning": ("Learned", "gathered", "learn", "train"),
-    "loading": ("SHIPPED", "Numbers", "Opened", "found", "load", "load_folder"),
-    "markup": ("answer_marked", "without_tags"),
-    "matching": ("Matcher",),
-    "published": ("Predictor",),
-    "runner": ("Answer", "Looked", "Runner", "Sound", "Steps", "with_method"),
-    "wishes": ("Wanted", "Wishes"),
+    "evaluator": ("PerplexityReport", "EvaluationReport", "evaluate", "evaluate_recordings", "get_audio_features", "evaluate_perplexity"),
+    "registry": ("TASKS", "Task"),
+    "fitting": ("TrainedModel", "load_data", "fit", "train"),
+    "loader": ("SHIPPED_MODELS", "Dtype", "TaskModel", "find_model_path", "load", "load_model_folder"),
+    "text2text.tags": ("translate_tagged", "strip_tags"),
+    "image_text.model": ("ImageTextModel",),
+    "encoder_model": ("EncoderModel",),
+    "text_generator": ("Answer", "LookResult", "TextGenerator", "AudioInput", "TrajectoryInput", "override_method"),
+    "output_constraints": ("OutputConstraints", "LineConstraints"),
 }
-_HOME = {name: home for home, names in _WHERE.items() for name in names}
+_MODULE_OF = {name: home for home, names in _EXPORTS.items() for name in names}
 
 __all__ = [
-    "RECIPES",
-    "SHIPPED",
+    "RECIPE_CONFIGS",
+    "SHIPPED_MODELS",
     "TASKS",
-    "ActRecipe",
-    "Actor",
-    "Agent",
+    "DecisionTransformerConfig",
+    "DecisionTransformer",
+    "DecisionTransformerAgent",
     "Answer",
-    "AnyRecipe",
-    "Data",
+    "RecipeConfig",
+    "Text2TextData",
     "Decoder",
-    "EpisodeData",
-    "Examples",
-    "From",
-    "HearRecipe",
-    "Learned",
-    "Looked",
-    "Matcher",
-    "Numbers",
-    "Opened",
-    "Predictor",
-    "Origin",
-    "Reading",
-    "Recipe",
+    "TrajectoryData",
+    "PairSplits",
+    "Pretrained",
+    "SpeechConfig",
+    "TrainedModel",
+    "LookResult",
+    "ImageTextModel",
+    "Dtype",
+    "TaskModel",
+    "EncoderModel",
+    "DataSource",
+    "PerplexityReport",
+    "Text2TextConfig",
     "Recurrent",
-    "Report",
-    "Runner",
-    "Sound",
-    "Steps",
-    "SeeRecipe",
+    "EvaluationReport",
+    "TextGenerator",
+    "AudioInput",
+    "TrajectoryInput",
+    "ImageClassificationConfig",
     "Task",
-    "Text",
+    "TokenizerPairConfig",
     "TextData",
     "Transformer",
-    "Vision",
-    "Wanted",
-    "Wishes",
-    "Words",
-    "WriteRecipe",
-    "answer_marked",
-    "asked_of",
-    "choices_of",
+    "ViT",
+    "OutputConstraints",
+    "LineConstraints",
+    "TokenizerConfig",
+    "LanguageModelingConfig",
+    "translate_tagged",
+    "parse_evaluation_options",
+    "load_image_candidates",
     "evaluate",
     "evaluate_recordings",
-    "found",
-    "gather",
-    "gathered",
-    "heard_by",
-    "learn",
-    "led",
+    "find_model_path",
+    "load_pair_splits",
+    "load_data",
+    "get_audio_features",
+    "fit",
+    "with_prefix",
     "load",
-    "load_folder",
-    "measure",
-    "named_recipes",
-    "origin_of",
-    "pairs_of",
-    "pictures_of",
+    "load_model_folder",
+    "evaluate_agent",
+    "list_recipes",
+    "parse_data_source",
+    "prepare_pairs",
+    "load_image_labels",
     "read_recipe",
-    "read_texts",
-    "recordings_of",
-    "texts_of",
+    "evaluate_perplexity",
+    "load_recordings",
+    "load_texts",
     "train",
-    "with_method",
-    "without_tags",
+    "override_method",
+    "strip_tags",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:  # what needs torch is imported when it is first used
+    if name not in _MODULE_OF:  # what needs torch is imported when it is first used
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)

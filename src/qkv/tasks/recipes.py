@@ -9,21 +9,21 @@ from pathlib import Path
 
 from qkv import config
 from qkv.errors import ConfigError
-from qkv.tasks.recipe import RECIPES, AnyRecipe, Recipe
+from qkv.tasks.config import RECIPE_CONFIGS, RecipeConfig, Text2TextConfig
 
 
-def named_recipes() -> dict[str, Path]:
+def list_recipes() -> dict[str, Path]:
     """The recipes that come with the package."""
     folder = Path(str(resources.files("qkv") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> AnyRecipe:
-    """Read a recipe by its path or name, with assignments such as `training.minutes=3` applied.
+def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> RecipeConfig:
+    """Read a recipe by its path or name, with assignments such as `training.max_minutes=3` applied.
 
     Raises ConfigError with every problem of the file and of the assignments, each with the nearest valid name.
     """
-    named = named_recipes()
+    named = list_recipes()
     path = Path(name)
     if not path.exists() or (path.is_dir() and str(name) in named):  # a folder may be called like a recipe
         if str(name) not in named:
@@ -31,13 +31,13 @@ def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> AnyRecipe:
             advice = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError([f"{name}: no such file, and the recipes that come along are {', '.join(named)}{advice}"])
         path = named[str(name)]
-    tree = config.override(config.load_yaml(path), overrides)
+    tree = config.apply_overrides(config.load_yaml(path), overrides)
     task = str(tree.get("task"))
-    near = difflib.get_close_matches(task, RECIPES, n=1)
-    kind = RECIPES.get(near[0], Recipe) if near else Recipe
+    near = difflib.get_close_matches(task, RECIPE_CONFIGS, n=1)
+    kind = RECIPE_CONFIGS.get(near[0], Text2TextConfig) if near else Text2TextConfig
     try:
-        return config.read(kind, tree, str(path))
+        return config.from_dict(kind, tree, str(path))
     except ConfigError as error:
-        if task in RECIPES:
+        if task in RECIPE_CONFIGS:
             raise
-        raise ConfigError([*error.problems, f"{path}: the tasks are {', '.join(RECIPES)}"]) from error
+        raise ConfigError([*error.problems, f"{path}: the tasks are {', '.join(RECIPE_CONFIGS)}"]) from error

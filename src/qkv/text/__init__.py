@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qkv.text.tokenizer import BOS, EOS, PAD, UNK, Framed, Specials, Tokenizer
-from qkv.text.training import Kind, train
+from qkv.text.tokenizer import BOS, EOS, PAD, UNK, Encoding, SpecialTokenIds, Tokenizer
+from qkv.text.trainers import TokenizerKind, train
 
-__all__ = ["BOS", "EOS", "PAD", "UNK", "Framed", "Kind", "Specials", "Tokenizer", "train"]
+__all__ = ["BOS", "EOS", "PAD", "UNK", "Encoding", "TokenizerKind", "SpecialTokenIds", "Tokenizer", "train"]

@@ -2,7 +2,7 @@
 
 Every tokenizer made here has the same four special tokens and is one plain `tokenizer.json`. That of a published
 model keeps its own special tokens, which any of them may lack, and what its model expects around a text; its file
-holds both (`{"specials": ..., "tokenizer": ...}`).
+holds both (`{"special_tokens": ..., "tokenizer": ...}`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ PAD: Final = 0
 BOS: Final = 1
 EOS: Final = 2
 UNK: Final = 3
-SPECIALS: Final = ("<pad>", "<s>", "</s>", "<unk>")
+SPECIAL_TOKENS: Final = ("<pad>", "<s>", "</s>", "<unk>")
 
-_LINES_AT_ONCE = 10_000
+_CHUNK_LINES = 10_000
 
 
 @dataclass(frozen=True)
-class Specials:
+class SpecialTokenIds:
     """The numbers of a tokenizer's special tokens, None where it has none; `size` counts its tokens."""
 
     size: int
@@ -52,7 +52,7 @@ class Specials:
                 raise VocabularyError(f"{field.name}={number!r} names no token, expected a number below {self.size}")
 
 
-class Framed(NamedTuple):
+class Encoding(NamedTuple):
     """A text as its model expects it: the ids, special tokens included, and for each the segment (0 or 1) it is of."""
 
     ids: list[int]
@@ -70,80 +70,80 @@ class Tokenizer:
     """
 
     def __init__(
-        self, inner: tokenizers.Tokenizer, name: str = "this tokenizer", *, specials: Specials | None = None
+        self, inner: tokenizers.Tokenizer, name: str = "this tokenizer", *, special_tokens: SpecialTokenIds | None = None
     ) -> None:
-        self._own = specials is None
-        if specials is None:
-            found = tuple(inner.id_to_token(number) for number in range(len(SPECIALS)))
-            if found != SPECIALS:
+        self._is_native = special_tokens is None
+        if special_tokens is None:
+            found = tuple(inner.id_to_token(number) for number in range(len(SPECIAL_TOKENS)))
+            if found != SPECIAL_TOKENS:
                 raise VocabularyError(
-                    f"{name} has {found} as its first four tokens, expected {SPECIALS}: it was not made by "
+                    f"{name} has {found} as its first four tokens, expected {SPECIAL_TOKENS}: it was not made by "
                     f"qkv.text.train; train one, or take the tokenizer from the model's own folder"
                 )
-            specials = Specials(inner.get_vocab_size(), PAD, BOS, EOS, UNK)
-        elif inner.get_vocab_size() > specials.size and specials.unk is None:
-            raise VocabularyError(f"{name} knows more than {specials.size} tokens and has none for the unknown")
-        inner.encode_special_tokens = self._own
+            special_tokens = SpecialTokenIds(inner.get_vocab_size(), PAD, BOS, EOS, UNK)
+        elif inner.get_vocab_size() > special_tokens.size and special_tokens.unk is None:
+            raise VocabularyError(f"{name} knows more than {special_tokens.size} tokens and has none for the unknown")
+        inner.encode_special_tokens = self._is_native
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
-        self.specials = specials
-        self._by_word = isinstance(inner.model, models.WordLevel)
-        self._by_byte = inner.decoder is not None and b'"ByteLevel"' in inner.decoder.__getstate__()
+        self.special_tokens = special_tokens
+        self._is_word_level = isinstance(inner.model, models.WordLevel)
+        self._is_byte_level = inner.decoder is not None and b'"ByteLevel"' in inner.decoder.__getstate__()
 
     @property
     def size(self) -> int:
         """How many tokens there are, the special ones included; a published model may have rows for more."""
-        return self.specials.size
+        return self.special_tokens.size
 
     @property
     def pad(self) -> int:
         """The number of the token that fills a batch; VocabularyError if there is none."""
-        return self._special("pad")
+        return self._special_token("pad")
 
     @property
     def bos(self) -> int:
         """The number of the token before a text; VocabularyError if there is none."""
-        return self._special("bos")
+        return self._special_token("bos")
 
     @property
     def eos(self) -> int:
         """The number of the token after a text; VocabularyError if there is none."""
-        return self._special("eos")
+        return self._special_token("eos")
 
     @property
     def unk(self) -> int:
         """The number of the token for what is unknown; VocabularyError if there is none."""
-        return self._special("unk")
+        return self._special_token("unk")
 
-    def _special(self, name: str) -> int:
-        number: int | None = getattr(self.specials, name)
+    def _special_token(self, name: str) -> int:
+        number: int | None = getattr(self.special_tokens, name)
         if number is None:
-            raise VocabularyError(f"this tokenizer has no {name} token; see `specials` for those it has")
+            raise VocabularyError(f"this tokenizer has no {name} token; see `special_tokens` for those it has")
         return number
 
-    def id(self, token: str) -> int:
+    def token_to_id(self, token: str) -> int:
         """The number of a token spelt as in the vocabulary, e.g. "<|en|>"; VocabularyError if there is none."""
         number: int | None = self._inner.token_to_id(token)
         if number is None or number >= self.size:
             raise VocabularyError(f"{token!r} is no token of this tokenizer, which has {self.size}; check its spelling")
         return number
 
-    def pieces(self) -> list[str]:
+    def vocabulary(self) -> list[str]:
         """Give every token as the vocabulary spells it, in the order of their numbers."""
         return [self._inner.id_to_token(number) or f"<{number}?>" for number in range(self.size)]
 
-    def spelt(self) -> list[bytes]:
+    def token_bytes(self) -> list[bytes]:
         """Give what every token adds to a text in UTF-8, with the space before a word; nothing for special tokens."""
         special = {number for number, token in self._inner.get_added_tokens_decoder().items() if token.special}
-        special |= set(range(len(SPECIALS))) if self._own else set()
-        return [b"" if number in special else self._bytes_of(piece) for number, piece in enumerate(self.pieces())]
+        special |= set(range(len(SPECIAL_TOKENS))) if self._is_native else set()
+        return [b"" if number in special else self._piece_to_bytes(piece) for number, piece in enumerate(self.vocabulary())]
 
-    def _bytes_of(self, piece: str) -> bytes:
-        if self._by_word:
+    def _piece_to_bytes(self, piece: str) -> bytes:
+        if self._is_word_level:
             return f" {piece}".encode()
-        table = _byte_of()
-        if self._by_byte and all(character in table for character in piece):
+        table = _byte_decoder()
+        if self._is_byte_level and all(character in table for character in piece):
             return bytes(table[character] for character in piece)
         if re.fullmatch("<0x[0-9A-F]{2}>", piece):
             return bytes([int(piece[3:5], 16)])
@@ -154,12 +154,12 @@ class Tokenizer:
 
         Raises VocabularyError if it is no token, or if no language's token stands around a text.
         """
-        number = self.id(token)
+        number = self.token_to_id(token)
         frame = self._inner.post_processor
         says = json.loads(frame.__getstate__()) if frame is not None else {}
-        plain = {self._inner.id_to_token(n) for n in (self.specials.bos, self.specials.eos) if n is not None}
+        plain = {self._inner.id_to_token(n) for n in (self.special_tokens.bos, self.special_tokens.eos) if n is not None}
         found = [name for name in says.get("special_tokens", ()) if name not in plain]
-        if self._own or len(found) != 1:
+        if self._is_native or len(found) != 1:
             raise VocabularyError(
                 f"{found or 'nothing'} stands around a text besides its beginning and end, expected the token of one "
                 f"language: take the tokenizer as it is"
@@ -170,51 +170,51 @@ class Tokenizer:
         says["single"], says["pair"] = pieces
         says["special_tokens"][token] = {"id": token, "ids": [number], "tokens": [token]}
         whole = json.loads(self._inner.to_str()) | {"post_processor": says}
-        return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(whole)), specials=self.specials)
+        return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(whole)), special_tokens=self.special_tokens)
 
     @functools.cached_property
     def digest(self) -> str:
         """The sha256 of everything that decides how text is cut: equal digests, equal tokens."""
-        return hashlib.sha256(self._text(pretty=False).encode()).hexdigest()
+        return hashlib.sha256(self._to_text(pretty=False).encode()).hexdigest()
 
     def encode(self, line: str) -> list[int]:
         """Give the token numbers of one line, without bos and eos; DataError if it is not valid Unicode."""
-        return self.encode_all([line])[0]
+        return self.encode_batch([line])[0]
 
-    def encode_all(self, lines: Iterable[str]) -> list[list[int]]:
+    def encode_batch(self, lines: Iterable[str]) -> list[list[int]]:
         """Give the token numbers of every line, in order and without bos and eos."""
-        numbers = [self._known(encoding.ids) for encoding in self._encodings(lines, framed=False)]
-        if self._own and self._by_word:  # a symbol spelt "</s>" would be found in the table of words
+        numbers = [self._replace_out_of_range(encoding.ids) for encoding in self._encode_chunks(lines, add_special_tokens=False)]
+        if self._is_native and self._is_word_level:  # a symbol spelt "</s>" would be found in the table of words
             return [[n if n > UNK else UNK for n in line] for line in numbers]
         return numbers
 
-    def framed(self, line: str, second: str | None = None) -> Framed:
+    def encode_with_special_tokens(self, line: str, second: str | None = None) -> Encoding:
         """Give the tokens of a line, or of two that belong together, with what the model expects around them.
 
         For a tokenizer made here that is an eos after each, and all of it is segment 0.
         """
-        if self._own:
+        if self._is_native:
             ids = [number for text in (line, second) if text is not None for number in (*self.encode(text), EOS)]
-            return Framed(ids, [0] * len(ids))
-        encoding = next(self._encodings([line if second is None else (line, second)], framed=True))
-        return Framed(self._known(encoding.ids), encoding.type_ids)
+            return Encoding(ids, [0] * len(ids))
+        encoding = next(self._encode_chunks([line if second is None else (line, second)], add_special_tokens=True))
+        return Encoding(self._replace_out_of_range(encoding.ids), encoding.type_ids)
 
-    def framed_all(self, lines: Iterable[str]) -> list[Framed]:
+    def encode_batch_with_special_tokens(self, lines: Iterable[str]) -> list[Encoding]:
         """Give every line with what the model expects around it, in order."""
-        if self._own:
-            return [Framed([*ids, EOS], [0] * (len(ids) + 1)) for ids in self.encode_all(lines)]
-        return [Framed(self._known(one.ids), one.type_ids) for one in self._encodings(lines, framed=True)]
+        if self._is_native:
+            return [Encoding([*ids, EOS], [0] * (len(ids) + 1)) for ids in self.encode_batch(lines)]
+        return [Encoding(self._replace_out_of_range(one.ids), one.type_ids) for one in self._encode_chunks(lines, add_special_tokens=True)]
 
-    def _encodings(self, lines: Iterable[str | tuple[str, str]], framed: bool) -> Iterator[tokenizers.Encoding]:
+    def _encode_chunks(self, lines: Iterable[str | tuple[str, str]], add_special_tokens: bool) -> Iterator[tokenizers.Encoding]:
         rest, before = iter(lines), 0
-        while chunk := list(islice(rest, _LINES_AT_ONCE)):
+        while chunk := list(islice(rest, _CHUNK_LINES)):
             try:
-                yield from self._inner.encode_batch_fast(chunk, add_special_tokens=framed)
+                yield from self._inner.encode_batch_fast(chunk, add_special_tokens=add_special_tokens)
             except (UnicodeEncodeError, TypeError) as error:
-                raise DataError(_unencodable(chunk, before)) from error
+                raise DataError(_encoding_error(chunk, before)) from error
             before += len(chunk)
 
-    def _known(self, ids: list[int]) -> list[int]:
+    def _replace_out_of_range(self, ids: list[int]) -> list[int]:
         if ids and max(ids) >= self.size:  # a piece that cuts the text and that the model has no number for
             return [number if number < self.size else self.unk for number in ids]
         return ids
@@ -224,7 +224,7 @@ class Tokenizer:
 
         Part of a character at an end is "\N{REPLACEMENT CHARACTER}", as is any part that belongs to no character.
         """
-        if not self._own:
+        if not self._is_native:
             return self._inner.decode([int(number) for number in ids if number < self.size], skip_special_tokens=True)
         kept: list[int] = []
         for number in ids:
@@ -234,20 +234,20 @@ class Tokenizer:
                 kept.append(int(number))
         return self._inner.decode(kept, skip_special_tokens=False)
 
-    def tokens(self, ids: Iterable[int]) -> list[str]:
+    def display_tokens(self, ids: Iterable[int]) -> list[str]:
         """Give one string per token to show: a space "▁", a new line "↵", a tab "⇥", part of a character "<0xC3>"."""
-        return [self._display[number] if 0 <= number < self.size else f"<{number}?>" for number in ids]
+        return [self._display_vocabulary[number] if 0 <= number < self.size else f"<{number}?>" for number in ids]
 
     @functools.cached_property
-    def _display(self) -> list[str]:
-        shown = [_bytes_shown(name) if self._by_byte else _visible(name) for name in self.pieces()]
-        return [*SPECIALS, *shown[len(SPECIALS) :]] if self._own else shown
+    def _display_vocabulary(self) -> list[str]:
+        shown = [_display_bytes(name) if self._is_byte_level else _make_visible(name) for name in self.vocabulary()]
+        return [*SPECIAL_TOKENS, *shown[len(SPECIAL_TOKENS) :]] if self._is_native else shown
 
-    def _text(self, pretty: bool) -> str:
+    def _to_text(self, pretty: bool) -> str:
         inner = self._inner.to_str(pretty=pretty)
-        return inner if self._own else f'{{"specials": {json.dumps(asdict(self.specials))},\n"tokenizer": {inner}}}'
+        return inner if self._is_native else f'{{"special_tokens": {json.dumps(asdict(self.special_tokens))},\n"tokenizer": {inner}}}'
 
-    def published(self) -> str:
+    def to_tokenizer_json(self) -> str:
         """The plain `tokenizer.json` that other libraries read; what it does not say is which tokens are special."""
         return self._inner.to_str(pretty=True)
 
@@ -260,7 +260,7 @@ class Tokenizer:
             raise StorageError(f"cannot write {target}: {error}; choose a folder that exists and has room") from error
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self._text(pretty=True))
+                file.write(self._to_text(pretty=True))
                 file.flush()
                 os.fsync(file.fileno())
             os.chmod(temporary, 0o644)
@@ -281,9 +281,9 @@ class Tokenizer:
             ) from error
         try:
             specials = None
-            if text.startswith('{"specials"'):
+            if text.startswith('{"special_tokens"'):
                 value = json.loads(text)
-                specials, text = Specials(**value["specials"]), json.dumps(value["tokenizer"])
+                specials, text = SpecialTokenIds(**value["special_tokens"]), json.dumps(value["tokenizer"])
             inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises plain Exception, whatever is wrong
             raise VocabularyError(
@@ -302,28 +302,28 @@ class Tokenizer:
 
 
 @functools.cache
-def _byte_of() -> dict[str, int]:
+def _byte_decoder() -> dict[str, int]:
     """Undo the byte-to-character table of byte-level models [Radford et al. 2019, section 2.2]."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(256 + n): byte for n, byte in enumerate(others)}
 
 
-def _bytes_shown(name: str) -> str:
-    table = _byte_of()
+def _display_bytes(name: str) -> str:
+    table = _byte_decoder()
     if any(character not in table for character in name):  # an added token is spelt as it is
-        return _visible(name)
+        return _make_visible(name)
     shown = bytes(table[character] for character in name).decode(errors="surrogateescape")
-    return "".join(f"<0x{ord(c) & 0xFF:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF else _visible(c) for c in shown)
+    return "".join(f"<0x{ord(c) & 0xFF:02X}>" if 0xDC80 <= ord(c) <= 0xDCFF else _make_visible(c) for c in shown)
 
 
-def _visible(text: str) -> str:
+def _make_visible(text: str) -> str:
     shown = text.replace(" ", "▁").replace("\n", "↵").replace("\t", "⇥")
     return shown if shown.isprintable() else "".join(c if c.isprintable() else f"<U+{ord(c):04X}>" for c in shown)
 
 
-def _unencodable(chunk: Sequence[str | tuple[str, str]], before: int) -> str:
-    whole = ((number, part) for number, line in enumerate(chunk, before + 1) for part in _parts(line))
+def _encoding_error(chunk: Sequence[str | tuple[str, str]], before: int) -> str:
+    whole = ((number, part) for number, line in enumerate(chunk, before + 1) for part in _texts_of(line))
     for number, line in whole:
         if not isinstance(line, str):
             return f"line {number} is a {type(line).__name__}, expected a string: pass one string per line"
@@ -337,5 +337,5 @@ def _unencodable(chunk: Sequence[str | tuple[str, str]], before: int) -> str:
     return "the lines could not be encoded: expected strings of Unicode text"
 
 
-def _parts(line: str | tuple[str, str]) -> Sequence[str]:
+def _texts_of(line: str | tuple[str, str]) -> Sequence[str]:
     return line if isinstance(line, tuple) else (line,)

@@ -4,46 +4,46 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qkv.training.options import (
+from qkv.training.config import (
     Cosine,
     InverseSquareRoot,
-    Muon,
-    Optimizer,
-    Saving,
+    MuonConfig,
+    OptimizerConfig,
+    CheckpointingConfig,
     Schedule,
-    Training,
-    Validation,
+    TrainingConfig,
+    ValidationConfig,
     WarmupStableDecay,
-    vaswani_peak,
+    noam_peak_lr,
 )
 
 if TYPE_CHECKING:
-    from qkv.training.trainer import Result, Trainer, Validated, claim
+    from qkv.training.trainer import TrainResult, Trainer, ValidationResult, check_run_folder
 
 __all__ = [
     "Cosine",
     "InverseSquareRoot",
-    "Muon",
-    "Optimizer",
-    "Result",
-    "Saving",
+    "MuonConfig",
+    "OptimizerConfig",
+    "TrainResult",
+    "CheckpointingConfig",
     "Schedule",
     "Trainer",
-    "Training",
-    "Validated",
-    "Validation",
+    "TrainingConfig",
+    "ValidationResult",
+    "ValidationConfig",
     "WarmupStableDecay",
-    "claim",
-    "vaswani_peak",
+    "check_run_folder",
+    "noam_peak_lr",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name in (
-        "Result",
+        "TrainResult",
         "Trainer",
-        "Validated",
-        "claim",
+        "ValidationResult",
+        "check_run_folder",
     ):  # these need torch, which a command line's --help must not import
         from qkv.training import trainer
 

@@ -13,11 +13,11 @@ import torch.distributed
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORE = -100
+IGNORE_INDEX = -100
 """The label of a place that is no target, e.g. padding."""
 
 
-def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+def cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Return the cross entropy in nats, summed over the labels that are not IGNORE, as a float32 scalar.
 
     logits (..., vocab), labels (...) int64, or (..., vocab) float: the share of each answer. With smoothing s the
@@ -25,16 +25,16 @@ def cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Ten
     torch's own in value and gradient, but the gradient is made in the memory of the log-probabilities: over a large
     vocabulary torch's takes twice as long.
     """
-    return with_plain(logits, labels, smoothing)[0]
+    return smoothed_and_plain_cross_entropy(logits, labels, label_smoothing)[0]
 
 
-def with_plain(logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+def smoothed_and_plain_cross_entropy(logits: Tensor, labels: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor]:
     """Return `cross_entropy` with smoothing, and without (which has no gradient): what it costs is not measurable."""
     if labels.is_floating_point():
         log_probabilities = logits.float().log_softmax(dim=-1)
-        wanted = torch.lerp(labels, torch.full_like(labels, 1 / labels.shape[-1]), smoothing)
+        wanted = torch.lerp(labels, torch.full_like(labels, 1 / labels.shape[-1]), label_smoothing)
         return -(wanted * log_probabilities).sum(), -(labels * log_probabilities.detach()).sum()
-    inputs = logits.flatten(0, -2).float(), labels.flatten(), smoothing
+    inputs = logits.flatten(0, -2).float(), labels.flatten(), label_smoothing
     both: tuple[Tensor, Tensor] = _CrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call]
     return both
 
@@ -43,7 +43,7 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
         log_probabilities = logits.log_softmax(dim=-1)
-        ignored = labels == IGNORE
+        ignored = labels == IGNORE_INDEX
         labels = labels.masked_fill(ignored, 0)
         chosen = log_probabilities.gather(1, labels[:, None])[:, 0]
         losses = -(1 - smoothing) * chosen
@@ -67,14 +67,14 @@ class _CrossEntropy(torch.autograd.Function):
         return gradient, None, None
 
 
-def step_tokens(tokens: int, device: torch.device) -> float:
+def loss_normalizer(target_tokens: int, device: torch.device) -> float:
     """Return what to divide a step's summed loss by: the target tokens of all ranks, over the number of ranks.
 
     Data-parallel training averages gradients over ranks; dividing by tokens per rank turns that mean into the sum
     over all tokens divided by all tokens.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return float(max(tokens, 1))
-    count = torch.tensor(float(tokens), device=device, dtype=torch.float64)
+        return float(max(target_tokens, 1))
+    count = torch.tensor(float(target_tokens), device=device, dtype=torch.float64)
     torch.distributed.all_reduce(count)
     return max(float(count.item()), 1.0) / torch.distributed.get_world_size()

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from qkv.training.progress import Display
+from qkv.training.reporters import Reporter
 
 
 @contextmanager
-def interruptible(show: Display) -> Iterator[threading.Event]:
+def handle_interrupts(reporter: Reporter) -> Iterator[threading.Event]:
     """Turn the first SIGINT or SIGTERM into an event that the loop looks at; a second one acts at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -23,7 +23,7 @@ def interruptible(show: Display) -> Iterator[threading.Event]:
     def handle(number: int, frame: FrameType | None) -> None:
         event.set()
         signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
-        show.note("Stopping after this step and saving; once more to stop at once, without saving.")
+        reporter.message("Stopping after this step and saving; once more to stop at once, without saving.")
 
     for number in before:
         signal.signal(number, handle)

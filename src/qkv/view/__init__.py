@@ -1,22 +1,22 @@
 """Showing what the lens saw: in a file, over HTTP to one reader, in a notebook.
 
-page(seen(runner, "colonel"), "look.html")      one file
-show(seen(runner, "colonel"))                   in a notebook
-explore(runner, line="colonel")                 in a notebook, and what is asked on the page is answered
+write_html(build_run(model, "colonel"), "look.html")      one file
+show(build_run(model, "colonel"))                   in a notebook
+explore(model, line="colonel")                 in a notebook, and what is asked on the page is answered
 """
 
 from __future__ import annotations
 
-from qkv.view.asking import Session, shown
+from qkv.view.session import Session, build_document
 from qkv.view.axes import Axis
-from qkv.view.chart import achieved
-from qkv.view.document import Document, document
-from qkv.view.looking import long_text, seen
+from qkv.view.returns_plot import plot_returns
+from qkv.view.document import Document, encode_document
+from qkv.view.builder import encode_long_text, build_run
 from qkv.view.notebook import explore, show
 from qkv.view.run import Hypothesis, Run
-from qkv.view.serving import Server
-from qkv.view.sound import draw_sound
-from qkv.view.writing import page
+from qkv.view.server import Server
+from qkv.view.words_plot import plot_words
+from qkv.view.html import write_html
 
 __all__ = [
     "Axis",
@@ -25,13 +25,13 @@ __all__ = [
     "Run",
     "Server",
     "Session",
-    "achieved",
-    "document",
-    "draw_sound",
+    "plot_returns",
+    "encode_document",
+    "plot_words",
     "explore",
-    "long_text",
-    "page",
-    "seen",
+    "encode_long_text",
+    "write_html",
+    "build_run",
     "show",
-    "shown",
+    "build_document",
 ]

@@ -14,27 +14,27 @@ from qkv.lens.pieces import Pieces
 from qkv.lens.recorder import Call
 from qkv.lens.reports import report_of
 from qkv.mask import Mask
-from qkv.view.blocks import Blocks, Kind, rounded
+from qkv.view.blocks import Blocks, StorageDtype, round_trip
 
-Rule = dict[str, Any]
+MaskRule = dict[str, Any]
 """How all queries see keys: {"causal", "window", "past"}; see `rule_of`."""
 
-_REPORTED = ("previous", "sink", "entropy", "distance", "positional", "duplicate", "induction", "share")
+_REPORT_METRICS = ("previous", "sink", "entropy", "distance", "positional", "duplicate", "induction", "share")
 
 
-def of_all(trace: Trace, row: int, blocks: Blocks, contexts: bool) -> list[dict[str, Any]]:
+def attentions_to_json(trace: Trace, row: int, blocks: Blocks, contexts: bool) -> list[dict[str, Any]]:
     """All attentions for the page, with every head's statistics."""
     found = []
     for one in trace:
         pieces = one.pieces()  # one attention's weights at a time
-        said = described(one, pieces, row, blocks, contexts)
-        said["error"] = worst_weight(one, pieces, row, blocks.kind)
-        said["statistics"] = statistics(one, pieces, row, report_of(trace, one, pieces, row))
+        said = attention_to_json(one, pieces, row, blocks, contexts)
+        said["error"] = max_weight_error(one, pieces, row, blocks.dtype)
+        said["statistics"] = compute_head_statistics(one, pieces, row, report_of(trace, one, pieces, row))
         found.append(said)
     return found
 
 
-def outline(attention: AttentionTrace) -> dict[str, Any]:
+def describe_attention(attention: AttentionTrace) -> dict[str, Any]:
     """What an attention is, without its tensors."""
     parts = attention.place.split(".")
     crossing = parts[-1] == "cross_attention"
@@ -55,18 +55,18 @@ def outline(attention: AttentionTrace) -> dict[str, Any]:
     }
 
 
-def described(attention: AttentionTrace, pieces: Pieces, row: int, blocks: Blocks, contexts: bool) -> dict[str, Any]:
+def attention_to_json(attention: AttentionTrace, pieces: Pieces, row: int, blocks: Blocks, contexts: bool) -> dict[str, Any]:
     """An attention for the page: what it is, and its tensors for one row of the batch."""
-    found = outline(attention)
+    found = describe_attention(attention)
     found["certified"] = [round(float(one), 12) for one in attention.certify(pieces)]
     for site in ("query", "key", "value"):
         found[site] = blocks.add(getattr(attention, site)[row])
     if contexts:
         found["context"] = blocks.add(attention.context[row])
-    rule = rule_of(attention)
+    rule = find_mask_rule(attention)
     if attention.terms.get("score") is not None or rule is None or _has_bias(attention):
-        added, visible = _additions(attention, row)
-        rule = rule or _rule_in(visible)
+        added, visible = _score_bias_and_visibility(attention, row)
+        rule = rule or _infer_mask_rule(visible)
         if rule is None:
             found["visible"] = blocks.add(visible)
         if attention.terms.get("score") is not None:
@@ -74,19 +74,19 @@ def described(attention: AttentionTrace, pieces: Pieces, row: int, blocks: Block
             scores = attention.scores()[row]
             found["scores"] = blocks.add(scores.masked_fill(scores == -torch.inf, 0.0), "float32")
         elif added is not None:
-            distances = by_distance(added)
-            found["added" if distances is None else "added_by_distance"] = blocks.add(
+            distances = compress_by_distance(added)
+            found["score_bias" if distances is None else "score_bias_by_distance"] = blocks.add(
                 added if distances is None else distances, "float32"
             )
     if rule is not None:
         found["rule"] = rule
     if (sinks := attention.terms.get("sinks")) is not None:
         found["sinks"] = blocks.add(sinks, "float32")
-    found["norms"] = blocks.add(norms(attention, row), "float16" if blocks.kind == "int8" else None)
+    found["value_norms"] = blocks.add(compute_value_norms(attention, row), "float16" if blocks.dtype == "int8" else None)
     return found
 
 
-def norms(attention: AttentionTrace, row: int) -> Tensor:
+def compute_value_norms(attention: AttentionTrace, row: int) -> Tensor:
     """How much each key can give, |value @ W_O| or, where there is no W_O, |value|: (heads, keys)."""
     value = attention.value[row].float().repeat_interleave(attention.heads // attention.kv_heads, dim=0)
     if attention.output_parameter is not None:
@@ -95,7 +95,7 @@ def norms(attention: AttentionTrace, row: int) -> Tensor:
     return found
 
 
-def rule_of(attention: AttentionTrace) -> Rule | None:
+def find_mask_rule(attention: AttentionTrace) -> MaskRule | None:
     """The rule by which all queries see keys, if one says it all: {"causal", "window", "past"}.
 
     A query is at position `past` + its number; causal: it sees keys up to there; window: those nearer than this.
@@ -112,13 +112,13 @@ def rule_of(attention: AttentionTrace) -> Rule | None:
         else:
             return None
         offset += call["query"].shape[2]
-    if len(rules) != 1 or _hides(attention):
+    if len(rules) != 1 or _bias_hides_keys(attention):
         return None
     causal, window, past = rules.pop()
     return {"causal": causal, "window": window, "past": past}
 
 
-def _rule_in(visible: Tensor) -> Rule | None:
+def _infer_mask_rule(visible: Tensor) -> MaskRule | None:
     """The rule that says what a matrix (heads or 1, queries, keys) does, if one does."""
     queries, keys = visible.shape[1:]
     seen = visible[0, -1].nonzero()
@@ -134,42 +134,42 @@ def _rule_in(visible: Tensor) -> Rule | None:
     return None
 
 
-def by_distance(added: Tensor) -> Tensor | None:
+def compress_by_distance(score_bias: Tensor) -> Tensor | None:
     """What is added to scores (heads, queries, keys), if it depends on key - query alone: (heads, distances).
 
     The distance of key 0 and the last query comes first.
     """
-    if bool((added[:, 1:, 1:] != added[:, :-1, :-1]).any()):
+    if bool((score_bias[:, 1:, 1:] != score_bias[:, :-1, :-1]).any()):
         return None
-    return torch.cat([added[:, :, 0].flip(1), added[:, 0, 1:]], dim=1)
+    return torch.cat([score_bias[:, :, 0].flip(1), score_bias[:, 0, 1:]], dim=1)
 
 
-def statistics(
+def compute_head_statistics(
     attention: AttentionTrace, pieces: Pieces, row: int, reports: Sequence[HeadReport]
 ) -> dict[str, list[float | None]]:
     """Each head in numbers, by name: what `lens.report` says, and the mean largest weight and that on the diagonal."""
-    found = {name: [_short(getattr(one, name)) for one in reports] for name in _REPORTED}
+    found = {name: [_round_to_5_digits(getattr(one, name)) for one in reports] for name in _REPORT_METRICS}
     largest, diagonal = torch.zeros(attention.heads), torch.zeros(attention.heads)
     for piece in pieces:
         weights = piece.weights[row].float().cpu()
         largest += weights.amax(dim=-1).sum(dim=-1)
         diagonal += weights.diagonal(piece.begin, dim1=-2, dim2=-1).sum(dim=-1)
-    found["largest"] = [_short(float(one)) for one in largest / attention.queries]
-    found["diagonal"] = [_short(float(one)) for one in diagonal / min(attention.queries, attention.keys)]
+    found["largest"] = [_round_to_5_digits(float(one)) for one in largest / attention.queries]
+    found["diagonal"] = [_round_to_5_digits(float(one)) for one in diagonal / min(attention.queries, attention.keys)]
     return found
 
 
-def worst_weight(attention: AttentionTrace, pieces: Pieces, row: int, kind: Kind) -> float:
+def max_weight_error(attention: AttentionTrace, pieces: Pieces, row: int, dtype: StorageDtype) -> float:
     """The largest difference of any weight from that of queries and keys kept in a kind."""
     worst = 0.0
-    if kind == "float32" or attention.terms.get("score") is not None:
+    if dtype == "float32" or attention.terms.get("score") is not None:
         return worst
     calls = []
     for call in attention.calls:
         kept = Call(terms=call.terms)
         for site in ("query", "key", "value", "context"):
             own = call[site][row : row + 1]
-            kept.tensors[site] = rounded(own, kind) if site in ("query", "key") else own
+            kept.tensors[site] = round_trip(own, dtype) if site in ("query", "key") else own
         calls.append(kept)
     for piece in pieces:
         own = piece.weights[row : row + 1]
@@ -182,13 +182,13 @@ def _has_bias(attention: AttentionTrace) -> bool:
     return any(call.terms.get("bias") is not None for call in attention.calls)
 
 
-def _hides(attention: AttentionTrace) -> bool:
+def _bias_hides_keys(attention: AttentionTrace) -> bool:
     """Whether a bias hides keys, as an intervention does."""
     biases = [call.terms.get("bias") for call in attention.calls]
     return any(bias is not None and bool(torch.isneginf(bias).any()) for bias in biases)
 
 
-def _additions(attention: AttentionTrace, row: int) -> tuple[Tensor | None, Tensor]:
+def _score_bias_and_visibility(attention: AttentionTrace, row: int) -> tuple[Tensor | None, Tensor]:
     """What is added to the scores, and what is visible: (heads or 1, queries, keys), over all calls."""
     added_parts: list[Tensor] = []
     visible_parts: list[Tensor] = []
@@ -201,12 +201,12 @@ def _additions(attention: AttentionTrace, row: int) -> tuple[Tensor | None, Tens
         added_parts.append(torch.nn.functional.pad(added.expand(shape)[row], (0, absent)))
         visible_parts.append(torch.nn.functional.pad(visible.expand(shape)[row], (0, absent), value=False))
     added, visible = torch.cat(added_parts, dim=1), torch.cat(visible_parts, dim=1)
-    return (_one_if_alike(added) if added.any() else None), _one_if_alike(visible)
+    return (_collapse_equal_heads(added) if added.any() else None), _collapse_equal_heads(visible)
 
 
-def _one_if_alike(tensor: Tensor) -> Tensor:
+def _collapse_equal_heads(tensor: Tensor) -> Tensor:
     return tensor[:1] if bool((tensor == tensor[:1]).all()) else tensor
 
 
-def _short(value: float | None) -> float | None:
+def _round_to_5_digits(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.5g}")

@@ -13,7 +13,7 @@ from qkv.errors import QkvError
 from qkv.lens.speech import Span
 from qkv.view.blocks import Blocks
 
-_PEAKS = 2000  # of a waveform: about what a wide screen has pixels
+_MAX_PEAKS = 2000  # of a waveform: about what a wide screen has pixels
 
 
 @dataclass(frozen=True)
@@ -33,34 +33,34 @@ class Axis:
     leading: int = 0
     audio: Tensor | None = None
     seconds: float = 0.0
-    per_token: float = 0.0
+    seconds_per_token: float = 0.0
     words: tuple[Span, ...] = ()
-    numbers: Mapping[str, Tensor] = field(default_factory=dict)
-    first: int = 0
+    values: Mapping[str, Tensor] = field(default_factory=dict)
+    first_step: int = 0
 
-    def described(self, blocks: Blocks) -> dict[str, Any]:
+    def to_json(self, blocks: Blocks) -> dict[str, Any]:
         """The axis for the page."""
         found: dict[str, Any] = {"kind": self.kind, "tokens": list(self.tokens)}
         if self.image is not None:
             shape = {"rows": self.rows, "columns": self.columns, "leading": self.leading}
             found["image"] = {**shape, "pixels": blocks.add(self.image)}
         if self.audio is not None:
-            peaks = blocks.add(_peaks(self.audio), "float32")
-            times = {"seconds": self.seconds, "per_token": self.per_token, "leading": self.leading}
+            peaks = blocks.add(_compute_peaks(self.audio), "float32")
+            times = {"seconds": self.seconds, "seconds_per_token": self.seconds_per_token, "leading": self.leading}
             words = [[one.text, one.start, one.end] for one in self.words]
             found["audio"] = {**times, "samples": len(self.audio), "peaks": peaks, "words": words}
-        if self.numbers:
-            kept = {kind: blocks.add(numbers, "float32") for kind, numbers in self.numbers.items()}
-            found["trajectory"] = {"kinds": list(self.numbers), "first": self.first, "numbers": kept}
+        if self.values:
+            kept = {kind: blocks.add(numbers, "float32") for kind, numbers in self.values.items()}
+            found["trajectory"] = {"kinds": list(self.values), "first_step": self.first_step, "values": kept}
         return found
 
 
-def text(tokens: Sequence[str]) -> Axis:
+def build_text_axis(tokens: Sequence[str]) -> Axis:
     """Tokens of a text."""
     return Axis(tuple(tokens))
 
 
-def image(pixels: Tensor, rows: int, columns: int, leading: int = 0) -> Axis:
+def build_image_axis(pixels: Tensor, rows: int, columns: int, leading: int = 0) -> Axis:
     """The patches of a picture (height, width, 3) uint8, row by row, after some tokens that are no place in it.
 
     Raises QkvError for other pixels.
@@ -74,35 +74,35 @@ def image(pixels: Tensor, rows: int, columns: int, leading: int = 0) -> Axis:
     return Axis(tuple(names), "image", image=pixels, rows=rows, columns=columns, leading=leading)
 
 
-def audio(samples: Tensor, rate: int, positions: int, per_token: float, words: Sequence[Span] = ()) -> Axis:
+def build_audio_axis(samples: Tensor, sample_rate: int, positions: int, seconds_per_token: float, words: Sequence[Span] = ()) -> Axis:
     """The positions of a sound (samples,) taken `rate` times a second; each covers `per_token` seconds.
 
     words: when each word of the answer was said; a position in whose middle one is heard is named by it too.
     """
     names = []
     for number in range(positions):
-        middle = (number + 0.5) * per_token
+        middle = (number + 0.5) * seconds_per_token
         heard = next((one.text for one in words if one.start <= middle < one.end), "")
-        names.append(f"{number * per_token:.2f} s {heard}".rstrip())
-    seconds = len(samples) / rate
-    return Axis(tuple(names), "audio", audio=samples, seconds=seconds, per_token=per_token, words=tuple(words))
+        names.append(f"{number * seconds_per_token:.2f} s {heard}".rstrip())
+    seconds = len(samples) / sample_rate
+    return Axis(tuple(names), "audio", audio=samples, seconds=seconds, seconds_per_token=seconds_per_token, words=tuple(words))
 
 
-def trajectory(tokens: Sequence[str], numbers: Mapping[str, Tensor], first: int = 0) -> Axis:
+def build_trajectory_axis(tokens: Sequence[str], values: Mapping[str, Tensor], first_step: int = 0) -> Axis:
     """The positions of an agent's steps from the step `first` on, each of which has one of every kind.
 
     numbers: what the positions of each kind hold, (steps, numbers), by kind, in their order within a step.
     Raises QkvError for another number of tokens, or of steps.
     """
-    steps = {len(one) for one in numbers.values()}
-    if len(steps) != 1 or len(tokens) != len(numbers) * min(steps):
-        shapes = {kind: tuple(one.shape) for kind, one in numbers.items()}
+    steps = {len(one) for one in values.values()}
+    if len(steps) != 1 or len(tokens) != len(values) * min(steps):
+        shapes = {kind: tuple(one.shape) for kind, one in values.items()}
         raise QkvError(f"{len(tokens)} positions and numbers of shapes {shapes} given; expected one a kind and step")
-    return Axis(tuple(tokens), "trajectory", numbers=dict(numbers), first=first)
+    return Axis(tuple(tokens), "trajectory", values=dict(values), first_step=first_step)
 
 
-def _peaks(samples: Tensor) -> Tensor:
+def _compute_peaks(samples: Tensor) -> Tensor:
     """The lowest and the highest sample of each of up to 2,000 stretches, (stretches, 2)."""
-    count = max(1, min(_PEAKS, len(samples)))
+    count = max(1, min(_MAX_PEAKS, len(samples)))
     parts = torch.tensor_split(samples.float(), count)
     return torch.stack([torch.stack([part.min(), part.max()]) for part in parts if len(part)])

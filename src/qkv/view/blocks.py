@@ -8,51 +8,51 @@ import numpy
 import torch
 from torch import Tensor
 
-Kind = Literal["float32", "float16", "int8"]
+StorageDtype = Literal["float32", "float16", "int8"]
 """How real numbers are kept. int8: each last dimension by itself, in steps of its largest entry / 127."""
 
 Block = dict[str, Any]
-"""Where a tensor is: {"at": its first byte, "kind", "shape"}, and "scale", the block of the steps, for int8."""
+"""Where a tensor is: {"offset": its first byte, "dtype", "shape"}, and "scale", the block of the steps, for int8."""
 
-_ALIGNED = 8  # so that every kind of typed array can be laid over the bytes
+_ALIGNMENT = 8  # so that every kind of typed array can be laid over the bytes
 
 
 class Blocks:
     """Blocks that are written one after the other; a tensor that several places share is kept once."""
 
-    def __init__(self, kind: Kind = "float32") -> None:
-        self.kind: Kind = kind
+    def __init__(self, dtype: StorageDtype = "float32") -> None:
+        self.dtype: StorageDtype = dtype
         self._parts: list[bytes] = []
         self._size = 0
-        self._kept: dict[tuple[str, bytes], int] = {}
+        self._offsets: dict[tuple[str, bytes], int] = {}
 
-    def add(self, tensor: Tensor, kind: Kind | None = None) -> Block:
+    def add(self, tensor: Tensor, dtype: StorageDtype | None = None) -> Block:
         """Keep a tensor, in the blocks' kind unless another is named; bool and uint8 are kept as uint8."""
         tensor = tensor.detach().cpu()
         if tensor.dtype in (torch.bool, torch.uint8):
             return self._add(tensor.to(torch.uint8), "uint8")
-        kind = kind or self.kind
-        if kind != "int8":
-            return self._add(tensor.to(getattr(torch, kind)), kind)
-        steps, whole = in_steps(tensor)
+        dtype = dtype or self.dtype
+        if dtype != "int8":
+            return self._add(tensor.to(getattr(torch, dtype)), dtype)
+        steps, whole = quantize_int8(tensor)
         return {**self._add(whole, "int8"), "scale": self._add(steps, "float16")}
 
-    def bytes(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """All of them."""
         return b"".join(self._parts)
 
-    def _add(self, tensor: Tensor, kind: str) -> Block:
-        raw = tensor.contiguous().numpy().astype(numpy.dtype(kind).newbyteorder("<")).tobytes()
-        key = kind, raw
-        if key not in self._kept:
-            self._kept[key] = self._size
-            padded = raw + bytes(-len(raw) % _ALIGNED)
+    def _add(self, tensor: Tensor, dtype: str) -> Block:
+        raw = tensor.contiguous().numpy().astype(numpy.dtype(dtype).newbyteorder("<")).tobytes()
+        key = dtype, raw
+        if key not in self._offsets:
+            self._offsets[key] = self._size
+            padded = raw + bytes(-len(raw) % _ALIGNMENT)
             self._parts.append(padded)
             self._size += len(padded)
-        return {"at": self._kept[key], "kind": kind, "shape": list(tensor.shape)}
+        return {"offset": self._offsets[key], "dtype": dtype, "shape": list(tensor.shape)}
 
 
-def in_steps(tensor: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_int8(tensor: Tensor) -> tuple[Tensor, Tensor]:
     """A tensor (..., d) as steps (...) float16 and whole numbers (..., d) int8 of them."""
     tensor = tensor.float()
     largest = tensor.abs().amax(dim=-1)
@@ -62,9 +62,9 @@ def in_steps(tensor: Tensor) -> tuple[Tensor, Tensor]:
     return steps, (tensor / divisor.unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8)
 
 
-def rounded(tensor: Tensor, kind: Kind) -> Tensor:
+def round_trip(tensor: Tensor, dtype: StorageDtype) -> Tensor:
     """What is left of a tensor once it was kept in a kind, as float32."""
-    if kind == "int8":
-        steps, whole = in_steps(tensor)
+    if dtype == "int8":
+        steps, whole = quantize_int8(tensor)
         return whole.float() * steps.float().unsqueeze(-1)
-    return tensor.to(getattr(torch, kind)).float()
+    return tensor.to(getattr(torch, dtype)).float()

@@ -13,15 +13,15 @@ from typing import Any
 from qkv.errors import QkvError
 from qkv.lens import Trace
 from qkv.view import overview
-from qkv.view.blocks import Blocks, Kind
-from qkv.view.run import Run, labels
+from qkv.view.blocks import Blocks, StorageDtype
+from qkv.view.run import Run, shorten_names
 
 VERSION = 1
 
-_MOST = 20_000_000
+_MAX_NUMBERS = 20_000_000
 """Numbers (queries, keys, values and contexts) beyond which a run is shown from afar, as a long one."""
 
-_ROOM: tuple[tuple[Kind, int, int], ...] = (("float32", 4, 4_000_000), ("float16", 2, 8_000_000))
+_DTYPE_BUDGETS: tuple[tuple[StorageDtype, int, int], ...] = (("float32", 4, 4_000_000), ("float16", 2, 8_000_000))
 """Numbers are kept in the first kind, of so many bytes each, in which all of them stay below so many bytes."""
 
 
@@ -29,17 +29,17 @@ _ROOM: tuple[tuple[Kind, int, int], ...] = (("float32", 4, 4_000_000), ("float16
 class Document:
     """One page: its JSON, and the blocks that it names."""
 
-    described: dict[str, Any]
+    data: dict[str, Any]
     blocks: bytes
 
     @property
-    def text(self) -> str:
+    def json(self) -> str:
         """The JSON, which holds no character that could end or begin an element of HTML."""
-        return safe_json(self.described)
+        return dump_html_safe_json(self.data)
 
 
-def document(
-    shown: Run | Trace | Sequence[Run], *, title: str = "", note: str = "", live: bool = False, kind: Kind | None = None
+def encode_document(
+    runs_or_trace: Run | Trace | Sequence[Run], *, title: str = "", note: str = "", live: bool = False, dtype: StorageDtype | None = None
 ) -> Document:
     """Describe one run, or two to be seen side by side.
 
@@ -47,16 +47,16 @@ def document(
     page's questions. kind: how numbers are kept; by their number, unless given.
     Raises QkvError for no run or for more than two.
     """
-    runs = [Run(shown)] if isinstance(shown, Trace) else [shown] if isinstance(shown, Run) else list(shown)
+    runs = [Run(runs_or_trace)] if isinstance(runs_or_trace, Trace) else [runs_or_trace] if isinstance(runs_or_trace, Run) else list(runs_or_trace)
     if not 1 <= len(runs) <= 2:
         raise QkvError(f"{len(runs)} runs were given to show; expected one, or two side by side")
-    long = _size(runs) > _MOST or any(overview.is_long(one) for run in runs for one in run.trace)
-    kind = kind or ("float32" if long else _kind(_size(runs)))
-    blocks = Blocks(kind)
+    long = _count_numbers(runs) > _MAX_NUMBERS or any(overview.is_long(one) for run in runs for one in run.trace)
+    dtype = dtype or ("float32" if long else _choose_dtype(_count_numbers(runs)))
+    blocks = Blocks(dtype)
     # in int8, what the model itself computed would be no check of what is recomputed
     shown_runs = [
-        run.described(blocks, label=label, contexts=kind != "int8", long=long)
-        for run, label in zip(runs, labels([run.name for run in runs]), strict=True)
+        run.to_json(blocks, label=label, contexts=dtype != "int8", long=long)
+        for run, label in zip(runs, shorten_names([run.name for run in runs]), strict=True)
     ]
     errors = (one.get("error", 0.0) for run in shown_runs for one in run["attentions"])
     described = {
@@ -64,23 +64,23 @@ def document(
         "title": title,
         "note": note,
         "runs": shown_runs,
-        "numbers": {"kind": kind, "error": max(errors, default=0.0)},
+        "precision": {"dtype": dtype, "error": max(errors, default=0.0)},
         "live": live,
     }
-    return Document(described, blocks.bytes())
+    return Document(described, blocks.to_bytes())
 
 
-def safe_json(value: object) -> str:
+def dump_html_safe_json(value: object) -> str:
     """JSON in ASCII that cannot end its <script> element, whatever the tokens are."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _kind(count: int) -> Kind:
-    return next((kind for kind, size, room in _ROOM if count * size <= room), "int8")
+def _choose_dtype(count: int) -> StorageDtype:
+    return next((kind for kind, size, room in _DTYPE_BUDGETS if count * size <= room), "int8")
 
 
-def _size(runs: Sequence[Run]) -> int:
+def _count_numbers(runs: Sequence[Run]) -> int:
     """How many numbers all queries, keys, values and contexts are."""
     count = 0
     for run in runs:

@@ -7,32 +7,32 @@ from typing import Any
 
 from qkv.errors import MissingExtraError
 from qkv.lens import Trace
-from qkv.tasks.loading import Opened
-from qkv.view import writing
-from qkv.view.asking import Session
-from qkv.view.document import Document, document
+from qkv.tasks.loader import TaskModel
+from qkv.view import html
+from qkv.view.session import Session
+from qkv.view.document import Document, encode_document
 from qkv.view.run import Run
 
 
-def show(shown: Run | Trace | Sequence[Run], *, title: str = "", note: str = "") -> Any:
+def show(runs: Run | Trace | Sequence[Run], *, title: str = "", note: str = "") -> Any:
     """Show one run, or two side by side, in a notebook: the last value of a cell is shown.
 
     Raises MissingExtraError without anywidget, QkvError for no run or for more than two.
     """
-    return _widget(document(shown, title=title, note=note), None)
+    return _build_widget(encode_document(runs, title=title, note=note), None)
 
 
-def explore(*runners: Opened, line: str, answer: str | None = None, names: Sequence[str] = ()) -> Any:
+def explore(*models: TaskModel, line: str, answer: str | None = None, names: Sequence[str] = ()) -> Any:
     """Show in a notebook what one model, or two side by side, see in a line, and answer what is asked on the page.
 
     names: what the models are called, and opened by. Raises MissingExtraError without anywidget, and as `look` does.
     """
-    named = [*names, *("" for _ in runners[len(names) :])]
-    session = Session(list(zip(named, runners, strict=True)), line, answer)
-    return _widget(session.document(), session)
+    named = [*names, *("" for _ in models[len(names) :])]
+    session = Session(list(zip(named, models, strict=True)), line, answer)
+    return _build_widget(session.build_document(), session)
 
 
-def _widget(made: Document, session: Session | None) -> Any:
+def _build_widget(page_document: Document, session: Session | None) -> Any:
     try:
         import anywidget
         import traitlets
@@ -44,11 +44,11 @@ def _widget(made: Document, session: Session | None) -> Any:
     class Look(anywidget.AnyWidget):
         """The page, what it shows, and what answers it."""
 
-        _esm = writing.module()
+        _esm = html.read_script()
         document = traitlets.Dict().tag(sync=True)
         blocks = traitlets.Bytes().tag(sync=True)
 
-    widget = Look(document=made.described, blocks=made.blocks)
+    widget = Look(document=page_document.data, blocks=page_document.blocks)
     if session is not None:
 
         def answer(_: object, content: Any, buffers: object) -> None:

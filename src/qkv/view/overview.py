@@ -12,40 +12,40 @@ from qkv import lens
 from qkv.errors import QkvError
 from qkv.lens import AttentionTrace, Statistics, Trace
 from qkv.mask import Span
-from qkv.view.attention import outline, rule_of
+from qkv.view.attention import describe_attention, find_mask_rule
 from qkv.view.blocks import Blocks
 
-SIDE = 512
+OVERVIEW_SIZE = 512
 """The most rows and columns of an overview."""
 
-_WORK = 4e9  # weights, of all heads that a page begins with, hidden ones included
-_CERTIFIED = 64  # queries
-_CELLS = 2**21  # weights made at once: 8 MiB
-_LONG = 2**22  # weights of a head beyond which its matrix is not made whole
+_MAX_WEIGHTS_PER_PAGE = 4e9  # weights, of all heads that a page begins with, hidden ones included
+_N_CERTIFIED_QUERIES = 64  # queries
+_MAX_WEIGHTS_AT_ONCE = 2**21  # weights made at once: 8 MiB
+_MAX_MATRIX_SIZE = 2**22  # weights of a head beyond which its matrix is not made whole
 
 
-Counted = dict[tuple[str, int], Statistics]
+StatisticsCache = dict[tuple[str, int], Statistics]
 """The statistics of single heads, by place and head."""
 
 
-def of_all(trace: Trace, row: int, blocks: Blocks, kept: Counted) -> list[dict[str, Any]]:
+def overviews_to_json(trace: Trace, row: int, blocks: Blocks, cache: StatisticsCache) -> list[dict[str, Any]]:
     """All attentions for the page, with the overviews and statistics of as many heads as `_WORK` allows.
 
     What is counted is added to `kept`.
     """
-    chosen = _chosen(list(trace))
+    chosen = _choose_heads(list(trace))
     found = []
     for attention in trace:
-        said = outline(attention)
-        said["rule"] = rule_of(attention)
-        last = max(0, attention.queries - _CERTIFIED), attention.queries
-        said |= {"certified": certified(attention, last), "certified_queries": list(last)}
+        said = describe_attention(attention)
+        said["rule"] = find_mask_rule(attention)
+        last = max(0, attention.queries - _N_CERTIFIED_QUERIES), attention.queries
+        said |= {"certified": certify_queries(attention, last), "certified_queries": list(last)}
         heads = chosen[attention.place]
         said["statistics"] = {name: [None] * attention.heads for name in ("entropy", "distance", "sink", "largest")}
         if heads:
             numbers = lens.measure(attention, top=1, first=1, heads=heads)
-            kept |= {(attention.place, head): numbers.of(head) for head in heads}
-            said |= described(attention, numbers, blocks, row)
+            cache |= {(attention.place, head): numbers.of(head) for head in heads}
+            said |= overview_to_json(attention, numbers, blocks, row)
             means = {
                 "entropy": numbers.entropy,
                 "distance": numbers.distance,
@@ -59,7 +59,7 @@ def of_all(trace: Trace, row: int, blocks: Blocks, kept: Counted) -> list[dict[s
     return found
 
 
-def certified(attention: AttentionTrace, queries: Span) -> list[float]:
+def certify_queries(attention: AttentionTrace, queries: Span) -> list[float]:
     """The largest |weights @ value - context| of each head, for some queries."""
     worst = []
     for head in range(attention.heads):
@@ -70,13 +70,13 @@ def certified(attention: AttentionTrace, queries: Span) -> list[float]:
     return worst
 
 
-def _chosen(attentions: Sequence[AttentionTrace]) -> dict[str, list[int]]:
+def _choose_heads(attentions: Sequence[AttentionTrace]) -> dict[str, list[int]]:
     """Which heads to make overviews of: the last attention's first one, then one of each in turn."""
     chosen: dict[str, list[int]] = {one.place: [] for one in attentions}
     work = 0.0
     for head in range(max((one.heads for one in attentions), default=0)):
         for one in reversed(attentions):
-            if head < one.heads and (work == 0 or work + one.queries * one.keys <= _WORK):
+            if head < one.heads and (work == 0 or work + one.queries * one.keys <= _MAX_WEIGHTS_PER_PAGE):
                 chosen[one.place].append(head)
                 work += one.queries * one.keys
     return chosen
@@ -84,46 +84,46 @@ def _chosen(attentions: Sequence[AttentionTrace]) -> dict[str, list[int]]:
 
 def is_long(attention: AttentionTrace) -> bool:
     """Whether a head's matrix is too large to be made whole."""
-    return attention.queries * attention.keys > _LONG
+    return attention.queries * attention.keys > _MAX_MATRIX_SIZE
 
 
-def counted(attention: AttentionTrace, head: int, kept: Counted) -> Statistics:
+def measure_head(attention: AttentionTrace, head: int, cache: StatisticsCache) -> Statistics:
     """The statistics of a head over all of its rows, which are kept."""
     key = attention.place, head
-    if key not in kept:
-        kept[key] = lens.measure(attention, top=1, first=1, heads=[head])
-    return kept[key]
+    if key not in cache:
+        cache[key] = lens.measure(attention, top=1, first=1, heads=[head])
+    return cache[key]
 
 
-def described(attention: AttentionTrace, found: Statistics, blocks: Blocks, row: int = 0) -> dict[str, Any]:
+def overview_to_json(attention: AttentionTrace, statistics: Statistics, blocks: Blocks, row: int = 0) -> dict[str, Any]:
     """Some heads for the page: the largest weights of up to 512 x 512 parts of each matrix, and numbers by token."""
     pictures = []
-    for number, head in enumerate(found.heads):
-        normaliser = found.normaliser[:, [number]]
+    for number, head in enumerate(statistics.heads):
+        normaliser = statistics.normaliser[:, [number]]
         whole = (0, attention.queries), (0, attention.keys)
-        pictures.append(tile(attention, head, *whole, SIDE, normaliser, row)[0])
+        pictures.append(compute_tile(attention, head, *whole, OVERVIEW_SIZE, normaliser, row)[0])
     numbers = {
-        "entropy": found.entropy,
-        "distance": found.distance,
-        "sink": found.first + 1 - found.mass,
-        "largest": found.top_weights[..., 0],
-        "logsumexp": found.normaliser,
-        "received": found.received.float(),
+        "entropy": statistics.entropy,
+        "distance": statistics.distance,
+        "sink": statistics.first + 1 - statistics.mass,
+        "largest": statistics.top_weights[..., 0],
+        "logsumexp": statistics.normaliser,
+        "received": statistics.received.float(),
     }
     return {
         "overview": blocks.add(torch.stack(pictures), "float16"),
-        "overview_heads": list(found.heads),
+        "overview_heads": list(statistics.heads),
         "per_query": {name: blocks.add(value[row], "float32") for name, value in numbers.items()},
     }
 
 
-def tile(
+def compute_tile(
     attention: AttentionTrace,
     head: int,
     rows: Span,
     columns: Span,
     size: int,
-    normaliser: Tensor | None = None,
+    logsumexp: Tensor | None = None,
     row: int = 0,
 ) -> tuple[Tensor, Span]:
     """A part of one head's weights in at most size x size entries, and how many rows and columns one stands for.
@@ -135,9 +135,9 @@ def tile(
         if not 0 <= span[0] < span[1] <= count:
             raise QkvError(f"{name} {span[0]} to {span[1]} were asked for; expected some from 0 to {count}")
     down, across = (-(-(span[1] - span[0]) // size) for span in (rows, columns))
-    every = None if normaliser is None else normaliser.expand(-1, attention.heads, -1)
-    step = max(1, _CELLS // (columns[1] - columns[0]))
-    rule = rule_of(attention)
+    every = None if logsumexp is None else logsumexp.expand(-1, attention.heads, -1)
+    step = max(1, _MAX_WEIGHTS_AT_ONCE // (columns[1] - columns[0]))
+    rule = find_mask_rule(attention)
     wide = -(-(columns[1] - columns[0]) // across)
     found = torch.zeros(-(-(rows[1] - rows[0]) // down), wide, device=attention.key.device)
     for begin in range(rows[0], rows[1], step):

@@ -15,18 +15,18 @@ from qkv.errors import QkvError
 from qkv.lens import Trace, Why
 from qkv.view import attention as attentions
 from qkv.view import overview
-from qkv.view.axes import Axis, text
+from qkv.view.axes import Axis, build_text_axis
 from qkv.view.blocks import Blocks
-from qkv.view.overview import Counted
+from qkv.view.overview import StatisticsCache
 
-Names = Callable[[list[int]], list[str]]
+TokenDecoder = Callable[[list[int]], list[str]]
 """The display strings of token numbers, e.g. `Tokenizer.tokens`."""
 
 Edit = dict[str, Any]
 """A change of a run, as the page says it: see `qkv.view.edits`."""
 
-_ALTERNATIVES = 5
-_ALIGNING = 2  # heads of cross-attention that make the alignment
+_TOP_K = 5
+_N_ALIGNMENT_HEADS = 2  # heads of cross-attention that make the alignment
 
 
 @dataclass(frozen=True)
@@ -56,25 +56,25 @@ class Run:
     trace: Trace
     source: Axis | None = None
     target: Axis | None = None
-    names: Names | None = None
+    token_decoder: TokenDecoder | None = None
     name: str = ""
     answer: str = ""
-    begin: int = 1
+    answer_start: int = 1
     summary: tuple[str, ...] = ()
     hypotheses: tuple[Hypothesis, ...] = ()
-    story: tuple[Why, ...] = ()
-    given: Tensor | None = None
+    explanations: tuple[Why, ...] = ()
+    target_probabilities: Tensor | None = None
     edits: tuple[Edit, ...] = ()
     code: str = ""
     row: int = 0
-    counted: Counted = field(default_factory=dict, compare=False)
+    statistics: StatisticsCache = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
-        _check(self.source, self.trace.source, "source")
-        _check(self.target, self.trace.target, "target")
+        _check_axis_length(self.source, self.trace.source, "source")
+        _check_axis_length(self.target, self.trace.target, "target")
 
     @torch.no_grad()
-    def described(
+    def to_json(
         self, blocks: Blocks, *, label: str | None = None, contexts: bool = True, long: bool = False
     ) -> dict[str, Any]:
         """The run for the page, its tensors in `blocks`; with or without the contexts the model really used.
@@ -88,27 +88,27 @@ class Run:
             "path": self.name,
             "summary": list(self.summary),
             "axes": {
-                name: axis.described(blocks)
+                name: axis.to_json(blocks)
                 for name, axis in (("source", self._axis("source")), ("target", self._axis("target")))
                 if axis is not None
             },
-            "answers": self._answers(),
-            "begin": self.begin,
-            "attentions": overview.of_all(self.trace, self.row, blocks, self.counted)
+            "answers": self._predictions(),
+            "answer_start": self.answer_start,
+            "attentions": overview.overviews_to_json(self.trace, self.row, blocks, self.statistics)
             if long
-            else attentions.of_all(self.trace, self.row, blocks, contexts),
+            else attentions.attentions_to_json(self.trace, self.row, blocks, contexts),
             "hypotheses": [
                 {
                     "text": one.text,
                     "tokens": list(one.tokens),
-                    "score": _finite(one.score),
-                    "log_probability": _finite(one.log_probability),
+                    "score": _finite_or_none(one.score),
+                    "log_probability": _finite_or_none(one.log_probability),
                     "alignment": [list(link) for link in one.alignment],
                 }
                 for one in self.hypotheses
             ],
             "alignment": None if long else self._alignment(blocks),
-            "story": [self._why(one) for one in self.story],
+            "explanations": [self._explanation_to_json(one) for one in self.explanations],
             "edits": list(self.edits),
             "code": self.code,
         }
@@ -124,39 +124,39 @@ class Run:
         if given is not None or numbers is None:
             return given
         if not numbers.is_floating_point():
-            return text([str(number) for number in numbers[self.row].tolist()])
+            return build_text_axis([str(number) for number in numbers[self.row].tolist()])
         lengths = [one.keys for one in self.trace if one.side == side]
-        return text([str(number + 1) for number in range(lengths[0] if lengths else 0)])
+        return build_text_axis([str(number + 1) for number in range(lengths[0] if lengths else 0)])
 
-    def _answers(self) -> list[dict[str, Any]]:
+    def _predictions(self) -> list[dict[str, Any]]:
         """For each position what was answered there, how probable it was, and the likeliest answers."""
         if self.trace.logits is None:
             return []
-        if self.given is not None:
-            return self._read_answers(self.given, self.trace.logits[self.row])
+        if self.target_probabilities is not None:
+            return self._reading_predictions(self.target_probabilities, self.trace.logits[self.row])
         logits = self.trace.logits[self.row].float()
         probabilities = (logits if logits.dim() == 2 else logits[None]).softmax(dim=-1)
         chosen = probabilities.argmax(dim=-1).tolist()
         if logits.dim() == 2 and self.trace.target is not None and not self.trace.target.is_floating_point():
             chosen[:-1] = self.trace.target[self.row, 1:].tolist()
-        top = probabilities.topk(min(_ALTERNATIVES, probabilities.shape[-1]), dim=-1)
+        top = probabilities.topk(min(_TOP_K, probabilities.shape[-1]), dim=-1)
         answers = []
         for position, number in enumerate(chosen):
             numbers = [number, *top.indices[position].tolist()]
             shares = [probabilities[position, item].item() for item in numbers]
-            pairs = [[string, share] for string, share in zip(self._named(numbers), shares, strict=True)]
+            pairs = [[string, share] for string, share in zip(self._decode_tokens(numbers), shares, strict=True)]
             answers.append({"chosen": pairs[0], "best": pairs[1:]})
         return answers
 
-    def _read_answers(self, given: Tensor, logits: Tensor) -> list[dict[str, Any]]:
+    def _reading_predictions(self, target_probabilities: Tensor, logits: Tensor) -> list[dict[str, Any]]:
         """The same of a text that was read: what came, and at the last positions what was likeliest."""
         names = self.tokens("target")
         answers: list[dict[str, Any]] = [
-            {"chosen": [name, share], "best": []} for name, share in zip(names[1:], given.tolist(), strict=True)
+            {"chosen": [name, share], "best": []} for name, share in zip(names[1:], target_probabilities.tolist(), strict=True)
         ]
-        top = logits.float().softmax(dim=-1).topk(min(_ALTERNATIVES, logits.shape[-1]), dim=-1)
+        top = logits.float().softmax(dim=-1).topk(min(_TOP_K, logits.shape[-1]), dim=-1)
         best = [
-            [list(pair) for pair in zip(self._named(numbers), shares, strict=True)]
+            [list(pair) for pair in zip(self._decode_tokens(numbers), shares, strict=True)]
             for numbers, shares in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
         answers.append({"chosen": best[-1][0], "best": []})
@@ -164,15 +164,15 @@ class Run:
             answer["best"] = likeliest
         return answers
 
-    def _named(self, numbers: list[int]) -> list[str]:
-        return self.names(numbers) if self.names is not None else [str(item) for item in numbers]
+    def _decode_tokens(self, ids: list[int]) -> list[str]:
+        return self.token_decoder(ids) if self.token_decoder is not None else [str(item) for item in ids]
 
     def _alignment(self, blocks: Blocks) -> dict[str, Any] | None:
         """Which source token each answer takes from, by the heads of cross-attention that look most like aligning."""
         crossing = [one for one in self.trace if one.place.endswith("cross_attention")]
         if not crossing or self.trace.target is None or len(self.trace.target) > 1:
             return None
-        heads = lens.best_heads([self.trace], count=_ALIGNING)
+        heads = lens.best_heads([self.trace], count=_N_ALIGNMENT_HEADS)
         found = lens.align(self.trace, [head for head, _ in heads])
         return {
             "heads": [[place, head, round(score, 4)] for (place, head), score in heads],
@@ -182,11 +182,11 @@ class Run:
             "repeated": found.repeated(),
         }
 
-    def _why(self, found: Why) -> dict[str, Any]:
-        return why_described(found, self._named([found.token])[0])
+    def _explanation_to_json(self, explanation: Why) -> dict[str, Any]:
+        return explanation_to_json(explanation, self._decode_tokens([explanation.token])[0])
 
 
-def labels(names: Sequence[str]) -> list[str]:
+def shorten_names(names: Sequence[str]) -> list[str]:
     """What to call models where there is little room: the last parts of their paths, as many as tell them apart."""
     parts = [Path(name).parts for name in names]
     for count in range(1, max(map(len, parts), default=0)):
@@ -196,12 +196,12 @@ def labels(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def why_described(found: Why, token: str) -> dict[str, Any]:
+def explanation_to_json(explanation: Why, token: str) -> dict[str, Any]:
     """Why a token was answered, for the page."""
     return {
-        "position": found.position,
+        "position": explanation.position,
         "token": token,
-        "p": found.probability,
+        "p": explanation.probability,
         "effects": [
             {
                 "side": one.side,
@@ -211,12 +211,12 @@ def why_described(found: Why, token: str) -> dict[str, Any]:
                 "by_content": one.content,
                 "heads": [[head.place, head.head, head.probability] for head in one.heads],
             }
-            for one in found.reasons
+            for one in explanation.reasons
         ],
     }
 
 
-def _check(axis: Axis | None, numbers: Tensor | None, side: str) -> None:
+def _check_axis_length(axis: Axis | None, numbers: Tensor | None, side: str) -> None:
     if axis is None or (numbers is not None and numbers.is_floating_point()):
         return  # an image or a sound: what it became is not known here
     expected = 0 if numbers is None else numbers.shape[1]
@@ -227,5 +227,5 @@ def _check(axis: Axis | None, numbers: Tensor | None, side: str) -> None:
         )
 
 
-def _finite(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return value if torch.isfinite(torch.tensor(value)) else None

@@ -6,15 +6,15 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qkv.data.albums import Album
-from qkv.data.cleaning import without
-from qkv.data.corpora.entry import Choice, Entry, File
-from qkv.data.corpora.fetch import cache_folder
-from qkv.data.corpora.table import ENTRIES
-from qkv.data.reading import Pair
+from qkv.data.images.sources import ImageDataset
+from qkv.data.cleaning import exclude_sources
+from qkv.data.corpora.info import CorpusSelection, CorpusInfo, CorpusFile
+from qkv.data.corpora.fetch import get_cache_folder
+from qkv.data.corpora.catalog import CORPORA
+from qkv.data.text.pairs import Pair
 from qkv.errors import CorpusError
 
-__all__ = ["Corpus", "Entry", "File", "album", "cache_folder", "entry", "listing", "load"]
+__all__ = ["Corpus", "CorpusInfo", "CorpusFile", "load_images", "get_cache_folder", "find_corpus", "list_corpora", "load_pairs"]
 
 
 @dataclass(frozen=True)
@@ -31,30 +31,30 @@ class Corpus:
     source: str | None = None
     target: str | None = None
     stress: bool | None = None
-    without: tuple[str, ...] = ()
-    before: str = ""
+    exclude: tuple[str, ...] = ()
+    prefix: str = ""
 
     def __iter__(self) -> Iterator[Pair]:
-        others = [_other(name) for name in self.without]
-        pairs = load(self.name, self.split, source=self.source, target=self.target, stress=self.stress)
-        return iter(without(pairs, *others) if others else pairs)
+        others = [_load_excluded(name) for name in self.exclude]
+        pairs = load_pairs(self.name, self.split, source=self.source, target=self.target, stress=self.stress)
+        return iter(exclude_sources(pairs, *others) if others else pairs)
 
 
-def listing() -> tuple[Entry, ...]:
+def list_corpora() -> tuple[CorpusInfo, ...]:
     """Give the table of named corpora."""
-    return ENTRIES
+    return CORPORA
 
 
-def entry(name: str) -> Entry:
+def find_corpus(name: str) -> CorpusInfo:
     """Find a corpus by its name; CorpusError with the nearest name if there is none."""
-    for candidate in ENTRIES:
+    for candidate in CORPORA:
         if candidate.name == name:
             return candidate
-    names = [candidate.name for candidate in ENTRIES]
-    raise CorpusError(f"there is no corpus {name!r}{_nearest(name, names)}; `qkv data list` shows them all")
+    names = [candidate.name for candidate in CORPORA]
+    raise CorpusError(f"there is no corpus {name!r}{_suggest_name(name, names)}; `qkv data list` shows them all")
 
 
-def load(
+def load_pairs(
     name: str, split: str = "train", *, source: str | None = None, target: str | None = None, stress: bool | None = None
 ) -> list[Pair]:
     """Read one split of a named corpus as (source, target) pairs.
@@ -62,26 +62,26 @@ def load(
     Raises CorpusError for an unknown corpus, split, language or option, or a file that is not at hand or not as
     recorded; DownloadError if it cannot be fetched; MissingExtraError if the package that holds it is not installed.
     """
-    found = entry(name)
+    found = find_corpus(name)
     if split not in found.splits:
-        raise CorpusError(f"{name} has no split {split!r}{_nearest(split, list(found.splits))}")
-    if stress is not None and not found.stress:
+        raise CorpusError(f"{name} has no split {split!r}{_suggest_name(split, list(found.splits))}")
+    if stress is not None and not found.has_stress:
         raise CorpusError(f"{name} has no stress marks to keep or leave out; remove stress={stress}")
-    return found.read(found, Choice(split, *_languages(found, source, target), stress is not False))
+    return found.read_pairs(found, CorpusSelection(split, *_choose_languages(found, source, target), stress is not False))
 
 
-def album(name: str, split: str = "train") -> Album:
+def load_images(name: str, split: str = "train") -> ImageDataset:
     """Read the images of one split of a named corpus; the errors of `load`, and CorpusError if it holds none."""
-    found = entry(name)
-    if found.album is None:
-        others = ", ".join(candidate.name for candidate in ENTRIES if candidate.album is not None)
+    found = find_corpus(name)
+    if found.load_images is None:
+        others = ", ".join(candidate.name for candidate in CORPORA if candidate.load_images is not None)
         raise CorpusError(f"the corpus {name} holds no images; expected one of {others}")
     if split not in found.splits:
-        raise CorpusError(f"{name} has no split {split!r}{_nearest(split, list(found.splits))}")
-    return found.album(found, split)
+        raise CorpusError(f"{name} has no split {split!r}{_suggest_name(split, list(found.splits))}")
+    return found.load_images(found, split)
 
 
-def _languages(found: Entry, source: str | None, target: str | None) -> tuple[str, str]:
+def _choose_languages(found: CorpusInfo, source: str | None, target: str | None) -> tuple[str, str]:
     if not found.languages:
         if source or target:
             raise CorpusError(f"{found.name} has no languages to choose from; remove source and target")
@@ -98,13 +98,13 @@ def _languages(found: Entry, source: str | None, target: str | None) -> tuple[st
     return first, second
 
 
-def _other(name: str) -> list[Pair]:
+def _load_excluded(name: str) -> list[Pair]:
     corpus, slash, split = name.partition("/")
     if not slash:
-        raise CorpusError(f"without={name!r} names no split; expected a corpus and a split, as in cmudict-0.7b/test")
-    return load(corpus, split)
+        raise CorpusError(f"exclude={name!r} names no split; expected a corpus and a split, as in cmudict-0.7b/test")
+    return load_pairs(corpus, split)
 
 
-def _nearest(name: str, names: list[str]) -> str:
+def _suggest_name(name: str, names: list[str]) -> str:
     near = difflib.get_close_matches(name, names, 1)
     return f", did you mean {near[0]!r}?" if near else f"; expected one of {', '.join(names)}"

@@ -15,42 +15,42 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from qkv.data.corpora.entry import File
+from qkv.data.corpora.info import CorpusFile
 from qkv.errors import CorpusError, DownloadError, StorageError
 
-_PATIENCE = 30
+_TIMEOUT = 30
 """Seconds to wait for an answer."""
 
-_INSTALLED = "/usr/share/datasets"
+_SYSTEM_FOLDER = "/usr/share/datasets"
 """Where Debian's packages of data sets put them, under the same names."""
 
 
-def cache_folder() -> Path:
+def get_cache_folder() -> Path:
     """Give the folder for what can be made or fetched again: QKV_CACHE, or `qkv` in the user's cache folder."""
     if chosen := os.environ.get("QKV_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkv"
 
 
-def given(file: File) -> Path | None:
+def find_local(file: CorpusFile) -> Path | None:
     """Find a file in the folder that QKV_DATA names, or among what is installed."""
-    folders = [os.environ.get("QKV_DATA") or os.devnull, _INSTALLED]
+    folders = [os.environ.get("QKV_DATA") or os.devnull, _SYSTEM_FOLDER]
     return next((path for path in (Path(folder, file.path) for folder in folders) if path.is_file()), None)
 
 
-def cached(file: File) -> Path:
+def cached_path(file: CorpusFile) -> Path:
     """Say where a downloaded file is kept."""
-    return cache_folder() / "corpora" / Path(file.path).parent / file.url.rsplit("/", 1)[-1]
+    return get_cache_folder() / "corpora" / Path(file.path).parent / file.url.rsplit("/", 1)[-1]
 
 
-def content(file: File, corpus: str) -> bytes:
+def read_content(file: CorpusFile, corpus: str) -> bytes:
     """Give what a file holds, unpacked and checked against its recorded sha256.
 
     Raises CorpusError if the file is not at hand or not as recorded, DownloadError if it cannot be fetched.
     """
-    if path := given(file):
-        data = unpacked(_bytes(path), file)
-        if not as_recorded(data, file):
+    if path := find_local(file):
+        data = unpack(_read_bytes(path), file)
+        if not matches_record(data, file):
             raise CorpusError(
                 f"{path} is not the file recorded for the corpus {corpus} (sha256 of its text "
                 f"{hashlib.sha256(data).hexdigest()[:12]}…, expected {file.sha256[:12]}…): copy it again, or read it "
@@ -62,21 +62,21 @@ def content(file: File, corpus: str) -> bytes:
             f"the corpus {corpus} needs {file.path}, which cannot be downloaded from here: put it into a folder and "
             f"name that folder in the environment variable QKV_DATA (now {os.environ.get('QKV_DATA') or 'not set'})"
         )
-    kept = cached(file)
-    if kept.is_file() and as_recorded(data := unpacked(_bytes(kept), file), file):
+    kept = cached_path(file)
+    if kept.is_file() and matches_record(data := unpack(_read_bytes(kept), file), file):
         return data
-    raw = _downloaded(file, corpus)
-    data = unpacked(raw, file)
-    if not as_recorded(data, file):
+    raw = _download(file, corpus)
+    data = unpack(raw, file)
+    if not matches_record(data, file):
         raise DownloadError(
             f"{file.url} did not give what is recorded for the corpus {corpus} (expected sha256 {file.sha256[:12]}… of "
             f"its text): it has changed or was cut short; try again, or put {file.path} into a folder named by QKV_DATA"
         )
-    keep(kept, raw)
+    save(kept, raw)
     return data
 
 
-def keep(path: Path, raw: bytes) -> None:
+def save(path: Path, raw: bytes) -> None:
     """Write a file, whole or not at all; StorageError if there is no room."""
     temporary = None
     try:
@@ -96,10 +96,10 @@ def keep(path: Path, raw: bytes) -> None:
         ) from error
 
 
-def _downloaded(file: File, corpus: str) -> bytes:
+def _download(file: CorpusFile, corpus: str) -> bytes:
     request = urllib.request.Request(file.url, headers={"User-Agent": "qkv"})
     try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE) as answer:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
             raw: bytes = answer.read(4 * file.size + 2**20)  # packed, so less: a bound for what is not the file
             return raw
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
@@ -109,14 +109,14 @@ def _downloaded(file: File, corpus: str) -> bytes:
         ) from error
 
 
-def _bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error}") from error
 
 
-def unpacked(raw: bytes, file: File) -> bytes:
+def unpack(raw: bytes, file: CorpusFile) -> bytes:
     """Unpack gzip or zip, never more than one byte past the recorded size; damaged packing gives no bytes."""
     try:
         if raw[:2] == b"\x1f\x8b":
@@ -129,6 +129,6 @@ def unpacked(raw: bytes, file: File) -> bytes:
     return raw
 
 
-def as_recorded(data: bytes, file: File) -> bool:
+def matches_record(data: bytes, file: CorpusFile) -> bool:
     """Tell whether this is what the table records for a file."""
     return len(data) == file.size and hashlib.sha256(data).hexdigest() == file.sha256

@@ -5,45 +5,45 @@ from __future__ import annotations
 import hashlib
 import io
 
-from qkv.data.corpora.entry import Choice, Entry
-from qkv.data.corpora.fetch import content
-from qkv.data.reading import Pair, lines_of
+from qkv.data.corpora.info import CorpusSelection, CorpusInfo
+from qkv.data.corpora.fetch import read_content
+from qkv.data.text.pairs import Pair, decode_lines
 from qkv.errors import CorpusError
 
 _FILE_OF_SPLIT = {"multi30k": {"valid": "val"}, "flores": {"valid": "flores-dev", "test": "flores-test"}}
 
 
-def side_by_side(entry: Entry, choice: Choice) -> list[Pair]:
+def read_parallel_files(info: CorpusInfo, selection: CorpusSelection) -> list[Pair]:
     """Read two of the files `<split>.<language>.gz` line by line."""
-    split = _FILE_OF_SPLIT.get(entry.name, {}).get(choice.split, choice.split)
-    source, target = (_lines(entry, split, choice, language) for language in (choice.source, choice.target))
+    split = _FILE_OF_SPLIT.get(info.name, {}).get(selection.split, selection.split)
+    source, target = (_read_language(info, split, selection, language) for language in (selection.source, selection.target))
     if len(source) != len(target):
-        raise CorpusError(f"{entry.name}, {choice.split}: {len(source):,} lines beside {len(target):,}")
+        raise CorpusError(f"{info.name}, {selection.split}: {len(source):,} lines beside {len(target):,}")
     return list(zip(source, target, strict=True))
 
 
-def _lines(entry: Entry, split: str, choice: Choice, language: str) -> list[str]:
-    for file in entry.files:
+def _read_language(info: CorpusInfo, split: str, selection: CorpusSelection, language: str) -> list[str]:
+    for file in info.files:
         name = file.path.rsplit("/", 1)[-1]
         if name.endswith(f".{language}.gz") and (split == "test" or name.startswith(f"{split}.")):
-            return list(lines_of(io.BytesIO(content(file, entry.name)), file.path))
-    have = sorted({file.path.split(".")[-2] for file in entry.files if f"/{split}." in file.path})
+            return list(decode_lines(io.BytesIO(read_content(file, info.name)), file.path))
+    have = sorted({file.path.split(".")[-2] for file in info.files if f"/{split}." in file.path})
     raise CorpusError(
-        f"{entry.name} has no {language!r} for {choice.split}, only {', '.join(have)}: choose one of these"
+        f"{info.name} has no {language!r} for {selection.split}, only {', '.join(have)}: choose one of these"
     )
 
 
-def tatoeba(entry: Entry, choice: Choice) -> list[Pair]:
+def read_tatoeba(info: CorpusInfo, selection: CorpusSelection) -> list[Pair]:
     """Read the sentences of Tatoeba and split them by English sentence."""
-    (file,) = entry.files
-    rows = (line.split("\t") for line in lines_of(io.BytesIO(content(file, entry.name)), file.path))
+    (file,) = info.files
+    rows = (line.split("\t") for line in decode_lines(io.BytesIO(read_content(file, info.name)), file.path))
     pairs = [(german, english) for english, german, *_ in rows]
-    chosen = held_out([(english, german) for german, english in pairs], choice.split, entry.name)
+    chosen = split_by_hash([(english, german) for german, english in pairs], selection.split, info.name)
     forward = [(german, english) for english, german in chosen]
-    return forward if choice.source == "de" else chosen
+    return forward if selection.source == "de" else chosen
 
 
-def held_out(pairs: list[Pair], split: str, salt: str) -> list[Pair]:
+def split_by_hash(pairs: list[Pair], split: str, salt: str) -> list[Pair]:
     """Give one of "train", "valid" (1%) and "test" (2%), so that no sentence of either side is in two of them.
 
     The hash of a pair's first side decides. A pair for training or validation is left out if either of its sides

@@ -64,10 +64,10 @@ def to_ctranslate2(
         whole.register_source_vocabulary(_vocabulary(source, choice.encoder))
         whole.register_target_vocabulary(_vocabulary(target, choice.decoder))
         whole.config.add_source_eos = ends_source
-        whole.config.decoder_start_token = target.pieces()[eos if bos is None else bos]
-    names, unknown = target.pieces(), target.specials.unk
+        whole.config.decoder_start_token = target.vocabulary()[eos if bos is None else bos]
+    names, unknown = target.vocabulary(), target.special_tokens.unk
     whole.config.eos_token = names[eos]
-    whole.config.bos_token = names[next(n for n in (bos, target.specials.bos, eos) if n is not None)]
+    whole.config.bos_token = names[next(n for n in (bos, target.special_tokens.bos, eos) if n is not None)]
     whole.config.unk_token = names[eos if unknown is None else unknown]
     whole.config.layer_norm_epsilon = choice.decoder.blocks[0].norm.eps
     whole.validate()
@@ -308,7 +308,7 @@ def _fill_norm(written: Any, norm: Any) -> None:
 def _vocabulary(tokenizer: Tokenizer, stack: spec.Stack) -> list[str]:
     """The spelling of each token the model has a vector for."""
     assert isinstance(stack.reads, spec.Tokens)
-    names, vocab = tokenizer.pieces(), stack.reads.vocab
+    names, vocab = tokenizer.vocabulary(), stack.reads.vocab
     if len(names) > vocab:
         raise VocabularyError(
             f"the tokenizer has {len(names)} tokens and the model {vocab}; expected the one that the model learned with"

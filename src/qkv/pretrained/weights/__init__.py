@@ -78,7 +78,7 @@ def _chosen(folder: Path, legacy: bool) -> Path:
 def _unasked(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path} is a file of torch.save, which is a pickle. Expected a file without code, such as safetensors: "
-        "fetch that one, or, if you trust who made this, open it with legacy=True (--legacy on the command line)."
+        "fetch that one, or, if you trust who made this, open it with legacy=True (--allow-pickle on the command line)."
     )
 
 

@@ -1,0 +1,17 @@
+"""Corpora of plain text, which has no source: pairs of nothing and a text."""
+
+from __future__ import annotations
+
+from qkv.data.corpora.info import CorpusSelection, CorpusInfo
+from qkv.data.corpora.fetch import read_content
+from qkv.data.text.pairs import Pair
+
+_TRAIN_FRACTION = 0.9
+
+
+def read_text(info: CorpusInfo, selection: CorpusSelection) -> list[Pair]:
+    """Read the only text: its first nine tenths by characters to learn from, the rest to check on."""
+    (file,) = info.files
+    text = read_content(file, info.name).decode("utf-8")
+    cut = int(len(text) * _TRAIN_FRACTION)
+    return [("", text[:cut] if selection.split == "train" else text[cut:])]

@@ -1,0 +1,143 @@
+"""Phrases that an answer must or must not hold, as a search sees them: in the bytes that its tokens spell.
+
+Whatever tokens a phrase is spelt with, it is held or it is not. Dynamic beam allocation (Post & Vilar 2018): the
+hypotheses of a sentence are sorted by how much of what they must hold they do hold, and each of these banks keeps its
+best ones, so that a hypothesis that begins a phrase has no need to beat those that have not. Ends are open only to
+hypotheses that hold everything.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import zip_longest
+
+_MAX_CONTINUATIONS = 3  # to go on with a phrase: the longest tokens that fit
+
+
+class TokenBytes:
+    """What each token of a vocabulary adds to a text, in bytes; b"" for a token that adds nothing."""
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self.pieces = list(pieces)
+        self._containing: dict[bytes, list[int]] = {}
+        self._starting_with: dict[bytes, list[int]] = {}
+
+    @cached_property
+    def _token_of_piece(self) -> dict[bytes, int]:
+        return {piece: number for number, piece in reversed(list(enumerate(self.pieces))) if piece}
+
+    @cached_property
+    def _max_piece_length(self) -> int:
+        return max(map(len, self.pieces), default=0)
+
+    def decode(self, tokens: Iterable[int]) -> bytes:
+        """What some tokens spell."""
+        return b"".join(self.pieces[token] for token in tokens)
+
+    def prefix_tokens(self, text: bytes) -> list[int]:
+        """Tokens that a text may begin with, those that take most of it first."""
+        lengths = range(min(len(text), self._max_piece_length), 0, -1)
+        return [self._token_of_piece[text[:length]] for length in lengths if text[:length] in self._token_of_piece][:_MAX_CONTINUATIONS]
+
+    def count_tokens(self, text: bytes) -> int:
+        """How many tokens spell a text if each is the longest that fits."""
+        number = 0
+        while text:
+            number += 1
+            text = text[max(1, len(self.pieces[best[0]]) if (best := self.prefix_tokens(text)) else 1) :]
+        return number
+
+    def tokens_containing(self, text: bytes) -> list[int]:
+        """Tokens that hold a text whole."""
+        if text not in self._containing:
+            self._containing[text] = [number for number, piece in enumerate(self.pieces) if text in piece]
+        return self._containing[text]
+
+    def tokens_starting_with(self, text: bytes) -> list[int]:
+        """Tokens that begin with a text."""
+        if text not in self._starting_with:
+            self._starting_with[text] = [number for number, piece in enumerate(self.pieces) if piece.startswith(text)]
+        return self._starting_with[text]
+
+
+class PhraseConstraints:
+    """What one answer must hold, each phrase as often as it is given, and what it must not."""
+
+    def __init__(self, token_bytes: TokenBytes, include: Iterable[str] = (), exclude: Iterable[str] = ()) -> None:
+        self.token_bytes = token_bytes
+        self.include = Counter(phrase.encode() for phrase in include)
+        self.exclude = [phrase.encode() for phrase in exclude]
+
+    @cached_property
+    def num_included_tokens(self) -> int:
+        """How many tokens spell all that must be held, if each is the longest that fits."""
+        return sum(times * self.token_bytes.count_tokens(phrase) for phrase, times in self.include.items())
+
+    def is_unmet(self, tokens: Sequence[int]) -> bool:
+        """Whether the answer so far does not hold all it must."""
+        return bool(self._missing_phrases(self.token_bytes.decode(tokens)))
+
+    def find_bank(self, tokens: Sequence[int]) -> int:
+        """How many bytes of what it must hold an answer so far holds; of what it has only begun, those it ends with.
+
+        In bytes, not phrases: with one bank for all that have begun a phrase, those that begin now would always beat
+        those that are nearly through.
+        """
+        text = self.token_bytes.decode(tokens)
+        missing = self._missing_phrases(text)
+        held = sum(times * len(phrase) for phrase, times in (self.include - missing).items())
+        return held + max((_matched_length(text, phrase) for phrase in missing), default=0)
+
+    def advancing_tokens(self, tokens: Sequence[int]) -> set[int]:
+        """The next tokens that would go on with a phrase that is missing, or begin one."""
+        text = self.token_bytes.decode(tokens)
+        missing = self._missing_phrases(text)
+        begun = {phrase: length for phrase in missing if (length := _matched_length(text, phrase))}
+        found: set[int] = set()
+        for phrase, length in begun.items():
+            found.update(self.token_bytes.prefix_tokens(phrase[length:]))
+        if not begun:
+            inside = text[-1:].isalnum() or text[-1:] > b"\x7f"  # of a word, which ends first
+            for phrase in missing:
+                found.update(self.token_bytes.prefix_tokens(b" " + phrase))
+                if not (inside and phrase[:1].isalnum()):
+                    found.update(self.token_bytes.prefix_tokens(phrase))
+            found -= self._space_tokens
+        return found
+
+    @cached_property
+    def _space_tokens(self) -> set[int]:
+        """A space by itself begins nothing."""
+        return {number for number, piece in enumerate(self.token_bytes.pieces) if piece == b" "}
+
+    def banned_tokens(self, tokens: Sequence[int]) -> list[int]:
+        """The next tokens that would complete what must not be held."""
+        text = self.token_bytes.decode(tokens)
+        found: list[int] = []
+        for phrase in self.exclude:
+            found += self.token_bytes.tokens_containing(phrase)
+            for length in range(1, len(phrase)):
+                if text.endswith(phrase[:length]):
+                    found += self.token_bytes.tokens_starting_with(phrase[length:])
+        return found
+
+    def _missing_phrases(self, text: bytes) -> Counter[bytes]:
+        return Counter(
+            {phrase: more for phrase, times in self.include.items() if (more := times - text.count(phrase)) > 0}
+        )
+
+
+def _matched_length(text: bytes, phrase: bytes) -> int:
+    """How many bytes of a phrase a text ends with."""
+    return next((length for length in range(len(phrase) - 1, 0, -1) if text.endswith(phrase[:length])), 0)
+
+
+def allocate_beam(banks: Sequence[int], size: int) -> list[int]:
+    """Which candidates, best first, live on: the best of each bank, then the second best of each, up to `size`."""
+    members: dict[int, list[int]] = {}
+    for number, bank in enumerate(banks):
+        members.setdefault(bank, []).append(number)
+    turns = zip_longest(*(members[bank] for bank in sorted(members, reverse=True)))
+    return sorted([one for turn in turns for one in turn if one is not None][:size])

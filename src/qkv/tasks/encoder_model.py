@@ -1,0 +1,291 @@
+"""Published models, opened with everything they need to answer: text, images or sounds in, their own answers out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from qkv import config, lens, spec
+from qkv.data.audio import features
+from qkv.data.images import processing
+from qkv.data.images import store
+from qkv.data.audio.frames import pad_to_window
+from qkv.decoding import DecodingConfig, Greedy, Sample
+from qkv.decoding.config import Beam
+from qkv.errors import CheckpointError, DataError
+from qkv.models import SequenceModel
+from qkv.tap import NO_TAP, Tap
+from qkv.tasks import model_folder
+from qkv.tasks.registry import Task
+from qkv.tasks.text_generator import Answer, LookResult, ImageInput, AudioInput, find_unknown_symbols
+from qkv.text import Tokenizer
+
+_IMAGE_BATCH_SIZE = 50
+
+
+@dataclass(frozen=True)
+class ModelInput:
+    """One line as the model is given it: source (1, ...), what to call its positions, what was seen or heard."""
+
+    source: Tensor
+    position_labels: list[str]
+    input: ImageInput | AudioInput | None = None
+
+
+Parsed = TypeVar("Parsed")
+
+Processor: TypeAlias = Tokenizer | processing.ImageProcessor | features.LogMel | features.NormalizedWaveform
+"""What makes of a line, or of the file that it names, what a model reads."""
+
+
+@dataclass(frozen=True)
+class _ProcessorCard:
+    """The part of a card that says how images or sounds are prepared, and what the classes are called."""
+
+    processor: processing.ImageProcessor | features.LogMel | features.NormalizedWaveform | None
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class EncoderModel:
+    """A model that answers at once: with a class, labels, filled-in words or a vector.
+
+    preparation: how a line becomes what the model reads. labels: the names of its classes.
+    """
+
+    model: SequenceModel
+    processor: Processor
+    task: Task
+    labels: tuple[str, ...] = ()
+    decoding: DecodingConfig = DecodingConfig(Greedy())  # its n_best counts
+    card: dict[str, Any] | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer of a model that reads text."""
+        return self.processor if isinstance(self.processor, Tokenizer) else None
+
+    @property
+    def is_vision_model(self) -> bool:
+        """Whether its lines mean images."""
+        return isinstance(self.processor, processing.ImageProcessor)
+
+    def prepare(self, line: str) -> ModelInput:
+        """What the model reads of a line. Raises DataError for a file that cannot be read."""
+        reads = self._encoder.reads
+        match self.processor:
+            case Tokenizer():
+                return _prepare_text(line, self.processor)
+            case processing.ImageProcessor():
+                assert isinstance(reads, spec.Patches)
+                return prepare_image(line, self.processor, reads)
+        samples = features.read_audio(line.strip(), self.processor.sample_rate)
+        if isinstance(self.processor, features.LogMel):
+            samples = pad_to_window(samples, self.processor)
+        return ModelInput(self.processor(samples)[None], [], _describe_audio(samples, self.processor, reads))
+
+    @property
+    def _encoder(self) -> spec.Stack:
+        shape = self.model.spec
+        assert isinstance(shape, spec.Transformer) and shape.encoder is not None
+        return shape.encoder
+
+    @property
+    def _head(self) -> spec.Answers:
+        shape = self.model.spec
+        assert isinstance(shape, spec.Transformer)  # see qkv.tasks.pretrained_loader
+        return shape.answers
+
+    def predict(self, lines: Iterable[str], decoding: DecodingConfig | None = None) -> Iterator[list[Answer]]:
+        """Answer each line, best answer first, as many answers as n_best says; an empty line answers itself."""
+        method = (decoding or self.decoding).method
+        count = method.n_best if isinstance(method, Beam | Sample) else 1
+        rest = iter(lines)
+        while some := list(islice(rest, _IMAGE_BATCH_SIZE if self.is_vision_model else 1)):
+            yield from self._predict_batch(some, count)
+
+    @torch.no_grad()
+    def classify_waveform(self, waveform: Tensor) -> list[Answer]:
+        """Answer a sound, samples (samples,) at the rate of the preparation, best answer first."""
+        assert isinstance(self.processor, features.LogMel | features.NormalizedWaveform)
+        given = ModelInput(self.processor(waveform)[None], [])
+        return self._to_answers(given, self.model(given.source)[0], 1)
+
+    def _predict_batch(self, lines: Sequence[str], count: int) -> Iterator[list[Answer]]:
+        """Answer some lines together if what they give is alike, up to one that cannot be read."""
+        given, wrong = parse_until_error(lines, self.prepare)
+        full = [one for one in given if one is not None]
+        logits: Iterator[Tensor] = iter(())
+        if full:
+            alike = len({one.source.shape for one in full}) == 1
+            sources = [torch.cat([one.source for one in full])] if alike else [one.source for one in full]
+            with torch.no_grad():
+                logits = chain.from_iterable(self.model(source) for source in sources)
+        for one in given:
+            yield [Answer("", 0.0, 0.0, ())] if one is None else self._to_answers(one, next(logits), count)
+        if wrong is not None:
+            raise wrong
+
+    def _to_answers(self, prepared: ModelInput, logits: Tensor, count: int) -> list[Answer]:
+        match self._head:
+            case spec.Vocabulary():
+                return self._fill_masks(prepared.source[0], logits, count)
+            case spec.Classes():
+                values, order = torch.log_softmax(logits, -1).topk(min(count, len(logits)))
+                ranked = zip(values.tolist(), order.tolist(), strict=True)
+                return [Answer(self._label_name(number), value, value, (number,)) for value, number in ranked]
+            case spec.Labels():
+                best = logits.argmax(-1).tolist()
+                named = (f"{name}/{self._label_name(number)}" for name, number in zip(prepared.position_labels, best, strict=True))
+                return [Answer(" ".join(named), 0.0, 0.0, tuple(best))]
+        vector = logits if logits.dim() == 1 else logits.mean(0)
+        return [Answer(" ".join(f"{number:.6g}" for number in vector.tolist()), 0.0, 0.0, ())]
+
+    def _fill_masks(self, source: Tensor, logits: Tensor, count: int) -> list[Answer]:
+        """The text with its masked places filled: the n-th answer takes the n-th best token at each."""
+        assert self.tokenizer is not None
+        mask = self.tokenizer.special_tokens.mask
+        places = [place for place, token in enumerate(source.tolist()) if token == mask]
+        if not places:
+            name = "its mask token" if mask is None else repr(self.tokenizer.display_tokens([mask])[0])
+            raise DataError(f"the text has no place to fill in; expected {name} where a word is missing: put it there")
+        values, order = torch.log_softmax(logits[places], -1).topk(count)
+        answers = []
+        for value, tokens in zip(values.T.tolist(), order.T.tolist(), strict=True):
+            whole = source.tolist()
+            for place, token in zip(places, tokens, strict=True):
+                whole[place] = token
+            answers.append(Answer(self.tokenizer.decode(whole), sum(value), sum(value), tuple(tokens)))
+        return answers
+
+    def _label_name(self, class_id: int) -> str:
+        return self.labels[class_id] if class_id < len(self.labels) else str(class_id)
+
+    def validate_inputs(self, lines: Sequence[str], n_read: int = 0) -> list[list[int]]:
+        """Nothing: each line is read when it is answered (see `TextGenerator.validate_inputs`)."""
+        return []
+
+    def n_truncated(self, line: str) -> int:
+        """None: every line is read whole (see `TextGenerator.n_truncated`)."""
+        return 0
+
+    def token_names(self, ids: Sequence[int]) -> list[str]:
+        """What to call what it answers with: its tokens, or its classes."""
+        if isinstance(self._head, spec.Vocabulary) and self.tokenizer is not None:
+            return self.tokenizer.display_tokens(ids)
+        return [self._label_name(number) for number in ids]
+
+    def unknown_symbols(self, line: str) -> list[str]:
+        """The characters of a line that the model does not know, each once."""
+        return [] if self.tokenizer is None else find_unknown_symbols(self.tokenizer, line)
+
+    def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> LookResult:
+        """Look at every attention that led to its own answer. Raises DataError for a line without text.
+
+        tap: one that intervenes.
+        """
+        if answer is not None:
+            raise DataError(f"answer={answer!r} was given; this model reads no answers: leave it out")
+        if not line.strip():
+            raise DataError(f"{line!r} was given to look at; expected some text or a file")
+        given = self.prepare(line)
+        trace = lens.look(self.model.eval(), given.source, tap=tap)
+        assert trace.logits is not None
+        own = self._to_answers(given, trace.logits[0], 1)[0]
+        if self.task.name == "feature-extraction":  # a vector is no choice among its numbers
+            trace = replace(trace, logits=None)
+        return LookResult(line, own, given.position_labels, [], trace, input=given.input)
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model folder, as `TextGenerator.save` does."""
+        tokenizer = self.tokenizer
+        prepared = None if isinstance(self.processor, Tokenizer) else self.processor
+        card = {
+            **(self.card or {}),
+            "task": self.task.name,
+            **config.to_dict(_ProcessorCard(prepared, self.labels)),
+            **({} if tokenizer is None else {"tokenizers": {"source": tokenizer.digest}}),
+        }
+        files = {} if tokenizer is None else {"source.tokenizer.json": tokenizer.save}
+        model_folder.write_model_folder(Path(folder), self.model, card, files, dtype)
+
+    @classmethod
+    def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> EncoderModel:
+        """The model of a folder with its preparation.
+
+        Raises CheckpointError or ConfigError for a card that does not fit the model, VocabularyError for a tokenizer
+        that it did not learn with.
+        """
+        card, where = dict(loaded.card), f"{folder}/card.json"
+        said = config.from_dict(_ProcessorCard, {name: card.pop(name, None) for name in ("processor", "labels")}, where)
+        prepared: Processor | None = said.processor
+        if prepared is None:
+            model_folder.require_files(folder, "source.tokenizer.json")
+            prepared = Tokenizer.load(folder / "source.tokenizer.json")
+            if {"source": prepared.digest} != card.get("tokenizers"):
+                raise model_folder.make_tokenizer_mismatch_error(folder)
+        found = cls(loaded.model, prepared, loaded.task, said.labels, card=card)
+        reads, answers = found._encoder.reads, found._head
+        if not isinstance(prepared, _PROCESSOR_TYPES[type(reads)]):
+            raise CheckpointError(
+                f"{where}: processor is {type(prepared).__name__}, and the model reads {type(reads).__name__}; "
+                "take both files from the same run"
+            )
+        if isinstance(answers, spec.Classes | spec.Labels) and said.labels and len(said.labels) != answers.count:
+            raise CheckpointError(
+                f"{where}: labels names {len(said.labels)} classes, and the model has {answers.count}; "
+                "take both files from the same run"
+            )
+        return found
+
+
+def parse_until_error(lines: Iterable[str], parse: Callable[[str], Parsed]) -> tuple[list[Parsed | None], DataError | None]:
+    """What is given of the lines before one that cannot be read, None of an empty one; and what is wrong with that."""
+    given: list[Parsed | None] = []
+    for line in lines:
+        try:
+            given.append(parse(line) if line.strip() else None)
+        except DataError as error:
+            return given, error
+    return given, None
+
+
+def _prepare_text(line: str, tokenizer: Tokenizer) -> ModelInput:
+    first, _, second = line.partition("\t")  # two texts that belong together stand side by side
+    ids = tokenizer.encode_with_special_tokens(first, second or None).ids
+    return ModelInput(torch.tensor([ids]), tokenizer.display_tokens(ids))
+
+
+def prepare_image(line: str, processor: processing.ImageProcessor, patches: spec.Patches) -> ModelInput:
+    """What a model reads of the image that a line names. Raises DataError for one that cannot be read."""
+    image = processor.preprocess(store.load_image(line.strip()))
+    rows, columns = (side // patches.size for side in image.shape[1:])
+    leading = [f"<{number + 1}>" for number in range(patches.leading + patches.registers)]
+    places = [f"{row + 1},{column + 1}" for row in range(rows) for column in range(columns)]
+    return ModelInput(image[None], leading + places, ImageInput(processor.denormalize(image), rows, columns, len(leading)))
+
+
+def _describe_audio(samples: Tensor, processor: features.LogMel | features.NormalizedWaveform, input_spec: spec.Reads) -> AudioInput:
+    """A sound, with how long what the model makes a position of is."""
+    hop = processor.hop_length if isinstance(processor, features.LogMel) else 1
+    if isinstance(input_spec, spec.Waveform):
+        hop *= math.prod(one.stride for one in input_spec.convolutions)
+    elif isinstance(input_spec, spec.Frames):
+        hop *= input_spec.each
+    return AudioInput(samples, processor.sample_rate, hop / processor.sample_rate)
+
+
+_PROCESSOR_TYPES: dict[type[spec.Reads], type[Processor]] = {
+    spec.Tokens: Tokenizer,
+    spec.Patches: processing.ImageProcessor,
+    spec.Frames: features.LogMel,
+    spec.Waveform: features.NormalizedWaveform,
+}
+"""What prepares what a model reads."""

@@ -1,0 +1,222 @@
+"""Scoring a model on held-out examples: one decoding path, every number with its signature."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from qkv import spec
+from qkv.data.audio.features import LogMel, resample
+from qkv.data.audio.frames import pad_to_window
+from qkv.data.text.pairs import Pair
+from qkv.data.audio.recordings import Recording
+from qkv.decoding import DecodingConfig
+from qkv.errors import DataError
+from qkv.evaluation import LengthBucket, Score, bits_per_byte, score_by_length, lead_baseline, nats_per_token, oracle_baseline, perplexity
+from qkv.evaluation.sliding_window import SlidingWindow, negative_log_likelihood
+from qkv.tasks.speech.transcription import ctc_word_times
+from qkv.tasks.image_text.model import ImageTextModel
+from qkv.tasks.encoder_model import EncoderModel
+from qkv.tasks.text_generator import TextGenerator
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """What an evaluation found: scores by name, the task's own score by source length, every answer.
+
+    unread: how many sources were longer than the model reads. unled: how many began with nothing that the model learned
+    to find before a source. beside: scores of answers that need no model, by name.
+    """
+
+    scores: dict[str, Score]
+    buckets: tuple[LengthBucket, ...]
+    seconds: float
+    answers: list[str]
+    references: list[tuple[str, ...]]
+    n_truncated: int = 0
+    n_missing_prefix: int = 0
+    baselines: Mapping[str, dict[str, Score]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"{name:20} {score.value:7.2f}   {score.signature}" for name, score in self.scores.items()]
+        lines.append(f"{len(self.answers):,} lines in {self.seconds:.1f} s")
+        if self.n_truncated:
+            lines.append(f"{self.n_truncated:,} of them are longer than the model reads: the end of these it did not see")
+        if self.n_missing_prefix:
+            lines.append(
+                f"{self.n_missing_prefix:,} of them begin with nothing that tells this model what to answer "
+                "(of a corpus, give it so: --option 'prefix=<2de>')"
+            )
+        lines += [f"  {bucket}" for bucket in self.buckets if len(self.buckets) > 1]
+        for name, scores in self.baselines.items():
+            lines.append(f"beside it, {name}: " + ", ".join(f"{one} {own.value:.2f}" for one, own in scores.items()))
+        return "\n".join(lines)
+
+
+def evaluate(
+    model: TextGenerator | EncoderModel | ImageTextModel,
+    pairs: Sequence[Pair],
+    decoding: DecodingConfig | None = None,
+    *,
+    baselines: bool = False,
+) -> EvaluationReport:
+    """Answer every source and score the answers as the task does.
+
+    baselines: score the first sentence of each source as well, and its best one by the references ("oracle").
+    Raises DataError if there is nothing to score, and for baselines of a task that does not summarize.
+    """
+    if not pairs:
+        raise DataError("there are no examples to evaluate on; give at least one")
+    task = model.task
+    if baselines and task.name != "summarization":
+        raise DataError(f"baselines were asked of a model that does {task.name}; expected one that does summarization")
+    questions = task.group_references(pairs)
+    begun = time.perf_counter()
+    answers = [found[0].text for found in model.predict((source for source, _ in questions), decoding)]
+    seconds = time.perf_counter() - begun
+    references = [own for _, own in questions]
+    buckets = score_by_length(
+        lambda some, own: task.score(some, own)[task.metric],
+        answers,
+        references,
+        [task.measure_length(source) for source, _ in questions],
+        task.length_edges,
+    )
+    sources = [source for source, _ in questions]
+    unread = sum(model.n_truncated(source) > 0 for source in sources)
+    unled = sum(model.missing_prefix(source) for source in sources) if isinstance(model, TextGenerator) else 0
+    beside = {}
+    if baselines:
+        beside["the first sentence"] = task.score(lead_baseline(sources), references)
+        beside["the best sentence (oracle)"] = task.score(oracle_baseline(sources, references), references)
+    return EvaluationReport(task.score(answers, references), buckets, seconds, answers, references, unread, unled, beside)
+
+
+def evaluate_recordings(
+    model: TextGenerator | EncoderModel | ImageTextModel, recordings: Sequence[Recording], decoding: DecodingConfig | None = None
+) -> EvaluationReport:
+    """Answer every recording and score the answers as the task does, also by the number of words said.
+
+    Raises DataError if there is nothing to score, a recording is unreadable, or the model does not hear.
+    """
+    if not recordings:
+        raise DataError("there are no recordings to evaluate on; give at least one")
+    features = get_audio_features(model)
+    if features is None:
+        raise DataError("this model reads no sounds; expected one that hears, for recordings (qkv train speech-recognition)")
+    task = model.task
+    begun = time.perf_counter()
+    times: list[tuple[tuple[float, float], ...]] = []
+
+    def sounds() -> Iterator[Tensor]:
+        for one in recordings:
+            sound = one.load()
+            times.append(sound.word_times)
+            yield resample(sound.samples, sound.sample_rate, features.sample_rate)
+
+    samples = sounds()
+    if isinstance(model, TextGenerator):
+        found = model.transcribe(samples, decoding)
+    else:
+        assert isinstance(model, EncoderModel)  # it hears
+        found = (model.classify_waveform(pad_to_window(one, features)) for one in samples)
+    answers = [answer.text for answer, *_ in found]
+    seconds = time.perf_counter() - begun
+    references: list[tuple[str, ...]] = [(one.text,) for one in recordings]
+    scores = task.score(answers, references)
+    right = [number for number, own in enumerate(references) if times[number] and answers[number] == own[0]]
+    if isinstance(model, TextGenerator) and model.frontend is not None and model.frontend.ctc_weight and right:
+        scores |= _score_word_times(model, [recordings[number] for number in right])
+    buckets = score_by_length(
+        lambda some, own: task.score(some, own)[task.metric],
+        answers,
+        references,
+        [len(one.text.split()) for one in recordings],
+        (2, 4, 8, 16),
+    )
+    return EvaluationReport(scores, buckets, seconds, answers, references)
+
+
+def _score_word_times(model: TextGenerator, recordings: Sequence[Recording]) -> dict[str, Score]:
+    """How far the words of right answers are from where they were said: milliseconds, the mean over all words."""
+    assert model.frontend is not None
+    begins, ends = [], []
+    for one in recordings:
+        sound = one.load()
+        source = model.frontend.extract_features(resample(sound.samples, sound.sample_rate, model.frontend.features.sample_rate))
+        words = ctc_word_times(model, source, model.target_tokenizer.encode(one.text))
+        for word, (begin, end) in zip(words, sound.word_times, strict=False):
+            begins.append(1000 * abs(word.start - begin))
+            ends.append(1000 * abs(word.end - end))
+    said = f"ms|mean-absolute|words:{len(begins)}|of:right-answers"
+    return {
+        "word_start_error": Score("word_start_error", sum(begins) / max(1, len(begins)), said),
+        "word_end_error": Score("word_end_error", sum(ends) / max(1, len(ends)), said),
+    }
+
+
+def get_audio_features(model: TextGenerator | EncoderModel | ImageTextModel) -> LogMel | None:
+    """The features by which a model hears; None if it reads something else."""
+    if isinstance(model, TextGenerator):
+        return None if model.frontend is None else model.frontend.features
+    return model.processor if isinstance(model.processor, LogMel) else None
+
+
+_DEFAULT_CONTEXT = 1024
+"""Tokens that a window over a text has, where the model does not say how many it learned with."""
+
+
+@dataclass(frozen=True)
+class PerplexityReport:
+    """How well a model foretold texts: nats per token, perplexity and bits per byte."""
+
+    scores: dict[str, Score]
+    n_texts: int
+    seconds: float
+
+    def __str__(self) -> str:
+        lines = [f"{name:20} {score.value:9.4f}   {score.signature}" for name, score in self.scores.items()]
+        return "\n".join([*lines, f"{self.n_texts:,} texts in {self.seconds:.1f} s"])
+
+
+def evaluate_perplexity(model: TextGenerator | EncoderModel | ImageTextModel, texts: Sequence[str], window: SlidingWindow | None = None) -> PerplexityReport:
+    """Let a language model foretell texts, each by itself, through a window that slides over it.
+
+    window: the context that the model learned with, moved on by half of that, unless given. The end of a text counts
+    if the model was trained here, where it is a token. Raises DataError if there is nothing to foretell.
+    """
+    shape = model.model.spec
+    if not isinstance(model, TextGenerator) or not (isinstance(shape, spec.Transformer) and shape.encoder is None):
+        raise DataError("this model answers a source and foretells no text; expected a decoder alone (qkv train language-modeling)")
+    assert shape.decoder is not None
+    if window is None:
+        context = _get_context(model, shape.decoder)
+        window = SlidingWindow(context, max(1, context // 2))
+    begun = time.perf_counter()
+    ids = model.source_tokenizer.encode_batch(texts)
+    ends = model.generation is None
+    bos, eos = model.generation_kwargs()["bos"], model.target_tokenizer.eos if ends else None
+    total, count = negative_log_likelihood(model.model, ids, window, bos=bos, eos=eos, vocab_size=model.target_tokenizer.size)
+    said = f"context:{window.context}|stride:{window.stride}|begin:{'unscored' if bos is None else 'scored'}"
+    said += f"|end:{'scored' if ends else 'unscored'}"
+    unk = model.source_tokenizer.special_tokens.unk
+    if unk is not None and (unknown := sum(one.count(unk) for one in ids)):
+        said += f"|unknown:{unknown}"
+    size = sum(len(text.encode()) for text in texts)
+    scores = {
+        "loss": nats_per_token(total, count),
+        "perplexity": perplexity(total, count),
+        "bits_per_byte": bits_per_byte(total, size),
+    }
+    told = {name: replace(score, signature=f"{score.signature}|{said}") for name, score in scores.items()}
+    return PerplexityReport(told, len(texts), time.perf_counter() - begun)
+
+
+def _get_context(model: TextGenerator, decoder: spec.Stack) -> int:
+    learned = (model.card or {}).get("context")
+    if isinstance(learned, int) and learned > 0:
+        return learned
+    return min(_DEFAULT_CONTEXT, decoder.positions.length) if isinstance(decoder.positions, spec.Learned) else _DEFAULT_CONTEXT

@@ -1,0 +1,178 @@
+"""From a recipe and examples to a trained model: what all tasks do alike."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qkv import config
+from qkv.errors import QkvError, TrainingError
+from qkv.tasks.reinforcement_learning import training
+from qkv.tasks.speech import training
+from qkv.tasks.text2text import training
+from qkv.tasks.image_classification import training
+from qkv.tasks.language_modeling import training
+from qkv.tasks.reinforcement_learning.config import DecisionTransformerConfig
+from qkv.tasks.reinforcement_learning.model import DecisionTransformerAgent
+from qkv.tasks.training_setup import TrainingSetup
+from qkv.tasks.encoder_model import EncoderModel
+from qkv.tasks.config import RecipeConfig, SpeechConfig, Text2TextConfig, ImageClassificationConfig, LanguageModelingConfig
+from qkv.tasks.recipes import read_recipe
+from qkv.tasks.text_generator import TextGenerator
+from qkv.training import TrainResult, Trainer, check_run_folder
+from qkv.training import checkpoints
+from qkv.training.reporters import Reporter, make_reporter
+
+_RECIPE_FILE = "recipe.yaml"
+_CACHE_FOLDER = "tokens"  # the training data as numbers, while the run lasts
+
+
+class TaskDefinition(NamedTuple):
+    """How the tasks of one kind of recipe come to what they learn from: read it, and make a lesson of it.
+
+    lesson takes the recipe, the examples, the folder of the run, the folder for tokens and whether the run goes on.
+    """
+
+    load_data: Callable[[Any], Any]
+    build_training_setup: Callable[[Any, Any, Path, Path, bool], TrainingSetup]
+
+
+REGISTRY = {
+    Text2TextConfig: TaskDefinition(training.load_data, training.build_training_setup),
+    LanguageModelingConfig: TaskDefinition(training.load_data, training.build_training_setup),
+    ImageClassificationConfig: TaskDefinition(training.load_data, training.build_training_setup),
+    DecisionTransformerConfig: TaskDefinition(training.load_data, training.build_training_setup),
+    SpeechConfig: TaskDefinition(training.load_data, training.build_training_setup),
+}
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A finished run: the model that answers, and how it went."""
+
+    model: TextGenerator | EncoderModel | DecisionTransformerAgent
+    result: TrainResult
+
+
+def fit(
+    recipe: RecipeConfig, data: Any, folder: str | Path, *, resume: bool = False, reporter: Reporter | None = None
+) -> TrainedModel:
+    """Train as the recipe says on the examples that `load_data` gave for it; leave a model folder that `load` opens.
+
+    The same recipe, examples and machine give the same bytes, in one run or in several with `resume`.
+    """
+    place = Path(folder)
+    check_run_folder(place, resume)
+    _check_same_recipe(recipe, place)
+    reporter = reporter if reporter is not None else make_reporter()
+    lesson = REGISTRY[type(recipe)].build_training_setup(recipe, data, place, place / _CACHE_FOLDER, resume)
+    for note in lesson.notes:
+        reporter.message(note)
+    with checkpoints.atomic_write(place / _RECIPE_FILE) as part:
+        part.write_text(config.dump_yaml(config.to_dict(recipe)), encoding="utf-8")
+    model = lesson.model.model
+    trainer = Trainer(
+        model,
+        recipe.training,
+        lesson.sampler,
+        lesson.collate,
+        place,
+        validate=lesson.validate,
+        reporter=reporter,
+        compute_loss=lesson.compute_loss,
+    )
+    try:
+        result = trainer.train(resume=resume)
+    except QkvError:
+        shutil.rmtree(place / _CACHE_FOLDER, ignore_errors=True)
+        raise
+    card = {
+        **(lesson.model.card or {}),
+        "scores": {f"valid_{name}": value for name, value in result.metrics.items()},
+        "training": {
+            "steps": result.step,
+            "minutes": round(result.seconds / 60, 1),
+            "weights": result.weights,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "peak_memory_mb": measure_peak_memory(),
+        },
+    }
+    runner = replace(lesson.model, card=card)
+    model.eval()
+    runner.save(place)
+    if result.stop_reason != "interrupted":
+        shutil.rmtree(place / _CACHE_FOLDER, ignore_errors=True)
+    return TrainedModel(runner, result)
+
+
+def load_data(recipe: RecipeConfig) -> Any:
+    """What a recipe's task reads to learn from; its `notes` say what there is to say about it."""
+    return REGISTRY[type(recipe)].load_data(recipe)
+
+
+def measure_peak_memory() -> int | None:
+    """The most memory this process ever held, in MB; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+
+
+_CHANGEABLE_ON_RESUME = (
+    *(f"training.{name}" for name in ("max_steps", "max_epochs", "max_minutes", "validation", "checkpointing")),
+    *("decoding", "data.valid", "data.test"),
+)
+"""What the recipe of a resumed run may have otherwise: when it ends, what is judged and kept, how it answers."""
+
+
+def _check_same_recipe(recipe: RecipeConfig, run_folder: Path) -> None:
+    """Raise TrainingError if the folder's run was begun by another recipe, or holds a model that would be lost."""
+    begun = (run_folder / _RECIPE_FILE).is_file() and (run_folder / "checkpoint.safetensors").is_file()
+    if not begun:
+        if (run_folder / "model.safetensors").exists():
+            raise TrainingError(
+                f"{run_folder} already holds a model, and no run to resume. Choose another folder (--folder)."
+            )
+        return
+    before, now = _flatten(config.load_yaml(run_folder / _RECIPE_FILE)), _flatten(config.to_dict(recipe))
+    changed = [
+        f"{name}={value} (given: {now[name]})"
+        for name, value in before.items()
+        if name in now and value != now[name] and not name.startswith(_CHANGEABLE_ON_RESUME)
+    ]
+    if changed:
+        raise TrainingError(
+            f"The run in {run_folder} was begun with {', '.join(changed)}. Expected the recipe it began with: change that "
+            "back, or begin a new run in another folder (--folder)."
+        )
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by their dotted paths; lists as they are."""
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def train(
+    recipe: str | Path | RecipeConfig,
+    overrides: Sequence[str] = (),
+    folder: str | Path = "run",
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+) -> TrainedModel:
+    """Read a recipe (a name, a path or the tree itself), gather its data and train; see `fit`."""
+    tree = read_recipe(recipe, overrides) if isinstance(recipe, str | Path) else recipe
+    reporter = reporter if reporter is not None else make_reporter()
+    examples = load_data(tree)
+    for note in examples.notes:
+        reporter.message(note)
+    return fit(tree, examples, folder, resume=resume, reporter=reporter)

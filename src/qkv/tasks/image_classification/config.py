@@ -1,0 +1,118 @@
+"""Images to learn to tell apart, and the shape of what learns it: nodes of recipes. This file needs no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from qkv import spec
+from qkv.data.images.sources import ImageFolder, Idx, Npz, Parquet
+from qkv.data.images.augmentation import ImageAugmentation
+from qkv.data.corpora import Corpus
+from qkv.errors import ConfigError, SpecError
+
+ImageSource: TypeAlias = Corpus | ImageFolder | Npz | Idx | Parquet
+"""Where labelled images come from: a split of a named corpus, a folder for each class, or one or two files."""
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Which images to learn from and which to check on.
+
+    valid: images that are never learned from; without, `held_out` of those in `train`. test: images that the run must
+    not learn from; those of `train` that are among them are left out.
+    size: the height and width that all images are brought to; without, they have one already. grayscale: whether they
+    are read without colour.
+    batch: how many images make a batch. valid_images: how many each validation looks at.
+    augment: what is done to images, one after the other, each time they are learned from. mixup: the alpha of the Beta
+    distribution that two images are blended by (Zhang et al. 2018), null for none.
+    """
+
+    train: tuple[ImageSource, ...]
+    valid: ImageSource | None = None
+    held_out: float = 0.1
+    test: tuple[ImageSource, ...] = ()
+    size: tuple[int, int] | None = None
+    grayscale: bool = False
+    batch_size: int = 128
+    valid_images: int = 5000
+    augmentation: tuple[ImageAugmentation, ...] = ()
+    mixup: float | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.train:
+            problems.append("train=[]: expected at least one origin of images to learn from")
+        if not 0 < self.held_out < 1:
+            problems.append(f"held_out={self.held_out}: expected a share above 0 and below 1")
+        for name in ("batch_size", "valid_images"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.size is not None and min(self.size) < 1:
+            problems.append(f"size={list(self.size)}: expected a height and a width of at least 1, or null")
+        if self.mixup is not None and self.mixup <= 0:
+            problems.append(f"mixup={self.mixup}: expected a number above 0, or null for none")
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True)
+class ViT:
+    """An encoder alone that reads images in squares of `patch` x `patch` pixels: a ViT (Dosovitskiy et al. 2021).
+
+    stem: convolutions before the squares are made, whose strides divide `patch` (Xiao et al. 2021); stem_norm and
+    stem_residual as in `qkv.spec.Patches`. pool: what is classified, the vector of a learned class token ("class") or
+    the mean of all squares. positions: learned for each square of a square image, or waves for images of any shape.
+    """
+
+    patch_size: int = 4
+    stem: tuple[spec.Convolution, ...] = ()
+    d_model: int = 128
+    heads: int = 4
+    layers: int = 6
+    d_ff: int = 256
+    pooling: Literal["mean", "class"] = "mean"
+    positions: Literal["learned", "sinusoidal"] = "learned"
+    norm: spec.Norm = spec.Norm()
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "gelu"
+    gated: bool = False
+    qk_norm: spec.Norm | None = None
+    stem_norm: Literal["none", "batch"] = "none"
+    stem_residual: bool = False
+
+    def __post_init__(self) -> None:
+        self.spec(self.patch_size, self.patch_size, 1, 2)  # a shape that contradicts itself is refused with the recipe
+
+    def spec(self, height: int, width: int, channels: int, classes: int) -> spec.Transformer:
+        """The spec of this shape for images of a size and a number of classes. Raises SpecError if it fits neither."""
+        if self.d_model % self.heads:
+            raise SpecError(f"d_model={self.d_model} is not a multiple of heads={self.heads}")
+        if height % self.patch_size or width % self.patch_size:
+            raise SpecError(
+                f"images of {width} x {height} pixels do not part into squares of patch_size={self.patch_size}; set model.patch_size, "
+                "or data.size to multiples of it"
+            )
+        count = height // self.patch_size * (width // self.patch_size)
+        if self.positions == "learned" and math.isqrt(count) ** 2 != count:
+            raise SpecError(
+                f"images of {width} x {height} pixels are no square; set model.positions=sinusoidal, or data.size"
+            )
+        leading = int(self.pooling == "class")
+        attention = spec.Attention(self.heads, self.d_model // self.heads, qk_norm=self.qk_norm)
+        forward = spec.FeedForward(self.d_ff, self.activation, self.gated)
+        stack = spec.Stack(
+            d_model=self.d_model,
+            blocks=(spec.Block(attention, forward, norm=self.norm),) * self.layers,
+            reads=spec.Patches(
+                self.patch_size,
+                channels,
+                leading,
+                stem=self.stem,
+                stem_norm=self.stem_norm,
+                stem_residual=self.stem_residual,
+            ),
+            positions=spec.Learned(leading + count) if self.positions == "learned" else spec.Sinusoidal(),
+            final_norm=self.norm,
+        )
+        return spec.Transformer(stack, None, spec.Classes(classes, "first" if leading else "mean"))

@@ -1,0 +1,219 @@
+"""The task see: an encoder alone learns to tell images apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qkv import spec
+from qkv.data import WindowSampler
+from qkv.data.images.sources import ImageDataset
+from qkv.data.images.processing import ImageProcessor
+from qkv.data.images.store import ImageBatches, ImageStore, load_dataset, fit_images
+from qkv.errors import ConfigError, DataError
+from qkv.models import SequenceModel, build
+from qkv.tasks.registry import TASKS
+from qkv.tasks.training_setup import TrainingSetup
+from qkv.tasks.loader import load
+from qkv.tasks.encoder_model import EncoderModel
+from qkv.tasks.config import Pretrained, ImageClassificationConfig
+from qkv.tasks.image_classification.config import ImageData, ViT
+from qkv.training import ValidationResult
+from qkv.training.loss import cross_entropy
+
+_N_SAMPLES = 4
+_BATCH_SIZE = 250
+_METRICS = {"loss": "min", "accuracy": "max"}
+
+
+@dataclass(frozen=True)
+class ImageSplits:
+    """Albums to learn from, to check on and not to learn from, the names of their classes; what there is to know."""
+
+    train: list[ImageDataset]
+    valid: ImageDataset | None
+    test: list[ImageDataset]
+    classes: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def load_data(recipe: ImageClassificationConfig) -> ImageSplits:
+    """Open a recipe's albums, without their pixels. Raises DataError or CorpusError for what cannot be read."""
+    data = recipe.data
+    train = [load_dataset(origin) for origin in data.train]
+    valid = None if data.valid is None else load_dataset(data.valid)
+    classes = _sort_classes({label for album in train for label in album.labels})
+    if len(classes) < 2:
+        raise DataError(f"all images are of the class {classes[0]!r}; expected at least two classes to tell apart")
+    note = f"{sum(map(len, train)):,} images of {len(classes)} classes: {', '.join(classes[:10])}"
+    test = [load_dataset(origin) for origin in data.test]
+    return ImageSplits(train, valid, test, classes, (note + (", ..." if len(classes) > 10 else ""),))
+
+
+def _sort_classes(classes: Iterable[str]) -> tuple[str, ...]:
+    """By number if they are numbers, else by name."""
+    names = sorted(classes)
+    return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else names)
+
+
+def build_training_setup(recipe: ImageClassificationConfig, splits: ImageSplits, run_folder: Path, cache_folder: Path, resume: bool) -> TrainingSetup:
+    """The pixels, the model before its first step, and what judges it."""
+    data, seed = recipe.data, recipe.training.seed
+    begun = _load_pretrained(recipe.model, data) if isinstance(recipe.model, Pretrained) else None
+    raw = _build_processor(data, (0.0,), (1.0,)) if begun is None else begun.processor
+    train = fit_images(splits.train, raw, splits.classes, cache_folder / "train.u8")
+    apart = [fit_images([album], raw, splits.classes, cache_folder / f"test-{number}.u8") for number, album in enumerate(splits.test)]
+    if splits.valid is not None:
+        valid = fit_images([splits.valid], raw, splits.classes, cache_folder / "valid.u8")
+        checked = list(range(len(valid)))
+        apart.append(valid)
+    else:
+        valid, checked = train, _select_held_out(train, data.held_out)
+    learned, notes = _select_training_images(train, apart, set(checked) if splits.valid is None else set())
+    notes = [*train.notes, *(note for other in apart for note in other.notes), *notes]
+    height, width, channels = train.pixels.shape[1:]
+    torch.manual_seed(seed)
+    if begun is None:
+        assert isinstance(recipe.model, ViT)
+        preparation = _build_processor(data, *_compute_channel_statistics(train, learned), (height, width))
+        model = build(recipe.model.spec(height, width, channels, len(splits.classes)))
+    else:
+        preparation, model = begun.processor, begun.with_classes(splits.classes)
+        new = "" if begun.classes == splits.classes else f"; new scores for {len(splits.classes)} classes"
+        notes.append(f"begins with the parameters of {begun.folder}{new}")
+    batches = ImageBatches(train, learned, preparation, len(splits.classes), data.augmentation, data.mixup)
+    notes.append(f"{len(learned):,} images of {width} x {height} pixels to learn from, {len(checked):,} to check on")
+    judge = Validator(valid, checked[:: max(1, len(checked) // data.valid_images)], preparation, splits.classes)
+    judge.check_config(recipe)
+    runner = EncoderModel(model, preparation, TASKS["classification"], splits.classes)
+    return TrainingSetup(runner, WindowSampler(batches, data.batch_size, seed), batches.collate, judge, notes)
+
+
+@dataclass(frozen=True)
+class _PretrainedClassifier:
+    """A model to go on from, how it prepares images, and the names of its classes."""
+
+    folder: Path
+    model: SequenceModel
+    processor: ImageProcessor
+    classes: tuple[str, ...]
+
+    def with_classes(self, classes: tuple[str, ...]) -> SequenceModel:
+        """A new model with these parameters; for other classes than it knows, with scores that begin at 0."""
+        shape = self.model.spec
+        assert isinstance(shape, spec.Transformer) and shape.encoder is not None
+        answers = shape.answers
+        if classes == self.classes and isinstance(answers, spec.Classes):
+            model = build(shape)
+            model.load_state_dict(self.model.state_dict())
+            return model
+        if isinstance(answers, spec.Classes):
+            answers = replace(answers, count=len(classes), dense=None)
+        else:
+            answers = spec.Classes(len(classes), answers.pool if isinstance(answers, spec.Vector) else "mean")
+        model = build(replace(shape, answers=answers))
+        rest = {name: value for name, value in self.model.state_dict().items() if not name.startswith("answer.")}
+        strange = model.load_state_dict(rest, strict=False)
+        assert all(name.startswith("answer.") for name in strange.missing_keys) and not strange.unexpected_keys
+        return model
+
+
+def _load_pretrained(pretrained: Pretrained, data: ImageData) -> _PretrainedClassifier:
+    """Open the model to go on from. Raises ConfigError if it sees nothing, or images are to have another form."""
+    opened = load(pretrained.path)
+    if not isinstance(opened, EncoderModel) or not isinstance(opened.processor, ImageProcessor):
+        raise ConfigError([f"model.path={pretrained.path}: reads no images; expected a model that sees"])
+    if data.size is not None or data.grayscale:
+        raise ConfigError(
+            [
+                f"data.{'grayscale' if data.size is None else 'size'}: given beside model.path={pretrained.path}, but "
+                "images are prepared as that model has learned it; leave it out"
+            ]
+        )
+    return _PretrainedClassifier(pretrained.path, opened.model, opened.processor, opened.labels)
+
+
+def _build_processor(
+    data: ImageData, mean: tuple[float, ...], std: tuple[float, ...], size: tuple[int, int] | None = None
+) -> ImageProcessor:
+    """How images are brought to their size, and how pixels are normalised; other images later to the same `size`."""
+    channels = 1 if data.grayscale else 3
+    spread = tuple((values * channels)[:channels] for values in (mean, std))
+    return ImageProcessor(size or data.size, mean=spread[0], std=spread[1], grayscale=data.grayscale)
+
+
+def _select_held_out(store: ImageStore, fraction: float) -> list[int]:
+    """The images whose digests come first, so many of them: equal images stay together."""
+    order = sorted(set(store.digests))
+    if len(order) < 2:
+        raise DataError("all images are the same; expected at least two that differ")
+    chosen = set(order[: min(max(1, round(fraction * len(order))), len(order) - 1)])
+    return [number for number, digest in enumerate(store.digests) if digest in chosen]
+
+
+def _select_training_images(train: ImageStore, held_out_stores: list[ImageStore], held_out: set[int]) -> tuple[list[int], list[str]]:
+    """Which images are learned from: none that is held out or among those `apart`; and what to say of the others."""
+    hidden = {digest for pictures in held_out_stores for digest in pictures.digests}
+    known = [number for number, digest in enumerate(train.digests) if digest in hidden]
+    learned = [number for number in range(len(train)) if number not in held_out and train.digests[number] not in hidden]
+    if not learned:
+        raise DataError("nothing is left to learn from: all images are among those to check on; check data.train")
+    note = (
+        f"{len(known):,} images left out, such as {train.names[known[0]]}: they are to check on as well"
+        if known
+        else ""
+    )
+    return learned, [note] if note else []
+
+
+def _compute_channel_statistics(store: ImageStore, indices: list[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """The mean and the deviation of each channel, from 0 to 1, of up to 5,000 images; no deviation is below 1/255."""
+    some = store.pixels[np.asarray(indices[:: max(1, len(indices) // 5000)])]
+    mean, deviation = (part / 255 for part in (some.mean((0, 1, 2)), some.std((0, 1, 2)).clip(min=1)))
+    return tuple(mean.round(4).tolist()), tuple(deviation.round(4).tolist())
+
+
+class Validator:
+    """Validates: the loss and the accuracy on images that are not learned from, as they are."""
+
+    def __init__(
+        self, store: ImageStore, indices: list[int], processor: ImageProcessor, classes: tuple[str, ...]
+    ) -> None:
+        self.store, self.indices, self.processor, self.classes = store, indices, processor, classes
+
+    def check_config(self, recipe: ImageClassificationConfig) -> None:
+        """Raise ConfigError for a metric that is not there or is judged upside down."""
+        given = recipe.training.validation
+        if given.metric not in _METRICS:
+            expected = ", ".join(_METRICS)
+            raise ConfigError([f"training.validation.metric: given {given.metric!r}, expected one of {expected}"])
+        if given.mode != _METRICS[given.metric]:
+            raise ConfigError(
+                [
+                    f"training.validation.mode: given {given.mode!r}, but {given.metric} needs mode "
+                    f"{_METRICS[given.metric]}; set it to that"
+                ]
+            )
+
+    @torch.no_grad()
+    def __call__(self, model: SequenceModel) -> ValidationResult:
+        device = next(model.parameters()).device
+        loss, answers = 0.0, []
+        for start in range(0, len(self.indices), _BATCH_SIZE):
+            some = self.indices[start : start + _BATCH_SIZE]
+            source = self.processor.normalize(self.store.select(some).contiguous())
+            labels = torch.from_numpy(self.store.labels[some]).to(device)
+            logits = model(source.to(device))
+            loss += float(cross_entropy(logits, labels))
+            answers += logits.argmax(-1).tolist()
+        wanted = self.store.labels[self.indices].tolist()
+        right = sum(answer == label for answer, label in zip(answers, wanted, strict=True))
+        samples = [
+            f"{self.store.names[number]}  ->  {self.classes[answer]}   ({self.classes[label]})"
+            for number, answer, label in list(zip(self.indices, answers, wanted, strict=True))[:_N_SAMPLES]
+        ]
+        return ValidationResult({"loss": loss / len(answers), "accuracy": 100 * right / len(answers)}, samples)

@@ -1,0 +1,237 @@
+"""Two towers that compare images with texts: which of some texts an image goes with (Radford et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from qkv import config, lens, spec
+from qkv.data.images import processing
+from qkv.decoding import DecodingConfig, Greedy
+from qkv.decoding.config import Beam
+from qkv.errors import CheckpointError, DataError, VocabularyError
+from qkv.models.towers import Towers
+from qkv.tap import NO_TAP, Tap
+from qkv.tasks import model_folder
+from qkv.tasks.registry import TASKS, Task
+from qkv.tasks.encoder_model import ModelInput, prepare_image, parse_until_error
+from qkv.tasks.text_generator import Answer, LookResult, find_unknown_symbols
+from qkv.text import Tokenizer
+
+_BATCH_SIZE = 50  # images, and texts
+
+
+@dataclass(frozen=True)
+class ImageTextInput:
+    """One line as the model is given it: an image, and the texts to choose from."""
+
+    image: ModelInput
+    candidates: list[str]
+
+
+@dataclass(frozen=True)
+class _ProcessorCard:
+    """The part of a card that says how images are prepared."""
+
+    processor: processing.ImageProcessor
+
+
+@dataclass(frozen=True)
+class ImageTextModel:
+    """A model that says which of some texts goes with an image; a line is the path of the image, a tab, and the texts
+    with tabs between.
+
+    preparation: how an image becomes what the model reads. Raises VocabularyError for a tokenizer of another model.
+    """
+
+    model: Towers
+    processor: processing.ImageProcessor
+    tokenizer: Tokenizer
+    task: Task = TASKS["zero-shot-image-classification"]
+    decoding: DecodingConfig = DecodingConfig(Greedy())  # its n_best counts
+    card: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        reads = _encoder_specs(self.model)[1].reads
+        assert isinstance(reads, spec.Tokens)  # see of_folder; published ones read nothing else
+        if self.tokenizer.size > reads.vocab:
+            raise VocabularyError(
+                f"the tokenizer has {self.tokenizer.size} tokens and the model {reads.vocab}; "
+                "take the tokenizer from the model's own folder"
+            )
+        if self.tokenizer.encode_with_special_tokens("a").ids[-1:] != [self.tokenizer.special_tokens.eos]:
+            raise VocabularyError(
+                "the tokenizer puts no end token after a text, and the model takes the vector of that for the text's; "
+                "take the tokenizer from the model's own folder"
+            )
+
+    def prepare(self, line: str) -> ImageTextInput:
+        """What the model reads of a line. Raises DataError for an image that cannot be read, and as `read`."""
+        path, texts = _split_line(line)
+        for text in texts:
+            self._tokenize(text)
+        reads = _encoder_specs(self.model)[0].reads
+        assert isinstance(reads, spec.Patches)
+        return ImageTextInput(prepare_image(path, self.processor, reads), texts)
+
+    def _tokenize(self, text: str) -> list[int]:
+        """The tokens of a text up to the first end, whose vector is the text's. Raises DataError for too many."""
+        ids = self.tokenizer.encode_with_special_tokens(text).ids
+        ids = ids[: ids.index(self.tokenizer.eos) + 1]
+        positions = _encoder_specs(self.model)[1].positions
+        if isinstance(positions, spec.Learned) and len(ids) > positions.length:
+            raise DataError(
+                f"the text {text[:30]!r}... has {len(ids)} tokens; expected at most {positions.length}, which is what "
+                "the model reads: shorten it"
+            )
+        return ids
+
+    @torch.no_grad()
+    def predict(self, lines: Iterable[str], decoding: DecodingConfig | None = None) -> Iterator[list[Answer]]:
+        """Answer each line with its texts, the one that goes best with its image first, as many as n_best says.
+
+        The score of an answer is the cosine times the model's factor; log_probability is of the softmax over all texts
+        of the line; tokens is the number of the text on it, from 0. An empty line answers itself.
+        Raises DataError for a line that cannot be read, when those before it are answered.
+        """
+        method = (decoding or self.decoding).method
+        count = method.n_best if isinstance(method, Beam) else 1
+        rest = iter(lines)
+        known: dict[str, Tensor] = {}
+        while some := list(islice(rest, _BATCH_SIZE)):
+            given, wrong = parse_until_error(some, self.prepare)
+            full = [one for one in given if one is not None]
+            wanted = list(dict.fromkeys(text for one in full for text in one.candidates))
+            new = [text for text in wanted if text not in known]
+            found = dict(zip(new, self._encode_texts(new), strict=True))
+            known = {text: known[text] if text in known else found[text] for text in wanted}
+            for one in given:
+                if one is None:
+                    yield [Answer("", 0.0, 0.0, ())]
+                    continue
+                vector = self.model.source(one.image.source)
+                logits = self.model.compare(vector, torch.stack([known[text] for text in one.candidates]))[0]
+                yield _rank_candidates(one.candidates, logits, count)
+            if wrong is not None:
+                raise wrong
+
+    def _encode_texts(self, texts: Sequence[str], tap: Tap = NO_TAP) -> Iterator[Tensor]:
+        """Yield the vector of each text, (width,)."""
+        for begin in range(0, len(texts), _BATCH_SIZE):
+            ids = [torch.tensor(self._tokenize(text)) for text in texts[begin : begin + _BATCH_SIZE]]
+            mask = pad_sequence([torch.ones(len(one), dtype=torch.bool) for one in ids], batch_first=True)
+            yield from self.model.target(pad_sequence(ids, batch_first=True), source_mask=mask, tap=tap)
+
+    def validate_inputs(self, lines: Sequence[str], n_read: int = 0) -> list[list[int]]:
+        """Nothing but a look at each line; DataError, with its number, for one without an image or a text."""
+        for number, line in enumerate(lines, n_read + 1):
+            if line.strip():
+                _split_line(line, f"line {number}: ")
+        return []
+
+    def n_truncated(self, line: str) -> int:
+        """None: every line is read whole (see `TextGenerator.n_truncated`)."""
+        return 0
+
+    def token_names(self, ids: Sequence[int]) -> list[str]:
+        """What to call the texts of a line: their numbers, from 1."""
+        return [f"text {number + 1}" for number in ids]
+
+    def candidate_names(self, line: str) -> Callable[[Sequence[int]], list[str]]:
+        """What gives the texts of a line by their numbers."""
+        texts = _split_line(line)[1]
+        return lambda numbers: [texts[number] for number in numbers]
+
+    def unknown_symbols(self, line: str) -> list[str]:
+        """The characters of the texts that the model does not know, each once."""
+        return find_unknown_symbols(self.tokenizer, " ".join(line.split("\t")[1:]))
+
+    @torch.no_grad()
+    def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> LookResult:
+        """Look at every attention to the image, and to the text that goes best with it, or to the given one.
+
+        tap: one that intervenes. Raises DataError for a line that cannot be read, and an answer that is no text of it.
+        """
+        given = self.prepare(line)
+        vector = self.model.eval().source(given.image.source, tap=tap.at("source"))
+        texts = [next(self._encode_texts([text], tap.at("target"))) for text in given.candidates]
+        logits = self.model.compare(vector, torch.stack(texts))
+        ranked = _rank_candidates(given.candidates, logits[0], len(given.candidates))
+        wanted = ranked[0].text if answer is None else answer if isinstance(answer, str) else answer.text
+        chosen = next((one for one in ranked if one.text == wanted.strip()), None)
+        if chosen is None:
+            first = given.candidates[0]
+            raise DataError(f"answer={wanted!r} was given; expected one of the texts of the line, such as {first!r}")
+        ids = self._tokenize(chosen.text)
+        trace = lens.look(self.model, given.image.source, ids, tap=tap)
+        return LookResult(
+            line,
+            chosen,
+            given.image.position_labels,
+            self.tokenizer.display_tokens(ids),
+            replace(trace, logits=logits),
+            input=given.image.input,
+        )
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model folder, as `TextGenerator.save` does."""
+        card = {
+            **(self.card or {}),
+            "task": self.task.name,
+            **config.to_dict(_ProcessorCard(self.processor)),
+            "tokenizers": {"target": self.tokenizer.digest},
+        }
+        model_folder.write_model_folder(Path(folder), self.model, card, {"target.tokenizer.json": self.tokenizer.save}, dtype)
+
+    @classmethod
+    def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> ImageTextModel:
+        """The model of a folder. Raises CheckpointError or ConfigError for a card that does not fit the model,
+        VocabularyError for a tokenizer that it did not learn with."""
+        card, where = dict(loaded.card), f"{folder}/card.json"
+        kept = config.from_dict(_ProcessorCard, {"processor": card.pop("processor", None)}, where)
+        model_folder.require_files(folder, "target.tokenizer.json")
+        tokenizer = Tokenizer.load(folder / "target.tokenizer.json")
+        if {"target": tokenizer.digest} != card.get("tokenizers"):
+            raise model_folder.make_tokenizer_mismatch_error(folder)
+        assert isinstance(loaded.model, Towers)
+        left, right = (stack.reads for stack in _encoder_specs(loaded.model))
+        if not (isinstance(left, spec.Patches) and isinstance(right, spec.Tokens)):
+            raise CheckpointError(
+                f"{folder} compares {type(left).__name__} with {type(right).__name__}; expected Patches with Tokens, "
+                "images with texts: use it from Python"
+            )
+        return cls(loaded.model, kept.processor, tokenizer, loaded.task, card=card)
+
+
+def _encoder_specs(model: Towers) -> tuple[spec.Stack, spec.Stack]:
+    """What reads images, and what reads texts."""
+    shape = model.spec
+    assert isinstance(shape, spec.Towers) and shape.source.encoder is not None and shape.target.encoder is not None
+    return shape.source.encoder, shape.target.encoder
+
+
+def _split_line(line: str, where: str = "") -> tuple[str, list[str]]:
+    """The image that a line names and its texts; DataError for one that lacks either."""
+    path, *texts = (part.strip() for part in line.split("\t"))
+    if not path or not texts or not all(texts):
+        lacks = "no image before its first tab" if not path else "an empty text" if texts else "no tab and no text"
+        raise DataError(
+            f"{where}{line[:60]!r} was given, which has {lacks}; expected the path of an image, a tab, and the texts "
+            "to choose from with tabs between: a.png<TAB>a cat<TAB>a dog"
+        )
+    return path, texts
+
+
+def _rank_candidates(texts: Sequence[str], logits: Tensor, count: int) -> list[Answer]:
+    """The texts by their logits (texts,), the best first."""
+    chances = torch.log_softmax(logits, -1).tolist()
+    values, order = logits.topk(min(count, len(logits)))
+    ranked = zip(values.tolist(), order.tolist(), strict=True)
+    return [Answer(texts[number], value, chances[number], (number,)) for value, number in ranked]

@@ -1,0 +1,163 @@
+"""The task write: a decoder alone learns to go on with texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from qkv import spec
+from qkv.data import TokenWindows, WindowSampler, tokenize_documents
+from qkv.data.text.documents import TextCorpus, describe_source
+from qkv.errors import ConfigError, VocabularyError
+from qkv.evaluation.sliding_window import SlidingWindow
+from qkv.models import SequenceModel, build
+from qkv.tasks.evaluator import evaluate_perplexity
+from qkv.tasks.registry import TASKS
+from qkv.tasks.training_setup import SpecialTokens, TrainingSetup, get_start_token, load_base_model, save_tokenizer, build_tokenizer
+from qkv.tasks.config import Pretrained, TextData, LanguageModelingConfig
+from qkv.tasks.text_generator import TextGenerator
+from qkv.text import Tokenizer
+from qkv.training import ValidationResult
+
+_N_SAMPLES = 2
+_PROMPT_CHARACTERS = 100  # characters of a held-out text that a sample goes on from
+_METRICS = ("loss", "perplexity", "bits_per_byte")
+
+
+@dataclass(frozen=True)
+class TextSplits:
+    """Texts to learn from, read anew each time, and the beginning of those to check on; what there is to know."""
+
+    train: TextCorpus
+    valid: list[str]
+    notes: tuple[str, ...] = ()
+
+
+def load_data(recipe: LanguageModelingConfig) -> TextSplits:
+    """Read a recipe's texts and hold out what is to be checked on; what is learned from is not kept.
+
+    Raises DataError or CorpusError for what cannot be read, and if nothing is left to learn from.
+    """
+    data = recipe.data
+    if data.valid is None:
+        train = TextCorpus(data.train)
+        valid = _split_held_out(train, data)
+        notes = train.notes
+    else:
+        checked = TextCorpus([data.valid])
+        train = TextCorpus(data.train, checked.digests)
+        valid = _take_characters(checked, data.valid_characters)
+        notes = [*train.notes, *checked.notes]
+        if train.excluded_count:
+            notes.append(f"{train.excluded_count:,} documents left out: they are in {describe_source(data.valid)} as well")
+    notes.append(
+        f"{len(train):,} documents to learn from, {sum(map(len, valid)):,} characters of {len(valid):,} to check on"
+    )
+    return TextSplits(train, valid, tuple(notes))
+
+
+def _split_held_out(train: TextCorpus, data: TextData) -> list[str]:
+    """Take out of `train` a share of its documents, whose digests come first; or the end, if there is but one."""
+    every = sorted(set(train.digests))
+    if len(every) == 1:
+        [text, *_] = train
+        train.max_characters = min(max(round(len(text) * (1 - data.held_out)), 1), len(text) - 1)
+        return [text[train.max_characters :][: data.valid_characters]]
+    chosen = every[: min(max(1, round(data.held_out * len(every))), len(every) - 1)]
+    valid = _take_characters(train.select(chosen), data.valid_characters)
+    train.exclude(chosen)
+    return valid
+
+
+def build_training_setup(recipe: LanguageModelingConfig, splits: TextSplits, run_folder: Path, cache_folder: Path, resume: bool) -> TrainingSetup:
+    """The tokenizer, the windows of tokens, the model before its first step, and what judges it."""
+    data, seed = recipe.data, recipe.training.seed
+    runner = _build_or_load_model(recipe, splits, run_folder, resume)
+    store = tokenize_documents(splits.train, splits.train.cache_key, runner.source_tokenizer, cache_folder)
+    windows = TokenWindows(store, data.context, _get_document_tokens(runner.source_tokenizer), seed)
+    sampler = WindowSampler(windows, data.batch_tokens // windows.context, seed)
+    judge = Validator(runner, splits.valid, SlidingWindow(data.context, data.stride or data.context))
+    judge.check_config(recipe)
+    return TrainingSetup(runner, sampler, windows.collate, judge, [f"{store.token_count:,} tokens to learn from"])
+
+
+class Validator:
+    """Validates: the loss on held-out texts, and what the model makes of the beginnings of some."""
+
+    def __init__(self, runner: TextGenerator, texts: Sequence[str], window: SlidingWindow) -> None:
+        self.runner, self.texts, self.window = runner, texts, window
+
+    def check_config(self, recipe: LanguageModelingConfig) -> None:
+        """Raise ConfigError for a metric that is not there or is judged upside down."""
+        given = recipe.training.validation
+        if given.metric not in _METRICS:
+            raise ConfigError(
+                [f"training.validation.metric: given {given.metric!r}, expected one of {', '.join(_METRICS)}"]
+            )
+        if given.mode != "min":
+            raise ConfigError([f"training.validation.mode: given {given.mode!r}; {given.metric} needs mode min"])
+
+    def __call__(self, model: SequenceModel) -> ValidationResult:
+        runner = replace(self.runner, model=model)
+        scores = evaluate_perplexity(runner, self.texts, self.window).scores
+        prompts = [text[:_PROMPT_CHARACTERS] for text in self.texts[:_N_SAMPLES]]
+        samples = [
+            f"{prompt}[...]{answer.text}" for prompt, (answer, *_) in zip(prompts, runner.predict(prompts), strict=True)
+        ]
+        return ValidationResult({name: score.value for name, score in scores.items()}, samples)
+
+
+def _get_document_tokens(tokenizer: Tokenizer) -> SpecialTokens:
+    """What stands around a text that is learned whole."""
+    eos = tokenizer.eos
+    return SpecialTokens(eos, get_start_token(tokenizer, eos), eos)
+
+
+def _build_or_load_model(recipe: LanguageModelingConfig, splits: TextSplits, run_folder: Path, resume: bool) -> TextGenerator:
+    """The model before its first step and its tokenizer: new ones, or those of the model to go on from."""
+    card = {"context": recipe.data.context}
+    if isinstance(recipe.model, Pretrained):
+        trained = load_base_model(recipe.model)
+        shape = trained.model.spec
+        if not isinstance(shape, spec.Transformer) or shape.decoder is None or shape.encoder is not None:
+            raise ConfigError([f"model.path={recipe.model.path}: reads a source; expected a model that writes"])
+        _check_vocabulary(splits, trained.source_tokenizer)
+        return replace(trained, task=TASKS["text-generation"], decoding=recipe.decoding, card=card)
+    kept = run_folder / "source.tokenizer.json"
+    if resume and kept.exists():
+        tokenizer = Tokenizer.load(kept)
+    else:
+        tokenizer = build_tokenizer(splits.train, recipe.tokenizer)
+        save_tokenizer(tokenizer, kept)
+    torch.manual_seed(recipe.training.seed)
+    model = build(recipe.model.spec(tokenizer.size))
+    return TextGenerator(model, tokenizer, tokenizer, TASKS["text-generation"], recipe.decoding, card)
+
+
+def _check_vocabulary(splits: TextSplits, tokenizer: Tokenizer) -> None:
+    """Raise VocabularyError if more than 1% of the characters of what is checked on are unknown to a model."""
+    characters = sorted({character for text in splits.valid for character in text})
+    unk = tokenizer.special_tokens.unk
+    if not any(unk in ids for ids in tokenizer.encode_batch(splits.valid)):
+        return  # a tokenizer of words may know no character by itself
+    unknown = {c for c, ids in zip(characters, tokenizer.encode_batch(characters), strict=True) if unk in ids}
+    count, total = sum(c in unknown for text in splits.valid for c in text), sum(map(len, splits.valid))
+    if count > 0.01 * total:
+        raise VocabularyError(
+            f"{count:,} of {total:,} characters are unknown to the model to go on from, such as "
+            f"{', '.join(map(repr, sorted(unknown)[:5]))}; give it text of the kind it knows, or train a new model"
+        )
+
+
+def _take_characters(texts: Iterable[str], characters: int) -> list[str]:
+    """The first texts, so many characters of them."""
+    some: list[str] = []
+    for text in texts:
+        if characters <= 0:
+            break
+        some.append(text[:characters])
+        characters -= len(text)
+    return some

@@ -1,0 +1,124 @@
+"""Published models, opened with everything they need: their tokenizers, and what prepares their images and sounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qkv import pretrained, spec
+from qkv.data.audio import features
+from qkv.data.images import processing
+from qkv.data.trajectories.windows import TrajectoryNormalizer
+from qkv.data.trajectories.episodes import SpaceSpec
+from qkv.decoding import DecodingConfig, Greedy, LengthLimit
+from qkv.errors import CheckpointError
+from qkv.models.towers import Towers
+from qkv.pretrained import Published, tokenizers
+from qkv.tasks.reinforcement_learning.model import DecisionTransformerAgent
+from qkv.tasks.model_folder import read_json
+from qkv.tasks.registry import TASKS, Task
+from qkv.tasks.speech.transcription import SpeechFrontend
+from qkv.tasks.image_text.model import ImageTextModel
+from qkv.tasks.encoder_model import EncoderModel
+from qkv.tasks.text_generator import TextGenerator
+
+_MAX_NEW_TOKENS = 64
+"""How many tokens a language model goes on for, unless told otherwise."""
+
+
+def load_pretrained(
+    path: Path, dtype: torch.dtype | None = torch.float32, *, allow_pickle: bool = False, blocks: bool = False
+) -> TextGenerator | EncoderModel | ImageTextModel | DecisionTransformerAgent:
+    """Open a published model with its tokenizer, or with what prepares its images or sounds.
+
+    Raises CheckpointError or VocabularyError for files that are missing, damaged or of an unknown kind.
+    """
+    published = pretrained.read(path, dtype=dtype, legacy=allow_pickle, blocks=blocks)
+    shape = published.model.spec
+    if isinstance(shape, spec.Towers):
+        assert isinstance(published.model, Towers)
+        preparation = processing.image_processor_from_config(_read_preprocessor_config(path, "CLIPImageProcessor"))
+        return ImageTextModel(published.model, preparation, tokenizers.read(path, published.config))
+    if isinstance(shape, spec.Recurrent):
+        return _build_text_generator(published, path, "pronunciation")
+    if shape.decoder is not None:
+        reads = (shape.encoder or shape.decoder).reads
+        if isinstance(reads, spec.Tokens):
+            return _build_text_generator(published, path, "translation" if shape.encoder else "text-generation")
+        return _build_speech_recognizer(published, path)
+    assert shape.encoder is not None
+    if isinstance(reads := shape.encoder.reads, spec.Trajectory):  # it is given numbers as they are
+        sizes = SpaceSpec(reads.state, reads.action, (-1.0,) * reads.action, (1.0,) * reads.action)
+        return DecisionTransformerAgent(published.model, TrajectoryNormalizer(sizes, (0.0,) * reads.state, (1.0,) * reads.state, 1.0, 0.0), None)
+    labels = published.config.get("id2label") or {}
+    named = tuple(str(labels[key]) for key in sorted(labels, key=int))
+    task = _select_task(shape.answers)
+    if isinstance(shape.encoder.reads, spec.Tokens):
+        return EncoderModel(published.model, tokenizers.read(path, published.config), task, named)
+    if isinstance(shape.encoder.reads, spec.Patches):
+        usual = _DEFAULT_IMAGE_PROCESSORS.get(str(published.config.get("model_type")), "none")
+        return EncoderModel(published.model, processing.image_processor_from_config(_read_preprocessor_config(path, usual)), task, named)
+    return EncoderModel(published.model, features.features_from_config(_read_preprocessor_config(path)), TASKS["token-classification"], named)
+
+
+def _select_task(answers: spec.Answers) -> Task:
+    names = {spec.Vocabulary: "fill-mask", spec.Classes: "classification", spec.Labels: "token-classification"}
+    return TASKS[names.get(type(answers), "feature-extraction")]
+
+
+def _build_text_generator(published: Published, path: Path, task: str) -> TextGenerator:
+    own = tokenizers.of_symbols(published.config)
+    if path.is_file() and path.suffix == ".gguf":  # its header has been read
+        own = (tokenizers.from_gguf(published.metadata, str(path)),) * 2
+    source, target = own or tokenizers.read_pair(tokenizers.beside(path), published.config)
+    decoding = DecodingConfig() if task == "translation" else DecodingConfig(Greedy(), LengthLimit(0.0, _MAX_NEW_TOKENS))
+    return TextGenerator(published.model, source, target, TASKS[task], decoding, {}, published.generation)
+
+
+def _build_speech_recognizer(published: Published, path: Path) -> TextGenerator:
+    """A model that hears and writes: its features, and answers as long as its decoder can count.
+
+    A folder of CTranslate2's may hold no preprocessor_config.json: its features are those of every Whisper.
+    """
+    shape = published.model.spec
+    assert isinstance(shape, spec.Transformer) and shape.encoder is not None
+    reads = shape.encoder.reads
+    if isinstance(reads, spec.Frames) and not (path / "preprocessor_config.json").exists():
+        said: dict[str, Any] = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": reads.mels}
+    else:
+        said = _read_preprocessor_config(path)
+    hearing = features.features_from_config(said)
+    if not isinstance(hearing, features.LogMel):
+        raise CheckpointError(f"{path}/preprocessor_config.json makes no spectrogram, which this model reads")
+    tokenizer = tokenizers.read(path, published.config)
+    decoding = DecodingConfig(Greedy(), LengthLimit(0.0, 200))
+    return TextGenerator(
+        published.model, tokenizer, tokenizer, TASKS["speech-recognition"], decoding, {}, published.generation, SpeechFrontend(hearing)
+    )
+
+
+def _read_preprocessor_config(path: Path, default_type: str = "none") -> dict[str, Any]:
+    """What preprocessor_config.json says, in a model's folder or beside its one file, or the processor_config.json that
+    newer ones have in its place; older ones do not name what reads them, and mean the usual one."""
+    folder = path if path.is_dir() else path.parent
+    place, newer = folder / "preprocessor_config.json", folder / "processor_config.json"
+    if not place.is_file() and newer.is_file():
+        return read_json(newer)
+    if not place.is_file():
+        raise CheckpointError(
+            f"{place} is not there; it says how images or sounds are prepared for {path}: copy it from where the model "
+            "came from, or write it as the Hugging Face Hub's have it"
+        )
+    return {"feature_extractor_type": default_type, **read_json(place)}
+
+
+_DEFAULT_IMAGE_PROCESSORS = {
+    "vit": "ViTImageProcessor",
+    "deit": "DeiTImageProcessor",
+    "dinov2": "BitImageProcessor",
+    "dinov2_with_registers": "BitImageProcessor",
+    "clip_vision_model": "CLIPImageProcessor",
+}
+"""What prepares the images of a `model_type`, as transformers' AutoImageProcessor has it."""

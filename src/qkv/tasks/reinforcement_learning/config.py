@@ -1,0 +1,106 @@
+"""The nodes of a recipe whose model acts: what it learns from and its shape.
+
+This file needs no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from qkv import spec
+from qkv.data.trajectories.episodes import Rollouts, TrajectorySource
+from qkv.decoding.config import RolloutConfig
+from qkv.errors import ConfigError, SpecError
+from qkv.training.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class TrajectoryData:
+    """Which episodes to learn from, and where the model is to act.
+
+    environment: where it acts; that of the first episodes that are played on the spot, unless given. Without any, it is
+    judged by held-out episodes alone. context: how many steps it sees at a time. batch_steps: how many steps there are
+    in a batch. temperature: the lower, the more often it learns from episodes of a high return (see
+    `qkv.data.trajectories.windows.StepWindows`); from all alike, unless given. late: the share of what is learned from at a time that
+    begins later than it could, at a random step. held_out: the share of episodes that is never learned from. shown:
+    which numbers of a state it is given (all). asked: the returns that are asked for; the highest of the data, unless
+    given. valid_episodes: how many it plays for each of these at a validation.
+    """
+
+    train: tuple[TrajectorySource, ...]
+    environment: str | None = None
+    context: int = 20
+    batch_steps: int = 1280
+    temperature: float | None = None
+    random_start_fraction: float = 0.0
+    held_out: float = 0.05
+    observed_dims: tuple[int, ...] | None = None
+    target_returns: tuple[float, ...] = ()
+    valid_episodes: int = 20
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.train:
+            problems.append("train=[]: expected at least one origin of episodes to learn from")
+        if not 0 < self.held_out < 1:
+            problems.append(f"held_out={self.held_out}: expected a share above 0 and below 1")
+        if self.context < 1:
+            problems.append(f"context={self.context}: expected at least 1 step")
+        if self.batch_steps < self.context:
+            problems.append(f"batch_steps={self.batch_steps}: expected at least context={self.context}")
+        if self.temperature is not None and self.temperature <= 0:
+            problems.append(f"temperature={self.temperature}: expected a number above 0, or null for all alike")
+        if not 0 <= self.random_start_fraction <= 1:
+            problems.append(f"late={self.random_start_fraction}: expected a share from 0 to 1")
+        if self.valid_episodes < 1:
+            problems.append(f"valid_episodes={self.valid_episodes}: expected at least 1")
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def environment_name(self) -> str | None:
+        """The environment that it acts in."""
+        played = (origin.environment for origin in self.train if isinstance(origin, Rollouts))
+        return self.environment or next(played, None)
+
+
+@dataclass(frozen=True)
+class DecisionTransformer:
+    """The Decision Transformer (Chen et al. 2021): returns, states and actions in turn through causal blocks.
+
+    returns: whether it reads the return that is to be reached; without, it clones the behaviour in the data.
+    """
+
+    d_model: int = 64
+    heads: int = 1
+    layers: int = 3
+    d_ff: int = 256
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu"
+    return_conditioned: bool = True
+
+    def __post_init__(self) -> None:
+        self.spec(1, 2, 1, bounded=False)  # a shape that contradicts itself is refused with the recipe
+
+    def spec(self, state_dim: int, action_dim: int, max_steps: int, bounded: bool) -> spec.Transformer:
+        """The spec of this shape for states and actions of so many numbers, and episodes of so many steps."""
+        if self.d_model % self.heads:
+            raise SpecError(f"d_model={self.d_model} is not a multiple of heads={self.heads}")
+        block = spec.Block(
+            spec.Attention(self.heads, self.d_model // self.heads, causal=True),
+            spec.FeedForward(self.d_ff, self.activation),
+        )
+        reads = spec.Trajectory(state_dim, action_dim, max_steps, self.return_conditioned)
+        stack = spec.Stack(self.d_model, (block,) * self.layers, reads, embed_norm=spec.Norm(), final_norm=spec.Norm())
+        return spec.Transformer(stack, None, spec.Actions(bounded))
+
+
+@dataclass(frozen=True)
+class DecisionTransformerConfig:
+    """All that makes a trained agent; the same bytes as with `qkv.tasks.Recipe`. acting: its context is the data's."""
+
+    task: Literal["decision-transformer"]
+    data: TrajectoryData
+    training: TrainingConfig
+    model: DecisionTransformer = DecisionTransformer()
+    rollout: RolloutConfig = RolloutConfig()

@@ -1,0 +1,357 @@
+"""A model that acts, with everything it needs to: asked for a return, it plays an episode."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkv import config, lens, spec
+from qkv.data.trajectories.environments import Environment, make_environment
+from qkv.data.trajectories.windows import TrajectoryNormalizer, predicted_actions
+from qkv.data.trajectories.episodes import Episode, TrajectoryBuffer, FloatArray, Trajectories, read_npz
+from qkv.decoding import DecodingConfig, Greedy
+from qkv.decoding.rollout import Rollout, rollout
+from qkv.decoding.config import RolloutConfig
+from qkv.errors import CheckpointError, DataError
+from qkv.models import SequenceModel
+from qkv.tap import NO_TAP, Tap
+from qkv.tasks import model_folder
+from qkv.tasks.registry import TASKS, Task
+from qkv.tasks.text_generator import Answer, LookResult, TrajectoryInput
+
+_MAX_PARALLEL = 100
+
+
+@dataclass(frozen=True)
+class EpisodeAnswer(Answer):
+    """An answer that is an episode: what was asked for and achieved, and every step of it."""
+
+    target_return: float = 0.0
+    achieved_return: float = 0.0
+    seed: int = 0
+    states: list[Any] = field(default_factory=list)
+    actions: list[Any] = field(default_factory=list)
+    rewards: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _AgentCard:
+    """The part of a card that says where and how the model acts."""
+
+    environment: str | None
+    normalizer: TrajectoryNormalizer
+    rollout: RolloutConfig
+
+
+@dataclass(frozen=True)
+class DecisionTransformerAgent:
+    """A model that acts: where, what it is shown of it, and how it chooses."""
+
+    model: SequenceModel
+    normalizer: TrajectoryNormalizer
+    environment: str | None
+    rollout: RolloutConfig = RolloutConfig()
+    task: Task = TASKS["decision-transformer"]
+    card: dict[str, Any] | None = None
+    decoding: DecodingConfig = DecodingConfig(Greedy())  # there is one way to act
+
+    def make_environment(self) -> Environment:
+        """Open the environment. Raises DataError if there is none, or it is another than the model learned about."""
+        if self.environment is None:
+            raise DataError(
+                "this model has no environment and cannot play; give it recorded steps (episodes.npz), or train one "
+                "with data.environment=NAME"
+            )
+        found = make_environment(self.environment)
+        if found.space != self.normalizer.space:
+            raise DataError(
+                f"{self.environment} has {found.space}, and the model learned about {self.normalizer.space}; take the "
+                "version of the environment that the data came from"
+            )
+        return found
+
+    def play_episodes(self, targets: Iterable[tuple[float, int]]) -> Iterator[Rollout]:
+        """Play an episode for each return that is asked for, with its seed; in their order."""
+        rest = iter(targets)
+        while some := list(islice(rest, _MAX_PARALLEL)):
+            yield from rollout(self.model, self.normalizer, self.make_environment, some, self.rollout)
+
+    def predict(self, lines: Iterable[str], decoding: DecodingConfig | None = None) -> Iterator[list[Answer]]:
+        """Play an episode for each line, a return that is asked for; line n begins as seed n says. Of a line that names
+        a recorded episode (see `look`), say the action of its last step instead, or of the one it names.
+
+        Raises DataError for a line that is neither. An empty line answers itself.
+        """
+        if decoding is not None and not isinstance(decoding.method, Greedy):
+            raise DataError("a beam or several answers were asked for; an agent plays one episode for each line")
+        rest = enumerate(lines)
+        while some := list(islice(rest, _MAX_PARALLEL)):
+            full = [(parse_target_return(line), number) for number, line in some if line.strip() and not _is_recorded_episode(line)]
+            played = self.play_episodes(full)
+            for _, line in some:
+                if _is_recorded_episode(line):
+                    yield [self._predict_action(*self._load_steps(line))]
+                else:
+                    yield [_to_answer(next(played)) if line.strip() else Answer("", 0.0, 0.0, ())]
+
+    def validate_inputs(self, lines: Sequence[str], n_read: int = 0) -> list[list[int]]:
+        """Nothing but a look at each line; DataError, with its number, for one that is no return."""
+        for number, line in enumerate(lines, n_read + 1):
+            if line.strip() and not _is_recorded_episode(line):
+                parse_target_return(line, f"line {number}: ")
+        return []
+
+    def unknown_symbols(self, line: str) -> list[str]:
+        """Nothing: every number is known."""
+        return []
+
+    def n_truncated(self, line: str) -> int:
+        """None: every line is read whole (see `TextGenerator.n_truncated`)."""
+        return 0
+
+    def token_names(self, ids: Sequence[int]) -> list[str]:
+        """What to call its choices."""
+        return [f"action {number}" for number in ids]
+
+    def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> LookResult:
+        """Play an episode and look at every attention that led to one of its actions: the last, unless told.
+
+        line: a return, or a return and a step, as in "500@120"; or a recorded episode, "episodes.npz", of several
+        "episodes.npz#3", counted from 0, then "@" and a step, then a tab and the return that was asked for; what it
+        brought, unless given. tap: one that intervenes in what is looked at, and not in what was played.
+        Raises DataError for what is neither.
+        """
+        if answer is not None:
+            raise DataError(f"answer={answer!r} was given; an agent plays by itself: leave it out")
+        played, steps, last = self._load_steps(line)
+        first = last - len(steps)
+        trace = lens.look(self.model.eval(), steps[None], tap=tap)
+        held = TrajectoryInput({kind: torch.from_numpy(one[first:last]) for kind, one in self.position_values(played).items()}, first)
+        named = self.position_labels(played, first, last)
+        answer = self._predict_action(played, steps, last) if _is_recorded_episode(line) else _to_answer(played)
+        return LookResult(line, answer, named, [], replace(trace, logits=None), input=held)
+
+    def _load_steps(self, line: str) -> tuple[Rollout, Tensor, int]:
+        """The episode that a line plays or names, its steps in sight as the model reads them, and the last's number."""
+        line, _, asked = line.strip().partition("\t")
+        name, mark, place = line.rpartition("@")
+        name, place = (name, place) if mark else (line, "")
+        [played] = [_read_episode(name, asked, self.normalizer)] if _is_recorded_episode(line) else self.play_episodes([(parse_target_return(name), 0)])
+        if place and not (place.strip().isdigit() and 1 <= int(place) <= played.length):
+            raise DataError(f"step {place!r} was asked for; the episode has steps 1 to {played.length}")
+        last = int(place) if place else played.length
+        steps = torch.from_numpy(self.normalizer.encode_steps(_to_trajectories(played, self.normalizer)))
+        steps[:, 1] = torch.from_numpy(played.returns_to_go) / self.normalizer.return_scale
+        return played, steps[max(0, last - self.rollout.context_length) : last], last
+
+    @torch.no_grad()
+    def _predict_action(self, rollout: Rollout, steps: Tensor, last: int) -> Answer:
+        """The action that the model chooses in the last of some steps, whose own it does not see."""
+        shape = self.model.spec
+        assert isinstance(shape, spec.Transformer) and isinstance(shape.answers, spec.Actions)
+        answer = predicted_actions(self.model.eval()(steps[None]), self.normalizer.space.action_dim)[0, -1].float()
+        if self.normalizer.space.discrete:
+            chance, best = answer.log_softmax(-1).max(dim=-1)
+            return Answer(str(int(best)), float(chance), float(chance), (int(best),))
+        numbers = self.normalizer.decode_action(answer) if shape.answers.bounded else answer.numpy()
+        return Answer(" ".join(f"{number:.6g}" for number in numbers.tolist()), 0.0, 0.0, ())
+
+    def position_values(self, rollout: Rollout) -> dict[str, FloatArray]:
+        """What each position of an episode holds, as it was, (steps, numbers) by kind, in their order within a step."""
+        episode = rollout.episode
+        states = episode.states if self.normalizer.observed_dims is None else episode.states[:, list(self.normalizer.observed_dims)]
+        returns = {"return": rollout.returns_to_go} if _trajectory_spec(self.model).returns else {}
+        found = {**returns, "state": states, "action": episode.actions}
+        return {kind: one.reshape(rollout.length, -1).astype("float32") for kind, one in found.items()}
+
+    def position_labels(self, rollout: Rollout, first: int, last: int) -> list[str]:
+        """What to call the positions of some steps: what is still to be reached, what is seen, what is done."""
+        named = []
+        for step in range(first, last):
+            if _trajectory_spec(self.model).returns:
+                named.append(f"{step + 1}: return {rollout.returns_to_go[step]:g}")
+            state = rollout.episode.states[step]
+            state = state if self.normalizer.observed_dims is None else state[list(self.normalizer.observed_dims)]
+            named.append(f"{step + 1}: state {_format_flags(state) if self.normalizer.is_binary else _format_numbers(state)}")
+            named.append(f"{step + 1}: action {_format_numbers(rollout.episode.actions[step])}")
+        return named
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model folder, as `TextGenerator.save` does."""
+        kept = _AgentCard(self.environment, self.normalizer, self.rollout)
+        card = {**(self.card or {}), "task": self.task.name, **config.to_dict(kept)}
+        model_folder.write_model_folder(Path(folder), self.model, card, {}, dtype)
+
+    @classmethod
+    def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> DecisionTransformerAgent:
+        """The agent of a folder. Raises CheckpointError or ConfigError for a card that does not fit the model."""
+        card, where = dict(loaded.card), f"{folder}/card.json"
+        kept = config.from_dict(_AgentCard, {name: card.pop(name, None) for name in ("environment", "normalizer", "rollout")}, where)
+        reads = _trajectory_spec(loaded.model)
+        if (kept.normalizer.state_dim, kept.normalizer.space.action_dim) != (reads.state, reads.action):
+            raise CheckpointError(
+                f"{where}: a step has {kept.normalizer.state_dim} numbers of a state and {kept.normalizer.space.action_dim} of an "
+                f"action, and the model reads {reads.state} and {reads.action}; take both files from the same run"
+            )
+        return cls(loaded.model, kept.normalizer, kept.environment, kept.rollout, loaded.task, card)
+
+
+@dataclass(frozen=True)
+class ReturnStatistics:
+    """What came of asking for one return, over several episodes."""
+
+    target_return: float
+    returns: tuple[float, ...]
+    mean_steps: float
+
+    @property
+    def mean(self) -> float:
+        """The mean of the achieved returns."""
+        return sum(self.returns) / len(self.returns)
+
+    @property
+    def std(self) -> float:
+        """Their standard deviation, of a sample."""
+        spread = sum((one - self.mean) ** 2 for one in self.returns)
+        return math.sqrt(spread / (len(self.returns) - 1)) if len(self.returns) > 1 else 0.0
+
+    @property
+    def confidence_95(self) -> float:
+        """Half of the 95% confidence interval of the mean, as if the mean were normally distributed."""
+        return 1.96 * self.std / math.sqrt(len(self.returns))
+
+
+@dataclass(frozen=True)
+class RolloutReport:
+    """How an agent played: what it achieved for each return that was asked for."""
+
+    statistics: tuple[ReturnStatistics, ...]
+    episodes: int
+    seed: int
+    environment: str
+
+    def __str__(self) -> str:
+        lines = ["   asked   achieved  +- 95%   deviation    lowest   highest     steps"]
+        lines += [
+            f"{one.target_return:8g} {one.mean:10.2f} {one.confidence_95:7.2f} {one.std:11.2f} {min(one.returns):9g} "
+            f"{max(one.returns):9g} {one.mean_steps:9.1f}"
+            for one in self.statistics
+        ]
+        last = self.seed + self.episodes - 1
+        return "\n".join(
+            [*lines, f"{self.episodes:,} episodes of {self.environment} each, seeds {self.seed} to {last}"]
+        )
+
+
+def evaluate_agent(agent: DecisionTransformerAgent, target_returns: Sequence[float] = (), episodes: int = 100, seed: int = 10_000) -> RolloutReport:
+    """Play episodes for each return that is asked for, the highest that the agent learned from unless told.
+
+    They begin as the seeds from `seed` on say, the same for each return; validating uses those from 0 on.
+    """
+    if episodes < 1:
+        raise DataError(f"episodes={episodes} was given; expected at least 1")
+    found = []
+    for one in target_returns or (agent.normalizer.max_return,):
+        played = list(agent.play_episodes(zip([one] * episodes, count(seed), strict=False)))
+        steps = sum(each.length for each in played) / len(played)
+        found.append(ReturnStatistics(one, tuple(each.episode_return for each in played), steps))
+    return RolloutReport(tuple(found), episodes, seed, agent.environment or "")
+
+
+def parse_evaluation_options(returns: Sequence[object], options: Sequence[str]) -> tuple[list[float], dict[str, int]]:
+    """What `measure` is told on a command line: returns, and assignments to episodes or seed.
+
+    Raises DataError for anything else.
+    """
+    told = {}
+    for option in options:
+        name, _, value = option.partition("=")
+        if name not in ("episodes", "seed") or not value.isdigit():
+            raise DataError(f"--option {option} was given; expected episodes=NUMBER or seed=NUMBER for a model that acts")
+        told[name] = int(value)
+    return [parse_target_return(str(one)) for one in returns], told
+
+
+def parse_target_return(line: str, where: str = "") -> float:
+    """The return that a line asks for; DataError if it is no number."""
+    try:
+        number = float(line)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(
+            f"{where}{line.strip()[:30]!r} was given; expected the return to ask for, a number such as 500, "
+            "or recorded steps such as episodes.npz#3"
+        )
+    return number
+
+
+def _is_recorded_episode(line: str) -> bool:
+    """Whether a line names a recorded episode."""
+    return ".npz" in line
+
+
+def _read_episode(name: str, target_return: str, normalizer: TrajectoryNormalizer) -> Rollout:
+    """An episode of a file; DataError for one that is not there, or does not fit the model."""
+    path, mark, number = name.rpartition("#")
+    path, number = (path, number) if mark else (name, "0")
+    episodes = read_npz(Path(path)).episodes
+    if not (number.isdigit() and int(number) < len(episodes)):
+        raise DataError(f"episode {number!r} of {path} was asked for; it has episodes 0 to {len(episodes) - 1}")
+    chosen = TrajectoryBuffer(path, [episodes[int(number)]]).to_trajectories(normalizer.space)
+    brought = parse_target_return(target_return) if target_return.strip() else float(chosen.returns[0])
+    return Rollout(brought, 0, Episode(chosen.states, chosen.actions, chosen.rewards))
+
+
+def _trajectory_spec(model: SequenceModel) -> spec.Trajectory:
+    """What a model of steps reads."""
+    shape = model.spec
+    assert isinstance(shape, spec.Transformer) and shape.encoder is not None
+    assert isinstance(shape.encoder.reads, spec.Trajectory)  # it answers with actions
+    return shape.encoder.reads
+
+
+def _to_answer(rollout: Rollout) -> EpisodeAnswer:
+    episode = rollout.episode
+    text = f"achieved {rollout.episode_return:g} in {rollout.length} steps"
+    return EpisodeAnswer(
+        text,
+        rollout.episode_return,
+        0.0,
+        (),
+        rollout.target_return,
+        rollout.episode_return,
+        rollout.seed,
+        episode.states.tolist(),
+        episode.actions.tolist(),
+        episode.rewards.tolist(),
+    )
+
+
+def _to_trajectories(rollout: Rollout, normalizer: TrajectoryNormalizer) -> Trajectories:
+    """One episode as trajectories."""
+    episode = rollout.episode
+    return Trajectories(
+        normalizer.space, episode.states, episode.actions, episode.rewards, torch.tensor([rollout.length]).numpy()
+    )
+
+
+def _format_flags(value: Any) -> str:
+    """Which of some marks of 0 and 1 are set; their numbers where none is or they are others."""
+    if len(value) > 1 and value.any() and set(value.tolist()) <= {0.0, 1.0}:
+        return ",".join(str(place) for place in value.nonzero()[0].tolist())
+    return _format_numbers(value)
+
+
+def _format_numbers(value: Any) -> str:
+    """Some numbers in short: the first four."""
+    if value.ndim == 0:
+        return f"{value:g}"
+    return " ".join(f"{one:.3g}" for one in value[:4].tolist()) + (" ..." if len(value) > 4 else "")

@@ -1,0 +1,155 @@
+"""The task act: a model learns from episodes which actions lead to which returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qkv.data import IGNORE_INDEX, Batch
+from qkv.data.trajectories.environments import collect_episodes, make_environment
+from qkv.data.text.packing import WindowSampler
+from qkv.data.trajectories.windows import TrajectoryNormalizer, StepWindows, predicted_actions
+from qkv.data.trajectories.episodes import Npz, Rollouts, SpaceSpec, Trajectories, TrajectorySource, concatenate, read_minari, read_npz
+from qkv.errors import ConfigError, DataError
+from qkv.models import SequenceModel, build
+from qkv.tasks.reinforcement_learning.config import DecisionTransformerConfig
+from qkv.tasks.reinforcement_learning.model import DecisionTransformerAgent, evaluate_agent
+from qkv.tasks.training_setup import TrainingSetup
+from qkv.training import ValidationResult
+from qkv.training.loss import smoothed_and_plain_cross_entropy
+
+_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class TrajectorySplits:
+    """Episodes to learn from and to check on; what there is to know about them."""
+
+    train: Trajectories
+    valid: Trajectories
+    notes: tuple[str, ...] = ()
+
+
+def load_data(recipe: DecisionTransformerConfig) -> TrajectorySplits:
+    """Play or read a recipe's episodes and hold some out.
+
+    Raises DataError for what cannot be read or does not fit the environment; MissingExtraError without gymnasium or
+    h5py, where they are needed.
+    """
+    data = recipe.data
+    sizes = None if data.environment_name is None else make_environment(data.environment_name).space
+    parts, notes = [], []
+    for origin in data.train:
+        found, said = _read_source(origin, sizes)
+        parts.append(found)
+        notes += said
+    every = concatenate(parts)
+    if len(every) < 2:
+        raise DataError("there is one episode alone; expected at least 2, one of them to check on")
+    order = np.argsort(np.random.PCG64([recipe.training.seed, 7]).random_raw(len(every)), kind="stable")
+    held = min(max(1, round(data.held_out * len(every))), len(every) - 1)
+    train, valid = every.select(np.sort(order[held:])), every.select(np.sort(order[:held]))
+    notes.append(_describe(train, held))
+    return TrajectorySplits(train, valid, tuple(notes))
+
+
+def _read_source(source: TrajectorySource, space: SpaceSpec | None) -> tuple[Trajectories, list[str]]:
+    if isinstance(source, Rollouts):
+        return collect_episodes(source), []
+    found = read_npz(source.path) if isinstance(source, Npz) else read_minari(source.path)
+    return found.to_trajectories(space), found.notes
+
+
+def _describe(train: Trajectories, n_held_out: int) -> str:
+    returns = train.returns
+    low, middle, high = np.percentile(returns, (10, 50, 90))
+    top = float((returns >= returns.max()).mean())
+    return (
+        f"{len(train):,} episodes of {len(train.rewards):,} steps to learn from, {n_held_out:,} to check on; returns: mean "
+        f"{returns.mean():.4g}, tenth {low:g}, median {middle:g}, nine tenths {high:g}, highest {returns.max():g} "
+        f"({top:.1%} of them)"
+    )
+
+
+def build_training_setup(recipe: DecisionTransformerConfig, splits: TrajectorySplits, run_folder: Path, cache_folder: Path, resume: bool) -> TrainingSetup:
+    """The windows of steps, the model before its first step, and what judges it."""
+    data, seed = recipe.data, recipe.training.seed
+    shown = TrajectoryNormalizer.fit(splits.train, data.observed_dims)
+    windows = StepWindows(splits.train, shown, data.context, seed, data.temperature, data.random_start_fraction)
+    longest = max(int(part.lengths.max()) for part in (splits.train, splits.valid))
+    if data.environment_name is not None:
+        longest = max(longest, make_environment(data.environment_name).max_steps)
+    torch.manual_seed(seed)
+    model = build(recipe.model.spec(shown.state_dim, shown.space.action_dim, longest, bounded=not shown.space.discrete))
+    agent = DecisionTransformerAgent(model, shown, data.environment_name, replace(recipe.rollout, context_length=data.context))
+    steps = min(data.context, int(splits.train.lengths.max()))
+    sampler = WindowSampler(windows, max(1, data.batch_steps // steps), seed)
+    losses = ActionLoss(shown, recipe.training.label_smoothing)
+    judge = Validator(agent, splits.valid, losses, recipe)
+    return TrainingSetup(agent, sampler, windows.collate, judge, [], losses)
+
+
+class ActionLoss:
+    """The loss of the actions: cross entropy of choices, half of the squared error of numbers (Chen et al. 2021)."""
+
+    def __init__(self, normalizer: TrajectoryNormalizer, label_smoothing: float) -> None:
+        self.discrete, self.action_dim, self.label_smoothing = normalizer.space.discrete, normalizer.space.action_dim, label_smoothing
+
+    def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        answers = predicted_actions(model(batch.source), self.action_dim)
+        if self.discrete:
+            return smoothed_and_plain_cross_entropy(answers, batch.labels, self.label_smoothing)
+        assert batch.source is not None
+        real = batch.labels != IGNORE_INDEX
+        error = functional.mse_loss(answers[real], batch.source[..., -self.action_dim :][real], reduction="sum") / 2
+        return error, error.detach()
+
+
+class Validator:
+    """Validates: the loss on held-out episodes, how many choices are as they were, and the returns it achieves."""
+
+    def __init__(self, agent: DecisionTransformerAgent, valid: Trajectories, loss: ActionLoss, recipe: DecisionTransformerConfig) -> None:
+        self.agent, self.loss, self.data = agent, loss, recipe.data
+        self.windows = StepWindows(valid, agent.normalizer, recipe.data.context)
+        self.target_returns = recipe.data.target_returns or (agent.normalizer.max_return,)
+        names = {"loss": "min"}
+        if agent.normalizer.space.discrete:
+            names["accuracy"] = "max"
+        if agent.environment is not None:
+            names["return"] = "max"
+        given = recipe.training.validation
+        if given.metric not in names:
+            raise ConfigError(
+                [f"training.validation.metric: given {given.metric!r}, expected one of {', '.join(names)}"]
+            )
+        if given.mode != names[given.metric]:
+            raise ConfigError(
+                [f"training.validation.mode: given {given.mode!r}; {given.metric} needs mode {names[given.metric]}"]
+            )
+
+    def __call__(self, model: SequenceModel) -> ValidationResult:
+        metrics, samples = self._evaluate_predictions(model), []
+        if self.agent.environment is not None:
+            playing = evaluate_agent(replace(self.agent, model=model), self.target_returns, self.data.valid_episodes, seed=0)
+            metrics["return"] = playing.statistics[-1].mean
+            samples = [f"asked for {one.target_return:g}: {one.mean:g} +- {one.confidence_95:.3g}" for one in playing.statistics]
+        return ValidationResult(metrics, samples)
+
+    @torch.no_grad()
+    def _evaluate_predictions(self, model: SequenceModel) -> dict[str, float]:
+        device = next(model.parameters()).device
+        total = right = count = 0.0
+        for start in range(0, self.windows.count, _BATCH_SIZE):
+            batch = self.windows.collate(range(start, min(start + _BATCH_SIZE, self.windows.count))).to(device)
+            total += float(self.loss(model, batch)[1])
+            count += batch.target_tokens
+            if self.loss.discrete:
+                answers = predicted_actions(model(batch.source), self.loss.action_dim)
+                right += int((answers.argmax(dim=-1) == batch.labels).sum())
+        return {"loss": total / count, **({"accuracy": 100 * right / count} if self.loss.discrete else {})}

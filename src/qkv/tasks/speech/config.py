@@ -1,0 +1,148 @@
+"""The nodes of a recipe whose model hears: what it learns from, its shape, and how its encoder's labels count.
+
+This file needs no torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from qkv import presets, spec
+from qkv.data.cleaning import CleaningConfig
+from qkv.data.audio.sources import SpectrogramAugmentation, FeatureConfig, AudioSource
+from qkv.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class AudioData:
+    """Which recordings to learn from and which to check on.
+
+    test: recordings that the run must not learn from; equal sounds are looked for in `train`, and reported.
+    cleaning: its max_length counts the tokens of a text; longest: seconds of a recording. More than `allow_dropped` may
+    not be left out, for whatever reason. batch_frames: the most frames and tokens in a batch, padding included.
+    valid_recordings: how many of `valid` each validation decodes.
+    """
+
+    train: tuple[AudioSource, ...]
+    valid: AudioSource
+    test: tuple[AudioSource, ...] = ()
+    features: FeatureConfig = FeatureConfig()
+    augmentation: SpectrogramAugmentation | None = SpectrogramAugmentation()
+    cleaning: CleaningConfig = CleaningConfig()
+    max_seconds: float = 30.0
+    batch_frames: int = 12_000
+    valid_recordings: int = 300
+
+    def __post_init__(self) -> None:
+        problems = []
+        if not self.train:
+            problems.append("train=[]: expected at least one origin of recordings to learn from")
+        how, scaling = self.augmentation, self.features.normalization
+        if how is not None and (how.min_snr_db is not None or how.gain_db) and scaling != "peak":
+            given = f"min_snr_db={how.min_snr_db}, gain_db={how.gain_db}"
+            problems.append(f"augmentation: {given} were given; they need features.normalization=peak, not {scaling}")
+        if not 0 < self.max_seconds <= 3600:
+            problems.append(f"max_seconds={self.max_seconds}: expected more than 0 and at most 3,600 seconds")
+        for name in ("batch_frames", "valid_recordings"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name}={getattr(self, name)}: expected at least 1")
+        if problems:
+            raise ConfigError(problems)
+
+
+@dataclass(frozen=True)
+class SpeechTransformer:
+    """An encoder that reads frames through two convolutions (`qkv.spec.Frames`) and a decoder that writes.
+
+    position: how the self-attention of both knows distances; sinusoidal: waves are added to what is read, instead or
+    as well.
+    """
+
+    d_model: int = 144
+    heads: int = 4
+    d_ff: int = 576
+    encoder_layers: int = 6
+    decoder_layers: int = 2
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "gelu"
+    position: spec.Rotary | spec.RelativeBias | spec.Alibi | None = spec.RelativeBias(32, 128)
+    sinusoidal: bool = False
+    tied: bool = False
+
+    def __post_init__(self) -> None:
+        self.spec(8, 8, ctc=True)  # a shape that contradicts itself is refused with the recipe
+
+    def spec(self, mels: int, vocab: int, ctc: bool) -> spec.Transformer:
+        """The spec of this shape for frames of so many bands; labels: whether the encoder answers by itself too."""
+        shape = presets.encoder_decoder(
+            source_vocab=8,
+            target_vocab=vocab,
+            d_model=self.d_model,
+            heads=self.heads,
+            d_ff=self.d_ff,
+            layers=(self.encoder_layers, self.decoder_layers),
+            feed_forward=spec.FeedForward(self.d_ff, self.activation),
+            position=self.position,
+            sinusoidal=self.sinusoidal,
+            tied=self.tied,
+        )
+        assert shape.encoder is not None
+        encoder = replace(shape.encoder, reads=spec.Frames(mels))
+        return replace(shape, encoder=encoder, encoder_answers=spec.Labels(vocab) if ctc else None)
+
+
+@dataclass(frozen=True)
+class AudioClassifier:
+    """An encoder alone that names what it hears: each text is a class, and the mean over the positions chooses it.
+
+    stem, stem_norm, stem_residual: convolutions over time and pitch in place of those over time, as in
+    `qkv.spec.Frames`.
+    """
+
+    d_model: int = 96
+    heads: int = 4
+    d_ff: int = 288
+    layers: int = 4
+    activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "gelu"
+    position: spec.Rotary | spec.RelativeBias | spec.Alibi | None = spec.RelativeBias(32, 128)
+    stem: tuple[spec.Convolution, ...] = ()
+    stem_norm: Literal["none", "batch"] = "none"
+    stem_residual: bool = False
+
+    def __post_init__(self) -> None:
+        self.spec(8, 8)  # a shape that contradicts itself is refused with the recipe
+
+    def spec(self, mels: int, classes: int) -> spec.Transformer:
+        """The spec of this shape for frames of so many bands, and so many classes."""
+        both = SpeechTransformer(
+            self.d_model, self.heads, self.d_ff, self.layers, 1, self.activation, self.position, self.position is None
+        )
+        encoder = both.spec(mels, 8, ctc=False).encoder
+        assert encoder is not None
+        reads = spec.Frames(mels, self.stem, self.stem_norm, self.stem_residual)
+        return spec.Transformer(replace(encoder, reads=reads), None, spec.Classes(classes))
+
+
+@dataclass(frozen=True)
+class CtcConfig:
+    """Labels at each position of the encoder, beside the decoder (Watanabe et al. 2017).
+
+    weight: their share of the loss, the decoder having the rest; 0: there are none. decoding: their share in the rank
+    of an answer; 1: they alone answer.
+    """
+
+    weight: float = 0.3
+    decoding_weight: float = 0.3
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name}={getattr(self, name)}: expected a share, 0 to 1"
+            for name in ("weight", "decoding_weight")
+            if not 0 <= getattr(self, name) <= 1
+        ]
+        if self.weight == 0 and self.decoding_weight:
+            problems.append(
+                f"decoding={self.decoding_weight} with weight=0: labels that are not learned cannot answer; set it to 0"
+            )
+        if problems:
+            raise ConfigError(problems)

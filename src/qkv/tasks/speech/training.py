@@ -1,0 +1,249 @@
+"""The task hear: an encoder reads sounds, a decoder and the encoder's own labels write what is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qkv.data import Batch, BatchSampler
+from qkv.data.audio.features import LogMel
+from qkv.data.audio.frames import FrameStore, SpeechPreprocessor, collate_speech
+from qkv.data.audio.sources import SpectrogramAugmentation, FeatureConfig, AudioSource, describe_source
+from qkv.data.audio.recordings import Recording
+from qkv.decoding import DecodingConfig, Greedy
+from qkv.errors import ConfigError, DataError, VocabularyError
+from qkv.evaluation import transcript_errors
+from qkv.models import SequenceModel, build
+from qkv.models.transformer import Transformer
+from qkv.tasks.speech import classification
+from qkv.tasks.registry import TASKS, normalize_transcript
+from qkv.tasks.training_setup import TrainingSetup, load_base_model, get_special_tokens, save_tokenizer, build_tokenizer
+from qkv.tasks.speech.config import AudioClassifier, SpeechTransformer
+from qkv.tasks.speech.transcription import SpeechFrontend, build_log_mel, greedy_decode
+from qkv.tasks.config import Pretrained, SpeechConfig
+from qkv.tasks.text_generator import TextGenerator, find_unknown_symbols
+from qkv.text import Tokenizer
+from qkv.training import ValidationResult
+from qkv.training.loss import cross_entropy, smoothed_and_plain_cross_entropy
+
+_N_SAMPLES = 4
+_METRICS = {"loss": "min", "wer": "min", "exact_match": "max"}
+
+
+@dataclass(frozen=True)
+class SpeechSplits:
+    """Recordings to learn from and to check on, unread; what there is to know about them."""
+
+    train: list[Recording]
+    valid: list[Recording]
+    notes: tuple[str, ...] = ()
+
+
+def load_data(recipe: SpeechConfig) -> SpeechSplits:
+    """Find a recipe's recordings. Raises DataError or CorpusError for a manifest that cannot be read."""
+    data = recipe.data
+    train = [one for origin in data.train for one in _list_recordings(origin)]
+    every = _list_recordings(data.valid)
+    valid = every[:: max(1, len(every) // data.valid_recordings)][: data.valid_recordings]
+    notes = [f"{', '.join(map(describe_source, data.train))}: {len(train):,} recordings to learn from"]
+    notes.append(f"{describe_source(data.valid)}: {len(valid):,} of {len(every):,} recordings to check on")
+    held_out = {describe_source(data.valid): every} | {describe_source(origin): _list_recordings(origin) for origin in data.test}
+    return SpeechSplits(train, valid, (*notes, *_describe_overlap(train, held_out)))
+
+
+def _list_recordings(source: AudioSource) -> list[Recording]:
+    found = source.list_recordings()
+    if not found:
+        raise DataError(f"{describe_source(source)} holds no recordings; expected at least one")
+    return found
+
+
+def _describe_overlap(train: Sequence[Recording], held_out: dict[str, list[Recording]]) -> list[str]:
+    """What the recordings to learn from and those held out have in common: sounds, and speakers."""
+    stamps, speakers = {one.name for one in train}, {one.speaker for one in train} - {""}
+    notes = []
+    for name, recordings in held_out.items():
+        if both := [one for one in recordings if one.name in stamps and not one.name.startswith("joined ")]:
+            notes.append(
+                f"leakage: {len(both):,} of {len(recordings):,} recordings of {name} are also learned from, such as "
+                f"{both[0].name}; take them out of one of the two"
+            )
+        own = {one.speaker for one in recordings} - {""}
+        if own and speakers:
+            notes.append(f"{name}: {len(own & speakers)} of its {len(own)} speakers are also learned from")
+    return notes
+
+
+def build_training_setup(recipe: SpeechConfig, splits: SpeechSplits, run_folder: Path, cache_folder: Path, resume: bool) -> TrainingSetup:
+    """The tokenizer, the frames, the model before its first step, and what judges it."""
+    data = recipe.data
+    if isinstance(recipe.model, AudioClassifier):
+        return classification.build_training_setup(recipe, splits.train, splits.valid, run_folder, cache_folder)
+    runner = _build_or_load_model(recipe, splits, run_folder, resume)
+    labelled = _has_ctc_head(runner.model)
+    assert runner.frontend is not None
+    written = normalize_transcript if runner.generation is None else _with_leading_space
+    prepare = SpeechPreprocessor(runner.frontend.features, runner.target_tokenizer, data.cleaning, data.max_seconds, labelled, written)
+    store, _, told = prepare(splits.train, cache_folder)
+    checked, kept, said = prepare(splits.valid)
+
+    def batch(numbers: Sequence[int]) -> Batch:
+        return _collate(runner, store, numbers, data.augmentation)
+
+    losses = joint_ctc_loss(get_special_tokens(runner).pad, recipe.ctc.weight if labelled else 0.0, recipe.training.label_smoothing)
+    judge = Validator(runner, checked, [splits.valid[number] for number in kept], recipe)
+    judge.check_config(recipe)
+    sampler = BatchSampler(store.lengths, data.batch_frames, recipe.training.seed)
+    return TrainingSetup(runner, sampler, batch, judge, [f"to learn from: {told}", f"to check on: {said}"], losses)
+
+
+def _collate(
+    runner: TextGenerator, store: FrameStore, indices: Sequence[int], augmentation: SpectrogramAugmentation | None = None
+) -> Batch:
+    assert runner.frontend is not None
+    first, alike = runner.generation_kwargs().get("first", ()), runner.frontend.features.seconds is not None
+    return collate_speech(
+        [store[number] for number in indices], get_special_tokens(runner), indices, augmentation, forced_prefix=first, fixed_length=alike
+    )
+
+
+def _with_leading_space(text: str) -> str:
+    """A text as a published model writes it after its first tokens: as it is, a space before it."""
+    return f" {text.strip()}"
+
+
+def _has_ctc_head(model: SequenceModel) -> bool:
+    """Whether the encoder of a model answers by itself."""
+    return isinstance(model, Transformer) and model.encoder_answer is not None
+
+
+def joint_ctc_loss(blank: int, weight: float, label_smoothing: float) -> Callable[[Any, Batch], tuple[Tensor, Tensor]]:
+    """The loss of both answers: (1 - weight) * the decoder's loss + weight * CTC (Watanabe et al. 2017, eq. 9).
+
+    Beside it the decoder's cross entropy without smoothing is told, all summed over the targets.
+    """
+
+    def losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+        memory = model.encode(batch.source, batch.source_mask)
+        written, plain = smoothed_and_plain_cross_entropy(model.answer_to(batch.target, memory), batch.labels, label_smoothing)
+        if not weight:
+            return written, plain
+        targets = batch.target[:, 1:] if batch.target is not None else batch.labels
+        lengths = (batch.labels >= 0).sum(dim=1) - 1  # the end is no label
+        read = functional.ctc_loss(
+            model.label(memory).float().log_softmax(-1).transpose(0, 1),
+            targets,
+            memory.mask.sum(dim=1),
+            lengths,
+            blank,
+            reduction="sum",
+            zero_infinity=True,  # a sound that was made shorter may have no room for its text
+        )
+        return (1 - weight) * written + weight * read, plain
+
+    return losses
+
+
+class Validator:
+    """Validates: the loss on held-out recordings, word errors and whole texts that are right, and some samples.
+
+    The labels alone answer if there are any, else the decoder, greedily: it is asked often, and only compared with
+    itself.
+    """
+
+    def __init__(self, runner: TextGenerator, store: FrameStore, recordings: Sequence[Recording], recipe: SpeechConfig) -> None:
+        self.runner, self.store, self.recordings = runner, store, recordings
+        self.references = [normalize_transcript(one.text) for one in recordings]
+        numbers = BatchSampler(store.lengths, recipe.data.batch_frames).batches(0)
+        self.batches = [_collate(runner, store, own) for own in numbers]
+        self.decoding: DecodingConfig = replace(recipe.decoding, method=Greedy())
+
+    def check_config(self, recipe: SpeechConfig) -> None:
+        """Raise ConfigError for a metric that is not there or judged upside down; MissingExtraError without jiwer."""
+        given = recipe.training.validation
+        better = _METRICS.get(given.metric)
+        if better is None:
+            raise ConfigError(
+                [f"training.validation.metric: given {given.metric!r}, expected one of {', '.join(_METRICS)}"]
+            )
+        if given.mode != better:
+            raise ConfigError(
+                [f"training.validation.mode: given {given.mode!r}, but {given.metric} needs mode {better}"]
+            )
+        transcript_errors(["a"], ["a"])
+
+    @torch.no_grad()
+    def __call__(self, model: SequenceModel) -> ValidationResult:
+        device = next(model.parameters()).device
+        total = count = 0.0
+        answers = [""] * len(self.references)
+        runner = replace(self.runner, model=model)
+        for batch in self.batches:
+            moved = batch.to(device)
+            assert moved.source is not None and moved.target is not None
+            logits = model(moved.source, moved.target, moved.source_mask)
+            total += float(cross_entropy(logits, moved.labels))
+            count += moved.target_tokens
+            found = greedy_decode(runner, moved.source, moved.source_mask, self.decoding)
+            for number, tokens in zip(batch.index.tolist(), found, strict=True):
+                answers[number] = runner.target_tokenizer.decode(tokens)
+        scores = runner.task.score(answers, [(text,) for text in self.references])
+        samples = [f"{said}  ->  {answer}" for said, answer in zip(self.references, answers, strict=True)][:_N_SAMPLES]
+        return ValidationResult({"loss": total / count, **{name: one.value for name, one in scores.items()}}, samples)
+
+
+def _build_or_load_model(recipe: SpeechConfig, splits: SpeechSplits, run_folder: Path, resume: bool) -> TextGenerator:
+    """The model before its first step with its tokenizer and features: new, or those of the model to go on from."""
+    task = TASKS["speech-recognition"]
+    if isinstance(recipe.model, Pretrained):
+        trained = load_base_model(recipe.model, is_speech_model=True)
+        assert trained.frontend is not None
+        hearing = SpeechFrontend(_resolve_features(recipe, trained.frontend.features), recipe.ctc.decoding_weight * _has_ctc_head(trained.model))
+        _check_vocabulary(splits, trained.target_tokenizer)
+        return replace(trained, task=task, decoding=recipe.decoding, card=None, frontend=hearing)
+    kept = run_folder / "source.tokenizer.json"
+    if resume and kept.exists():
+        tokenizer = Tokenizer.load(kept)
+    else:
+        tokenizer = build_tokenizer((normalize_transcript(one.text) for one in splits.train), recipe.tokenizer)
+        save_tokenizer(tokenizer, kept)
+    features = build_log_mel(recipe.data.features)
+    torch.manual_seed(recipe.training.seed)
+    assert isinstance(recipe.model, SpeechTransformer)
+    model = build(recipe.model.spec(features.mels, tokenizer.size, ctc=recipe.ctc.weight > 0))
+    hearing = SpeechFrontend(features, recipe.ctc.decoding_weight)
+    return TextGenerator(model, tokenizer, tokenizer, task, recipe.decoding, frontend=hearing)
+
+
+def _resolve_features(recipe: SpeechConfig, known: LogMel) -> LogMel:
+    """The features of the model to go on from, unless a recipe says them otherwise; ConfigError if not so.
+
+    Sounds may be filled with silence to fewer seconds than the model knows.
+    """
+    given = recipe.data.features
+    if given == FeatureConfig():
+        return known
+    features = build_log_mel(given)
+    shorter = known.seconds is not None and features.seconds is not None and features.seconds <= known.seconds
+    if features != replace(known, seconds=features.seconds if shorter else known.seconds):
+        assert isinstance(recipe.model, Pretrained)
+        raise ConfigError(
+            [f"data.features: the model in {recipe.model.path} hears by {known}; give those, or data.features={{}}"]
+        )
+    return features
+
+
+def _check_vocabulary(splits: SpeechSplits, tokenizer: Tokenizer) -> None:
+    """Raise VocabularyError for texts to learn from that a model has no tokens for."""
+    for one in splits.train:
+        if strange := find_unknown_symbols(tokenizer, normalize_transcript(one.text)):
+            raise VocabularyError(
+                f"{one.name}: {one.text[:60]!r} has {', '.join(map(repr, strange[:3]))}, which the model to go on from "
+                "never writes; give it texts of the kind it knows, or train a new model"
+            )

@@ -1,0 +1,245 @@
+"""How a model that hears answers: by its decoder, by its encoder's own labels, or by both together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from qkv.data.audio import features as audio
+from qkv.data.audio.features import LogMel
+from qkv.data.audio.frames import pad_to_window, pad_frames
+from qkv.data.audio.sources import FeatureConfig
+from qkv.decoding import Beam, DecodingConfig, Hypothesis, generate_batch, score
+from qkv.decoding.ctc import forced_align, ctc_log_probabilities, ctc_greedy_decode
+from qkv.errors import DataError, QkvError
+from qkv.lens import Trace, speech
+from qkv.lens.speech import Span
+from qkv.models import SequenceModel
+from qkv.models.transformer import Transformer
+from qkv.tap import NO_TAP, Tap
+
+if TYPE_CHECKING:
+    from qkv.tasks.text_generator import TextGenerator
+
+_BATCH_SIZE = 16  # sounds that are answered together
+
+
+@dataclass(frozen=True)
+class SpeechFrontend:
+    """What makes the input of a model that hears, and how much its encoder's own labels count in its answers.
+
+    ctc: 0, the decoder answers alone; 1, the labels alone, the best at each position; between, the hypotheses of both
+    are ranked by that share of the labels' log-probability and the rest of the decoder's (Watanabe et al. 2017, eq. 10,
+    as a second pass).
+    """
+
+    features: LogMel
+    ctc_weight: float = 0.0
+
+    def extract_features(self, samples: Tensor) -> Tensor:
+        """Samples (samples,) at the features' rate -> (1, mels, frames)."""
+        return self.features(pad_to_window(samples, self.features))[None]
+
+    @property
+    def seconds_per_position(self) -> float:
+        """How long a position of the encoder is: two frames."""
+        return 2 * self.features.hop_length / self.features.sample_rate
+
+
+def build_log_mel(features: FeatureConfig) -> LogMel:
+    """What makes the frames."""
+    return LogMel(**vars(features))
+
+
+def load_waveform(line: str, features: LogMel) -> Tensor:
+    """The samples (samples,) of the file that a line names; of `file@75` the piece that is heard at once and holds
+    second 75 (see `qkv.data.audio.features.pieces`). Raises DataError for a file that cannot be read, or ends before.
+    """
+    name = line.strip()
+    said = re.fullmatch(r"(.+)@(\d+(?:\.\d+)?)", name)
+    if said is None or Path(name).exists():
+        return audio.read_audio(name, features.sample_rate)
+    samples, end = audio.read_audio(said[1], features.sample_rate), 0
+    for piece in audio.split_at_pauses(samples, features.sample_rate, features.seconds) if features.seconds else [samples]:
+        end += len(piece)
+        if round(float(said[2]) * features.sample_rate) < end:
+            return piece
+    seconds = f"{end / features.sample_rate:.1f} seconds"
+    raise DataError(f"{said[1]} is {seconds} long, and second {said[2]} was asked for; expected one within it")
+
+
+def transcribe(
+    runner: TextGenerator,
+    waveforms: Iterable[Tensor],
+    decoding: DecodingConfig,
+    generator: torch.Generator | None = None,
+    tap: Tap = NO_TAP,
+) -> Iterator[list[Hypothesis]]:
+    """The hypotheses for each sound (samples,) at the features' rate, best first.
+
+    Of a sound that is longer than the model hears at once, each piece (see `qkv.data.audio.features.pieces`) is answered by
+    itself, and the best answers are put together to one.
+    """
+    hearing = runner.frontend
+    assert hearing is not None
+    if hearing.features.seconds is not None:  # silence is added up to one length: no mask, and one takes memory enough
+        for samples in waveforms:
+            yield _merge_pieces(
+                [
+                    next(_decode_batch(runner, hearing.extract_features(piece), None, decoding, generator, tap))
+                    for piece in audio.split_at_pauses(samples, hearing.features.sample_rate, hearing.features.seconds)
+                ]
+            )
+        return
+    rest = iter(waveforms)
+    while some := [hearing.extract_features(samples)[0] for samples in islice(rest, _BATCH_SIZE)]:
+        source, mask = pad_frames(some)
+        yield from _decode_batch(runner, source, None if len(some) == 1 else mask, decoding, generator, tap)
+
+
+def _merge_pieces(pieces: Sequence[list[Hypothesis]]) -> list[Hypothesis]:
+    """The hypotheses for a sound, given those for its pieces."""
+    if len(pieces) == 1:
+        return pieces[0]
+    best = [one[0] for one in pieces]
+    tokens = tuple(token for one in best for token in one.tokens)
+    score, log_probability = sum(one.score for one in best), sum(one.log_probability for one in best)
+    return [Hypothesis(tokens, score, log_probability, all(one.is_finished for one in best))]
+
+
+@torch.no_grad()
+def _decode_batch(
+    runner: TextGenerator,
+    source: Tensor,
+    mask: Tensor | None,
+    decoding: DecodingConfig,
+    generator: torch.Generator | None,
+    tap: Tap,
+) -> Iterator[list[Hypothesis]]:
+    share = runner.frontend.ctc_weight if runner.frontend is not None else 0.0
+    device = next(runner.model.parameters()).device
+    source, mask = source.to(device), None if mask is None else mask.to(device)
+    if not share:
+        yield from generate_batch(runner.model, source, mask, decoding=decoding, generator=generator, tap=tap, **runner.generation_kwargs())
+        return
+    blank, end = runner.target_tokenizer.pad, runner.target_tokenizer.eos
+    logits, real = compute_ctc_logits(runner.model, source, mask, tap)
+    read = ctc_greedy_decode(logits, blank, real)
+    found: list[list[Hypothesis]] = [[] for _ in read]
+    if share < 1:
+        found = generate_batch(
+            runner.model, source, mask, decoding=_keep_all_hypotheses(decoding), generator=generator, tap=tap, **runner.generation_kwargs()
+        )
+    count = getattr(decoding.method, "n_best", 1)
+    for row, hypotheses in enumerate(found):
+        own = logits[row : row + 1] if real is None else logits[row : row + 1, : int(real[row].sum())]
+        given = None if mask is None else mask[row : row + 1]
+        frames = source[row : row + 1] if given is None else source[row : row + 1, :, : int(given.sum())]
+        tokens = dict.fromkeys([*(one.tokens for one in hypotheses), (*read[row], end)])
+        yield _rescore(runner, frames, own, list(tokens), share, tap)[:count]
+
+
+def _rescore(
+    runner: TextGenerator, source: Tensor, logits: Tensor, tokens: Sequence[tuple[int, ...]], ctc_weight: float, tap: Tap
+) -> list[Hypothesis]:
+    """Answers to one sound in the order of both their log-probabilities together."""
+    blank, end = runner.target_tokenizer.pad, runner.target_tokenizer.eos
+    plain = [[token for token in own if token != end] for own in tokens]
+    heard = ctc_log_probabilities(logits.expand(len(tokens), -1, -1), plain, blank)
+    written = [0.0] * len(tokens)
+    if ctc_weight < 1:
+        many = source.expand(len(tokens), -1, -1)
+        written = [sum(own) for own in score(runner.model, tokens, many, bos=runner.generation_kwargs()["bos"], tap=tap)]
+    both = [(1 - ctc_weight) * left + ctc_weight * right for left, right in zip(written, heard, strict=True)]
+    order = sorted(range(len(tokens)), key=lambda number: -both[number])
+    return [
+        Hypothesis(tokens[one], both[one], heard[one] if ctc_weight == 1 else written[one], tokens[one][-1:] == (end,))
+        for one in order
+    ]
+
+
+@torch.no_grad()
+def greedy_decode(runner: TextGenerator, source: Tensor, mask: Tensor | None, decoding: DecodingConfig) -> list[Sequence[int]]:
+    """The tokens of an answer to each sound: the best label of each position, or without labels what is decoded."""
+    if isinstance(runner.model, Transformer) and runner.model.encoder_answer is not None:
+        logits, real = compute_ctc_logits(runner.model, source, mask)
+        return [*ctc_greedy_decode(logits, runner.target_tokenizer.pad, real)]
+    return [one.tokens for one, *_ in generate_batch(runner.model, source, mask, decoding=decoding, **runner.generation_kwargs())]
+
+
+def compute_ctc_logits(
+    model: SequenceModel, source: Tensor, mask: Tensor | None, tap: Tap = NO_TAP
+) -> tuple[Tensor, Tensor | None]:
+    """What the encoder answers by itself, logits (batch, positions, labels), and which positions are real."""
+    assert isinstance(model, Transformer)
+    memory = model.encode(source, mask, tap)
+    assert memory is not None
+    return model.label(memory), memory.mask
+
+
+def _keep_all_hypotheses(decoding: DecodingConfig) -> DecodingConfig:
+    method = decoding.method
+    return replace(decoding, method=replace(method, n_best=method.size)) if isinstance(method, Beam) else decoding
+
+
+def word_times(
+    runner: TextGenerator, source: Tensor, samples: int, tokens: Sequence[int], trace: Trace, ends: Sequence[int]
+) -> tuple[Span, ...]:
+    """When each word of an answer was said: where the encoder's own labels stand, or else by the cross-attention of all
+    heads in the last half of the decoder's blocks.
+
+    samples: how many the sound has. None for an answer without words, or one that has no room in the sound.
+    """
+    hearing = runner.frontend
+    assert hearing is not None
+    rules = runner.generation_kwargs()
+    begun = 0 if rules["bos"] is None else 1
+    said = [number for number, token in enumerate(tokens) if token not in ends][len(rules.get("first", ())) :]
+    plain = [tokens[number] for number in said]
+    if not runner.target_tokenizer.decode(plain).strip():
+        return ()
+    if hearing.ctc_weight:
+        return ctc_word_times(runner, source, plain)
+    try:
+        blocks = {int(name.split(".")[1]) for name in trace.attentions if name.endswith("cross_attention")}
+        heads = [
+            (block, head)
+            for block in sorted(blocks)[len(blocks) // 2 :]
+            for head in range(trace[f"decoder.{block}.cross_attention"].calls[0]["query"].shape[1])
+        ]
+        first = begun + said[0]
+        heard = min(source.shape[-1], max(2, samples // hearing.features.hop_length))  # silence may have been added
+        times = speech.token_times(
+            trace, heads, begin=first, end=first + len(said), positions=-(-heard // 2), seconds=hearing.seconds_per_position
+        )
+    except QkvError:
+        return ()
+    return tuple(speech.words(_token_texts(runner, plain), times))
+
+
+@torch.no_grad()
+def ctc_word_times(runner: TextGenerator, source: Tensor, tokens: Sequence[int]) -> tuple[Span, ...]:
+    """When each word of these tokens was said in a sound, frames (1, mels, frames): where the encoder's labels stand.
+
+    None for tokens that have no room in it.
+    """
+    assert runner.frontend is not None
+    seconds = runner.frontend.seconds_per_position
+    try:
+        places = forced_align(compute_ctc_logits(runner.model, source, None)[0][0], tokens, runner.target_tokenizer.pad)
+    except QkvError:
+        return ()
+    return tuple(speech.words(_token_texts(runner, tokens), [(seconds * one, seconds * two) for one, two in places]))
+
+
+def _token_texts(runner: TextGenerator, tokens: Sequence[int]) -> list[str]:
+    """What each token adds to the text, with the space before it where it begins a word."""
+    texts = [runner.target_tokenizer.decode(tokens[:count]) for count in range(len(tokens) + 1)]
+    return [after[len(before) :] for before, after in zip(texts, texts[1:], strict=False)]

@@ -1,0 +1,223 @@
+"""From the data part of a recipe to examples: read, leave out what must not be learned, look for leaks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Protocol
+
+from qkv import config
+from qkv.data import corpora
+from qkv.data.images import sources as albums
+from qkv.data.audio import sources as hearing
+from qkv.data.text import documents
+from qkv.data.cleaning import find_leakage
+from qkv.data.corpora import Corpus
+from qkv.data.text.pairs import ParallelFiles, Jsonl, Pair, Tsv, read_lines, read_pairs
+from qkv.data.audio.recordings import Recording
+from qkv.data.text.documents import TextSource
+from qkv.errors import DataError
+from qkv.tasks.registry import Task
+from qkv.tasks.config import Text2TextData, DataSource
+
+
+class PairCollection(Protocol):
+    """Pairs that can be gone through again and again, and counted: a list, or an origin that is read each time."""
+
+    def __iter__(self) -> Iterator[Pair]: ...
+    def __len__(self) -> int: ...
+
+
+class PreparedPairs:
+    """The pairs of one origin, prepared as the task does and without hidden sources; read anew each time, never kept.
+
+    `len` is known once all were read. Raises DataError when they are read, as the origin does.
+    """
+
+    def __init__(self, source: DataSource, task: Task, excluded_sources: Iterable[str] = ()) -> None:
+        self.source, self.task, self.excluded_sources = source, task, frozenset(excluded_sources)
+        self.kept_count = self.total_count = 0
+
+    def __iter__(self) -> Iterator[Pair]:
+        kept = every = 0
+        for line, target in self.source:
+            every += 1
+            source = self.task.preprocess(with_prefix(line, self.source.prefix))
+            if source not in self.excluded_sources:
+                kept += 1
+                yield source, target
+        self.kept_count, self.total_count = kept, every
+
+    def __len__(self) -> int:
+        return self.kept_count
+
+
+@dataclass(frozen=True)
+class PairSplits:
+    """Pairs to learn from, origin by origin, and pairs to check on; notes say what there is to know about them."""
+
+    train: Sequence[PairCollection]
+    valid: list[Pair]
+    notes: tuple[str, ...] = ()
+
+
+def load_pair_splits(data: Text2TextData, task: Task) -> PairSplits:
+    """Read all of a recipe's data, the sources prepared as the task does; what is learned from is not kept.
+
+    Raises DataError or CorpusError for what cannot be read, and for an origin from which nothing is left.
+    """
+    notes = []
+    hidden = {source for source, _ in prepare_pairs(data.exclude, task)}
+    train = [PreparedPairs(origin, task, hidden) for origin in data.train]
+    valid = prepare_pairs([data.valid], task)
+    held_out = {describe_source(origin): prepare_pairs([origin], task) for origin in data.test} | {describe_source(data.valid): valid}
+    findings = find_leakage(chain.from_iterable(train), held_out)  # one reading of all, which counts them too
+    for pairs in train:
+        name = describe_source(pairs.source)
+        if not pairs.kept_count:
+            raise DataError(f"{name}: nothing is left to learn from; check data.train and data.exclude")
+        if pairs.kept_count < pairs.total_count:
+            notes.append(f"{name}: {pairs.total_count - pairs.kept_count:,} of {pairs.total_count:,} left out (data.exclude)")
+    for name, finding in findings.items():
+        if finding.count:
+            notes.append(
+                f"leakage: {finding.count:,} of {len(held_out[name]):,} examples of {name} have a source that is also "
+                f"learned from, such as {finding.examples[0]}; add that set to data.exclude to leave it out"
+            )
+    return PairSplits(train, valid, tuple(notes))
+
+
+def prepare_pairs(sources: Iterable[DataSource], task: Task) -> list[Pair]:
+    """Read the examples of some origins, one after the other."""
+    return [
+        (task.preprocess(with_prefix(source, origin.prefix)), target)
+        for origin in sources
+        for source, target in read_pairs(origin)
+    ]
+
+
+def with_prefix(line: str, prefix: str) -> str:
+    """A line with something put before it, unless it holds no text."""
+    return f"{prefix} {line.strip()}" if prefix and line.strip() else line
+
+
+def parse_data_source(paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = ()) -> DataSource:
+    """The origin that a command line names: one file of pairs, two of lines, or a corpus with options (`split=test`).
+
+    A file that ends in .jsonl (or .jsonl.gz) holds JSON, any other single file columns.
+    """
+    if corpus is not None and not paths:
+        return config.from_dict(Corpus, config.apply_overrides({"name": corpus, "split": "test"}, options), f"corpus {corpus}")
+    if options := list(options):
+        raise DataError(f"{', '.join(options)} was given without a corpus; it is an option of one: name it (--corpus)")
+    if corpus is None and len(paths) == 2:
+        return ParallelFiles(paths[0], paths[1])
+    if corpus is None and len(paths) == 1:
+        return Jsonl(paths[0]) if ".jsonl" in paths[0].suffixes else Tsv(paths[0])
+    raise DataError(
+        f"{len(paths)} files and {f'the corpus {corpus}' if corpus else 'no corpus'} were given; "
+        "expected one file of pairs, two files of lines, or a named corpus"
+    )
+
+
+def load_texts(paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = ()) -> list[str] | None:
+    """The texts that a command line names, if it names no pairs: files, folders, .jsonl with a field `text`, a corpus.
+
+    Raises DataError for a file without text, and for one that is no UTF-8.
+    """
+    if corpus is None and (not paths or any(_is_pair_file(path) for path in paths)):
+        return None
+    origins: list[TextSource] = [
+        documents.JsonlDocuments(path) if ".jsonl" in path.suffixes else documents.TextFiles(path) for path in paths
+    ]
+    if corpus is not None:
+        named = parse_data_source(paths, corpus, options)
+        assert isinstance(named, Corpus)
+        origins = [named]
+    return list(documents.TextCorpus(origins))
+
+
+def load_image_labels(
+    paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = (), classes: Sequence[str] = ()
+) -> list[Pair] | None:
+    """The names and classes of the images that a command line names, if it names some: a folder with one for each
+    class, an .npz or Parquet file, two IDX files (images, labels), or a corpus of images.
+
+    Raises DataError for what cannot be read and for a class that is not among `classes`, if some are given, CorpusError
+    for a corpus of something else.
+    """
+    if corpus is not None:
+        named = parse_data_source(paths, corpus, options)
+        assert isinstance(named, Corpus)
+        found = corpora.load_images(named.name, named.split)
+    elif len(paths) == 1 and paths[0].is_dir():
+        found = albums.ImageFolder(paths[0]).load_dataset()
+    elif len(paths) == 1 and paths[0].suffix in (".npz", ".parquet"):
+        found = (albums.Npz if paths[0].suffix == ".npz" else albums.Parquet)(paths[0]).load_dataset()
+    elif len(paths) == 2 and not any({".tsv", ".jsonl"} & set(path.suffixes) for path in paths):
+        found = albums.Idx(*paths).load_dataset()
+    else:
+        return None
+    pairs = list(zip(found.names, found.labels, strict=True))
+    if classes and (strange := [pair for pair in pairs if pair[1] not in classes]):
+        name, label = strange[0]
+        shown = ", ".join(classes[:10]) + (", ..." if len(classes) > 10 else "")
+        raise DataError(
+            f"{name} is of the class {label!r}, and {len(strange):,} of {len(pairs):,} images are of no class that the "
+            f"model has; expected {shown}: name the classes as the model does"
+        )
+    return pairs
+
+
+def load_image_candidates(paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = ()) -> list[Pair]:
+    """Images with texts to choose from, and the right texts, that a command line names: a .tsv of an image, the right
+    text and others a line; pairs of such a line and the right text; or what `pictures_of` reads, where the texts are
+    the names of all classes.
+
+    Raises DataError or CorpusError for what cannot be read.
+    """
+    if (found := load_image_labels(paths, corpus, options)) is not None:
+        documents = "\t".join(dict.fromkeys(label for _, label in found))
+        return [(f"{name}\t{documents}", label) for name, label in found]
+    origin = parse_data_source(paths, corpus, options)
+    if not isinstance(origin, Tsv):
+        return list(read_pairs(origin))
+    return [(line, line.split("\t")[1]) if "\t" in line else (line, "") for line in read_lines(origin.path)]
+
+
+def _is_pair_file(path: Path) -> bool:
+    """Whether a file is of sources and targets: a .tsv, and a .jsonl whose first line has no `text`."""
+    if ".jsonl" not in path.suffixes:
+        return ".tsv" in path.suffixes
+    first = next(iter(read_lines(path)), "")
+    try:
+        return "text" not in json.loads(first)
+    except (ValueError, TypeError):
+        return True  # which reading it as pairs will explain
+
+
+def load_recordings(paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = ()) -> list[Recording]:
+    """The recordings that a command line names: one manifest or folder, or the corpus fsdd with options.
+
+    Raises DataError or CorpusError for what cannot be read.
+    """
+    if corpus is not None and paths:
+        raise DataError(f"the corpus {corpus} and {len(paths)} files were given; expected one of the two")
+    if corpus is not None and corpus != "fsdd":
+        raise DataError(f"the corpus {corpus} has no recordings; expected fsdd, a manifest or a folder")
+    if corpus is None and len(paths) != 1:
+        raise DataError(f"{len(paths)} files were given; expected one manifest, folder or .npz file of recordings")
+    if corpus is not None:
+        return config.from_dict(hearing.Fsdd, config.apply_overrides({"split": "test"}, options), "--option").list_recordings()
+    given = config.apply_overrides({"path": str(paths[0])}, options)
+    return config.from_dict(hearing.Recordings, given, "--option").list_recordings()
+
+
+def describe_source(source: DataSource) -> str:
+    """What to call an origin in a message."""
+    if isinstance(source, Corpus):
+        return f"{source.name}/{source.split}"
+    return f"{source.source} and {source.target}" if isinstance(source, ParallelFiles) else str(source.path)

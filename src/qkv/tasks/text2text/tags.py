@@ -1,0 +1,266 @@
+"""Inline tags: taken out of a line, and put around what stands for the same words in its answer.
+
+    Press <b>Save</b> to keep it.   ->   Zum Behalten drücken Sie <b>Speichern</b>.
+
+Which words these are, the weights of cross-attention say: of the heads that align best over the lines at hand.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from qkv import lens
+from qkv.decoding import DecodingConfig
+from qkv.errors import DataError
+from qkv.lens import Trace
+from qkv.lens.alignment import Head
+from qkv.tasks.text_generator import Answer, LookResult, TextGenerator
+from qkv.tasks.output_constraints import OutputConstraints
+
+_TAG_PATTERN = re.compile(r"""<(/?)([A-Za-z][\w:.-]*)((?:\s(?:"[^"]*"|'[^']*'|[^<>"'])*)?/?)>""")
+_OPENING_PUNCTUATION = "([\u201e\u201c\u00ab\u00bf\u00a1\"'"
+_CLOSING_PUNCTUATION = ".,;:!?)]\u201c\u201d\u00bb\u2026\"'"
+_QUOTES = "\u201e\u201c\u201d\u00ab\u00bb\"'"
+_N_HEADS = 2
+_BATCH_SIZE = 20
+
+
+@dataclass
+class Tag:
+    """A pair of tags around a part of a text, in characters of the text without tags; one alone closes nothing."""
+
+    opening: str
+    start: int
+    closing: str = ""
+    end: int = -1
+    children: list[Tag] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class TaggedText:
+    """A text without its tags, and these."""
+
+    text: str
+    tags: list[Tag]
+
+
+def parse_tags(line: str) -> TaggedText:
+    """Take the tags out of a line. One that is never closed, or closes nothing, stands alone at its place."""
+    whole = Tag("", 0)
+    open_, text, last = [whole], "", 0
+    for found in _TAG_PATTERN.finditer(line):
+        text += line[last : found.start()]
+        last = found.end()
+        closes, name, rest = found.groups()
+        if closes and name in [_get_tag_name(tag) for tag in open_[1:]]:
+            while _get_tag_name(open_[-1]) != name:  # what was opened inside and never closed
+                open_.pop()
+            closed = open_.pop()
+            closed.closing, closed.end = found[0], len(text)
+            continue
+        alone = bool(closes) or rest.endswith("/")
+        if alone and text[-1:].isalnum() and line[last : last + 1].isalnum():
+            text += " "  # it parted two words, which it has to do no longer
+        tag = Tag(found[0], len(text))
+        open_[-1].children.append(tag)
+        if not alone:
+            open_.append(tag)
+    text += line[last:]
+    _flatten(whole)
+    return TaggedText(text, whole.children)
+
+
+def strip_tags(line: str) -> str:
+    """A line without its tags."""
+    return parse_tags(line).text
+
+
+def _get_tag_name(tag: Tag) -> str:
+    found = _TAG_PATTERN.match(tag.opening)
+    return found[2] if found else ""
+
+
+def _flatten(parent: Tag) -> None:
+    """What was never closed stands alone, and what it seemed to hold stands beside it."""
+    flat: list[Tag] = []
+    for tag in parent.children:
+        _flatten(tag)
+        flat.append(tag)
+        if tag.end < 0:
+            flat += tag.children
+            tag.children = []
+    parent.children = flat
+
+
+def translate_tagged(
+    model: TextGenerator, lines: Iterable[str], decoding: DecodingConfig | None = None, constraints: OutputConstraints | None = None
+) -> Iterator[list[Answer]]:
+    """Answer lines that hold tags: their texts are answered without, and the tags put where these words went.
+
+    One line in, one list out, as `TextGenerator.predict`. Raises DataError for a model without cross-attention to align by.
+    """
+    rest = iter(lines)
+    while chunk := list(islice(rest, _BATCH_SIZE)):
+        marked = [parse_tags(line) for line in chunk]
+        yield from restore_tags(model, marked, list(model.predict((one.text for one in marked), decoding, constraints=constraints)))
+
+
+def restore_tags(model: TextGenerator, tagged: Sequence[TaggedText], answers: Sequence[Sequence[Answer]]) -> Iterator[list[Answer]]:
+    """Answers to the texts of some lines, with the tags that were taken out of these; raises as `answer_marked`."""
+    looked = {
+        number: [model.look(one.text, answer) for answer in own]
+        for number, (one, own) in enumerate(zip(tagged, answers, strict=True))
+        if one.tags and own[0].tokens
+    }
+    heads = _find_alignment_heads([one for own in looked.values() for one in own])
+    for number, (one, own) in enumerate(zip(tagged, answers, strict=True)):
+        if number not in looked:
+            yield [replace(answer, text=answer.text + _render_tags(one.tags)) for answer in own]
+            continue
+        yield [
+            replace(answer, text=insert_tags(one, answer.text, _compute_word_weights(seen, heads, one.text, answer.text)))
+            for answer, seen in zip(own, looked[number], strict=True)
+        ]
+
+
+def _find_alignment_heads(results: Sequence[LookResult]) -> list[Head]:
+    if not results:
+        return []
+    traces: list[Trace] = [one.trace for one in results]
+    if not any(attention.place.endswith("cross_attention") for attention in traces[0]):
+        raise DataError("tags are placed by cross-attention, which this model has none of; take the tags out")
+    return [head for head, _ in lens.best_heads(traces, count=_N_HEADS)]
+
+
+def _compute_word_weights(result: LookResult, heads: Sequence[Head], source: str, answer: str) -> Tensor:
+    """What each word of the answer takes from each word of the source, (target words, source words)."""
+    sources = _assign_words(result.source_tokens, source)
+    targets = _assign_words(result.target_tokens[1:], answer)
+    sources += [None] * (len(result.source_tokens) - len(sources))
+    targets += [None] * (len(result.target_tokens) - 1 - len(targets))
+    count = result.trace[heads[0][0]].queries
+    targets += [None] * (count - len(targets))
+    found = lens.align(result.trace, heads, source_words=sources, target_words=targets[:count]).weights
+    size = len(_find_word_spans(answer)), len(_find_word_spans(source))
+    whole = torch.zeros(size)
+    whole[: found.shape[0], : found.shape[1]] = found[: size[0], : size[1]]
+    return whole
+
+
+def _find_word_spans(text: str) -> list[tuple[int, int]]:
+    """Where words begin and end."""
+    return [found.span() for found in re.finditer(r"\S+", text)]
+
+
+def _assign_words(tokens: Sequence[str], text: str) -> list[int | None]:
+    """The word of each token, None for those that stand for no part of the text, such as an end token."""
+    words, found, place = _find_word_spans(text), list[int | None](), 0
+    letters = [(character, number) for number, (begin, end) in enumerate(words) for character in text[begin:end]]
+    for token in tokens:
+        own = token.replace("\u2581", "")
+        own = re.sub(r"(<0x[0-9A-F]{2}>)+", "\ufffd", own)
+        if not own:
+            found.append(letters[place][1] if place < len(letters) else None)
+        elif place < len(letters) and (own.startswith("\ufffd") or letters[place][0] == own[0]):
+            found.append(letters[place][1])
+            place += len(own)
+        else:
+            found.append(None)
+    return found
+
+
+def insert_tags(tagged: TaggedText, answer: str, weights: Tensor) -> str:
+    """The answer with the tags of its source, given what its words take from the source's, (target, source words)."""
+    sources, targets = _find_word_spans(tagged.text), _find_word_spans(answer)
+    shares = _align_unique_words(weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-9), tagged.text, answer)
+    inserted: list[tuple[int, int, str]] = []  # where, in which order there, and what
+
+    def place(tags: Sequence[Tag], free: list[int], within: tuple[int, int], depth: int) -> None:
+        """Give each of some tags beside each other words out of `free`, which those above them hold `within`."""
+        for tag in sorted(tags, key=lambda one: one.start - one.end):  # those around most come first
+            if tag.end < 0:
+                at = _find_insertion_point(tag.start, sources, targets, shares, answer)
+                inserted.append((at, 0, tag.opening))
+                continue
+            held = [n for n, (begin, end) in enumerate(sources) if begin < tag.end and end > tag.start]
+            rivals = [n for n in range(len(sources)) if n not in held]
+            window = _select_words(shares, held, rivals, free)
+            if not window or not held:
+                at = _find_insertion_point(tag.start, sources, targets, shares, answer)
+                inserted.append((at, 0, tag.opening + tag.closing))
+                continue
+            begin, end = targets[window[0]][0], targets[window[-1]][1]
+            begin, end = _trim_punctuation(tagged.text[tag.start : tag.end], answer, max(begin, within[0]), min(end, within[1]))
+            inserted.append((begin, depth + 1, tag.opening))
+            inserted.append((end, -depth - 1, tag.closing))
+            place(tag.children, list(window), (begin, end), depth + 1)
+            for number in window:
+                free.remove(number)
+
+    place(tagged.tags, list(range(len(targets))), (0, len(answer)), 0)
+    for at, _, tag in sorted(reversed(inserted), key=lambda one: (-one[0], -one[1])):  # those alone keep their order
+        answer = answer[:at] + tag + answer[at:]
+    return answer
+
+
+def _align_unique_words(weights: Tensor, source: str, answer: str) -> Tensor:
+    """What words take, where one that stands once in the source and once in the answer takes from itself alone."""
+    sources, targets = ([word.strip(_OPENING_PUNCTUATION + _CLOSING_PUNCTUATION) for word in text.split()] for text in (source, answer))
+    for number, word in enumerate(sources):
+        if word and sources.count(word) == targets.count(word) == 1:
+            weights[:, number] = 0.0
+            weights[targets.index(word)] = torch.eye(len(sources))[number]
+    return weights
+
+
+def _select_words(weights: Tensor, held: Sequence[int], rivals: Sequence[int], free: Sequence[int]) -> list[int]:
+    """The stretch of free words of the answer that takes most from the words held, and little from their rivals."""
+    if not rivals:
+        return list(free)
+    gain = (weights[:, list(held)].sum(dim=1) - weights[:, list(rivals)].amax(dim=1)).tolist()
+    best: tuple[float, list[int]] = (0.0, [])
+    run: list[int] = []
+    total = 0.0
+    for number in free:
+        if run and (number != run[-1] + 1 or total <= 0):
+            run, total = [], 0.0
+        run, total = [*run, number], total + gain[number]
+        if total > best[0]:
+            best = total, run
+    if best[1] or not free:
+        return best[1]
+    return [max(free, key=lambda number: float(weights[number, list(held)].sum()))]
+
+
+def _trim_punctuation(source: str, answer: str, start: int, end: int) -> tuple[int, int]:
+    """Leave marks at the edges outside, such as a full stop, unless the source's tags hold such a one there."""
+    end = start + len(answer[start:end].rstrip(_exclude_mark(_CLOSING_PUNCTUATION, source[-1:]))) or end
+    kept = answer[start:end].lstrip(_exclude_mark(_OPENING_PUNCTUATION, source[:1]))
+    return end - len(kept) if kept else start, end
+
+
+def _exclude_mark(marks: str, excluded: str) -> str:
+    """Marks without one that is held; a quotation mark stands for all, which differ by language."""
+    return "".join(mark for mark in marks if mark not in (_QUOTES if excluded and excluded in _QUOTES else excluded))
+
+
+def _find_insertion_point(
+    position: int, sources: Sequence[tuple[int, int]], targets: Sequence[tuple[int, int]], weights: Tensor, answer: str
+) -> int:
+    """Where a tag that stands alone goes: before what stands for the word after it."""
+    after = [number for number, (begin, end) in enumerate(sources) if begin >= position]
+    if not after or not targets:
+        return len(answer)
+    if after[0] == 0:
+        return 0
+    return targets[int(weights[:, after[0]].argmax())][0]
+
+
+def _render_tags(tags: Sequence[Tag]) -> str:
+    return "".join(tag.opening + _render_tags(tag.children) + tag.closing for tag in tags)

@@ -1,0 +1,421 @@
+"""A model that answers in words, with everything it needs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qkv import config, lens, spec
+from qkv.decoding import Beam, DecodingConfig, Greedy, Hypothesis, Sample, generate_all
+from qkv.errors import ConfigError, DataError, SpecError, VocabularyError
+from qkv.lens import Trace
+from qkv.lens.speech import Span
+from qkv.models import SequenceModel
+from qkv.pretrained import Generation
+from qkv.tap import NO_TAP, Tap
+from qkv.tasks import model_folder
+from qkv.tasks.speech import transcription
+from qkv.tasks.registry import Task
+from qkv.tasks.speech.transcription import SpeechFrontend
+from qkv.tasks.output_constraints import OutputConstraints, build_phrase_constraints
+from qkv.text import Tokenizer
+
+MAX_INPUT_TOKENS = 4096
+"""The most tokens a line may have: time and memory grow with its square, and no sentence comes near."""
+
+_CHUNK_SIZE = 512
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer to one line. score is what it was ranked by; log_probability is that of its tokens."""
+
+    text: str
+    score: float
+    log_probability: float
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """An image that was read: its pixels (height, width, 3) uint8, seen as rows x columns patches, which come after
+    `leading` positions that are no place in it."""
+
+    pixels: Tensor
+    rows: int
+    columns: int
+    num_prefix_tokens: int
+
+
+@dataclass(frozen=True)
+class AudioInput:
+    """A sound that was read: (samples,), `rate` of them a second; each position covers `per_token` seconds."""
+
+    samples: Tensor
+    sample_rate: int
+    seconds_per_position: float
+
+
+@dataclass(frozen=True)
+class TrajectoryInput:
+    """Steps of an agent that were read, from the step `first` on: by kind, in their order within a step, what each
+    position held, (steps, numbers)."""
+
+    values: dict[str, Tensor]
+    first_step: int
+
+
+@dataclass(frozen=True)
+class LookResult:
+    """What the model saw, asked and took while it gave `answer` to `line`; the image, sound or steps, if it read any.
+
+    begin: the position in the target of the first token that is the model's own answer, and no begin token or prompt.
+    words: of a sound, when each word of the answer was said.
+    """
+
+    line: str
+    answer: Answer
+    source_tokens: list[str]
+    target_tokens: list[str]
+    trace: Trace
+    copy_report: Sequence[str] = ()
+    """In words, which tokens of the answer came out of the source; of a model that copies."""
+    input: ImageInput | AudioInput | TrajectoryInput | None = None
+    answer_start: int = 1
+    word_times: tuple[Span, ...] = ()
+
+
+@dataclass(frozen=True)
+class TextGenerator:
+    """A model that answers in words, its tokenizers, its task and how it decodes.
+
+    generation: what answers begin and end with; that of a model trained here unless given. hearing: what makes the
+    input of a model that hears, whose lines name sound files, and how it answers.
+    """
+
+    model: SequenceModel
+    source_tokenizer: Tokenizer
+    target_tokenizer: Tokenizer
+    task: Task
+    decoding: DecodingConfig = DecodingConfig()
+    card: dict[str, Any] | None = None
+    generation: Generation | None = None
+    frontend: SpeechFrontend | None = None
+
+    def __post_init__(self) -> None:
+        for name, tokenizer, size in zip(
+            ("source", "target"), (self.source_tokenizer, self.target_tokenizer), get_vocab_sizes(self.model.spec), strict=True
+        ):
+            # a published model may have room for more tokens than its tokenizer knows
+            if tokenizer.size > size or (self.generation is None and tokenizer.size != size):
+                raise VocabularyError(
+                    f"the {name} tokenizer has {tokenizer.size} tokens and the model {size}; "
+                    "take the tokenizer from the model's own folder"
+                )
+
+    def predict(
+        self,
+        lines: Iterable[str],
+        decoding: DecodingConfig | None = None,
+        seed: int = 0,
+        tap: Tap = NO_TAP,
+        constraints: OutputConstraints | None = None,
+    ) -> Iterator[list[Answer]]:
+        """Answer each line, best answer first; one line in, one list out, in order. An empty line answers itself.
+
+        tap: sees and changes every step, of many lines at once: give one line where it names positions. wanted: what
+        the answers are to hold and what not; one that does not keep to it (see `LineConstraints.violations`) is given where none was
+        found that does. Raises DataError, with its number, for a line of more than LONGEST tokens, and for what is
+        wanted of a model that hears; ConfigError for phrases to hold without a beam, VocabularyError for one that the
+        model cannot spell.
+        """
+        decoding = decoding or self.decoding
+        generator = torch.Generator().manual_seed(seed)
+        rest, before = iter(lines), 0
+        if self.frontend is not None:
+            if constraints:
+                raise DataError("phrases are wanted of a model that hears; expected one that reads")
+            yield from self._predict_audio_files(rest, self.frontend, decoding, generator, tap)
+            return
+        while chunk := list(islice(rest, _CHUNK_SIZE)):
+            ids, wrong = self._validate_until_error(chunk, before)
+            before += len(chunk)
+            full = [number for number, one in enumerate(ids) if one]
+            given = [ids[number] for number in full]
+            wishes = [constraints.for_line(chunk[number]) for number in full] if constraints else None
+            found = generate_all(
+                self.model,
+                given if self.has_encoder else None,
+                prefixes=None if self.has_encoder else given,
+                constraints=None if wishes is None else build_phrase_constraints(wishes, self.target_tokenizer),
+                decoding=decoding,
+                generator=generator,
+                tap=tap,
+                **self.generation_kwargs(),
+            )
+            answers = dict(zip(full, found, strict=True))
+            for number, read in enumerate(ids):
+                prompt = 0 if self.has_encoder else len(read)
+                yield [self._to_answer(one, prompt) for one in answers.get(number, ())] or [Answer("", 0.0, 0.0, ())]
+            if wrong is not None:
+                raise wrong
+
+    def _validate_until_error(self, lines: Sequence[str], n_read: int) -> tuple[list[list[int]], DataError | None]:
+        """What `read` gives of the lines before one that cannot be answered, and what is wrong with that one."""
+        try:
+            return self.validate_inputs(lines, n_read), None
+        except DataError:
+            found: list[list[int]] = []
+            for number, line in enumerate(lines, n_read):
+                try:
+                    found += self.validate_inputs([line], number)
+                except DataError as wrong:
+                    return found, wrong
+            raise
+
+    def generation_kwargs(self) -> dict[str, Any]:
+        """What answers begin and end with and may not hold, as keywords of `qkv.decoding.generate_batch`."""
+        if self.generation is not None:
+            return self.generation.rules()
+        target = self.target_tokenizer
+        never = {target.pad, target.bos, target.unk} - {target.eos}  # one token may be several of these
+        return {"bos": target.bos, "eos": target.eos, "suppress_tokens": tuple(sorted(never))}
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads the line; if not, it is a prompt that the answer follows."""
+        shape = self.model.spec
+        return not isinstance(shape, spec.Transformer) or shape.encoder is not None
+
+    def _predict_audio_files(
+        self, paths: Iterable[str], frontend: SpeechFrontend, decoding: DecodingConfig, generator: torch.Generator, tap: Tap
+    ) -> Iterator[list[Answer]]:
+        wrong: list[DataError] = []
+
+        def sounds() -> Iterator[Tensor]:
+            """End at a file that cannot be read, so that those before it are answered first."""
+            try:
+                for path in paths:
+                    yield transcription.load_waveform(path, frontend.features)
+            except DataError as error:
+                wrong.append(error)
+
+        yield from self.transcribe(sounds(), decoding, generator, tap)
+        if wrong:
+            raise wrong[0]
+
+    def transcribe(
+        self,
+        waveforms: Iterable[Tensor],
+        decoding: DecodingConfig | None = None,
+        generator: torch.Generator | None = None,
+        tap: Tap = NO_TAP,
+    ) -> Iterator[list[Answer]]:
+        """Answer each sound, samples (samples,) at the rate of the features, best answer first."""
+        for found in transcription.transcribe(self, waveforms, decoding or self.decoding, generator, tap):
+            yield [self._to_answer(one, 0) for one in found]
+
+    def _to_answer(self, hypothesis: Hypothesis, prompt_length: int) -> Answer:
+        text = self.target_tokenizer.decode(hypothesis.tokens[prompt_length:])
+        if (
+            prompt_length and self.generation is None and self.task.is_continuation
+        ):  # a space between a prompt and what follows is of neither alone
+            begun, whole = self.target_tokenizer.decode(hypothesis.tokens[:prompt_length]), self.target_tokenizer.decode(hypothesis.tokens)
+            text = whole.removeprefix(begun) if whole.startswith(begun) else text
+        return Answer(text, hypothesis.score, hypothesis.log_probability, hypothesis.tokens)
+
+    def validate_inputs(self, lines: Sequence[str], n_read: int = 0, max_tokens: int = MAX_INPUT_TOKENS) -> list[list[int]]:
+        """The tokens of some lines as the model is given them, `before` lines coming before them; none for no text.
+
+        Raises DataError, with its number, for a line of more than `longest` tokens.
+        """
+        if self.frontend is not None:
+            return []
+        prepared = [self.task.preprocess(line) for line in lines]
+        if self.generation is not None and (self.has_encoder or self.task.is_continuation):
+            ids = [
+                one.ids if line else [] for line, one in zip(prepared, self.source_tokenizer.encode_batch_with_special_tokens(prepared), strict=True)
+            ]
+        else:
+            around = [self.source_tokenizer.eos] if self.has_encoder else [] if self.task.is_continuation else [self.generation_kwargs()["bos"]]
+            encoded = (own[: self.max_source_length] for own in self.source_tokenizer.encode_batch(prepared))
+            ids = [[*own, *around] if line else [] for line, own in zip(prepared, encoded, strict=True)]
+        for number, (line, own) in enumerate(zip(lines, ids, strict=True), n_read + 1):
+            if len(own) > max_tokens:
+                raise DataError(
+                    f"line {number} ({line[:30]!r}...) has {len(own):,} tokens; expected at most {max_tokens:,}: "
+                    "cut it into sentences, one a line"
+                )
+        return ids
+
+    @property
+    def max_source_length(self) -> int | None:
+        """How many tokens of a line the model was taught to read, if lines were cut; it reads no more."""
+        return (self.card or {}).get("max_source_length")
+
+    def n_truncated(self, line: str) -> int:
+        """How many tokens at the end of a line the model does not read, because it was taught with lines cut."""
+        if self.max_source_length is None or self.frontend is not None:
+            return 0
+        return max(0, len(self.source_tokenizer.encode(self.task.preprocess(line))) - self.max_source_length)
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """What it learned to find before a source, such as <2de>; "" where also nothing stood there."""
+        return tuple((self.card or {}).get("prefixes", ()))
+
+    def missing_prefix(self, line: str) -> bool:
+        """Whether a line begins with none of what the model learned to find before a source."""
+        return bool(self.prefixes and line.strip()) and not line.startswith(self.prefixes)
+
+    def token_names(self, ids: Sequence[int]) -> list[str]:
+        """What to call the tokens it answers with."""
+        return self.target_tokenizer.display_tokens(ids)
+
+    def unknown_symbols(self, line: str) -> list[str]:
+        """The characters of a line (symbols, where tokens are words) that the model does not know, each once."""
+        return [] if self.frontend else find_unknown_symbols(self.source_tokenizer, self.task.preprocess(line))
+
+    def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> LookResult:
+        """Answer a line (or take the given answer) and look at every attention that led to it.
+
+        tap: one that intervenes, in answering and in what is looked at.
+        Raises DataError for a line without text, VocabularyError for an answer that the model cannot give.
+        """
+        perceived = None
+        if self.frontend is not None:
+            samples = transcription.load_waveform(line, self.frontend.features)
+            if (most := self.frontend.features.seconds) and len(samples) > most * self.frontend.features.sample_rate:
+                raise DataError(
+                    f"{line.strip()} is {len(samples) / self.frontend.features.sample_rate:.1f} seconds long; expected at most "
+                    f"{most:g} to look at, which the model hears at once: add @ and a second, {line.strip()}@0 for the "
+                    "piece at its beginning (`qkv run` answers all of it)"
+                )
+            source: Any = self.frontend.extract_features(samples)
+            named, prompt = [], []
+            perceived = AudioInput(samples, self.frontend.features.sample_rate, self.frontend.seconds_per_position)
+        else:
+            [read] = self.validate_inputs([line])
+            if not read:
+                raise DataError(f"{line!r} was given to look at; expected some text: give a word or a sentence")
+            source, named = (read, self.source_tokenizer.display_tokens(read)) if self.has_encoder else (None, [])
+            prompt = [] if self.has_encoder else read
+        rules = self.generation_kwargs()
+        ends = (rules["eos"],) if isinstance(rules["eos"], int) else tuple(rules["eos"])
+        if not isinstance(answer, str):
+            given = next(self.predict([line], tap=tap))[0] if answer is None else answer
+            tokens = given.tokens
+        else:
+            if strange := find_unknown_symbols(self.target_tokenizer, answer):
+                raise VocabularyError(
+                    f"the answer {answer!r} holds {', '.join(strange[:5])}, which this model never gives; expected "
+                    f"what its answers are made of, as in {next(self.predict([line]))[0].text!r}"
+                )
+            tokens = (*prompt, *rules.get("first", ()), *self.target_tokenizer.encode(answer), *ends[:1])
+            given = Answer(answer, float("nan"), float("nan"), tokens)
+        first = () if rules["bos"] is None else (rules["bos"],)
+        whole = (*first, *tokens)
+        whole = whole[:-1] if whole[-1] in ends and len(whole) > 1 else whole  # after an end nothing was asked
+        trace = lens.look(self.model.eval(), source, whole, tap=tap)
+        begin = max(1, len(first) + len(rules.get("first", ())) + len(prompt))
+        heard = None if perceived is None else len(perceived.samples)
+        words = () if heard is None else transcription.word_times(self, source, heard, tokens, trace, ends)
+        copied = self._describe_copying(trace)
+        return LookResult(line, given, named, self.target_tokenizer.display_tokens(whole), trace, copied, perceived, begin, words)
+
+    def _describe_copying(self, trace: Trace) -> list[str]:
+        shape = self.model.spec
+        if not isinstance(shape, spec.Transformer) or not isinstance(shape.answers, spec.PointerGenerator):
+            return []
+        every = lens.pointed(self.model, trace)
+        if not every:  # an empty answer
+            return []
+        names = self.target_tokenizer.display_tokens([one.token for one in every])
+        told = [
+            f"  {name} ({one.copied:.0%} copied, from {one.source})"
+            for name, one in zip(names, every, strict=True)
+            if one.copied >= 0.5
+        ]
+        return [f"{len(told)} of {len(every)} tokens came more out of the source than out of the vocabulary:", *told]
+
+    def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model folder; parameters in `dtype` if given (float16 halves the file).
+
+        Raises StorageError if there is no room or no permission; a model that was there before then stays whole.
+        """
+        files = {"source.tokenizer.json": self.source_tokenizer.save}
+        if self.target_tokenizer != self.source_tokenizer:
+            files["target.tokenizer.json"] = self.target_tokenizer.save
+        card = {
+            **(self.card or {}),
+            "task": self.task.name,
+            "decoding": config.to_dict(self.decoding),
+            **({} if self.generation is None else {"generation": asdict(self.generation)}),
+            **({} if self.frontend is None else {"hearing": config.to_dict(self.frontend)}),
+            "tokenizers": {"source": self.source_tokenizer.digest, "target": self.target_tokenizer.digest},
+        }
+        model_folder.write_model_folder(Path(folder), self.model, card, files, dtype)
+
+    @classmethod
+    def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> TextGenerator:
+        """The model of a folder with its tokenizers. Raises VocabularyError if they are not those it learned with."""
+        card = dict(loaded.card)
+        model_folder.require_files(folder, "source.tokenizer.json")
+        source = Tokenizer.load(folder / "source.tokenizer.json")
+        apart = folder / "target.tokenizer.json"
+        target = Tokenizer.load(apart) if apart.exists() else source
+        if {"source": source.digest, "target": target.digest} != card.get("tokenizers"):
+            raise model_folder.make_tokenizer_mismatch_error(folder)
+        decoding = config.from_dict(DecodingConfig, card.get("decoding", {}), str(folder / "card.json"))
+        said = card.pop("generation", None)
+        rules = None if said is None else Generation(**{name: _to_tuple(value) for name, value in said.items()})
+        heard = card.pop("frontend", None)
+        hearing = None if heard is None else config.from_dict(SpeechFrontend, heard, str(folder / "card.json"))
+        return cls(loaded.model, source, target, loaded.task, decoding, card, rules, hearing)
+
+
+def get_vocab_sizes(model_spec: spec.Spec) -> tuple[int, int]:
+    """The sizes of the vocabularies a model reads and answers in; the same one twice if there is one."""
+    if isinstance(model_spec, spec.Recurrent):
+        return model_spec.source.vocab, model_spec.target.vocab
+    stacks = () if isinstance(model_spec, spec.Towers) else (model_spec.encoder, model_spec.decoder)
+    sizes = [stack.reads.vocab for stack in stacks if stack is not None and isinstance(stack.reads, spec.Tokens)]
+    if not sizes:
+        raise SpecError("a model that reads no tokens was given; expected one that does, for this task")
+    return sizes[0], sizes[-1]
+
+
+def override_method(decoding: DecodingConfig, *, beam: int | None = None, n_best: int | None = None) -> DecodingConfig:
+    """The same decoding with another width (1: greedy) or another number of answers."""
+    method = decoding.method
+    if beam == 1 and (n_best or 1) == 1:
+        return replace(decoding, method=Greedy())
+    if beam is not None or (n_best is not None and isinstance(method, Greedy)):
+        old = method if isinstance(method, Beam) else Beam()
+        method = replace(old, size=beam or max(old.size, n_best or 1), n_best=min(old.n_best, beam or old.size))
+    if n_best is not None:
+        if isinstance(method, Beam):
+            method = replace(method, size=max(method.size, n_best), n_best=n_best)
+        elif isinstance(method, Sample):
+            method = replace(method, n_best=n_best)
+        else:
+            raise ConfigError([f"n_best={n_best}: greedy decoding has one answer; use a beam"])
+    return replace(decoding, method=method)
+
+
+def _to_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def find_unknown_symbols(tokenizer: Tokenizer, text: str) -> list[str]:
+    """The characters of a text, or the symbols where tokens are words, that are read as unknown, each once."""
+    if tokenizer.special_tokens.unk is None or tokenizer.unk not in tokenizer.encode(text):
+        return []
+    pieces = text.split() if len(tokenizer.encode(text)) == len(text.split()) else text
+    return [piece for piece in dict.fromkeys(pieces) if tokenizer.unk in tokenizer.encode(piece)]

@@ -1,0 +1,98 @@
+"""What a recipe and its examples come to, whatever the task: all that training needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from qkv.data import Batch
+from qkv.errors import ConfigError, StorageError
+from qkv.models import build
+from qkv.tasks.reinforcement_learning.model import DecisionTransformerAgent
+from qkv.tasks.loader import load
+from qkv.tasks.encoder_model import EncoderModel
+from qkv.tasks.config import Pretrained, TokenizerConfig
+from qkv.tasks.text_generator import TextGenerator
+from qkv.text import Tokenizer
+from qkv.text import train as train_tokenizer
+from qkv.training import ValidationResult
+from qkv.training.trainer import LossFunction, Sampler
+
+
+class SpecialTokens(NamedTuple):
+    """The tokens around a text."""
+
+    pad: int
+    bos: int
+    eos: int
+
+
+@dataclass(frozen=True)
+class TrainingSetup:
+    """The model before its first step with all it will need to answer, what it learns from, and what judges it.
+
+    notes: what there is to say about the data before training. losses: as `Trainer` takes them.
+    """
+
+    model: TextGenerator | EncoderModel | DecisionTransformerAgent
+    sampler: Sampler
+    collate: Callable[[Sequence[int]], Batch]
+    validate: Callable[[Any], ValidationResult]
+    notes: Sequence[str] = ()
+    compute_loss: LossFunction | None = None
+
+
+def get_special_tokens(model: TextGenerator) -> SpecialTokens:
+    """What stands around texts to write: of a published model, what its answers begin and end with."""
+    target = model.target_tokenizer
+    if model.generation is None:
+        return SpecialTokens(target.pad, target.bos, target.eos)
+    rules = model.generation_kwargs()
+    eos = rules["eos"][0]
+    return SpecialTokens(eos, rules["bos"], eos)
+
+
+def get_start_token(tokenizer: Tokenizer, eos: int) -> int:
+    """The token before a text to write: that of the tokenizer, or `end`; with many published decoders one is both."""
+    return eos if tokenizer.special_tokens.bos is None else tokenizer.bos
+
+
+def load_base_model(pretrained: Pretrained, *, is_speech_model: bool = False) -> TextGenerator:
+    """The model to go on from, one that hears or one that reads text.
+
+    Raises ConfigError if it is of the other kind, or a published one that reads text with an encoder.
+    """
+    trained = load(pretrained.path)
+    if not isinstance(trained, TextGenerator):
+        raise ConfigError([f"model.path={pretrained.path}: answers no text; expected a model that does"])
+    if (trained.frontend is not None) != is_speech_model:
+        kinds = ("hears", "reads text") if trained.frontend is not None else ("reads text", "hears")
+        raise ConfigError([f"model.path={pretrained.path}: {kinds[0]}; expected a model that {kinds[1]}"])
+    if trained.generation is None:
+        return trained
+    if trained.has_encoder and not is_speech_model:
+        raise ConfigError(
+            [
+                f"model.path={pretrained.path}: a published checkpoint with an encoder; expected a decoder alone, or a "
+                "model that was trained here"
+            ]
+        )
+    model = build(trained.model.spec)  # parameters of a published one lie in its file, which is not written to
+    model.load_state_dict(trained.model.state_dict())
+    return replace(trained, model=model)
+
+
+def build_tokenizer(lines: Iterable[str], config: TokenizerConfig) -> Tokenizer:
+    """Make a tokenizer as a recipe says."""
+    return train_tokenizer(lines, config.kind, config.vocab_size, config.lowercase)
+
+
+def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
+    """Write a tokenizer into the folder of a run, which a run that goes on reads it from."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path.parent} could not be made: {error}; choose a folder that can be written") from error
+    tokenizer.save(path)

@@ -1,0 +1,132 @@
+"""Files that are whole or not there: tensors as safetensors, everything else as JSON in the same file's header.
+
+A file is written beside its place, flushed to the disk and renamed over it: whatever happens, the place holds the old
+file or the new one. A SHA-256 over all of its contents is written into it and checked when it is read. Nothing is
+pickled, so reading a file that somebody else made runs no code of theirs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qkv.errors import CheckpointError, StorageError
+
+_METADATA_KEY = "qkv"  # one header entry only: several would come in an order that changes from run to run
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a place to write to; on leaving, what was written there becomes `path` in one step.
+
+    Raises StorageError if it cannot be written; then `path` is as it was.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.chmod(part, 0o644)  # safetensors writes for its owner alone; a model folder is there to be shared
+        _fsync(part)
+        os.replace(part, path)
+        _fsync(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"{path} could not be written: {error}. Expected a writable folder with enough room. Nothing that was "
+            "there before has changed: free some space or choose another folder, then resume."
+        ) from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows opens no folders, and its rename is durable without
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Write `tensors` and the JSON-able `state` to `path`, atomically.
+
+    Raises StorageError if there is no room or no permission; an older file at `path` then stays whole.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(state, sort_keys=True)
+    header = {"sha256": _sha256(plain, text), "state": text}
+    with atomic_write(path) as part:
+        save_file(plain, part, metadata={_METADATA_KEY: json.dumps(header)})
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors (on the CPU) and the state written by `write`.
+
+    Raises CheckpointError if the file is missing, cut short, altered or not one of ours.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file. Expected a checkpoint that a training run wrote.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})[_METADATA_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        text, expected = header["state"], header["sha256"]
+        state = json.loads(text)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} is cut short, damaged or not a checkpoint of this package ({type(error).__name__}: {error}). "
+            "Expected a whole file as it was written. Copy it again, or delete it and go on from another one."
+        ) from error
+    found = _sha256(tensors, text)
+    if found != expected:
+        raise CheckpointError(
+            f"{path} was altered after it was written: its contents have SHA-256 {found[:12]}..., expected "
+            f"{str(expected)[:12]}.... Copy it again, or delete it and go on from another one."
+        )
+    return tensors, state
+
+
+def average_checkpoints(paths: Sequence[Path]) -> dict[str, Tensor]:
+    """Return the mean of the weights in `paths`, added up in float64 (integers and flags: those of the last file).
+
+    Raises CheckpointError if the files do not hold the same names and shapes.
+    """
+    if not paths:
+        raise CheckpointError("No checkpoints were given to average. Expected at least one file of weights.")
+    sums: dict[str, Tensor] = {}
+    last: dict[str, Tensor] = {}
+    for path in paths:
+        tensors, _ = load_checkpoint(path)
+        if last and {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in last.items()}:
+            raise CheckpointError(
+                f"{path} does not hold the same parameters as {paths[0]}. Expected checkpoints of one model: average "
+                "only those of one run."
+            )
+        last = tensors
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point():
+                sums[name] = sums[name] + tensor.double() if name in sums else tensor.double()
+    return {
+        name: (sums[name] / len(paths)).to(tensor.dtype) if name in sums else tensor for name, tensor in last.items()
+    }
+
+
+def _sha256(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

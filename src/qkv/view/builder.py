@@ -1,0 +1,169 @@
+"""From a model that answers and a line to what the page shows: the look, the beam, and why it answered so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from qkv import lens, spec
+from qkv import compare
+from qkv.decoding import Beam
+from qkv.lens import Why
+from qkv.models import SequenceModel
+from qkv.tap import NO_TAP, Tap
+from qkv.tasks.loader import TaskModel
+from qkv.tasks.image_text.model import ImageTextModel
+from qkv.tasks.text_generator import MAX_INPUT_TOKENS, LookResult, ImageInput, TextGenerator, AudioInput, TrajectoryInput
+from qkv.view import axes
+from qkv.view import run_edits
+from qkv.view.axes import Axis
+from qkv.view.run import Edit, Hypothesis, Run
+
+MAX_READ_TOKENS = 2**17
+"""The most tokens of a text that a language model is looked at while it reads it."""
+
+_MAX_EXPLANATION_WORK = 5e10
+"""How many multiplications the reasons of a page may take, roughly: a few seconds."""
+
+_MAX_EXPLANATION_PASSES = 100  # of the decoder, that the reasons of a page may take
+
+_CHUNK_SIZE = 512  # tokens of a long text that are read at once
+_N_TOP_PREDICTION_POSITIONS = 200  # last positions of a long text whose likeliest answers are told
+
+_READ_CODE = """from qkv import tasks, view
+
+model = tasks.load({name!r})
+run = view.build_run(model, text)  # the text that was read
+view.write_html(run, "look.html")"""
+
+
+def build_run(model: TaskModel, line: str, answer: str | None = None, *, name: str = "", edits: Sequence[Edit] = ()) -> Run:
+    """Answer a line (or take the given answer), look at what led to it, and say why.
+
+    name: what the model is opened by, e.g. "pronunciation". edits: changes of the run, as in `qkv.view.run_edits`.
+    Raises QkvError for edits that there is nothing for, and as `look` of the runner does.
+    """
+    if answer is None and not edits and (ids := encode_long_text(model, line)) is not None:
+        assert isinstance(model, TextGenerator)
+        return _build_reading_run(model, line, ids, name)
+    base = model.look(line, answer)
+    tap = run_edits.build_tap(edits, base.trace) if edits else NO_TAP
+    looked = model.look(line, answer, tap=tap) if edits else base
+    said = looked.answer.text
+    if model.task.name == "feature-extraction":
+        numbers = said.split()
+        said = f"a vector of {len(numbers):,} numbers: {' '.join(numbers[:4])} ..."
+    run = Run(
+        looked.trace,
+        source=_build_source_axis(looked),
+        target=axes.build_text_axis(looked.target_tokens) if looked.target_tokens else None,
+        token_decoder=model.candidate_names(line) if isinstance(model, ImageTextModel) else model.token_names,
+        name=name,
+        answer="\n".join([said, *looked.copy_report]),
+        answer_start=looked.answer_start,
+        summary=summarize_spec(model.model.spec),
+        edits=tuple(edits),
+        code=run_edits.format_code(name, line, answer, edits, base.trace),
+    )
+    if not isinstance(model, TextGenerator):
+        return run
+    beam = _build_hypotheses(model, line, tap) if answer is None else ()
+    return replace(run, hypotheses=beam, story=() if edits else _explain_answer(model, looked))
+
+
+def encode_long_text(model: TaskModel, line: str) -> list[int] | None:
+    """The tokens of a text that a language model only reads, because it is too long to go on from; else None."""
+    if not isinstance(model, TextGenerator) or model.has_encoder:
+        return None
+    ids = model.validate_inputs([line], max_tokens=MAX_READ_TOKENS)[0]
+    return ids if len(ids) > MAX_INPUT_TOKENS else None
+
+
+@torch.no_grad()
+def _build_reading_run(generator: TextGenerator, line: str, ids: list[int], name: str) -> Run:
+    """Look at how a language model reads a long text, some tokens at a time, without going on from it."""
+    model = generator.model.eval()
+    device = next(model.parameters()).device
+    numbers = torch.tensor([ids], device=device)
+    recorder, state = lens.Recorder(sites=("query", "key", "value", "context")), model.start(None, 1)
+    given, logits = [], torch.empty(0)
+    for begin in range(0, len(ids), _CHUNK_SIZE):
+        step = numbers[:, begin : begin + _CHUNK_SIZE]
+        logits, state = model.step(step, state, recorder)
+        after = numbers[0, begin + 1 : begin + 1 + step.shape[1]]
+        chances = logits[0, : len(after)].float().log_softmax(dim=-1)
+        given.append(chances.gather(-1, after.unsqueeze(-1)).squeeze(-1).exp().cpu())
+    return Run(
+        lens.trace_of(recorder, model, logits=logits[:, -_N_TOP_PREDICTION_POSITIONS:].cpu(), target=numbers),
+        target=axes.build_text_axis(generator.target_tokenizer.display_tokens(ids)),
+        token_decoder=generator.token_names,
+        name=name,
+        summary=summarize_spec(model.spec),
+        target_probabilities=torch.cat(given),
+        code=_READ_CODE.format(name=name),
+    )
+
+
+def summarize_spec(model_spec: spec.Spec) -> tuple[str, ...]:
+    """A spec in words, one idea or size a line."""
+    said = compare.describe_design(model_spec) | compare.describe_sizes(model_spec)
+    return tuple(f"{what}: {words}" for what, words in said.items())
+
+
+def _build_source_axis(result: LookResult) -> Axis | None:
+    match result.input:
+        case ImageInput():
+            seen = result.input
+            return axes.build_image_axis(seen.pixels, seen.rows, seen.columns, seen.num_prefix_tokens)
+        case AudioInput():
+            heard = result.input
+            first = next((one for one in result.trace if one.place.startswith("encoder")), None)
+            positions = 0 if first is None else first.keys
+            return axes.build_audio_axis(heard.samples, heard.sample_rate, positions, heard.seconds_per_position, result.word_times)
+        case TrajectoryInput():
+            return axes.build_trajectory_axis(result.source_tokens, result.input.values, result.input.first_step)
+    return axes.build_text_axis(result.source_tokens) if result.source_tokens else None
+
+
+def _build_hypotheses(generator: TextGenerator, line: str, tap: Tap) -> tuple[Hypothesis, ...]:
+    """All hypotheses that the search ended with, each with the source token that each of its tokens takes most from."""
+    method = generator.decoding.method
+    if not isinstance(method, Beam) or method.size < 2:
+        return ()
+    every = replace(generator.decoding, method=replace(method, n_best=method.size))
+    found = []
+    for answer in next(generator.predict([line], every, tap=tap)):
+        trace = generator.look(line, answer, tap=tap).trace
+        crossing = any(one.place.endswith("cross_attention") for one in trace)
+        heads = [head for head, _ in lens.best_heads([trace], count=2)] if crossing else []
+        links = tuple(sorted(lens.align(trace, heads).links)) if heads else ()
+        names = tuple(generator.token_names(list(answer.tokens)))
+        found.append(Hypothesis(answer.text, names, answer.score, answer.log_probability, links))
+    return tuple(found)
+
+
+def _explain_answer(generator: TextGenerator, result: LookResult) -> tuple[Why, ...]:
+    """Why each token was answered, from the first on, for as many as takes a few seconds."""
+    source, target = result.trace.source, result.trace.target
+    if target is None or (source is not None and source.is_floating_point()) or not len(result.trace):
+        return ()
+    found: list[Why] = []
+    work, passes = 0.0, 0
+    for position in range(result.answer_start, target.shape[1] + 1):
+        work += estimate_work(generator.model, source, position)
+        if work > _MAX_EXPLANATION_WORK or passes > _MAX_EXPLANATION_PASSES:
+            break
+        found.append(lens.why(generator.model, source, target, position))
+        passes += found[-1].passes
+    return tuple(found)
+
+
+def estimate_work(model: SequenceModel, source: Tensor | None, position: int) -> float:
+    """About how many multiplications `lens.why` takes for a position."""
+    read = 0 if source is None else source.shape[1]
+    decoder: nn.Module = getattr(model, "decoder", model)
+    parameters = sum(one.numel() for one in decoder.parameters())
+    return 4.0 * (read + position) * position * parameters

@@ -1,0 +1,67 @@
+"""A picture of a sound and the words heard in it: the waveform, its frames, and when each word was said."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qkv.errors import DataError
+from qkv.lens.speech import Span
+from qkv.training.checkpoints import atomic_write
+
+_WIDTH, _WAVEFORM_HEIGHT, _FRAMES_HEIGHT, _WORDS_HEIGHT = 1000, 120, 160, 30  # in the picture's own units
+_MAX_COLUMNS = 250  # columns of frames
+
+
+def plot_words(samples: Tensor, sample_rate: int, frames: Tensor, words: Sequence[Span], path: Path, title: str) -> None:
+    """Write an SVG file of samples (samples,), frames (mels, frames) and words. DataError for an empty sound."""
+    if not len(samples) or not frames.numel():
+        raise DataError("there is no sound to draw; expected at least one sample and one frame")
+    seconds = len(samples) / sample_rate
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_WAVEFORM_HEIGHT + _FRAMES_HEIGHT + 2 * _WORDS_HEIGHT}" '
+        f'font-family="sans-serif" font-size="14"><title>{escape(title)}</title>',
+        f'<rect width="100%" height="100%" fill="#fff"/><path d="{_waveform_path(samples)}" fill="#346"/>',
+        *_spectrogram_cells(frames),
+    ]
+    for word in words:
+        left, right = (_WIDTH * min(at / seconds, 1.0) for at in (word.start, word.end))
+        parts.append(
+            f'<rect x="{left:.1f}" y="0" width="{max(right - left, 1):.1f}" height="{_WAVEFORM_HEIGHT + _FRAMES_HEIGHT}" fill="#e70" '
+            f'fill-opacity="0.25"/><text x="{left:.1f}" y="{_WAVEFORM_HEIGHT + _FRAMES_HEIGHT + _WORDS_HEIGHT - 10}">{escape(word.text)}</text>'
+            f'<text x="{left:.1f}" y="{_WAVEFORM_HEIGHT + _FRAMES_HEIGHT + 2 * _WORDS_HEIGHT - 12}" font-size="10" fill="#666">'
+            f"{word.start:.2f}–{word.end:.2f} s</text>"
+        )
+    with atomic_write(path) as part:
+        part.write_text("\n".join([*parts, "</svg>\n"]), encoding="utf-8")
+
+
+def _waveform_path(samples: Tensor) -> str:
+    """The path around the loudest samples of each column."""
+    edges = torch.linspace(0, len(samples), _WIDTH // 2 + 1).long().tolist()
+    loud = float(samples.abs().max()) or 1.0
+    highs = []
+    for begin, end in zip(edges, edges[1:], strict=False):
+        piece = samples[begin : max(end, begin + 1)]
+        highs.append(float(piece.abs().max()) / loud * _WAVEFORM_HEIGHT / 2 if len(piece) else 0.0)
+    above = [f"{2 * x},{_WAVEFORM_HEIGHT / 2 - high:.1f}" for x, high in enumerate(highs)]
+    below = [f"{2 * x},{_WAVEFORM_HEIGHT / 2 + high:.1f}" for x, high in reversed(list(enumerate(highs)))]
+    return f"M{' L'.join([*above, *below])}Z"
+
+
+def _spectrogram_cells(frames: Tensor) -> list[str]:
+    """One rectangle for each band and stretch of frames, lighter where it is louder."""
+    columns = torch.nn.functional.adaptive_avg_pool1d(frames[None].float(), min(_MAX_COLUMNS, frames.shape[1]))[0]
+    low, high = float(columns.min()), float(columns.max())
+    shades = ((columns - low) / max(high - low, 1e-9) * 9).round().long().tolist()
+    width, height = _WIDTH / columns.shape[1], _FRAMES_HEIGHT / len(shades)
+    return [
+        f'<rect x="{x * width:.1f}" y="{_WAVEFORM_HEIGHT + _FRAMES_HEIGHT - (band + 1) * height:.1f}" width="{width:.2f}" '
+        f'height="{height:.2f}" fill="hsl(220 40% {15 + 8 * shade}%)"/>'
+        for band, row in enumerate(shades)
+        for x, shade in enumerate(row)
+    ]

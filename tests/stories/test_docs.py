@@ -1,0 +1,124 @@
+"""The commands and the Python of the README do what it says."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from qkv import tasks
+from qkv.cli import main
+
+README = Path(__file__).parents[1] / "README.md"
+COMMANDS = [
+    line.removeprefix("$ ")
+    for block in re.findall(r"```console\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("$ qkv ")
+]
+SENTENCES = [
+    ("a cat sleeps", "eine Katze schläft"),
+    ("a dog runs", "ein Hund rennt"),
+    ("a dog sleeps", "ein Hund schläft"),
+]
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the files that the README speaks of."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("train", "valid", "test"):
+        for side, language in enumerate(("en", "de")):
+            text = "".join(f"{pair[side]}\n" for pair in SENTENCES * 3)
+            (tmp_path / f"{name}.{language}").write_text(text, encoding="utf-8")
+    return tmp_path
+
+
+def test_every_command_of_the_readme_works(place: Path) -> None:
+    assert len(COMMANDS) == 6
+    for command in COMMANDS:
+        words = shlex.split(command)[1:]
+        stdin = stdout = None
+        if "<" in words:
+            stdin = (place / words[words.index("<") + 1]).read_bytes()
+            stdout = place / words[words.index(">") + 1]
+            words = words[: words.index("<")]
+        if words[0] == "train":  # the same command, only shorter
+            words += ["training.max_minutes=null", "training.max_steps=2", "tokenizer.source.vocab_size=300", "model.d_model=16"]
+        done = CliRunner().invoke(main, words, input=stdin)
+        assert done.exit_code == 0, (command, done.output)
+        if stdout is not None:
+            stdout.write_text(done.stdout, encoding="utf-8")
+            assert done.stdout.count("\n") == 9
+    page = (place / "look.html").read_text(encoding="utf-8")
+    assert "colonel" in page and not re.search(r"(src|href)=[\"']?https?:", page)
+
+
+def test_the_python_of_the_readme_works(place: Path) -> None:
+    [program] = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    names: dict[str, object] = {}
+    exec(program, names)
+    weights = names["weights"]
+    assert weights.shape[1] == 4 and weights.sum(-1).allclose(weights.new_ones(()))  # type: ignore[attr-defined]
+
+
+def test_the_python_of_the_walk_through_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (README.parent / "docs" / "looking.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)), names)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("'o' (source 3): 0.93 -> 0.0") and said[1].startswith("'AA1' (past 2): 0.93 -> 0.0")
+    for line in said[2:]:
+        before, after = (float(number) for number in re.findall(r"0\.\d+", line))
+        assert before < 0.1 and after > 0.2, line
+    assert "AA1 hidden" in (tmp_path / "changes.html").read_text(encoding="utf-8")
+
+
+def test_the_shipped_translator_is_small_and_knows_the_texts_of_interfaces() -> None:
+    runner = tasks.load("translation")
+    folder = Path(tasks.__file__).parents[1] / "shipped" / "translation"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 12 * 1024**2
+    texts = {"Delete account": "Konto l\u00f6schen", "Settings saved": "Einstellungen gespeichert"}
+    assert [one[0].text for one in runner.predict(texts)] == list(texts.values())
+    assert "program interfaces" in (runner.card or {})["description"]
+
+
+def test_the_shipped_pronouncer_is_small_and_right_about_words_it_knows() -> None:
+    runner = tasks.load("pronunciation")
+    folder = Path(tasks.__file__).parents[1] / "shipped" / "pronunciation"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 8 * 1024**2
+    words = {"attention": "AH0 T EH1 N SH AH0 N", "transformer": "T R AE0 N S F AO1 R M ER0", "key": "K IY1"}
+    assert [one[0].text for one in runner.predict(words)] == list(words.values())
+
+
+def test_links_and_pictures_of_the_documentation_are_there() -> None:
+    root = README.parent
+    for page in (README, *root.glob("docs/**/*.md")):
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), (page, link)
+    assert sum(path.stat().st_size for path in root.glob("docs/pictures/*.png")) < 2.2e6
+
+
+def test_the_commands_of_the_documentation_have_the_options_they_name() -> None:
+    """Of all pages but the README, whose commands run whole: each command, its options, and recipes by name."""
+    pages = [path for path in README.parent.glob("docs/**/*.md") if path.name != "results.md"]
+    found = 0
+    for page in pages:
+        for block in re.findall(r"```(?:sh|console)\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if not (command := re.search(r"(?:^|\s)qkv (\w+)(.*)", line.split(" # ")[0].split("    #")[0])):
+                    continue
+                words = shlex.split(command[2].split(" < ")[0].split(" > ")[0])
+                assert command[1] in main.commands, line
+                options = {flag for one in main.commands[command[1]].params for flag in one.opts}
+                assert {word for word in words if word.startswith("--")} <= options, (page, line)
+                if command[1] == "train":
+                    assert words[0] in tasks.list_recipes(), (page, line)
+                found += 1
+    assert found > 50

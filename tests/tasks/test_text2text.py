@@ -1,0 +1,318 @@
+"""Every task from a recipe to a model that answers: train, stop, resume, save, load, evaluate, look."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import qkv
+from qkv import config, tasks
+from qkv.errors import CheckpointError, ConfigError, DataError, QkvError, TrainingError, VocabularyError
+from qkv.tasks.text2text.training import _sample_evenly
+from qkv.tasks.text_generator import override_method
+from qkv.training import TrainResult
+from qkv.training.reporters import NullReporter
+
+TRANSFORMER = {"kind": "transformer", "d_model": 16, "heads": 2, "d_ff": 16, "encoder_layers": 1, "decoder_layers": 1}
+RECURRENT = {"kind": "recurrent", "d_model": 16, "attention": "additive"}
+WORDS = {"cat": "K AE T", "act": "AE K T", "tact": "T AE K T", "tat": "T AE T", "at": "AE T", "cab": "K AE B"}
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    """A file of pairs to learn, and one to check on beside it."""
+    lines = [f"{word}\t{sounds}" for word, sounds in WORDS.items()]
+    (tmp_path / "train.tsv").write_text("\n".join(lines * 5) + "\n")
+    (tmp_path / "valid.tsv").write_text("tac\tT AE K\ntac\tT EY K\nbat\tB AE T\n")
+    return tmp_path
+
+
+def build_recipe(pairs: Path, task: str = "pronunciation", model: dict[str, Any] = TRANSFORMER, **training: Any) -> tasks.Text2TextConfig:
+    return config.from_dict(
+        tasks.Text2TextConfig,
+        {
+            "task": task,
+            "data": {
+                "train": [{"kind": "tsv", "path": str(pairs / "train.tsv")}],
+                "valid": {"kind": "tsv", "path": str(pairs / "valid.tsv")},
+                "batch_tokens": 60,
+            },
+            "tokenizer": {"source": {"kind": "character"}, "target": {"kind": "word"}},
+            "model": model,
+            "training": {"max_steps": 8, "validation": {"every": 4}, "checkpointing": {"log_every": 2}, **training},
+            "decoding": {"length": {"factor": 2.0, "constant": 2}},
+        },
+    )
+
+
+def test_a_model_knows_what_stood_before_its_sources(pairs: Path) -> None:
+    plain = build_recipe(pairs, model=RECURRENT)
+    marked = replace(plain.data.train[0], before="<BT>")
+    asked = replace(plain, data=replace(plain.data, train=(*plain.data.train, marked)))
+    learned = tasks.train(asked, folder=pairs / "run", reporter=NullReporter())
+    assert learned.model.prefixes == qkv.load(pairs / "run").prefixes == ("", "<BT>")
+
+
+@pytest.mark.parametrize("task", ["translation", "pronunciation"])
+@pytest.mark.parametrize("model", [TRANSFORMER, RECURRENT], ids=["transformer", "recurrent"])
+def test_a_task_trains_answers_scores_and_shows(pairs: Path, task: str, model: dict[str, Any]) -> None:
+    learned = tasks.train(build_recipe(pairs, task, model), folder=pairs / "run", reporter=NullReporter())
+    assert learned.result.step == 8
+    runner = qkv.load(pairs / "run")
+    lines = ["cat", "", "tactact", "Cat "]
+    answers = list(runner.predict(lines))
+    assert len(answers) == len(lines) and answers[1][0].text == ""
+    assert [one[0].text for one in answers] == [one[0].text for one in learned.model.predict(lines)]
+    if task == "pronunciation":
+        assert answers[3] == answers[0]
+    origin = tasks.parse_data_source([pairs / "valid.tsv"])
+    report = tasks.evaluate(runner, tasks.prepare_pairs([origin], runner.task))
+    assert len(report.answers) == (2 if task == "pronunciation" else 3)
+    assert runner.task.metric in report.scores and str(report).count("\n") >= 2
+    looked = runner.look("cat")
+    assert looked.source_tokens == ["c", "a", "t", "</s>"]
+    assert looked.target_tokens[0] == "<s>"
+    assert all(differences.max() < 1e-5 for differences in looked.trace.certify().values())
+    assert json.loads((pairs / "run" / "metrics.jsonl").read_text().splitlines()[0])
+
+
+class InterruptingReporter(NullReporter):
+    """Presses Ctrl-C after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, step: int, progress: float) -> None:
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_run_that_was_stopped_ends_with_the_same_bytes(pairs: Path) -> None:
+    whole = build_recipe(pairs, max_steps=11, dropout=0.3, ema_decay=0.9)
+    tasks.train(whole, folder=pairs / "whole", reporter=NullReporter())
+    results: list[TrainResult] = []
+    for stop in (3, 7, None):
+        show = NullReporter() if stop is None else InterruptingReporter(stop)
+        results.append(tasks.train(whole, folder=pairs / "parts", resume=True, reporter=show).result)
+    assert [result.stop_reason for result in results] == ["interrupted", "interrupted", "finished"]
+    names = ["model.safetensors", "source.tokenizer.json", "target.tokenizer.json", "spec.json"]
+    for name in names:
+        assert (pairs / "whole" / name).read_bytes() == (pairs / "parts" / name).read_bytes()
+
+
+def test_data_that_is_streamed_teaches_what_a_list_does(pairs: Path) -> None:
+    tree, task = build_recipe(pairs, max_steps=5), tasks.TASKS["pronunciation"]
+    read = tasks.load_pair_splits(tree.data, task)
+    assert not isinstance(read.train[0], list) and len(read.train[0]) == 30
+    kept = tasks.PairSplits([list(part) for part in read.train], read.valid)
+    for name, examples in (("read", read), ("kept", kept)):
+        tasks.fit(tree, examples, pairs / name, reporter=NullReporter())
+    for name in ("model.safetensors", "source.tokenizer.json", "target.tokenizer.json"):
+        assert (pairs / "read" / name).read_bytes() == (pairs / "kept" / name).read_bytes()
+
+
+def test_the_tokens_lie_on_the_disk_while_the_run_lasts(pairs: Path) -> None:
+    tasks.train(build_recipe(pairs), folder=pairs / "run", reporter=InterruptingReporter(3))
+    [store] = (pairs / "run" / "tokens").iterdir()
+    written = (store / "ids.npy").stat().st_mtime_ns
+    tasks.train(build_recipe(pairs), folder=pairs / "run", resume=True, reporter=InterruptingReporter(5))
+    assert (store / "ids.npy").stat().st_mtime_ns == written
+    tasks.train(build_recipe(pairs), folder=pairs / "run", resume=True, reporter=NullReporter())
+    assert not (pairs / "run" / "tokens").exists()
+
+
+def compute_logits(runner: tasks.TextGenerator) -> torch.Tensor:
+    source, target = torch.tensor([[4, 5, 2]]), torch.tensor([[1, 4, 5]])
+    with torch.no_grad():
+        result: torch.Tensor = runner.model(source, target, torch.ones(1, 3, dtype=torch.bool))
+    return result
+
+
+@pytest.fixture
+def base(pairs: Path) -> Path:
+    """The folder of a model to go on from."""
+    tasks.train(build_recipe(pairs), folder=pairs / "base", reporter=NullReporter())
+    return pairs / "base"
+
+
+def build_fine_tuning_recipe(pairs: Path, base: Path, *changes: str, **training: Any) -> tasks.Text2TextConfig:
+    """A recipe that goes on from a model."""
+    tree = config.to_dict(build_recipe(pairs, **training))
+    return config.from_dict(
+        tasks.Text2TextConfig, config.apply_overrides(tree, [f"model={{kind: pretrained, path: {base}}}", "tokenizer={}", *changes])
+    )
+
+
+def test_going_on_from_a_model_begins_with_all_it_knows(pairs: Path, base: Path) -> None:
+    still = build_fine_tuning_recipe(pairs, base, "training.optimizer.learning_rate=1e-30")
+    learned = tasks.train(still, folder=pairs / "still", reporter=NullReporter())
+    assert learned.result.step == 8
+    before, after = tasks.load(base), tasks.load(pairs / "still")
+    assert torch.equal(compute_logits(before), compute_logits(after))
+    assert (before.source_tokenizer, before.target_tokenizer) == (after.source_tokenizer, after.target_tokenizer)
+    moved = tasks.train(build_fine_tuning_recipe(pairs, base), folder=pairs / "moved", reporter=NullReporter()).model
+    assert not torch.equal(compute_logits(before), compute_logits(moved))
+    assert torch.equal(compute_logits(tasks.load(base)), compute_logits(before))
+
+
+def test_going_on_from_a_model_resumes_exactly(pairs: Path, base: Path) -> None:
+    tree = build_fine_tuning_recipe(pairs, base, steps=9, dropout=0.3)
+    tasks.train(tree, folder=pairs / "whole", reporter=NullReporter())
+    tasks.train(tree, folder=pairs / "parts", reporter=InterruptingReporter(4))
+    tasks.train(tree, folder=pairs / "parts", resume=True, reporter=NullReporter())
+    for name in ("model.safetensors", "source.tokenizer.json", "target.tokenizer.json", "spec.json"):
+        assert (pairs / "whole" / name).read_bytes() == (pairs / "parts" / name).read_bytes()
+
+
+def test_going_on_from_a_model_that_does_not_fit(pairs: Path, base: Path) -> None:
+    with pytest.raises(ConfigError, match="text: given beside .*take text out"):
+        build_fine_tuning_recipe(pairs, base, "text.source.kind=byte")
+    with pytest.raises(CheckpointError, match="no model folder"):
+        tasks.train(build_fine_tuning_recipe(pairs, pairs / "absent"), folder=pairs / "run", reporter=NullReporter())
+    with (pairs / "train.tsv").open("a") as file:
+        file.write("cot\tK OW T\n")
+    with pytest.raises(VocabularyError, match=r"1 of 31 examples .* such as 'cot' with 'o'; expected at most 1.0%"):
+        tasks.train(build_fine_tuning_recipe(pairs, base), folder=pairs / "run", reporter=NullReporter())
+    allowed = build_fine_tuning_recipe(pairs, base, "data.cleaning.max_dropped_fraction=0.05")
+    assert tasks.train(allowed, folder=pairs / "run", reporter=NullReporter()).result.step == 8
+    with pytest.raises(TrainingError, match="already holds a run"):
+        tasks.train(build_fine_tuning_recipe(pairs, base), folder=base, reporter=NullReporter())
+
+
+def test_a_folder_in_use_is_left_alone(pairs: Path) -> None:
+    tasks.train(build_recipe(pairs), folder=pairs / "run", reporter=NullReporter())
+    before = {path.name: path.read_bytes() for path in (pairs / "run").iterdir() if path.is_file()}
+    with pytest.raises(TrainingError, match="already holds a run"):
+        tasks.train(build_recipe(pairs, max_steps=3), folder=pairs / "run", reporter=NullReporter())
+    assert before == {path.name: path.read_bytes() for path in (pairs / "run").iterdir() if path.is_file()}
+
+
+def test_several_origins_are_mixed_by_weight(pairs: Path) -> None:
+    tree = config.to_dict(build_recipe(pairs))
+    tree["data"]["train"] *= 2
+    tree["data"]["weights"] = [3.0, 1.0]
+    learned = tasks.train(config.from_dict(tasks.Text2TextConfig, tree), folder=pairs / "run", reporter=NullReporter())
+    assert learned.result.step == 8
+
+
+def test_held_out_sources_are_left_out_and_leaks_are_named(pairs: Path) -> None:
+    (pairs / "test.tsv").write_text("cat\tK AE T\n")
+    tree = config.to_dict(build_recipe(pairs))
+    held_out = [{"kind": "tsv", "path": str(pairs / "test.tsv")}]
+    leaking = config.from_dict(tasks.Text2TextConfig, config.apply_overrides(tree, [f"data.test={json.dumps(held_out)}"]))
+    task = tasks.TASKS["pronunciation"]
+    [note] = tasks.load_pair_splits(leaking.data, task).notes
+    assert "leakage: 1 of 1" in note and "cat" in note
+    clean = config.from_dict(tasks.Text2TextConfig, config.apply_overrides(tree, [f"data.exclude={json.dumps(held_out)}"]))
+    examples = tasks.load_pair_splits(clean.data, task)
+    assert "cat" not in {source for source, _ in examples.train[0]} and len(examples.train[0]) == 25
+
+
+def test_too_much_that_cannot_be_used_stops_before_training(pairs: Path) -> None:
+    with (pairs / "train.tsv").open("a") as file:
+        file.write("a\t" + "K " * 100_000 + "\n")
+    with pytest.raises(DataError, match=r"longer than|100,000"):
+        tasks.train(build_recipe(pairs), folder=pairs / "run", reporter=NullReporter())
+    assert not (pairs / "run" / "model.safetensors").exists()
+
+
+def break_folder(folder: Path, what: str) -> None:
+    model = folder / "model.safetensors"
+    if what == "missing":
+        model.unlink()
+    elif what == "truncated":
+        model.write_bytes(model.read_bytes()[:-7])
+    elif what == "tampered":
+        content = bytearray(model.read_bytes())
+        content[-1] ^= 1
+        model.write_bytes(bytes(content))
+    elif what == "card":
+        (folder / "card.json").write_text("{")
+    elif what == "task":
+        (folder / "card.json").write_text('{"task": "sing"}')
+    elif what == "spec":
+        text = (folder / "spec.json").read_text()
+        (folder / "spec.json").write_text(text.replace('"d_ff": 16', '"d_ff": 32'))
+    elif what == "vocabulary":
+        shutil.copy(folder / "target.tokenizer.json", folder / "source.tokenizer.json")
+
+
+@pytest.mark.parametrize(
+    ("what", "error", "words"),
+    [
+        ("missing", CheckpointError, "model.safetensors is missing"),
+        ("truncated", CheckpointError, "cut short"),
+        ("tampered", CheckpointError, "altered"),
+        ("card", CheckpointError, "card.json is cut short"),
+        ("task", CheckpointError, "task='sing'"),
+        ("spec", CheckpointError, "not the spec the model was saved with"),
+        ("vocabulary", VocabularyError, "not the one the model learned with"),
+    ],
+)
+def test_a_damaged_model_folder_is_refused_by_name(pairs: Path, what: str, error: type[QkvError], words: str) -> None:
+    tasks.train(build_recipe(pairs, max_steps=1), folder=pairs / "run", reporter=NullReporter())
+    break_folder(pairs / "run", what)
+    with pytest.raises(error) as raised:
+        qkv.load(pairs / "run")
+    assert words in str(raised.value)
+
+
+def test_a_model_that_is_not_there_is_named() -> None:
+    with pytest.raises(CheckpointError, match="no model folder 'pronuonce'"):
+        qkv.load("pronuncation")
+
+
+def test_half_the_bytes_give_the_same_answers(pairs: Path) -> None:
+    learned = tasks.train(build_recipe(pairs), folder=pairs / "run", reporter=NullReporter())
+    learned.model.save(pairs / "half", dtype=torch.float16)
+    size = (pairs / "half" / "model.safetensors").stat().st_size
+    assert size < 0.7 * (pairs / "run" / "model.safetensors").stat().st_size
+    half = qkv.load(pairs / "half")
+    assert [a[0].text for a in half.predict(WORDS)] == [a[0].text for a in learned.model.predict(WORDS)]
+
+
+def test_decoding_can_be_widened_and_narrowed(pairs: Path) -> None:
+    runner = tasks.train(build_recipe(pairs), folder=pairs / "run", reporter=NullReporter()).model
+    [several] = runner.predict(["cat"], override_method(runner.decoding, n_best=3))
+    assert len(several) == 3 and several[0].score >= several[1].score >= several[2].score
+    [[greedy]] = runner.predict(["cat"], override_method(runner.decoding, beam=1))
+    assert greedy.log_probability <= 0
+
+
+def test_validation_takes_every_nth_source_with_all_its_answers() -> None:
+    pairs = [("a", "1"), ("a", "2"), ("b", "3"), ("c", "4"), ("c", "5"), ("d", "6")]
+    assert _sample_evenly(pairs, 2) == [("a", "1"), ("a", "2"), ("c", "4"), ("c", "5")]
+    assert _sample_evenly(pairs, 9) == pairs
+
+
+def test_stress_counts_where_the_references_mark_it() -> None:
+    score = tasks.TASKS["pronunciation"].score
+    marked = score(["K AE2 T", "AE1 T"], [["K AE1 T"], ["AE1 T"]])
+    assert marked["wer"].value == 50 and marked["wer_without_stress"].value == 0
+    plain = score(["K AE2 T", "AE1 D"], [["K AE T"], ["AE T", "AH T"]])
+    assert set(plain) == {"wer", "per"} and plain["wer"].value == 50
+    assert plain["wer"].signature.endswith("|stress:removed")
+
+
+@pytest.mark.parametrize("name", sorted(tasks.list_recipes()))
+def test_every_recipe_that_comes_along_can_be_read(name: str) -> None:
+    assert tasks.read_recipe(name).task in tasks.RECIPE_CONFIGS
+
+
+def test_a_folder_may_be_called_like_a_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "pronunciation").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert tasks.read_recipe("pronunciation").task == "pronunciation"
+
+
+def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean pronunciation"):
+        tasks.read_recipe("pronunciaton")
