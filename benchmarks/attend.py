@@ -53,7 +53,10 @@ def measure_renderings(options: Any) -> None:
     for length in options.lengths:
         cells: list[str] = []
         for backward in (False, True):
-            turns = {"fused": make_turn(length, mask, Tap(), backward), "explicit": make_turn(length, mask, Stepwise(), backward)}
+            turns = {
+                "fused": make_turn(length, mask, Tap(), backward),
+                "explicit": make_turn(length, mask, Stepwise(), backward),
+            }
             seconds = measuring.take_turns(turns, options)
             cells += [f"{1000 * statistics.median(taken):.1f}" for taken in seconds.values()]
             cells.append(measuring.format_speed_up(seconds, "fused", "explicit"))
@@ -96,7 +99,9 @@ def measure_capture(options: Any) -> None:
 
             seconds = measuring.take_turns({"plain": plain, "looked": looked}, options)
             cells = [f"{1000 * statistics.median(taken):.1f}" for taken in seconds.values()]
-            rows.append([f"{name}, batch {batch}, length {length}", *cells, measuring.format_cost(seconds, "looked", "plain")])
+            rows.append(
+                [f"{name}, batch {batch}, length {length}", *cells, measuring.format_cost(seconds, "looked", "plain")]
+            )
     print("A forward pass, milliseconds\n")
     measuring.print_table(["", "plain", "looked into", "looking costs"], rows)
 

@@ -101,7 +101,11 @@ def measure_gender(runner: TextGenerator, count: int | None) -> None:
     lines = [source for source, _ in corpora.load_pairs("multi30k", split="test_2016_flickr", source="en", target="de")]
     looked = [runner.look(line) for line in lines[: count or 200]]
     best = [head for head, _ in lens.best_heads([one.trace for one in looked[:50]], count=2)]
-    numbers = [number for number, name in enumerate(runner.token_names(range(runner.target_tokenizer.size))) if name in ARTICLES]
+    numbers = [
+        number
+        for number, name in enumerate(runner.token_names(range(runner.target_tokenizer.size)))
+        if name in ARTICLES
+    ]
     draw, found = random.Random(2), []
     for one in looked:
         names, sources = one.target_tokens, one.source_tokens

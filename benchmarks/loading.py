@@ -70,7 +70,9 @@ def compare(model: Path, options: Any) -> None:
             cells.append("" if not own else f"{statistics.median(seconds for seconds, _ in own):.2f}")
         started, ended = (statistics.median(taken[step][1] for taken in rounds) for step in ("imported", steps[-1]))
         rows.append([name, *cells, f"{started:.0f}", f"{ended:.0f}", f"{(ended - started) / size:.2f}"])
-    measuring.print_table(["seconds until", *steps, "MiB, imported", "MiB, greatest", "what it added, times the file"], rows)
+    measuring.print_table(
+        ["seconds until", *steps, "MiB, imported", "MiB, greatest", "what it added, times the file"], rows
+    )
 
 
 def measure_variant(name: str, model: Path, threads: int) -> dict[str, list[float]] | None:

@@ -22,7 +22,7 @@ from typing import Any
 
 import measuring
 import torch
-from sizes import DECODERS, SIZES, build_qkv_decoder, build_gpt2, build_marian, build_qkv
+from sizes import DECODERS, SIZES, build_gpt2, build_marian, build_qkv, build_qkv_decoder
 from torch import Tensor
 
 from qkv.attend import attend
@@ -69,7 +69,9 @@ def measure_captures(options: Any) -> None:
     for name in options.size:
         size = SIZES[name]
         model = build_qkv(size).eval()
-        theirs = {} if "marian" in options.without else {kind: build_marian(size, kind).eval() for kind in ("sdpa", "eager")}
+        theirs = (
+            {} if "marian" in options.without else {kind: build_marian(size, kind).eval() for kind in ("sdpa", "eager")}
+        )
         for shape in options.batches:
             batch, length = map(int, shape.split("x"))
             source, target = torch.randint(4, size.vocab, (2, batch, length))

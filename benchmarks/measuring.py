@@ -37,7 +37,9 @@ def set_up(options: argparse.Namespace) -> None:
     """Set the threads and the seed, and print where and how this is measured."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    cpu = next((line.split(":")[1].strip() for line in _read_cpuinfo() if line.startswith("model name")), platform.machine())
+    cpu = next(
+        (line.split(":")[1].strip() for line in _read_cpuinfo() if line.startswith("model name")), platform.machine()
+    )
     clock = "processor time" if options.threads == 1 else "wall time"
     command = shlex.join(["python", os.path.relpath(sys.argv[0]), *sys.argv[1:]])
     print(f"`{command}`\n")

@@ -35,8 +35,8 @@ from qkv.data.text.documents import TextCorpus
 from qkv.evaluation.sliding_window import SlidingWindow, negative_log_likelihood
 from qkv.tasks.language_modeling import training
 from qkv.training import Trainer
-from qkv.training.reporters import NullReporter
 from qkv.training.reporters import MetricsWindow as Statistics
+from qkv.training.reporters import NullReporter
 
 CONTEXT, ROWS, STEPS = 64, 12, 2000
 D_MODEL, HEADS, LAYERS = 128, 4, 4
@@ -111,7 +111,13 @@ class Ours:
         lesson = training.build_training_setup(recipe, texts, folder, folder / "tokens", resume=False)
         self.tokenizer, self.model = lesson.model.source_tokenizer, lesson.model.model
         self.trainer = Trainer(
-            self.model, recipe.training, lesson.sampler, lesson.collate, folder, validate=lesson.validate, reporter=NullReporter()
+            self.model,
+            recipe.training,
+            lesson.sampler,
+            lesson.collate,
+            folder,
+            validate=lesson.validate,
+            reporter=NullReporter(),
         )
         self.trainer._metrics_window = Statistics()
         self.batches = iter(lesson.sampler)
@@ -131,7 +137,9 @@ class Ours:
         with self.trainer._evaluation_mode(), torch.no_grad():
             ids = [self.tokenizer.encode(text)]
             window, vocab = SlidingWindow(context, stride), self.tokenizer.size
-            total, count = negative_log_likelihood(self.model, ids, window, bos=self.tokenizer.bos, eos=None, vocab_size=vocab)
+            total, count = negative_log_likelihood(
+                self.model, ids, window, bos=self.tokenizer.bos, eos=None, vocab_size=vocab
+            )
         return total / count
 
 

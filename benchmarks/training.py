@@ -20,7 +20,7 @@ from typing import Any
 
 import measuring
 import torch
-from sizes import BOS, EOS, PAD, SIZES, Size, draw_lengths, build_marian, build_qkv, count_parameters
+from sizes import BOS, EOS, PAD, SIZES, Size, build_marian, build_qkv, count_parameters, draw_lengths
 from torch import Tensor, nn
 
 import qkv.models
@@ -29,7 +29,7 @@ from qkv.data import BatchSampler
 from qkv.data.batch import IGNORE_INDEX, Batch
 from qkv.positions import sinusoids
 from qkv.training import OptimizerConfig, Trainer, TrainingConfig
-from qkv.training.reporters import NullReporter, MetricsWindow
+from qkv.training.reporters import MetricsWindow, NullReporter
 
 Step = Callable[[Batch], None]
 SMOOTHING, OPTIMIZER = 0.1, OptimizerConfig(learning_rate=1e-4)

@@ -24,9 +24,9 @@ from measuring import print_table
 from qkv import evaluation, tasks
 from qkv.data import corpora
 from qkv.data.text.pairs import Pair, Tsv
-from qkv.tasks import TextGenerator, OutputConstraints
-from qkv.tasks.text2text.tags import parse_tags, restore_tags, strip_tags
+from qkv.tasks import OutputConstraints, TextGenerator
 from qkv.tasks.output_constraints import PLACEHOLDER_PATTERN, LineConstraints
+from qkv.tasks.text2text.tags import parse_tags, restore_tags, strip_tags
 
 TAG = re.compile(r"</?[a-z][^<>]*>")
 INSIDE = re.compile(r"<([a-z]+)[^<>]*>([^<>]+)</\1>")
@@ -71,7 +71,9 @@ def main() -> None:
     runner = tasks.load(options.model)
     assert isinstance(runner, TextGenerator)
     if options.file is None:
-        every = [corpora.load_pairs("ui-strings", part, source="en", target="de") for part in ("test", "valid", "train")]
+        every = [
+            corpora.load_pairs("ui-strings", part, source="en", target="de") for part in ("test", "valid", "train")
+        ]
     else:
         every = [list(Tsv(options.file))]
     pairs = dict(every[0][: options.count])
@@ -104,7 +106,10 @@ def measure_phrases(runner: TextGenerator, texts: Texts) -> None:
         wrong = [word for word in split_words(answer) if word not in target and not PLACEHOLDER_PATTERN.search(word)]
         never.append((draw.choice(wrong),) if wrong else ())
     rows += compare(
-        runner, texts, "never: a word of the answer that the reference has not", [LineConstraints((), one) for one in never]
+        runner,
+        texts,
+        "never: a word of the answer that the reference has not",
+        [LineConstraints((), one) for one in never],
     )
     print_table(["", "phrases there", "without asking", "BLEU", "without asking", "chrF", "without asking"], rows)
 
@@ -135,7 +140,9 @@ def compare(runner: TextGenerator, texts: Texts, name: str, wishes: Sequence[Lin
     total = sum(len(one.include) + len(one.exclude) for one in own)
     for answers in (found, some.plain):
         there = sum(
-            phrase in answer for one, answer in zip(own, answers, strict=True) for phrase in (*one.include, *one.exclude)
+            phrase in answer
+            for one, answer in zip(own, answers, strict=True)
+            for phrase in (*one.include, *one.exclude)
         )
         cells.append(f"{there:,} of {total:,} ({there / total:.1%})")
     for score in (evaluation.bleu, evaluation.chrf):
@@ -161,7 +168,10 @@ def measure_tags(runner: TextGenerator, texts: Texts, translators: Sequence[Pair
     """How many texts have all of their tags, well nested, and how many tags are where translators put them."""
     draw = random.Random(1)
     marked = [add_tags(draw, source) for source in texts.sources]
-    found = [one[0].text for one in tasks.translate_tagged(runner, marked, constraints=OutputConstraints(keep_placeholders=True))]
+    found = [
+        one[0].text
+        for one in tasks.translate_tagged(runner, marked, constraints=OutputConstraints(keep_placeholders=True))
+    ]
     every = [(TAG.findall(line), TAG.findall(answer)) for line, answer in zip(marked, found, strict=True)]
     whole = sum(sorted(one) == sorted(other) for one, other in every)
     nested = sum(is_well_nested(other) for _, other in every)

@@ -20,6 +20,7 @@ import test_families_marian
 import test_families_speech
 import test_families_vision
 import test_speech
+
 from published import Case
 from qkv.pretrained.families import FAMILIES, family_of
 from qkv.pretrained.family import Family

@@ -14,7 +14,14 @@ from torch import Tensor, nn
 from qkv.data.batch import Batch
 from qkv.data.sampler import BatchSampler
 from qkv.layers import Dropout
-from qkv.training import OptimizerConfig, CheckpointingConfig, Trainer, TrainingConfig, ValidationResult, ValidationConfig
+from qkv.training import (
+    CheckpointingConfig,
+    OptimizerConfig,
+    Trainer,
+    TrainingConfig,
+    ValidationConfig,
+    ValidationResult,
+)
 from qkv.training.loss import IGNORE_INDEX, cross_entropy
 from qkv.training.reporters import NullReporter
 

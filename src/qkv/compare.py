@@ -43,7 +43,9 @@ def describe_design(model_spec: spec.Spec) -> dict[str, str]:
     for name, stack in (("encoder", model_spec.encoder), ("decoder", model_spec.decoder)):
         if stack is not None:
             # a model with one stack needs no word for which
-            said |= {f"{name}: {what}" if len(stacks) == 2 else what: words for what, words in _describe_stack(stack).items()}
+            said |= {
+                f"{name}: {what}" if len(stacks) == 2 else what: words for what, words in _describe_stack(stack).items()
+            }
     if len(stacks) == 2:
         said["source and target vectors"] = "shared" if model_spec.shared_embedding else "apart"
         beside = model_spec.encoder_answers
@@ -66,7 +68,9 @@ def describe_sizes(model_spec: spec.Spec) -> dict[str, str]:
     for name, stack in (("encoder", model_spec.encoder), ("decoder", model_spec.decoder)):
         if stack is not None:
             alone = model_spec.encoder is None or model_spec.decoder is None
-            said |= {what if alone else f"{name}: {what}": number for what, number in _describe_stack_sizes(stack).items()}
+            said |= {
+                what if alone else f"{name}: {what}": number for what, number in _describe_stack_sizes(stack).items()
+            }
     for what in ("count", "width"):
         if (number := getattr(model_spec.answers, what, None)) is not None:
             said[f"answer: {what}"] = str(number)
@@ -96,7 +100,9 @@ def _describe_stack_sizes(stack: spec.Stack) -> dict[str, str]:
         "d_model": str(stack.d_model),
         "blocks": str(len(blocks)),
         "heads": _group_blocks(attentions, lambda one: getattr(one, "heads", None)),
-        "kv_heads": _group_blocks(attentions, lambda one: getattr(one, "kv_heads", None) or getattr(one, "heads", None)),
+        "kv_heads": _group_blocks(
+            attentions, lambda one: getattr(one, "kv_heads", None) or getattr(one, "heads", None)
+        ),
         "d_key": _group_blocks(attentions, lambda one: getattr(one, "d_key", None)),
         "d_value": _group_blocks(attentions, lambda one: getattr(one, "d_value", None) or getattr(one, "d_key", None)),
         "d_ff": _group_blocks(blocks, lambda block: _get_feed_forward(block).d_ff),
@@ -124,7 +130,9 @@ def _describe_stack(stack: spec.Stack) -> dict[str, str]:
     said["blocks gone through"] = "once" if stack.repeats == 1 else f"{stack.repeats} times, same parameters"
     said["norm"] = _group_blocks(blocks, lambda block: _describe_node(block.norm))
     said["where the norms stand"] = _group_blocks(blocks, _describe_norm_placement)
-    said["attention and feed-forward"] = _group_blocks(blocks, lambda block: "side by side" if block.parallel else "in turn")
+    said["attention and feed-forward"] = _group_blocks(
+        blocks, lambda block: "side by side" if block.parallel else "in turn"
+    )
     said["feed-forward"] = _group_blocks(blocks, lambda block: _describe_node(block.feed_forward))
     for what, words in _describe_attention([block.self_attention for block in blocks]).items():
         said[what] = words
@@ -168,7 +176,9 @@ def _describe_attention(attentions: list[Any]) -> dict[str, str]:
     told = [one for one in attentions if isinstance(one, spec.Attention)]
     said = {what: _group_blocks(told, words) for what, words in questions.items()} if told else {}
     if len(told) < len(attentions):
-        said["self-attention"] = _group_blocks(attentions, lambda one: _describe_node(one) if one not in told else "attention")
+        said["self-attention"] = _group_blocks(
+            attentions, lambda one: _describe_node(one) if one not in told else "attention"
+        )
     return said
 
 

@@ -182,7 +182,9 @@ class _Parser:
         if arguments[-1] is Ellipsis:
             arguments = (arguments[0],) * len(items)
         if len(arguments) != len(items):
-            return self._report(path, f"given {len(items)} items {_format_value(items)}, expected {_describe_type(hint)}")
+            return self._report(
+                path, f"given {len(items)} items {_format_value(items)}, expected {_describe_type(hint)}"
+            )
         values = tuple(
             self.parse_value(argument, item, _join_path(path, str(index)))
             for index, (argument, item) in enumerate(zip(arguments, items, strict=True))
@@ -276,7 +278,9 @@ def _assign(target: Any, keys: list[str], value: Any) -> None:
         elif isinstance(target, dict):
             place = key
         else:
-            raise ConfigError([f"{'.'.join(keys)}: {path} is {_format_value(target)} and has no parts; set {path} itself"])
+            raise ConfigError(
+                [f"{'.'.join(keys)}: {path} is {_format_value(target)} and has no parts; set {path} itself"]
+            )
         if last:
             target[place] = value
         elif isinstance(target, dict) and target.get(place) is None:

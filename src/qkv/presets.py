@@ -75,12 +75,22 @@ def transformer_big(vocab: int = 37000) -> spec.Transformer:
 
 
 def vision_transformer(
-    *, classes: int, image_size: int, patch_size: int, d_model: int, heads: int, d_ff: int, layers: int, channels: int = 3
+    *,
+    classes: int,
+    image_size: int,
+    patch_size: int,
+    d_model: int,
+    heads: int,
+    d_ff: int,
+    layers: int,
+    channels: int = 3,
 ) -> spec.Transformer:
     """The spec of a classifier of square images as in Dosovitskiy et al. 2021; image and patch: pixels of a side."""
     for whole, name, part in ((d_model, "heads", heads), (image_size, "patch_size", patch_size)):
         if whole % part:
-            raise SpecError(f"{'d_model' if name == 'heads' else 'image_size'}={whole} is not a multiple of {name}={part}")
+            raise SpecError(
+                f"{'d_model' if name == 'heads' else 'image_size'}={whole} is not a multiple of {name}={part}"
+            )
     norm = spec.Norm(eps=1e-6)
     block = spec.Block(spec.Attention(heads, d_model // heads), spec.FeedForward(d_ff, "gelu"), norm=norm)
     encoder = spec.Stack(
@@ -95,7 +105,9 @@ def vision_transformer(
 
 def vit_base(classes: int = 1000) -> spec.Transformer:
     """ViT-Base/16 of Dosovitskiy et al. 2021, table 1: 86 million parameters, for images of 224 x 224 pixels."""
-    return vision_transformer(classes=classes, image_size=224, patch_size=16, d_model=768, heads=12, d_ff=3072, layers=12)
+    return vision_transformer(
+        classes=classes, image_size=224, patch_size=16, d_model=768, heads=12, d_ff=3072, layers=12
+    )
 
 
 PRESETS: dict[str, Callable[[], spec.Transformer]] = {

@@ -190,7 +190,10 @@ def test_describe_reads_a_spec_and_a_folder(tmp_path: Path) -> None:
 
 
 def test_describe_says_what_a_model_is_for(tmp_path: Path) -> None:
-    for name, words in (("translation", "English to German, for the texts of program interfaces"), ("pronunciation", "CMU")):
+    for name, words in (
+        ("translation", "English to German, for the texts of program interfaces"),
+        ("pronunciation", "CMU"),
+    ):
         said, empty, tree, *_ = invoke("describe", name).stdout.splitlines()
         assert words in said and empty == "" and tree.startswith("Transformer(")
     (tmp_path / "spec.json").write_text(spec.to_json(spec.Recurrent("gru", 8, 1, spec.Tokens(10), spec.Tokens(12))))

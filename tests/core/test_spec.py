@@ -108,8 +108,14 @@ def test_json_keeps_every_spec(choice: spec.Spec) -> None:
         (lambda: build_small_spec(shared_embedding=True), "vocab is 9 in encoder and 11 in decoder"),
         (lambda: spec.Transformer(None, None, spec.Vocabulary()), "neither encoder nor decoder"),
         (lambda: spec.Transformer(None, build_small_spec().decoder, spec.Vocabulary()), "encoder is None"),
-        (lambda: spec.Transformer(build_small_spec().encoder, build_small_spec().encoder, spec.Vocabulary()), "no decoder block"),
-        (lambda: spec.Transformer(build_small_spec().encoder, build_small_spec().decoder, spec.Classes(2)), "Classes needs encoder alone"),
+        (
+            lambda: spec.Transformer(build_small_spec().encoder, build_small_spec().encoder, spec.Vocabulary()),
+            "no decoder block",
+        ),
+        (
+            lambda: spec.Transformer(build_small_spec().encoder, build_small_spec().decoder, spec.Classes(2)),
+            "Classes needs encoder alone",
+        ),
         (lambda: spec.from_json("{"), "not JSON"),
         (lambda: spec.from_json('{"node": "Mystery"}'), "node='Mystery'"),
         (lambda: spec.from_json('{"node": "Norm"}'), "must be a Transformer or a Recurrent"),

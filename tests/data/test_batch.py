@@ -17,7 +17,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import qkv.data as data
-from qkv.data import IGNORE_INDEX, BatchSampler, ConcatStore, MixtureSampler, TokenStoreWriter, TokenStore, collate, collate_sources
+from qkv.data import (
+    IGNORE_INDEX,
+    BatchSampler,
+    ConcatStore,
+    MixtureSampler,
+    TokenStore,
+    TokenStoreWriter,
+    collate,
+    collate_sources,
+)
 from qkv.errors import DataError, StorageError
 from qkv.text import BOS, EOS, PAD, train
 
@@ -155,7 +164,12 @@ def test_a_store_gives_back_what_it_was_given(tmp_path: Path, largest: int, with
             sources if with_source else [None] * 3
         )
         if isinstance(pairs, TokenStore):
-            assert [pairs.count_containing(token) for token in (5, 8, 9, 3)] == [int(with_source), 1, int(largest == 9), 0]
+            assert [pairs.count_containing(token) for token in (5, 8, 9, 3)] == [
+                int(with_source),
+                1,
+                int(largest == 9),
+                0,
+            ]
         assert pairs.lengths.tolist() == ([[3, 2], [1, 3], [2, 1]] if with_source else [[2], [3], [1]])
     assert saved.tokens == (6 if with_source else 3)
     base = saved[0][1]

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qkv.data import IGNORE_INDEX, TokenStore, TokenWindows, WindowSampler, tokenize_documents
+from qkv.data.text.documents import JsonlDocuments, StandardLibrary, TextCorpus
 from qkv.data.text.documents import TextFiles as TextFiles
-from qkv.data.text.documents import TextCorpus, JsonlDocuments, StandardLibrary
 from qkv.errors import DataError
 from qkv.evaluation.sliding_window import SlidingWindow, negative_log_likelihood
 from qkv.models import build
@@ -136,10 +136,14 @@ def test_a_sliding_window_counts_every_token_once(sizes: list[int], context: int
         return
     texts = [[5] * size for size in sizes]
     for bos, eos, more in ((BOS, EOS, len(sizes)), (BOS, None, 0)):
-        total, count = negative_log_likelihood(Uniform(), texts, SlidingWindow(context, stride), bos=bos, eos=eos, vocab_size=16)
+        total, count = negative_log_likelihood(
+            Uniform(), texts, SlidingWindow(context, stride), bos=bos, eos=eos, vocab_size=16
+        )
         assert count == sum(sizes) + more
         assert total == pytest.approx(count * torch.log(torch.tensor(16.0)).item(), rel=1e-5)
-    _, count = negative_log_likelihood(Uniform(), texts, SlidingWindow(context, stride), bos=None, eos=None, vocab_size=16)
+    _, count = negative_log_likelihood(
+        Uniform(), texts, SlidingWindow(context, stride), bos=None, eos=None, vocab_size=16
+    )
     assert count == sum(max(0, size - 1) for size in sizes)
 
 

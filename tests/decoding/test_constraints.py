@@ -18,14 +18,23 @@ from hypothesis import strategies as st
 from qkv import tasks
 from qkv.cli import main
 from qkv.data.text.pairs import Tsv
-from qkv.decoding import Beam, GenerationRules, DecodingConfig, Greedy, LengthLimit, LengthPenalty, Sample, run_beam_search
+from qkv.decoding import (
+    Beam,
+    DecodingConfig,
+    GenerationRules,
+    Greedy,
+    LengthLimit,
+    LengthPenalty,
+    Sample,
+    run_beam_search,
+)
 from qkv.decoding.constraints import PhraseConstraints, TokenBytes, allocate_beam
 from qkv.errors import ConfigError, DataError, VocabularyError
 from qkv.models import build
-from qkv.tasks import TASKS, TextGenerator, Transformer, OutputConstraints
-from qkv.tasks.text2text.data import PreparedPairs
-from qkv.tasks.text2text.tags import TaggedText, parse_tags, insert_tags
+from qkv.tasks import TASKS, OutputConstraints, TextGenerator, Transformer
 from qkv.tasks.output_constraints import PLACEHOLDER_PATTERN, build_phrase_constraints
+from qkv.tasks.text2text.data import PreparedPairs
+from qkv.tasks.text2text.tags import TaggedText, insert_tags, parse_tags
 from qkv.text import train
 
 PIECES = [b"", b"", b"a", b"b", b" a", b"ab", b" "]
@@ -86,7 +95,9 @@ def spell(tokens: tuple[int, ...]) -> str:
 
 @given(st.integers(0, 10**6), st.sampled_from(["aba", "b a", "bbb", "ab ab"]))
 def test_a_narrow_beam_holds_what_it_must(seed: int, phrase: str) -> None:
-    constraints = GenerationRules([9], BOS, EOS, suppress_tokens=[BOS], constraints=[PhraseConstraints(TokenBytes(PIECES), [phrase])])
+    constraints = GenerationRules(
+        [9], BOS, EOS, suppress_tokens=[BOS], constraints=[PhraseConstraints(TokenBytes(PIECES), [phrase])]
+    )
     [[best]] = run_beam_search(Table(seed), Nothing(), constraints, Beam(2))
     assert best.is_finished and phrase in spell(best.tokens)
 
@@ -96,9 +107,13 @@ def test_a_phrase_is_held_whatever_it_is_spelt_with() -> None:
     assert phrases.num_included_tokens == 2  # a, ab
     assert not phrases.is_unmet([4, 5]) and not phrases.is_unmet([2, 2, 3]) and phrases.is_unmet([4, 4])
     assert [phrases.find_bank(tokens) for tokens in ([], [3], [3, 4], [4, 2], [4, 5])] == [0, 0, 1, 2, 3]
-    assert phrases.advancing_tokens([3, 2]) == {2, 5} and phrases.advancing_tokens([3]) == {4}  # a word ends before another begins
+    assert phrases.advancing_tokens([3, 2]) == {2, 5} and phrases.advancing_tokens([3]) == {
+        4
+    }  # a word ends before another begins
     apart = PhraseConstraints(TokenBytes([b"", b"", b"a", b"b", b" "]), ["a b"])
-    assert apart.advancing_tokens([2]) == {4} and apart.advancing_tokens([]) == {2}  # a space goes on with a phrase, and begins none
+    assert apart.advancing_tokens([2]) == {4} and apart.advancing_tokens([]) == {
+        2
+    }  # a space goes on with a phrase, and begins none
     twice = PhraseConstraints(TokenBytes(PIECES), ["ab", "ab"])
     assert twice.is_unmet([5]) and not twice.is_unmet([5, 2, 3])
 
@@ -127,16 +142,22 @@ def model() -> TextGenerator:
 
 
 def test_answers_keep_to_what_is_wanted(model: TextGenerator) -> None:
-    wanted = OutputConstraints(include=("Katze",), exclude=("a m",), glossary=(("Mat", "Matte"),), keep_placeholders=True)
+    wanted = OutputConstraints(
+        include=("Katze",), exclude=("a m",), glossary=(("Mat", "Matte"),), keep_placeholders=True
+    )
     lines = ["the cat {name}", "on the mat, twice %s and %s", ""]
     for line, [answer, *_] in zip(lines, model.predict(lines, constraints=wanted), strict=True):
         assert not line or wanted.for_line(line).violations(answer.text) == []
     assert wanted.for_line(lines[1]).include == ("Katze", "Matte", "%s", "%s")
     assert wanted.for_line("no format").include == ("Katze",)
     plain = list(model.predict(lines))
-    assert [one[0].text for one in plain] == [one[0].text for one in model.predict(lines, constraints=OutputConstraints())]
+    assert [one[0].text for one in plain] == [
+        one[0].text for one in model.predict(lines, constraints=OutputConstraints())
+    ]
     for method in (Greedy(), Sample()):
-        [[answer]] = model.predict(["the cat"], DecodingConfig(method, LengthLimit(1.0, 9)), constraints=OutputConstraints(exclude=("e", "t")))
+        [[answer]] = model.predict(
+            ["the cat"], DecodingConfig(method, LengthLimit(1.0, 9)), constraints=OutputConstraints(exclude=("e", "t"))
+        )
         assert "e" not in answer.text and "t" not in answer.text
 
 
@@ -249,7 +270,14 @@ def test_tags_are_placed_by_the_models_own_attention(model: TextGenerator) -> No
 def test_the_command(model: TextGenerator, tmp_path: Path) -> None:
     model.save(tmp_path / "model")
     (tmp_path / "terms.tsv").write_text("cat\tKatze\n")
-    command = ["run", str(tmp_path / "model"), "the <b>cat</b> {name}", "sat", "--glossary", str(tmp_path / "terms.tsv")]
+    command = [
+        "run",
+        str(tmp_path / "model"),
+        "the <b>cat</b> {name}",
+        "sat",
+        "--glossary",
+        str(tmp_path / "terms.tsv"),
+    ]
     done = CliRunner().invoke(main, [*command, "--exclude", "x", "--placeholders", "--tags"])
     assert done.exit_code == 0, done.output
     first, second = done.stdout.splitlines()

@@ -16,22 +16,22 @@ from torch import Tensor
 
 from qkv import config
 from qkv.decoding import (
-    FAIRSEQ_RULES,
     BEAM_RULES,
+    FAIRSEQ_RULES,
     TENSOR2TENSOR_RULES,
     Beam,
     BeamRules,
-    GenerationRules,
     DecodingConfig,
     Ensemble,
+    GenerationRules,
     Greedy,
     Hypothesis,
     LengthLimit,
     LengthPenalty,
     Sample,
-    run_beam_search,
-    generate_batch,
     generate_all,
+    generate_batch,
+    run_beam_search,
     score,
     stream_tokens,
 )
@@ -91,12 +91,18 @@ def make_sources(rows: int = 3) -> Tensor:
     return torch.arange(2, 2 + rows)[:, None]
 
 
-def run_decoding(model: SequenceModel, method: Beam | Greedy | Sample, longest: int = 6, rows: int = 3, least: int = 1, **more):
+def run_decoding(
+    model: SequenceModel, method: Beam | Greedy | Sample, longest: int = 6, rows: int = 3, least: int = 1, **more
+):
     decoding = DecodingConfig(method, LengthLimit(0, longest, least))
-    return generate_batch(model, make_sources(rows), bos=BOS, eos=EOS, decoding=decoding, suppress_tokens=(BOS,), **more)
+    return generate_batch(
+        model, make_sources(rows), bos=BOS, eos=EOS, decoding=decoding, suppress_tokens=(BOS,), **more
+    )
 
 
-def enumerate_finished(model: SequenceModel, source: Tensor, longest: int, vocab: int = 5) -> dict[tuple[int, ...], float]:
+def enumerate_finished(
+    model: SequenceModel, source: Tensor, longest: int, vocab: int = 5
+) -> dict[tuple[int, ...], float]:
     """The log-probability of every sequence that ends within `longest` tokens."""
     inner = [token for token in range(vocab) if token not in (BOS, EOS)]
     targets = [(*start, EOS) for length in range(longest) for start in itertools.product(inner, repeat=length)]
@@ -160,7 +166,9 @@ def test_the_bound_saves_steps_and_the_guess_can_lose():
 def test_a_beam_of_one_is_greedy(seed, rules):
     model = Pairs(seed)
     greedy, narrow = run_decoding(model, Greedy()), run_decoding(model, Beam(1, LengthPenalty(alpha=0.0), rules=rules))
-    best = run_decoding(model, Beam(1, LengthPenalty(alpha=0.0), rules=replace(BEAM_RULES["best"], candidates="best-2k")))
+    best = run_decoding(
+        model, Beam(1, LengthPenalty(alpha=0.0), rules=replace(BEAM_RULES["best"], candidates="best-2k"))
+    )
     for one, other, wider in zip(greedy, narrow, best, strict=True):
         if one[0].is_finished:
             assert one[0].tokens == other[0].tokens
@@ -242,7 +250,9 @@ def test_a_long_prompt_is_not_fed_token_by_token_beside_a_short_one():
     found = generate_all(model, None, bos=None, eos=EOS, decoding=decoding, prefixes=prompts)
     assert len(model.rows_stepped) <= 2 * 5 + 3 + 1
     for prompt, own in zip(prompts, found, strict=True):
-        assert own[0].tokens == generate_batch(model, bos=None, eos=EOS, decoding=decoding, prefixes=[prompt])[0][0].tokens
+        assert (
+            own[0].tokens == generate_batch(model, bos=None, eos=EOS, decoding=decoding, prefixes=[prompt])[0][0].tokens
+        )
 
 
 def test_the_least_length_is_kept_and_the_greatest_grows_with_the_source():
@@ -472,7 +482,9 @@ def test_a_search_needs_nothing_but_step():
         def reorder(self, index):
             return self
 
-    found = run_beam_search(Counter(), Nothing(), GenerationRules([6, 2], bos=2, eos=1), Beam(2, LengthPenalty(alpha=0.0)))
+    found = run_beam_search(
+        Counter(), Nothing(), GenerationRules([6, 2], bos=2, eos=1), Beam(2, LengthPenalty(alpha=0.0))
+    )
     assert found[0][0].tokens == (3, 4, 0, 1)
     assert found[1][0].tokens[-1] == 1 and len(found[1][0].tokens) <= 2
 
@@ -504,7 +516,10 @@ def test_impossible_constraints_give_a_hypothesis_all_the_same():
         (lambda: LengthPenalty(alpha=math.nan), "alpha=nan"),
         (lambda: LengthLimit(0, 0), "room"),
         (lambda: LengthLimit(-1.0, 5, 0), "min_new_tokens=0"),
-        (lambda: list(stream_tokens(Pairs(), make_sources(1), bos=0, eos=1, decoding=DecodingConfig(Beam()))), "greedy"),
+        (
+            lambda: list(stream_tokens(Pairs(), make_sources(1), bos=0, eos=1, decoding=DecodingConfig(Beam()))),
+            "greedy",
+        ),
         (lambda: run_decoding(Pairs(), Beam(coverage_penalty=0.2)), "no cross-attention"),
     ],
 )
@@ -533,7 +548,12 @@ def test_inputs_that_cannot_be_are_named(make, says):
 
 
 def test_options_are_read_without_torch_and_come_back_the_same():
-    for decoding in (DecodingConfig(), DecodingConfig(Greedy()), DecodingConfig(Sample(0.5)), DecodingConfig(Beam(rules=TENSOR2TENSOR_RULES))):
+    for decoding in (
+        DecodingConfig(),
+        DecodingConfig(Greedy()),
+        DecodingConfig(Sample(0.5)),
+        DecodingConfig(Beam(rules=TENSOR2TENSOR_RULES)),
+    ):
         assert config.from_dict(DecodingConfig, config.to_dict(decoding)) == decoding
     code = "import sys, qkv.decoding; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

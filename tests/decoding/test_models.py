@@ -6,7 +6,18 @@ import pytest
 import torch
 
 from qkv import spec
-from qkv.decoding import Beam, DecodingConfig, Ensemble, Greedy, LengthLimit, LengthPenalty, Sample, generate_batch, score, stream_tokens
+from qkv.decoding import (
+    Beam,
+    DecodingConfig,
+    Ensemble,
+    Greedy,
+    LengthLimit,
+    LengthPenalty,
+    Sample,
+    generate_batch,
+    score,
+    stream_tokens,
+)
 from qkv.models import build
 from qkv.presets import encoder_decoder
 from qkv.tap import Tap
@@ -105,6 +116,8 @@ def test_coverage_adds_what_the_paper_says(kind):
             assert one.score == pytest.approx(plain + expected, abs=1e-3)
             changed |= abs(expected) > 0.1
     assert changed
-    both = generate_batch(Ensemble([own, own]), SOURCE, MASK, bos=BOS, eos=EOS, decoding=DecodingConfig(method, LengthLimit(0, 7)))
+    both = generate_batch(
+        Ensemble([own, own]), SOURCE, MASK, bos=BOS, eos=EOS, decoding=DecodingConfig(method, LengthLimit(0, 7))
+    )
     alone = generate_batch(own, SOURCE, MASK, bos=BOS, eos=EOS, decoding=DecodingConfig(method, LengthLimit(0, 7)))
     assert [one[0].score for one in both] == pytest.approx([one[0].score for one in alone], abs=1e-4)

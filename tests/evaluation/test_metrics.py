@@ -108,7 +108,9 @@ def test_likelihoods() -> None:
 
 def test_by_length_scores_each_bucket_apart() -> None:
     hypotheses, references = ["a", "b", "c", "d"], ["a", "x", "c", "x"]
-    buckets = evaluation.score_by_length(evaluation.accuracy, hypotheses, references, [1, 9, 10, 95], edges=(10, 20, 30))
+    buckets = evaluation.score_by_length(
+        evaluation.accuracy, hypotheses, references, [1, 9, 10, 95], edges=(10, 20, 30)
+    )
     assert [(b.min_length, b.max_length, b.examples, b.score.value) for b in buckets] == [
         (0, 9, 2, 50.0), (10, 19, 1, 100.0), (30, None, 1, 0.0)
     ]  # fmt: skip

@@ -9,6 +9,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from test_lens import step_through, tokens
+from test_spec import build_small_spec, draw_spec
 from torch import Tensor
 from torch.nn import functional
 
@@ -20,8 +22,6 @@ from qkv.lens import Together, ablate, knock_out, look, patch, swap_values
 from qkv.mask import Mask
 from qkv.models import SequenceModel, build
 from qkv.tap import NO_TAP, Tap
-from test_lens import step_through, tokens
-from test_spec import build_small_spec, draw_spec
 
 CROSS, SELF = "decoder.0.cross_attention", "decoder.0.self_attention"
 
@@ -161,7 +161,9 @@ def test_what_is_found_under_an_intervention_is_scored_alike(method: Any) -> Non
     )
     options = DecodingConfig(method, LengthLimit(constant=7, factor=0.0))
     torch.manual_seed(1)
-    found = generate_batch(model, source, bos=1, eos=2, decoding=options, tap=tap, generator=torch.Generator().manual_seed(0))
+    found = generate_batch(
+        model, source, bos=1, eos=2, decoding=options, tap=tap, generator=torch.Generator().manual_seed(0)
+    )
     changed = False
     for row, hypotheses in enumerate(found):
         for hypothesis in hypotheses:

@@ -9,6 +9,9 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from test_lens import tokens
+from test_spec import build_small_spec, draw_spec
+from test_view import make_traces
 from torch import Tensor
 
 from qkv import spec
@@ -20,9 +23,6 @@ from qkv.lens.circuits import LowRank, composition, copying, on_tokens, output_v
 from qkv.lens.reports import dead, report, report_of, similarity
 from qkv.models import build
 from qkv.models.transformer import Transformer
-from test_lens import tokens
-from test_spec import build_small_spec, draw_spec
-from test_view import make_traces
 
 
 def assert_close(left: Tensor, right: Tensor) -> None:

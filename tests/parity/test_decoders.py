@@ -150,7 +150,9 @@ def write_altered(written: WriteModel, case: str, folder: Path, **says: Any) -> 
         ("Llama", "model_type", "lama"),
     ],
 )
-def test_what_is_not_supported_is_refused(case: str, field: str, value: Any, written: WriteModel, tmp_path: Path) -> None:
+def test_what_is_not_supported_is_refused(
+    case: str, field: str, value: Any, written: WriteModel, tmp_path: Path
+) -> None:
     with pytest.raises(CheckpointError, match=f"{value!r}|{field}={value!r}"):
         pretrained.read(write_altered(written, case, tmp_path, **{field: value}))
 
@@ -307,7 +309,10 @@ def test_smollm2_knows_the_capital_of_france(tmp_path: Path) -> None:
     tokenizer = tokenizers.from_gguf(weights.read(file).metadata)
     prompt = tokenizer.encode("The capital of France is")
     found = generate_batch(
-        ours.model, **ours.generation.rules(), decoding=DecodingConfig(Greedy(), LengthLimit(0, 8)), prefixes=[list(prompt)]
+        ours.model,
+        **ours.generation.rules(),
+        decoding=DecodingConfig(Greedy(), LengthLimit(0, 8)),
+        prefixes=[list(prompt)],
     )
     assert tokenizer.decode(found[0][0].tokens).startswith("The capital of France is Paris.")
     pretrained.write(ours, tmp_path)

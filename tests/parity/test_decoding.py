@@ -119,7 +119,11 @@ def test_beam_search_token_for_token(early_stopping, alpha):
         )  # fmt: skip
         method = Beam(4, LengthPenalty("power", alpha), n_best=3, rules=NAMES[early_stopping])
         decoding = DecodingConfig(method, LengthLimit(0, 9))
-        found = [one for row in generate_batch(Theirs(model), SOURCE, MASK, bos=BOS, eos=EOS, decoding=decoding) for one in row]
+        found = [
+            one
+            for row in generate_batch(Theirs(model), SOURCE, MASK, bos=BOS, eos=EOS, decoding=decoding)
+            for one in row
+        ]
         assert [one.score for one in found] == pytest.approx(answer.sequences_scores.tolist(), abs=2e-4)
         for one, row in zip(found, answer.sequences.tolist(), strict=True):
             tokens = strip_prompt(row, 1)
@@ -147,12 +151,17 @@ def test_a_prompt_is_given_and_adds_nothing_to_score_and_length(early_stopping):
         )  # fmt: skip
         method = Beam(3, LengthPenalty("power", 1.3), n_best=3, rules=NAMES[early_stopping])
         found = generate_batch(
-            Theirs(model), bos=None, eos=EOS, decoding=DecodingConfig(method, LengthLimit(0, 6)), prefixes=prompts.tolist()
+            Theirs(model),
+            bos=None,
+            eos=EOS,
+            decoding=DecodingConfig(method, LengthLimit(0, 6)),
+            prefixes=prompts.tolist(),
         )
         flat = [one for row in found for one in row]
         assert [one.score for one in flat] == pytest.approx(answer.sequences_scores.tolist(), abs=2e-4)
         assert [one.tokens[3:] for one in flat] == [
-            strip_prompt(row, 3)[: len(one.tokens) - 3] for one, row in zip(flat, answer.sequences.tolist(), strict=True)
+            strip_prompt(row, 3)[: len(one.tokens) - 3]
+            for one, row in zip(flat, answer.sequences.tolist(), strict=True)
         ]
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from published import Case, WriteModel, assert_close, load_model, make_mask, make_tokens, transformers, make_writer
+from published import Case, WriteModel, assert_close, load_model, make_mask, make_tokens, make_writer, transformers
 from qkv import lens, pretrained, spec
 from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, LengthPenalty, generate_batch
 from qkv.errors import CheckpointError

@@ -186,7 +186,10 @@ def test_two_texts_have_the_segments_of_the_reference_tokenizer(written: WriteMo
     mask = given["attention_mask"].bool()
     found = published.model(source=given["input_ids"], source_mask=mask)
     assert_close(found[mask], written(BERT)[0](**given).last_hidden_state[mask])
-    assert tokenizers.read(folder).encode_with_special_tokens("the cat", "sat on the mats").segments == given["token_type_ids"][0].tolist()
+    assert (
+        tokenizers.read(folder).encode_with_special_tokens("the cat", "sat on the mats").segments
+        == given["token_type_ids"][0].tolist()
+    )
 
 
 def test_a_model_with_segments_needs_to_know_where_a_text_ends(written: WriteModel, tmp_path: Path) -> None:
@@ -217,7 +220,11 @@ def test_a_folder_of_sentence_transformers_answers_with_a_vector(
     written: WriteModel, tmp_path: Path, pooling: dict[str, Any], expected: str, unit: bool
 ) -> None:
     folder = write_sentence_transformer(
-        rewrite_config(written, BERT, tmp_path / "from"), pooling, "Transformer", "Pooling", *(["Normalize"] if unit else [])
+        rewrite_config(written, BERT, tmp_path / "from"),
+        pooling,
+        "Transformer",
+        "Pooling",
+        *(["Normalize"] if unit else []),
     )
     given, lengths = make_tokens(), [12, 7]
     given[given == 9] = 10

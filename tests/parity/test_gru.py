@@ -117,7 +117,12 @@ def test_it_pronounces(word: str, expected: str) -> None:
     published = pretrained.read(FILE)
     rules = published.generation.rules()
     assert (rules["bos"], rules["eos"]) == (2, (3,))
-    answer = generate_batch(published.model, torch.tensor([encode_word(word)]), **rules, decoding=DecodingConfig(Greedy(), LengthLimit(0, 20)))
+    answer = generate_batch(
+        published.model,
+        torch.tensor([encode_word(word)]),
+        **rules,
+        decoding=DecodingConfig(Greedy(), LengthLimit(0, 20)),
+    )
     assert answer[0][0].is_finished
     assert " ".join(PHONEMES[token] for token in answer[0][0].tokens[:-1]) == expected
 
@@ -138,7 +143,9 @@ def test_a_random_one_reads_letters_and_answers_phonemes(tmp_path: Path) -> None
     assert opened.source_tokenizer.encode_with_special_tokens("Queue").ids == encode_word("queue") and opened.target_tokenizer.encode("AH0 K") == [
         PHONEMES.index("AH0"), PHONEMES.index("K")
     ]  # fmt: skip
-    assert opened.target_tokenizer.decode([PHONEMES.index("AH0"), PHONEMES.index("K"), PHONEMES.index("</s>")]) == "AH0 K"
+    assert (
+        opened.target_tokenizer.decode([PHONEMES.index("AH0"), PHONEMES.index("K"), PHONEMES.index("</s>")]) == "AH0 K"
+    )
     done = CliRunner().invoke(main, ["convert", str(tmp_path / "model.npz"), str(tmp_path / "own"), "--to", "qkv"])
     assert done.exit_code == 0, done.output
     again = tasks.load(tmp_path / "own")
@@ -152,7 +159,10 @@ def test_it_is_written_back(tmp_path: Path) -> None:
     tensors = write_archive(tmp_path / "model.npz")
     pretrained.write(pretrained.read(tmp_path / "model.npz"), tmp_path / "folder")
     again = pretrained.read(tmp_path / "folder")
-    assert_close(again.model(torch.tensor([encode_word("queue")]), torch.tensor([[2, 5]]))[0], run_plain(tensors, encode_word("queue"), [2, 5]))
+    assert_close(
+        again.model(torch.tensor([encode_word("queue")]), torch.tensor([[2, 5]]))[0],
+        run_plain(tensors, encode_word("queue"), [2, 5]),
+    )
     assert again.generation == pretrained.Generation(2, (3,))
 
 

@@ -234,7 +234,9 @@ def test_what_is_no_whisper_of_ctranslate2_is_refused(written: WriteModel, tmp_p
         ({"decoder/layernorm_embedding/gamma": torch.ones(32)}, "decoder/layernorm_embedding/gamma has no place"),
     ):
         with pytest.raises(CheckpointError, match=named):
-            write_ctranslate2(tmp_path / "model.bin", {name: one for name, one in {**whole, **change}.items() if one is not None})
+            write_ctranslate2(
+                tmp_path / "model.bin", {name: one for name, one in {**whole, **change}.items() if one is not None}
+            )
     (tmp_path / "vocabulary.json").write_text("[")
     with pytest.raises(CheckpointError, match="vocabulary.json cannot be read"):
         write_ctranslate2(tmp_path / "model.bin", whole)
@@ -319,7 +321,10 @@ def test_samples_that_do_not_fit_are_refused(written: WriteModel) -> None:
 
 
 def test_models_that_hear_are_built_fresh_and_their_specs_checked(written: WriteModel) -> None:
-    for case, given in ((WHISPER, {"source": make_frames(), "target": make_tokens()}), (LISTENERS[2], {"source": make_samples()})):
+    for case, given in (
+        (WHISPER, {"source": make_frames(), "target": make_tokens()}),
+        (LISTENERS[2], {"source": make_samples()}),
+    ):
         shape = pretrained.read_spec(written(case)[1])
         assert spec.from_json(spec.to_json(shape)) == shape
         assert build(shape)(**given).isfinite().all()

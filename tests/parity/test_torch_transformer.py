@@ -80,7 +80,9 @@ def test_a_decoder_block_is_that_of_torch(norm_at: str) -> None:
     found = ours(hidden, Placing(Mask(causal=True)), memory, Placing(Mask(keys=real)))
     future = nn.Transformer.generate_square_subsequent_mask(4)
     hidden_keys = torch.zeros(2, 6).masked_fill(~real, -torch.inf)
-    assert_close(found, theirs(hidden, memory, tgt_mask=future, memory_key_padding_mask=hidden_keys, tgt_is_causal=True))
+    assert_close(
+        found, theirs(hidden, memory, tgt_mask=future, memory_key_padding_mask=hidden_keys, tgt_is_causal=True)
+    )
 
 
 def test_rotary_positions_are_those_of_llama() -> None:

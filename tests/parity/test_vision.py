@@ -24,8 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from published import Case, WriteModel, assert_close, make_mask, make_writer
-from qkv import lens, models, pretrained, spec, tasks
-from qkv import compare
+from qkv import compare, lens, models, pretrained, spec, tasks
 from qkv.errors import CheckpointError, DataError, QkvError, SpecError
 from qkv.inputs import reader
 from qkv.presets import vision_transformer
@@ -326,7 +325,16 @@ def test_patches_are_a_convolution_without_overlap(
 
 
 def build_tiny_spec(**changes: Any) -> spec.Transformer:
-    shape = {"classes": 2, "image_size": 8, "patch_size": 4, "d_model": 16, "heads": 2, "d_ff": 24, "layers": 2, "channels": 1}
+    shape = {
+        "classes": 2,
+        "image_size": 8,
+        "patch_size": 4,
+        "d_model": 16,
+        "heads": 2,
+        "d_ff": 24,
+        "layers": 2,
+        "channels": 1,
+    }
     return vision_transformer(**{**shape, **changes})
 
 
@@ -351,7 +359,9 @@ def test_looking_at_an_image_changes_nothing() -> None:
     assert max(float(one.max()) for one in trace.certify().values()) < 1e-5
     with pytest.raises(DataError, match=r"images of shape \(8, 8\) were given"):
         lens.look(model, torch.randn(8, 8))
-    texts_alone = models.build(dataclasses.replace(build_tiny_spec(), encoder=dataclasses.replace(build_stack(), reads=spec.Tokens(9))))
+    texts_alone = models.build(
+        dataclasses.replace(build_tiny_spec(), encoder=dataclasses.replace(build_stack(), reads=spec.Tokens(9)))
+    )
     with pytest.raises(DataError, match="float32 of shape .* given; this model reads tokens"):
         lens.look(texts_alone, given)
     with pytest.raises(QkvError, match="Of images or sounds, give a batch"):
@@ -430,7 +440,9 @@ def test_towers_compare_each_with_each() -> None:
             )
     assert float(logits.abs().max()) <= 1 / 0.07 + 1e-4
     assert spec.from_json(spec.to_json(build_dual_encoder())) == build_dual_encoder()
-    deeper = dataclasses.replace(build_dual_encoder(), target=dataclasses.replace(build_tiny_spec(layers=3), answers=spec.Vector("mean", 4)))
+    deeper = dataclasses.replace(
+        build_dual_encoder(), target=dataclasses.replace(build_tiny_spec(layers=3), answers=spec.Vector("mean", 4))
+    )
     assert {change.name for change in compare.compare_designs(build_dual_encoder(), deeper)} == {"target: answer"}
     assert {change.name for change in compare.compare_sizes(build_dual_encoder(), deeper)} == {
         "target: blocks", "target: size", "target: positions: length",

@@ -274,7 +274,9 @@ def test_what_ctranslate2_does_not_have_is_named(tmp_path: Path) -> None:
         (spec.Recurrent("gru", 8, 1, spec.Tokens(99), spec.Tokens(99)), ["a Recurrent"]),
     ):
         with pytest.raises(SpecError) as caught:
-            exporting.to_ctranslate2(build(choice), tmp_path, train_word_tokenizer(), train_word_tokenizer(), bos=1, eos=2)
+            exporting.to_ctranslate2(
+                build(choice), tmp_path, train_word_tokenizer(), train_word_tokenizer(), bos=1, eos=2
+            )
         assert all(what in str(caught.value) for what in told), str(caught.value)
     small = presets.encoder_decoder(source_vocab=50, target_vocab=50, d_model=8, heads=2, d_ff=8, layers=1)
     with pytest.raises(VocabularyError, match="99 tokens and the model 50"):

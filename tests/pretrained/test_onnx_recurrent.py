@@ -10,13 +10,22 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from test_convert import (
+    SOURCE,
+    assert_close,
+    build_random,
+    convert,
+    decode_greedily,
+    make_traceable,
+    open_session,
+    run_graph,
+)
 from torch import Tensor
 
 from published import make_mask, make_tokens
 from qkv import presets, pretrained, spec, tasks
 from qkv.models import SequenceModel
 from qkv.pretrained import exporting
-from test_convert import SOURCE, convert, decode_greedily, assert_close, build_random, run_graph, open_session, make_traceable
 
 __all__ = ["make_traceable"]  # a fixture is imported to be used by its name
 

@@ -121,7 +121,9 @@ def assert_same(ours: Tokenizer, theirs: Any, pair: bool = True) -> None:
         said, framed = theirs("Hello there.", "And you?"), ours.encode_with_special_tokens("Hello there.", "And you?")
         assert framed.ids == said["input_ids"]
         assert framed.segments == said.get("token_type_ids", framed.segments)
-    assert [one.ids for one in ours.encode_batch_with_special_tokens(SOME)] == [ours.encode_with_special_tokens(line).ids for line in SOME]
+    assert [one.ids for one in ours.encode_batch_with_special_tokens(SOME)] == [
+        ours.encode_with_special_tokens(line).ids for line in SOME
+    ]
     for role in ("pad", "bos", "eos", "unk", "mask"):
         assert getattr(ours.special_tokens, role) == getattr(theirs, f"{role}_token_id"), role
 
@@ -169,7 +171,9 @@ def test_marian_reads_and_answers_with_two_models_and_one_table(tmp_path: Path) 
     here, there = ([piece.text for piece in sentencepiece.parse(one, "").pieces[3:]] for one in (source, target))
     table = {token: number for number, token in enumerate(dict.fromkeys(["</s>", "<unk>", *there[::-1], *here[:-30]]))}
     assert set(here) - set(table), "some pieces must have no number"
-    place = write_folder(tmp_path, {}, source__spm=source, target__spm=target, vocab__json=table | {"<pad>": len(table)})
+    place = write_folder(
+        tmp_path, {}, source__spm=source, target__spm=target, vocab__json=table | {"<pad>": len(table)}
+    )
     theirs = transformers.MarianTokenizer.from_pretrained(place)
     reads, answers = tokenizers.read_pair(place, {"model_type": "marian"})
     assert_same(reads, theirs)
@@ -197,7 +201,9 @@ def test_m2m100_puts_languages_after_its_pieces(tmp_path: Path) -> None:
 def test_nllb_in_another_language(tmp_path: Path) -> None:
     languages = ["eng_Latn", "fra_Latn", "deu_Latn"]
     says = {"tokenizer_class": "NllbTokenizer", "additional_special_tokens": languages}
-    theirs = transformers.NllbTokenizer.from_pretrained(write_folder(tmp_path, says, sentencepiece__bpe__model=build_bpe()))
+    theirs = transformers.NllbTokenizer.from_pretrained(
+        write_folder(tmp_path, says, sentencepiece__bpe__model=build_bpe())
+    )
     bare = tokenizers.read(tmp_path)
     assert bare.token_to_id("eng_Latn") == bare.token_to_id("fra_Latn") - 1 == bare.special_tokens.mask - 3  # type: ignore[operator]
     theirs.save_pretrained(tmp_path / "saved")
@@ -229,7 +235,14 @@ def test_word_pieces_with_case_and_accents_as_configured(says: dict[str, Any], t
     place = write_folder(tmp_path, says, vocab__txt=("\n".join(WORDS) + "\n").encode())
     ours, theirs = tokenizers.read(place), transformers.BertTokenizer.from_pretrained(place)
     assert_same(ours, theirs)
-    assert ours.display_tokens(ours.encode_with_special_tokens("it [MASK] snows").ids) == ["[CLS]", "it", "[MASK]", "snow", "##s", "[SEP]"]
+    assert ours.display_tokens(ours.encode_with_special_tokens("it [MASK] snows").ids) == [
+        "[CLS]",
+        "it",
+        "[MASK]",
+        "snow",
+        "##s",
+        "[SEP]",
+    ]
     assert ours.special_tokens.mask == 4 and ours.special_tokens.bos is None
     with pytest.raises(VocabularyError, match="no bos token"):
         _ = ours.bos
@@ -320,7 +333,10 @@ def test_a_tokenizer_made_here_frames_with_its_end() -> None:
     made = train(SOME, kind="byte")
     assert made.encode_with_special_tokens("a").ids == [*made.encode("a"), made.eos]
     assert made.encode_batch_with_special_tokens(["a", "</s>"])[1].ids == [*made.encode("</s>"), made.eos]
-    assert made.encode_with_special_tokens("a", "b") == ([*made.encode_with_special_tokens("a").ids, *made.encode_with_special_tokens("b").ids], [0] * 4)
+    assert made.encode_with_special_tokens("a", "b") == (
+        [*made.encode_with_special_tokens("a").ids, *made.encode_with_special_tokens("b").ids],
+        [0] * 4,
+    )
 
 
 GGUF = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.eos_token_id": 0}

@@ -155,7 +155,9 @@ def test_a_line_that_is_too_long_to_answer_is_named(trained: Path, tmp_path: Pat
 
 def test_a_line_that_is_too_long_to_validate_on_is_named_before_training(work: Path) -> None:
     (work / "valid.tsv").write_text("tac\tT AE K\n" + "a" * 100_000 + "\tK\n")
-    said = invoke_refused("train", work / "recipe.yaml", "data.cleaning.max_dropped_fraction=1", "--folder", work / "run")
+    said = invoke_refused(
+        "train", work / "recipe.yaml", "data.cleaning.max_dropped_fraction=1", "--folder", work / "run"
+    )
     assert "valid.tsv, question 2" in said and "100,000 tokens" in said and "take it out" in said
 
 

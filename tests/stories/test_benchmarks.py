@@ -19,7 +19,9 @@ def run_benchmark(program: str, *options: str) -> str:
 
 
 def test_training() -> None:
-    shown = run_benchmark("training.py", "--batches", "1", "--variants", "ours", "torch.nn.Transformer", "ours, GRU additive")
+    shown = run_benchmark(
+        "training.py", "--batches", "1", "--variants", "ours", "torch.nn.Transformer", "ours, GRU additive"
+    )
     assert "| ours, GRU additive |" in shown and "| torch.nn.Transformer |" in shown
 
 

@@ -7,7 +7,7 @@ import shlex
 
 import pytest
 
-from checked_families import VERIFIED, COLUMNS, PAGE, WEIGHTS, group_by_column, render_page
+from checked_families import COLUMNS, PAGE, VERIFIED, WEIGHTS, group_by_column, render_page
 from qkv.cli import main
 from qkv.pretrained.families import FAMILIES
 

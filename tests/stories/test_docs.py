@@ -47,7 +47,12 @@ def test_every_command_of_the_readme_works(place: Path) -> None:
             stdout = place / words[words.index(">") + 1]
             words = words[: words.index("<")]
         if words[0] == "train":  # the same command, only shorter
-            words += ["training.max_minutes=null", "training.max_steps=2", "tokenizer.source.vocab_size=300", "model.d_model=16"]
+            words += [
+                "training.max_minutes=null",
+                "training.max_steps=2",
+                "tokenizer.source.vocab_size=300",
+                "model.d_model=16",
+            ]
         done = CliRunner().invoke(main, words, input=stdin)
         assert done.exit_code == 0, (command, done.output)
         if stdout is not None:

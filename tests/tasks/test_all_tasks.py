@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from test_hear import RATE, TEXTS, synthesize, write_npz
+from test_see import make_images
 
 from qkv import tasks
 from qkv.cli import main
 from qkv.training.reporters import NullReporter
-from test_hear import RATE, TEXTS, write_npz, synthesize
-from test_see import make_images
 
 SMALL = {"d_model": 16, "heads": 2, "d_ff": 16}
 PAIR = {**SMALL, "kind": "transformer", "encoder_layers": 1, "decoder_layers": 1}
@@ -36,7 +36,9 @@ class Case(NamedTuple):
 def make_pairs_case(task: str, score: str, model: dict[str, Any] = PAIR, **more: Any) -> Case:
     data = {"train": [{"kind": "tsv", "path": "pairs.tsv"}], "valid": {"kind": "tsv", "path": "pairs.tsv"}}
     text = {"source": {"kind": "character"}} | ({"target": {"kind": "word"}} if task == "pronunciation" else {})
-    return Case({"task": task, "data": data, "tokenizer": text, "model": {**model, **more}}, score, ("pairs.tsv",), "cat")
+    return Case(
+        {"task": task, "data": data, "tokenizer": text, "model": {**model, **more}}, score, ("pairs.tsv",), "cat"
+    )
 
 
 def make_speech_case(model: dict[str, Any], score: str) -> Case:
@@ -51,7 +53,9 @@ def make_speech_case(model: dict[str, Any], score: str) -> Case:
 CASES = {
     "pronunciation": make_pairs_case("pronunciation", "WER"),
     "translation": make_pairs_case("translation", "BLEU"),
-    "translate, recurrent": make_pairs_case("translation", "BLEU", {"kind": "recurrent", "d_model": 16, "attention": "additive"}),
+    "translate, recurrent": make_pairs_case(
+        "translation", "BLEU", {"kind": "recurrent", "d_model": 16, "attention": "additive"}
+    ),
     "summarization": make_pairs_case("summarization", "rougeL", pointer_generator=True),
     "summarize, a decoder": make_pairs_case("summarization", "rougeL", DECODER),
     "write": Case(
@@ -68,7 +72,12 @@ CASES = {
     "see": Case(
         {
             "task": "image-classification",
-            "data": {"train": [{"kind": "npz", "path": "toy.npz"}], "held_out": 0.2, "grayscale": True, "batch_size": 16},
+            "data": {
+                "train": [{"kind": "npz", "path": "toy.npz"}],
+                "held_out": 0.2,
+                "grayscale": True,
+                "batch_size": 16,
+            },
             "model": {"kind": "vit", "patch_size": 4, "d_model": 16, "heads": 2, "layers": 1},
         },
         "accuracy",

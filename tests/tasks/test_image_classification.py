@@ -18,16 +18,15 @@ from PIL import Image
 from qkv import config, inputs, spec, tasks
 from qkv.cli import main
 from qkv.data import corpora
-from qkv.data.images import sources
-from qkv.data.images import store
-from qkv.data.images.augmentation import RandomAffine, ColorJitter, RandomCrop, Cutout, RandomHorizontalFlip, mixup
+from qkv.data.images import sources, store
+from qkv.data.images.augmentation import ColorJitter, Cutout, RandomAffine, RandomCrop, RandomHorizontalFlip, mixup
 from qkv.data.images.processing import ImageProcessor
 from qkv.errors import CheckpointError, ConfigError, CorpusError, DataError, MissingExtraError, QkvError, SpecError
 from qkv.models import build
-from qkv.tasks.encoder_model import EncoderModel
 from qkv.tasks.config import ImageClassificationConfig
-from qkv.tasks.image_classification.training import load_data
+from qkv.tasks.encoder_model import EncoderModel
 from qkv.tasks.image_classification.config import ViT
+from qkv.tasks.image_classification.training import load_data
 from qkv.training.loss import cross_entropy, smoothed_and_plain_cross_entropy
 from qkv.training.reporters import NullReporter
 
@@ -353,7 +352,9 @@ def test_a_trained_model_is_gone_on_from(folder: Path, tmp_path: Path) -> None:
     assert all(torch.allclose(value, close[name], atol=1e-4) for name, value in again.model.model.state_dict().items())
     assert again.result.metrics["accuracy"] == 100
     with pytest.raises(ConfigError, match="data.size: given beside model.path"):
-        tasks.train(build_recipe(folder, **onwards, **{"data.size": [8, 8]}), folder=tmp_path / "run", reporter=NullReporter())
+        tasks.train(
+            build_recipe(folder, **onwards, **{"data.size": [8, 8]}), folder=tmp_path / "run", reporter=NullReporter()
+        )
     with pytest.raises(ConfigError, match="model.path=pronunciation: reads no images"):
         strange = {"model": {"kind": "pretrained", "path": "pronunciation"}, "data.grayscale": False}
         tasks.train(build_recipe(folder, **strange), folder=tmp_path / "run", reporter=NullReporter())
@@ -367,7 +368,9 @@ def test_a_published_model_learns_other_classes(folder: Path, tmp_path: Path) ->
     transformers.ViTForImageClassification(theirs).save_pretrained(tmp_path / "vit")
     transformers.ViTImageProcessor(size={"height": 12, "width": 12}).save_pretrained(tmp_path / "vit")
     onwards = {"model": {"kind": "pretrained", "path": str(tmp_path / "vit")}, "data.grayscale": False}
-    learned = tasks.train(build_recipe(folder, **onwards, **{"data.augment": []}), folder=tmp_path / "run", reporter=NullReporter())
+    learned = tasks.train(
+        build_recipe(folder, **onwards, **{"data.augment": []}), folder=tmp_path / "run", reporter=NullReporter()
+    )
     assert learned.result.metrics["accuracy"] == 100
     opened = tasks.load(tmp_path / "run")
     assert isinstance(opened, EncoderModel) and opened.labels == ("above", "below")
@@ -376,7 +379,9 @@ def test_a_published_model_learns_other_classes(folder: Path, tmp_path: Path) ->
 
 
 def test_a_card_that_does_not_fit_its_model_is_refused(folder: Path, tmp_path: Path) -> None:
-    runner = tasks.train(build_recipe(folder, **{"training.max_steps": 1}), folder=tmp_path / "m", reporter=NullReporter()).model
+    runner = tasks.train(
+        build_recipe(folder, **{"training.max_steps": 1}), folder=tmp_path / "m", reporter=NullReporter()
+    ).model
     card = tmp_path / "m" / "card.json"
     kept = card.read_text(encoding="utf-8")
     assert tasks.load(tmp_path / "m").processor == runner.processor  # type: ignore[union-attr]
@@ -400,7 +405,9 @@ def test_images_to_check_on_are_not_learned_from(folder: Path, tmp_path: Path) -
         def message(self, text: str) -> None:
             notes.append(text)
 
-    given = build_recipe(folder, **{"data.test": [{"kind": "npz", "path": str(tmp_path / "test.npz")}], "training.max_steps": 1})
+    given = build_recipe(
+        folder, **{"data.test": [{"kind": "npz", "path": str(tmp_path / "test.npz")}], "training.max_steps": 1}
+    )
     tasks.train(given, folder=tmp_path / "run", reporter=Noting())
     assert any(note.startswith("10 images left out") for note in notes)
     learned = int(next(note for note in notes if "to learn from" in note).split()[0])
@@ -442,7 +449,9 @@ def test_named_images_are_as_recorded(name: str) -> None:
 def test_recipes_that_come_along_are_whole(name: str) -> None:
     found = tasks.read_recipe(name)
     assert isinstance(found, ImageClassificationConfig) and isinstance(found.model, ViT)
-    assert found.model.spec(*{"image-classification": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}[name], 10)
+    assert found.model.spec(
+        *{"image-classification": (8, 8, 1), "mnist": (28, 28, 1), "cifar10": (32, 32, 3)}[name], 10
+    )
 
 
 def test_the_command_evaluates_a_folder_and_lists_images(

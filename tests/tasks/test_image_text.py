@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
+from test_published_tasks import invoke, invoke_refused, invoke_successfully
+from test_view import Parts
 from torch import Tensor
 
 from qkv import tasks
@@ -23,8 +25,6 @@ from qkv.data.images import processing
 from qkv.errors import QkvError
 from qkv.text import train
 from qkv.view import Session
-from test_published_tasks import invoke_successfully, invoke, invoke_refused
-from test_view import Parts
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -141,7 +141,9 @@ def test_run_ranks_texts_as_transformers_does(clip: tuple[Any, Path], pictures: 
 
 def test_lines_that_cannot_be_read_are_refused(clip: tuple[Any, Path], pictures: list[Path], tmp_path: Path) -> None:
     folder, path = clip[1], pictures[0]
-    assert "line 1: " in invoke_refused("run", folder, str(path)) and "no tab and no text" in invoke_refused("run", folder, str(path))
+    assert "line 1: " in invoke_refused("run", folder, str(path)) and "no tab and no text" in invoke_refused(
+        "run", folder, str(path)
+    )
     assert "an empty text" in invoke_refused("run", folder, f"{path}\ta cat\t ")
     assert "no image before its first tab" in invoke_refused("run", folder, "\ta cat")
     assert "absent.png does not exist" in invoke_refused("run", folder, "absent.png\ta cat")
@@ -149,7 +151,10 @@ def test_lines_that_cannot_be_read_are_refused(clip: tuple[Any, Path], pictures:
     assert "a.png" in invoke_refused("run", folder, f"{tmp_path / 'a.png'}\ta cat")
     assert "expected at most 16" in invoke_refused("run", folder, f"{path}\ta cat\t{'a dog ' * 9}")
     done = invoke("run", folder, format_line(path), "absent.png\ta cat", format_line(path))
-    assert done.exit_code == 2 and done.stdout.splitlines() == invoke_successfully("run", folder, format_line(path)).splitlines()
+    assert (
+        done.exit_code == 2
+        and done.stdout.splitlines() == invoke_successfully("run", folder, format_line(path)).splitlines()
+    )
 
 
 def test_what_stands_after_an_end_is_not_read(clip: tuple[Any, Path], pictures: list[Path]) -> None:
@@ -161,7 +166,11 @@ def test_what_stands_after_an_end_is_not_read(clip: tuple[Any, Path], pictures: 
 
 def test_evaluate_counts_the_right_texts(clip: tuple[Any, Path], pictures: list[Path], tmp_path: Path) -> None:
     folder = clip[1]
-    best, worst = invoke_successfully("run", folder, "--n-best", "2", format_line(pictures[0], TEXTS[:2])).rstrip("\n").split("\t")
+    best, worst = (
+        invoke_successfully("run", folder, "--n-best", "2", format_line(pictures[0], TEXTS[:2]))
+        .rstrip("\n")
+        .split("\t")
+    )
     rows = [[str(pictures[0]), best, worst], [str(pictures[0]), worst, best]]
     (tmp_path / "some.tsv").write_text("".join("\t".join(row) + "\n" for row in rows))
     (tmp_path / "some.jsonl").write_text(
@@ -199,14 +208,18 @@ def test_look_shows_both_towers(clip: tuple[Any, Path], pictures: list[Path], tm
     assert {name for name, _ in answer["best"]} == set(TEXTS)
     other = next(text for text in TEXTS if text != best)
     assert invoke_successfully("look", folder, line, "--answer", other, "--html", page).splitlines()[0] == other
-    assert "expected one of the texts of the line" in invoke_refused("look", folder, line, "--answer", "no", "--html", page)
+    assert "expected one of the texts of the line" in invoke_refused(
+        "look", folder, line, "--answer", "no", "--html", page
+    )
 
 
 def test_a_page_of_two_towers_answers(clip: tuple[Any, Path], pictures: list[Path]) -> None:
     line = format_line(pictures[0])
     opened = tasks.load(clip[1])
     session = Session([("clip", opened)], line)
-    edits = [{"kind": "knock_out", "keys": [1], "place": f"{one}.encoder.*.self_attention"} for one in ("source", "target")]
+    edits = [
+        {"kind": "knock_out", "keys": [1], "place": f"{one}.encoder.*.self_attention"} for one in ("source", "target")
+    ]
     reply, _ = session.ask({"ask": "look", "edits": edits})
     assert "error" not in reply, reply
     own = [share for _, share in reply["run"]["answers"][0]["best"]]
@@ -245,7 +258,8 @@ def test_what_is_written_answers_the_same(
     line = format_line(pictures[0])
     invoke_successfully("convert", clip[1], tmp_path / "other", "--to", form)
     ours, again = (
-        json.loads(invoke_successfully("run", one, "--json", "--n-best", "4", line)) for one in (clip[1], tmp_path / "other")
+        json.loads(invoke_successfully("run", one, "--json", "--n-best", "4", line))
+        for one in (clip[1], tmp_path / "other")
     )
     assert [one["text"] for one in ours] == [one["text"] for one in again]
     assert [one["score"] for one in ours] == pytest.approx([one["score"] for one in again], abs=1e-4)
@@ -274,7 +288,9 @@ def test_the_processor_of_newer_folders_is_read(clip: tuple[Any, Path], pictures
     (folder / "preprocessor_config.json").unlink()
     assert "preprocessor_config.json is not there" in invoke_refused("run", folder, format_line(pictures[0]))
     (folder / "processor_config.json").write_text(json.dumps({"image_processor": said}))
-    assert invoke_successfully("run", folder, format_line(pictures[0])) == invoke_successfully("run", clip[1], format_line(pictures[0]))
+    assert invoke_successfully("run", folder, format_line(pictures[0])) == invoke_successfully(
+        "run", clip[1], format_line(pictures[0])
+    )
 
 
 def test_a_tokenizer_of_another_model_is_refused(clip: tuple[Any, Path], tmp_path: Path) -> None:

@@ -21,8 +21,7 @@ from qkv.mask import Mask
 from qkv.models import build
 from qkv.tasks.language_modeling.training import load_data
 from qkv.training.reporters import NullReporter
-from qkv.view import overview
-from qkv.view import builder
+from qkv.view import builder, overview
 
 TEXTS = ["the cat sat on the mat. ", "the dog lay on the rug. ", "a bird sang in the tree. "]
 MODEL = {"kind": "decoder", "d_model": 16, "heads": 2, "layers": 1, "d_ff": 16}
@@ -57,7 +56,9 @@ def build_recipe(folder: Path, *changes: str, **training: Any) -> tasks.Language
 
 def test_a_language_model_learns_goes_on_is_scored_and_shows(folder: Path) -> None:
     rate = {"learning_rate": 0.02}
-    learned = tasks.train(build_recipe(folder, max_steps=40, optimizer=rate), folder=folder / "run", reporter=NullReporter())
+    learned = tasks.train(
+        build_recipe(folder, max_steps=40, optimizer=rate), folder=folder / "run", reporter=NullReporter()
+    )
     lines = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in lines if line["kind"] == "validation"]
     assert losses[-1] < 0.75 * math.log(30) and losses[-1] < losses[0]
@@ -180,7 +181,9 @@ def test_a_recipe_that_contradicts_itself_is_refused(folder: Path, change: str, 
 def test_a_metric_that_is_not_there_stops_before_training(folder: Path) -> None:
     for change, said in (("metric=bleu", "expected one of loss, perplexity"), ("mode=max", "needs mode min")):
         with pytest.raises(ConfigError, match=said):
-            tasks.train(build_recipe(folder, f"training.validation.{change}"), folder=folder / "run", reporter=NullReporter())
+            tasks.train(
+                build_recipe(folder, f"training.validation.{change}"), folder=folder / "run", reporter=NullReporter()
+            )
 
 
 def test_the_command_tells_the_whole_story(folder: Path) -> None:

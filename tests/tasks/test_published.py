@@ -23,6 +23,8 @@ import tokenizers
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
+from test_families_encoder_decoders import CASES as ENCODER_DECODERS
+from test_view import Parts
 from torch import Tensor
 
 import qkv
@@ -33,8 +35,6 @@ from qkv.decoding import DecodingConfig, Greedy, LengthLimit
 from qkv.errors import CheckpointError, DownloadError
 from qkv.models import build, outline
 from qkv.pretrained import hub, int8
-from test_families_encoder_decoders import CASES as ENCODER_DECODERS
-from test_view import Parts
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -259,7 +259,9 @@ def test_run_answers_as_transformers_does(kind: str, kept: PublishedModels) -> N
     assert shown.pop() == "" and shown.pop(1) == ""
     if kind == "embed":
         for ours, other in zip(shown, expected, strict=True):
-            assert_close(torch.tensor([float(one) for one in ours.split()]), torch.tensor([float(o) for o in other.split()]))
+            assert_close(
+                torch.tensor([float(one) for one in ours.split()]), torch.tensor([float(o) for o in other.split()])
+            )
     elif kind.startswith("translate"):  # the length is bounded otherwise
         assert all(one.startswith(begin) for one, begin in zip(shown, expected, strict=True)), (shown, expected)
         assert any(expected) or kind == "translate"  # the small BART ends at once
@@ -347,7 +349,9 @@ def test_a_given_answer_can_be_looked_at_where_there_are_answers(kept: Published
     invoke_successfully("look", kept("continue")[2], "the cat", "--answer", "sat on", "--html", page)
     [run] = json.loads(Parts(page.read_text("utf-8")).parts["document"])["runs"]
     assert run["axes"]["target"]["tokens"] == ["the", "cat", "sat", "on"]
-    assert "reads no answers: leave it out" in invoke_refused("look", kept("fill")[2], "a", "--answer", "b", "--html", page)
+    assert "reads no answers: leave it out" in invoke_refused(
+        "look", kept("fill")[2], "a", "--answer", "b", "--html", page
+    )
     assert "expected some text" in invoke_refused("look", kept("fill")[2], " ", "--html", page)
 
 
@@ -419,13 +423,17 @@ def test_eight_bits_are_within_half_a_step_and_can_be_looked_at(kept: PublishedM
 
 def test_blocks_and_pickles_are_of_published_checkpoints_alone() -> None:
     for options in (("--dtype", "blocks"), ("--dtype", "stored"), ("--allow-pickle",)):
-        assert "expected float32, bfloat16 or int8 for a model" in invoke_refused("run", "pronunciation", "cat", *options)
+        assert "expected float32, bfloat16 or int8 for a model" in invoke_refused(
+            "run", "pronunciation", "cat", *options
+        )
 
 
 # -- names on the hub ---------------------------------------------------------------------------------------------
 
 
-def test_a_name_is_looked_up_on_the_hub_and_a_path_is_not(kept: PublishedModels, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_is_looked_up_on_the_hub_and_a_path_is_not(
+    kept: PublishedModels, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import huggingface_hub
 
     folder, asked = kept("classify")[2], []
@@ -458,7 +466,9 @@ def test_a_name_without_a_network(kept: PublishedModels, monkeypatch: pytest.Mon
     (place / "refs").mkdir(parents=True)
     (place / "refs" / "main").write_text(commit)
     shutil.copytree(kept("classify")[2], place / "snapshots" / commit)
-    assert invoke_successfully("run", "someone/a-model", LINES[0]) == invoke_successfully("run", kept("classify")[2], LINES[0])
+    assert invoke_successfully("run", "someone/a-model", LINES[0]) == invoke_successfully(
+        "run", kept("classify")[2], LINES[0]
+    )
 
 
 # -- what is refused ----------------------------------------------------------------------------------------------
@@ -528,7 +538,9 @@ def test_a_folder_that_is_not_whole_is_refused(
 def test_pickles_are_opened_on_request_and_run_nothing(kept: PublishedModels, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(kept("classify")[2], tmp_path / "model"))
     pickle_weights(folder)
-    assert invoke_successfully("run", "--allow-pickle", folder, LINES[0]) == invoke_successfully("run", kept("classify")[2], LINES[0])
+    assert invoke_successfully("run", "--allow-pickle", folder, LINES[0]) == invoke_successfully(
+        "run", kept("classify")[2], LINES[0]
+    )
 
     class Evil:
         def __reduce__(self) -> Any:
@@ -574,7 +586,9 @@ def test_opening_loads_no_compiler(kept: PublishedModels) -> None:
 def test_load_is_for_python_too(kept: PublishedModels) -> None:
     opened = qkv.load(kept("classify")[2])
     assert isinstance(opened, tasks.EncoderModel)
-    assert [one[0].text for one in opened.predict(LINES)] == invoke_successfully("run", kept("classify")[2], *LINES).splitlines()
+    assert [one[0].text for one in opened.predict(LINES)] == invoke_successfully(
+        "run", kept("classify")[2], *LINES
+    ).splitlines()
     with pytest.raises(CheckpointError, match="did you mean pronunciation"):
         qkv.load("pronunciaton")
 

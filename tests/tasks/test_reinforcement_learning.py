@@ -18,24 +18,24 @@ from qkv import config, tasks, view
 from qkv.cli import main
 from qkv.data import IGNORE_INDEX
 from qkv.data.trajectories.environments import KeyToDoor, collect_episodes, make_environment, play_episode
-from qkv.data.trajectories.windows import TrajectoryNormalizer, StepWindows, predicted_actions
 from qkv.data.trajectories.episodes import (
     Episode,
-    TrajectoryBuffer,
     FloatArray,
     Rollouts,
     SpaceSpec,
     Trajectories,
+    TrajectoryBuffer,
     concatenate,
     read_minari,
     read_npz,
 )
-from qkv.decoding.rollout import RolloutContext, rollout
+from qkv.data.trajectories.windows import StepWindows, TrajectoryNormalizer, predicted_actions
 from qkv.decoding.config import RolloutConfig
+from qkv.decoding.rollout import RolloutContext, rollout
 from qkv.errors import CheckpointError, ConfigError, DataError
 from qkv.models import build
-from qkv.tasks.reinforcement_learning.training import ActionLoss, load_data
 from qkv.tasks.reinforcement_learning.config import DecisionTransformer
+from qkv.tasks.reinforcement_learning.training import ActionLoss, load_data
 from qkv.training.reporters import NullReporter
 
 SIZES = SpaceSpec(3, 2)
@@ -122,7 +122,9 @@ def test_episodes_of_a_high_return_are_drawn_more_often(episodes: int, temperatu
 def test_windows_that_begin_late_are_the_ends_of_whole_ones(context: int, epoch: int) -> None:
     data = make_trajectories([1, 5, 12, 30] * 12)
     shown = TrajectoryNormalizer.fit(data)
-    whole, late, half = (StepWindows(data, shown, context, seed=3, random_start_fraction=share) for share in (0.0, 1.0, 0.5))
+    whole, late, half = (
+        StepWindows(data, shown, context, seed=3, random_start_fraction=share) for share in (0.0, 1.0, 0.5)
+    )
     numbers = np.arange(epoch * whole.count, (epoch + 1) * whole.count)
     (starts, ends), (later, same), (mixed, _) = (one._spans(numbers) for one in (whole, late, half))
     np.testing.assert_array_equal(ends, same)
@@ -474,7 +476,11 @@ def test_commands(tmp_path: Path) -> None:
 
 def test_gymnasium_is_acted_in(tmp_path: Path) -> None:
     pytest.importorskip("gymnasium")
-    for name, sizes in (("CartPole-v1", SpaceSpec(4, 2)), ("FrozenLake-v1", SpaceSpec(16, 4)), ("Acrobot-v1", SpaceSpec(6, 3))):
+    for name, sizes in (
+        ("CartPole-v1", SpaceSpec(4, 2)),
+        ("FrozenLake-v1", SpaceSpec(16, 4)),
+        ("Acrobot-v1", SpaceSpec(6, 3)),
+    ):
         world = make_environment(name)
         assert world.space == sizes
         state = world.reset(1)
@@ -492,7 +498,9 @@ def test_gymnasium_is_acted_in(tmp_path: Path) -> None:
     assert data.space == SpaceSpec(3, 1, (-2.0,), (2.0,)) and data.lengths.tolist() == [200, 200]
     assert np.abs(data.actions).max() <= 2
     pendulum = "data.train=[{kind: rollouts, environment: Pendulum-v1, episodes: 3}]"
-    learned = tasks.train(build_recipe(pendulum, "data.context=5", "data.valid_episodes=1"), folder=tmp_path, reporter=NullReporter())
+    learned = tasks.train(
+        build_recipe(pendulum, "data.context=5", "data.valid_episodes=1"), folder=tmp_path, reporter=NullReporter()
+    )
     assert set(learned.result.metrics) == {"loss", "return"}
 
 

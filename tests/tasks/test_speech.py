@@ -24,21 +24,20 @@ from torch.nn import functional
 from qkv import config, inputs, spec, tasks, view
 from qkv.cli import main
 from qkv.data import corpora
-from qkv.data.audio import frames
-from qkv.data.audio import synthesis
-from qkv.data.audio.features import LogMel
-from qkv.data.cleaning import CleaningConfig
-from qkv.data.audio.sources import SpectrogramAugmentation, FeatureConfig, Fsdd, SpokenNumbers, Recordings
+from qkv.data.audio import frames, synthesis
 from qkv.data.audio.concatenation import ConcatenationConfig, concatenate_recordings
-from qkv.data.audio.recordings import Recording, AudioClip, recording_from_file, load_recordings
-from qkv.decoding.ctc import forced_align, ctc_log_probabilities, ctc_greedy_decode
+from qkv.data.audio.features import LogMel
+from qkv.data.audio.recordings import AudioClip, Recording, load_recordings, recording_from_file
+from qkv.data.audio.sources import FeatureConfig, Fsdd, Recordings, SpectrogramAugmentation, SpokenNumbers
+from qkv.data.cleaning import CleaningConfig
+from qkv.decoding.ctc import ctc_greedy_decode, ctc_log_probabilities, forced_align
 from qkv.errors import ConfigError, CorpusError, DataError, MissingExtraError, SpecError, StorageError, VocabularyError
 from qkv.models import build
 from qkv.pretrained import Generation
-from qkv.tasks.speech.training import load_data, joint_ctc_loss, build_training_setup
-from qkv.tasks.speech.config import AudioClassifier, AudioData
-from qkv.tasks.speech.transcription import build_log_mel
 from qkv.tasks.speech.classification import LabelEncoder
+from qkv.tasks.speech.config import AudioClassifier, AudioData
+from qkv.tasks.speech.training import build_training_setup, joint_ctc_loss, load_data
+from qkv.tasks.speech.transcription import build_log_mel
 from qkv.training.reporters import NullReporter
 
 RATE = 4000
@@ -91,7 +90,14 @@ def build_recipe(folder: Path, *changes: str) -> tasks.SpeechConfig:
             "batch_frames": 400,
         },
         "tokenizer": {"kind": "word"},
-        "model": {"kind": "speechtransformer", "d_model": 24, "heads": 2, "d_ff": 32, "encoder_layers": 1, "decoder_layers": 1},
+        "model": {
+            "kind": "speechtransformer",
+            "d_model": 24,
+            "heads": 2,
+            "d_ff": 32,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+        },
         "training": {
             "max_steps": 8,
             "dropout": 0.1,
@@ -185,7 +191,9 @@ def test_joined_recordings_are_the_same_each_time_and_know_when_words_are_said()
     parts = [part(word, speaker) for word in PITCHES for speaker in ("a", "b")]
     how = ConcatenationConfig(20, min_parts=2, max_parts=4, max_pause=0.25, min_snr_db=20.0)
     first, second = concatenate_recordings(parts, how), concatenate_recordings(parts, how)
-    other = concatenate_recordings(parts, ConcatenationConfig(20, min_parts=2, max_parts=4, max_pause=0.25, min_snr_db=20.0, seed=2))
+    other = concatenate_recordings(
+        parts, ConcatenationConfig(20, min_parts=2, max_parts=4, max_pause=0.25, min_snr_db=20.0, seed=2)
+    )
     assert [(one.text, one.fingerprint) for one in first] == [(one.text, one.fingerprint) for one in second]
     assert [one.text for one in first] != [one.text for one in other]
     assert {len(one.text.split()) for one in first} == {2, 3, 4}
@@ -239,14 +247,23 @@ def test_the_real_digits_are_all_there() -> None:
     found = Fsdd("test").list_recordings()
     assert len(found) == 300 and len({one.name for one in found}) == 300
     sound = found[0].load()
-    assert sound.sample_rate == 8000 and 0.1 < len(sound.samples) / 8000 < 3 and 0.01 < float(sound.samples.abs().max()) <= 1
+    assert (
+        sound.sample_rate == 8000
+        and 0.1 < len(sound.samples) / 8000 < 3
+        and 0.01 < float(sound.samples.abs().max()) <= 1
+    )
 
 
 # Frames
 
 
 def make_preparation(**changes: Any) -> frames.SpeechPreprocessor:
-    given = {"features": FEATURES, "tokenizer": LabelEncoder(("high", "low", "mid")), "cleaning": CleaningConfig(), "max_seconds": 1.0}
+    given = {
+        "features": FEATURES,
+        "tokenizer": LabelEncoder(("high", "low", "mid")),
+        "cleaning": CleaningConfig(),
+        "max_seconds": 1.0,
+    }
     return frames.SpeechPreprocessor(**{**given, "labels": False, "prepare": str.strip, **changes})
 
 
@@ -281,7 +298,9 @@ def test_the_store_is_kept_found_again_and_made_anew_for_other_sounds(tmp_path: 
     again, _, told = make_preparation()([make_recording(word, torch.zeros(9)) for word in PITCHES], tmp_path)
     assert "kept from before" in told and torch.equal(again[1][0], store[1][0])
     assert len(list(tmp_path.iterdir())) == 1
-    make_preparation()([make_recording(word, torch.from_numpy(make_tone(word)), stamp="2") for word in PITCHES], tmp_path)
+    make_preparation()(
+        [make_recording(word, torch.from_numpy(make_tone(word)), stamp="2") for word in PITCHES], tmp_path
+    )
     make_preparation(features=LogMel(9, RATE, 128, 64))(sounds, tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
     folder = next(tmp_path.iterdir())
@@ -363,7 +382,10 @@ def test_labels_sum_over_every_path_and_stand_on_the_best(text: tuple[int, ...])
     torch.manual_seed(len(text))
     logits = torch.randn(1, 5, 3) * 2
     values = logits[0].log_softmax(-1)
-    ways = {path: sum(float(values[place, label]) for place, label in enumerate(path)) for path in enumerate_ctc_paths(text, 5, 3)}
+    ways = {
+        path: sum(float(values[place, label]) for place, label in enumerate(path))
+        for path in enumerate_ctc_paths(text, 5, 3)
+    }
     (total,) = ctc_log_probabilities(logits, [text], 0)
     assert total == pytest.approx(math.log(sum(map(math.exp, ways.values()))), abs=1e-4)
     best = max(ways, key=lambda path: ways[path])
@@ -450,7 +472,9 @@ def test_a_listener_learns_and_is_asked_from_the_command_line(folder: Path) -> N
     assert isinstance(looked.input, tasks.AudioInput) and len(looked.input.samples) == len(synthesize("high mid"))
     assert " ".join(word.text for word in looked.word_times) == looked.answer.text
     axis = view.build_run(runner, files[1]).source
-    assert axis is not None and axis.words == looked.word_times and any(name.endswith(" s high") for name in axis.tokens)
+    assert (
+        axis is not None and axis.words == looked.word_times and any(name.endswith(" s high") for name in axis.tokens)
+    )
     assert all(0 <= word.start < word.end <= len(looked.input.samples) / RATE + 0.05 for word in looked.word_times)
     shell = CliRunner()
     found = shell.invoke(main, ["run", str(folder / "run"), files[0], str(folder / "absent.wav"), files[1]])
@@ -507,8 +531,14 @@ def test_a_model_goes_on_with_other_recordings_of_the_same_words(folder: Path) -
     further = tasks.train(build_recipe(folder, start, "tokenizer={}"), folder=folder / "more", reporter=NullReporter())
     assert further.result.step == 8
     with pytest.raises(ConfigError, match="data.features"):
-        tasks.train(build_recipe(folder, start, "tokenizer={}", "data.features.mels=9"), folder=folder / "x", reporter=NullReporter())
-    np.savez(folder / "other.npz", samples=synthesize("low"), offsets=np.array([0, 1000]), text=np.array(["loud"]), rate=RATE)
+        tasks.train(
+            build_recipe(folder, start, "tokenizer={}", "data.features.mels=9"),
+            folder=folder / "x",
+            reporter=NullReporter(),
+        )
+    np.savez(
+        folder / "other.npz", samples=synthesize("low"), offsets=np.array([0, 1000]), text=np.array(["loud"]), rate=RATE
+    )
     other = f"data.train=[{{kind: recordings, path: {folder / 'other.npz'}}}]"
     with pytest.raises(VocabularyError, match="loud"):
         tasks.train(build_recipe(folder, start, "tokenizer={}", other), folder=folder / "y", reporter=NullReporter())
@@ -519,7 +549,9 @@ def test_a_published_listener_goes_on_with_recordings(folder: Path) -> None:
     runner = tasks.train(build_recipe(folder, *long), folder=folder / "run", reporter=NullReporter()).model
     assert isinstance(runner, tasks.TextGenerator)
     first = runner.target_tokenizer.encode("high")
-    replace(runner, generation=Generation(runner.target_tokenizer.bos, (runner.target_tokenizer.eos,), (), tuple(first))).save(folder / "p")
+    replace(
+        runner, generation=Generation(runner.target_tokenizer.bos, (runner.target_tokenizer.eos,), (), tuple(first))
+    ).save(folder / "p")
     start = f"model={{kind: pretrained, path: {folder / 'p'}}}", "tokenizer={}"
     further = build_recipe(folder, *start, "data.features={}", "data.augmentation.time_stretch=0.5")
     taught = build_training_setup(further, load_data(further), folder / "l", folder / "t", False)
@@ -527,10 +559,18 @@ def test_a_published_listener_goes_on_with_recordings(folder: Path) -> None:
     assert batch.source is not None and batch.source.shape == (2, 8, int(1.5 * RATE) // 64) and batch.target is not None
     bos, eos = runner.target_tokenizer.bos, runner.target_tokenizer.eos
     two = runner.target_tokenizer.encode(TEXTS[4])
-    assert batch.target[1].tolist() == [bos, *first, *two] and batch.labels[1].tolist() == [frames.IGNORE_INDEX, *two, eos]
+    assert batch.target[1].tolist() == [bos, *first, *two] and batch.labels[1].tolist() == [
+        frames.IGNORE_INDEX,
+        *two,
+        eos,
+    ]
     learned = tasks.train(further, folder=folder / "more", reporter=NullReporter())
     again = tasks.load(folder / "more")
-    assert isinstance(again, tasks.TextGenerator) and again.generation is not None and again.generation.first == tuple(first)
+    assert (
+        isinstance(again, tasks.TextGenerator)
+        and again.generation is not None
+        and again.generation.first == tuple(first)
+    )
     assert again.frontend == runner.frontend and learned.result.step == 8
     answers = [one.text for one, *_ in again.predict([str(folder / "low.wav")])]
     assert answers[0].startswith("high")  # what was told to come first still does
@@ -538,9 +578,13 @@ def test_a_published_listener_goes_on_with_recordings(folder: Path) -> None:
     with pytest.raises(DataError, match=r"longer than 0\.3 seconds"):
         tasks.train(shorter, folder=folder / "x", reporter=NullReporter())
     with pytest.raises(ConfigError, match="data.features"):
-        tasks.train(build_recipe(folder, *start, "data.features.seconds=1.6"), folder=folder / "x", reporter=NullReporter())
+        tasks.train(
+            build_recipe(folder, *start, "data.features.seconds=1.6"), folder=folder / "x", reporter=NullReporter()
+        )
     with pytest.raises(ConfigError, match="reads text; expected a model that hears"):
-        tasks.train(build_recipe(folder, "model={kind: pretrained, path: pronunciation}", "tokenizer={}"), folder=folder / "y")
+        tasks.train(
+            build_recipe(folder, "model={kind: pretrained, path: pronunciation}", "tokenizer={}"), folder=folder / "y"
+        )
 
 
 def test_noise_is_put_under_the_frames_and_not_over_them() -> None:
@@ -608,7 +652,9 @@ def test_a_classifier_names_what_it_hears(stem: str, folder: Path) -> None:
     heard = looked.trace["encoder.0.self_attention"].keys * looked.input.seconds_per_position
     assert heard == pytest.approx(len(looked.input.samples) / RATE, abs=2 * looked.input.seconds_per_position)
     with pytest.raises(ConfigError, match="training.validation: given accuracy"):
-        tasks.train(build_recipe(folder, *change, "training.validation.mode=min"), folder=folder / "x", reporter=NullReporter())
+        tasks.train(
+            build_recipe(folder, *change, "training.validation.mode=min"), folder=folder / "x", reporter=NullReporter()
+        )
     write_npz(folder / "train.npz", ["low"])
     with pytest.raises(DataError, match="name 1 classes"):
         tasks.train(build_recipe(folder, *change), folder=folder / "y", reporter=NullReporter())
@@ -647,7 +693,11 @@ def test_numbers_are_said_by_voices_of_their_own(monkeypatch: pytest.MonkeyPatch
     again = SpokenNumbers("train", 30).list_recordings()
     assert [(one.text, one.fingerprint) for one in again] == [(one.text, one.fingerprint) for one in parts["train"]]
     sound = parts["test"][0].load()
-    assert sound.sample_rate == 22050 and 0.3 < len(sound.samples) / sound.sample_rate < 3 and float(sound.samples.abs().max()) > 0.1
+    assert (
+        sound.sample_rate == 22050
+        and 0.3 < len(sound.samples) / sound.sample_rate < 3
+        and float(sound.samples.abs().max()) > 0.1
+    )
     said = {0: "zero", 15: "fifteen", 40: "forty", 71: "seventy one", 300: "three hundred", 912: "nine hundred twelve"}
     assert all(synthesis.spell_number(number) == words for number, words in said.items())
     with pytest.raises(DataError, match="no voice 'xx'"):

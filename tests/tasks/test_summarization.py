@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from qkv import config, evaluation, tasks
 from qkv.cli import main
-from qkv.data import Corpus, corpora, collate_decoder_only
+from qkv.data import Corpus, collate_decoder_only, corpora
 from qkv.data.batch import IGNORE_INDEX
 from qkv.data.corpora import summarization
 from qkv.data.corpora.info import CorpusFile
@@ -139,7 +139,9 @@ class A:
 def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Packages on a disk of their own, and an empty cache."""
     monkeypatch.setenv("QKV_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(summarization, "PACKAGES", {"train": ("qkv_one",), "valid": ("qkv_two",), "test": ("qkv_three",)})
+    monkeypatch.setattr(
+        summarization, "PACKAGES", {"train": ("qkv_one",), "valid": ("qkv_two",), "test": ("qkv_three",)}
+    )
     for name in ("qkv_one", "qkv_two", "qkv_three"):
         folder = tmp_path / "site" / name
         (folder / "tests").mkdir(parents=True)
@@ -284,7 +286,9 @@ def test_a_summarizer_trains_answers_scores_and_shows(tmp_path: Path, model: str
     assert all(differences.max() < 1e-5 for differences in looked.trace.certify().values())
     assert not runner.look("short", "").copy_report, "of an empty answer nothing is told"
     if model == "copies":
-        assert "answer.cross_attention" in looked.trace.attentions and "tokens came more out of" in looked.copy_report[0]
+        assert (
+            "answer.cross_attention" in looked.trace.attentions and "tokens came more out of" in looked.copy_report[0]
+        )
     else:
         assert looked.target_tokens[:8] == ["<s>", "s", "h", "o", "r", "t", "<s>", "A"] and not looked.copy_report
 
@@ -349,5 +353,9 @@ def test_the_command_tells_of_cuts_copies_and_baselines(tmp_path: Path) -> None:
 
 def test_the_recipe_that_comes_along_is_whole() -> None:
     tree = tasks.read_recipe("summarization")
-    assert isinstance(tree, tasks.Text2TextConfig) and isinstance(tree.model, tasks.Transformer) and tree.model.pointer_generator
+    assert (
+        isinstance(tree, tasks.Text2TextConfig)
+        and isinstance(tree.model, tasks.Transformer)
+        and tree.model.pointer_generator
+    )
     assert isinstance(tasks.read_recipe("summarization", ["model={kind: decoder}"]), tasks.Text2TextConfig)

@@ -35,7 +35,9 @@ def pairs(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def build_recipe(pairs: Path, task: str = "pronunciation", model: dict[str, Any] = TRANSFORMER, **training: Any) -> tasks.Text2TextConfig:
+def build_recipe(
+    pairs: Path, task: str = "pronunciation", model: dict[str, Any] = TRANSFORMER, **training: Any
+) -> tasks.Text2TextConfig:
     return config.from_dict(
         tasks.Text2TextConfig,
         {
@@ -147,7 +149,8 @@ def build_fine_tuning_recipe(pairs: Path, base: Path, *changes: str, **training:
     """A recipe that goes on from a model."""
     tree = config.to_dict(build_recipe(pairs, **training))
     return config.from_dict(
-        tasks.Text2TextConfig, config.apply_overrides(tree, [f"model={{kind: pretrained, path: {base}}}", "tokenizer={}", *changes])
+        tasks.Text2TextConfig,
+        config.apply_overrides(tree, [f"model={{kind: pretrained, path: {base}}}", "tokenizer={}", *changes]),
     )
 
 
@@ -207,11 +210,15 @@ def test_held_out_sources_are_left_out_and_leaks_are_named(pairs: Path) -> None:
     (pairs / "test.tsv").write_text("cat\tK AE T\n")
     tree = config.to_dict(build_recipe(pairs))
     held_out = [{"kind": "tsv", "path": str(pairs / "test.tsv")}]
-    leaking = config.from_dict(tasks.Text2TextConfig, config.apply_overrides(tree, [f"data.test={json.dumps(held_out)}"]))
+    leaking = config.from_dict(
+        tasks.Text2TextConfig, config.apply_overrides(tree, [f"data.test={json.dumps(held_out)}"])
+    )
     task = tasks.TASKS["pronunciation"]
     [note] = tasks.load_pair_splits(leaking.data, task).notes
     assert "leakage: 1 of 1" in note and "cat" in note
-    clean = config.from_dict(tasks.Text2TextConfig, config.apply_overrides(tree, [f"data.exclude={json.dumps(held_out)}"]))
+    clean = config.from_dict(
+        tasks.Text2TextConfig, config.apply_overrides(tree, [f"data.exclude={json.dumps(held_out)}"])
+    )
     examples = tasks.load_pair_splits(clean.data, task)
     assert "cat" not in {source for source, _ in examples.train[0]} and len(examples.train[0]) == 25
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkv.errors import DataError, StorageError, VocabularyError
-from qkv.text import BOS, EOS, PAD, UNK, TokenizerKind, Tokenizer, train
+from qkv.text import BOS, EOS, PAD, UNK, Tokenizer, TokenizerKind, train
 
 LINES = ["A man  in a blue shirt.", "Ein Mann läuft im Park.", "dogs play </s> \u2028 in \x85 snow", "日本語 🙂"] * 5
 LOSSLESS = {kind: train(LINES, kind=kind, vocab=300) for kind in ("bpe", "unigram")}

@@ -19,7 +19,11 @@ def test_loss_and_gradient_are_those_of_torch(smoothing: float, rows: int, vocab
     for loss in (
         lambda logits: cross_entropy(logits, labels, smoothing),
         lambda logits: functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing
+            logits.flatten(0, 1),
+            labels.flatten(),
+            ignore_index=IGNORE_INDEX,
+            reduction="sum",
+            label_smoothing=smoothing,
         ),
     ):
         logits = torch.randn(2, rows, vocab, generator=torch.Generator().manual_seed(seed)).requires_grad_()

@@ -12,8 +12,7 @@ from qkv import spec
 from qkv.errors import ConfigError
 from qkv.models import build
 from qkv.tasks.image_classification.config import ViT
-from qkv.training import MuonConfig, OptimizerConfig
-from qkv.training import optim
+from qkv.training import MuonConfig, OptimizerConfig, optim
 from qkv.training.optim import Optimizers, orthogonalize
 from training_runs import Tiny
 
@@ -80,7 +79,11 @@ def test_it_moves_kernels_as_matrices_of_a_row_a_channel() -> None:
         mover.step()
     assert not torch.equal(kernel, torch.ones_like(kernel)) and torch.equal(kernel.flatten(1), matrix)
     seen = build(ViT(4, (spec.Convolution(8, 3, 2),), 16, 2, 1, 32).spec(8, 8, 1, 2))
-    moved = {id(p) for group in Optimizers(seen, OptimizerConfig(muon=MuonConfig())).optimizers[1].param_groups for p in group["params"]}
+    moved = {
+        id(p)
+        for group in Optimizers(seen, OptimizerConfig(muon=MuonConfig())).optimizers[1].param_groups
+        for p in group["params"]
+    }
     assert id(seen.encoder.embedding.stem[0].weight) in moved and id(seen.encoder.embedding.patches.weight) not in moved
 
 

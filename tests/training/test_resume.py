@@ -14,9 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qkv.errors import CheckpointError, StorageError
-from qkv.training import TrainingConfig
-from qkv.training import checkpoints
-from training_runs import INTERRUPTED_OPTIONS, OPTIONS, read_metrics, validate_on_three, build_trainer, read_weights
+from qkv.training import TrainingConfig, checkpoints
+from training_runs import INTERRUPTED_OPTIONS, OPTIONS, build_trainer, read_metrics, read_weights, validate_on_three
 
 RUN = """
 import os, signal, sys

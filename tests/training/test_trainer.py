@@ -18,12 +18,32 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from qkv.errors import CheckpointError, ConfigError, MissingExtraError, NonFiniteError, StorageError, TrainingError
-from qkv.training import Cosine, InverseSquareRoot, OptimizerConfig, CheckpointingConfig, TrainingConfig, ValidationResult, ValidationConfig, WarmupStableDecay, noam_peak_lr
-from qkv.training import checkpoints
+from qkv.training import (
+    CheckpointingConfig,
+    Cosine,
+    InverseSquareRoot,
+    OptimizerConfig,
+    TrainingConfig,
+    ValidationConfig,
+    ValidationResult,
+    WarmupStableDecay,
+    checkpoints,
+    noam_peak_lr,
+)
 from qkv.training.loss import IGNORE_INDEX, cross_entropy, loss_normalizer
 from qkv.training.optim import ExponentialMovingAverage, Optimizers, lr_multiplier
 from qkv.training.reporters import LineReporter, LiveReporter, NullReporter, make_reporter
-from training_runs import LENGTHS, OPTIONS, VOCAB, Pieces, Tiny, read_metrics, validate_on_three, build_trainer, read_weights
+from training_runs import (
+    LENGTHS,
+    OPTIONS,
+    VOCAB,
+    Pieces,
+    Tiny,
+    build_trainer,
+    read_metrics,
+    read_weights,
+    validate_on_three,
+)
 
 # -- loss -----------------------------------------------------------------------------------------------------------
 
@@ -44,10 +64,14 @@ def test_smoothed_cross_entropy_is_the_cross_entropy_to_the_smoothed_target(smoo
 
 @pytest.mark.parametrize("pieces", [2, 5, 10])
 def test_accumulating_pieces_is_one_big_batch(tmp_path: Path, pieces: int) -> None:
-    options = replace(OPTIONS, dropout=0.0, max_steps=3, optimizer=OptimizerConfig(learning_rate=1e-2, max_grad_norm=0.5))
+    options = replace(
+        OPTIONS, dropout=0.0, max_steps=3, optimizer=OptimizerConfig(learning_rate=1e-2, max_grad_norm=0.5)
+    )
     whole = build_trainer(tmp_path / "whole", options, sampler=Pieces(20))
     whole.train()
-    parts = build_trainer(tmp_path / "parts", replace(options, gradient_accumulation=pieces), sampler=Pieces(20 // pieces))
+    parts = build_trainer(
+        tmp_path / "parts", replace(options, gradient_accumulation=pieces), sampler=Pieces(20 // pieces)
+    )
     parts.train()
     for (name, one), other in zip(whole.model.named_parameters(), parts.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5, msg=name)
@@ -74,14 +98,18 @@ def test_ranks_share_the_tokens_of_the_step(shares: tuple[int, int], monkeypatch
 @pytest.mark.parametrize("step", [1, 2, 1999, 4000, 4001, 100_000])
 def test_inverse_square_root_is_equation_3_of_vaswani(step: int) -> None:
     wanted = 512**-0.5 * min(step**-0.5, step * 4000**-1.5)
-    assert noam_peak_lr(512, 4000) * lr_multiplier(InverseSquareRoot(4000), step, 0.0) == pytest.approx(wanted, rel=1e-12)
+    assert noam_peak_lr(512, 4000) * lr_multiplier(InverseSquareRoot(4000), step, 0.0) == pytest.approx(
+        wanted, rel=1e-12
+    )
 
 
 def test_cosine_and_stable_schedules_by_hand() -> None:
     cosine = Cosine(warmup_ratio=0.2, min_lr_ratio=0.1)
     assert [lr_multiplier(cosine, 1, p) for p in (0.0, 0.1, 0.2, 0.6, 1.0)] == pytest.approx([0, 0.5, 1, 0.55, 0.1])
     stable = WarmupStableDecay(warmup_ratio=0.1, decay_ratio=0.4)
-    assert [lr_multiplier(stable, 1, p) for p in (0.0, 0.05, 0.1, 0.6, 0.8, 1.0)] == pytest.approx([0, 0.5, 1, 1, 0.5, 0])
+    assert [lr_multiplier(stable, 1, p) for p in (0.0, 0.05, 0.1, 0.6, 0.8, 1.0)] == pytest.approx(
+        [0, 0.5, 1, 1, 0.5, 0]
+    )
     assert lr_multiplier(WarmupStableDecay(warmup_ratio=0.0, decay_ratio=0.0), 1, 1.0) == 1.0
 
 
@@ -161,7 +189,9 @@ def test_a_run_learns_logs_keeps_and_shows(tmp_path: Path) -> None:
 
 
 def test_the_cross_entropy_is_told_beside_the_smoothed_loss(tmp_path: Path) -> None:
-    options = replace(OPTIONS, max_steps=1, dropout=0.0, gradient_accumulation=2, checkpointing=CheckpointingConfig(log_every=1))
+    options = replace(
+        OPTIONS, max_steps=1, dropout=0.0, gradient_accumulation=2, checkpointing=CheckpointingConfig(log_every=1)
+    )
     told = {}
     for smoothing in (0.0, 0.3):
         build_trainer(tmp_path / str(smoothing), replace(options, label_smoothing=smoothing)).train()
@@ -217,7 +247,9 @@ def test_validating_changes_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", [{"max_epochs": 2.0}, {"max_minutes": 0.01}])
 def test_a_run_ends_by_epochs_or_minutes_and_decays_towards_it(tmp_path: Path, end: dict[str, Any]) -> None:
-    trained = build_trainer(tmp_path, replace(OPTIONS, max_steps=None, checkpointing=CheckpointingConfig(log_every=1), **end))
+    trained = build_trainer(
+        tmp_path, replace(OPTIONS, max_steps=None, checkpointing=CheckpointingConfig(log_every=1), **end)
+    )
     result = trained.train()
     if "max_epochs" in end:
         assert len(LENGTHS) * 2 <= trained.state.examples < len(LENGTHS) * 2 + 20
@@ -236,7 +268,10 @@ def test_patience_stops_and_the_best_weights_are_returned(tmp_path: Path) -> Non
         return ValidationResult({"loss": next(scores)})
 
     options = replace(
-        OPTIONS, max_steps=100, validation=ValidationConfig(every=4, patience=2), checkpointing=replace(OPTIONS.checkpointing, final_weights="best")
+        OPTIONS,
+        max_steps=100,
+        validation=ValidationConfig(every=4, patience=2),
+        checkpointing=replace(OPTIONS.checkpointing, final_weights="best"),
     )
     trained = build_trainer(tmp_path, options, validate=judge)
     result = trained.train()

@@ -15,7 +15,7 @@ from qkv.data import Batch, BatchSampler, TokenStore, collate
 from qkv.errors import TrainingError
 from qkv.models import build
 from qkv.presets import encoder_decoder
-from qkv.training import OptimizerConfig, CheckpointingConfig, Trainer, TrainingConfig
+from qkv.training import CheckpointingConfig, OptimizerConfig, Trainer, TrainingConfig
 from qkv.training.reporters import NullReporter
 from training_runs import read_metrics
 
@@ -31,7 +31,9 @@ def collate_numbers(numbers: Sequence[int]) -> Batch:
     return collate([EXAMPLES[n] for n in numbers], Special, Special, numbers)
 
 
-def train(folder: Path, *, reporter: NullReporter | None = None, resume: bool = False, **options: object) -> dict[str, Tensor]:
+def train(
+    folder: Path, *, reporter: NullReporter | None = None, resume: bool = False, **options: object
+) -> dict[str, Tensor]:
     torch.manual_seed(0)
     model = build(encoder_decoder(source_vocab=9, target_vocab=9, d_model=8, heads=2, d_ff=8, layers=1))
     saving = CheckpointingConfig(every=2, keep_last=0, keep_best=0)
@@ -39,7 +41,14 @@ def train(folder: Path, *, reporter: NullReporter | None = None, resume: bool = 
         epsilon=1e-2
     )  # Adam's own makes full steps of a gradient that is rounding alone, as a key's bias
     training = TrainingConfig(max_steps=6, optimizer=steady, checkpointing=saving, precision="float32", **options)  # type: ignore[arg-type]
-    trainer = Trainer(model, training, BatchSampler(EXAMPLES.lengths, 40, 1), collate_numbers, folder, reporter=reporter or NullReporter())
+    trainer = Trainer(
+        model,
+        training,
+        BatchSampler(EXAMPLES.lengths, 40, 1),
+        collate_numbers,
+        folder,
+        reporter=reporter or NullReporter(),
+    )
     trainer.train(resume=resume)
     return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from test_spec import build_small_spec
 from torch import Tensor
 from torch.nn import functional
 
@@ -30,7 +31,6 @@ from qkv.presets import encoder_decoder
 from qkv.view import Run, axes, encode_document, overview, write_html
 from qkv.view.blocks import Blocks, quantize_int8, round_trip
 from qkv.view.run import shorten_names
-from test_spec import build_small_spec
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -72,7 +72,9 @@ def read_blocks(text: str) -> bytes:
 def decode_block(raw: bytes, described: dict[str, Any]) -> numpy.ndarray[Any, Any]:
     """A block as any reader of the file would take it."""
     count = int(numpy.prod(described["shape"]))
-    found = numpy.frombuffer(raw, described["dtype"], count=count, offset=described["offset"]).reshape(described["shape"])
+    found = numpy.frombuffer(raw, described["dtype"], count=count, offset=described["offset"]).reshape(
+        described["shape"]
+    )
     if "scale" in described:
         found = found.astype("float32") * decode_block(raw, described["scale"]).astype("float32")[..., None]
     return found
@@ -119,7 +121,9 @@ def recompute_weights(one: dict[str, Any], raw: bytes) -> Tensor:
     if "score_bias" in one:
         scores = scores + torch.from_numpy(decode_block(raw, one["score_bias"]).copy())
     if "score_bias_by_distance" in one:
-        scores = scores + torch.from_numpy(decode_block(raw, one["score_bias_by_distance"]).copy())[:, away + queries - 1]
+        scores = (
+            scores + torch.from_numpy(decode_block(raw, one["score_bias_by_distance"]).copy())[:, away + queries - 1]
+        )
     visible = torch.ones(queries, keys, dtype=torch.bool)
     if rule := one.get("rule"):
         ahead = away - rule["past"]
@@ -271,11 +275,15 @@ def test_axes_of_images_sounds_and_trajectories() -> None:
     assert heard["audio"]["seconds"] == 1.0 and heard["tokens"][25] == "0.50 s"
     peaks = decode_block(blocks.to_bytes(), heard["audio"]["peaks"])
     assert peaks.shape == (2000, 2) and peaks[:, 0].min() == samples.min() and peaks[:, 1].max() == samples.max()
-    said = axes.build_audio_axis(samples, 16_000, 50, 0.02, [Span("one", 0.1, 0.31), Span("two", 0.31, 0.4)]).to_json(blocks)
+    said = axes.build_audio_axis(samples, 16_000, 50, 0.02, [Span("one", 0.1, 0.31), Span("two", 0.31, 0.4)]).to_json(
+        blocks
+    )
     assert said["audio"]["words"] == [["one", 0.1, 0.31], ["two", 0.31, 0.4]] and said["audio"]["samples"] == 16_000
     assert said["tokens"][4:6] == ["0.08 s", "0.10 s one"] and said["tokens"][15:21:5] == ["0.30 s two", "0.40 s"]
     held = {"state": torch.randn(2, 4), "action": torch.tensor([[0.0], [1.0]])}
-    acted = axes.build_trajectory_axis(["state 5", "action 5", "state 6", "action 6"], held, first_step=4).to_json(blocks)
+    acted = axes.build_trajectory_axis(["state 5", "action 5", "state 6", "action 6"], held, first_step=4).to_json(
+        blocks
+    )
     assert acted["trajectory"]["kinds"] == ["state", "action"] and acted["trajectory"]["first_step"] == 4
     for kind, numbers in held.items():
         assert numpy.array_equal(decode_block(blocks.to_bytes(), acted["trajectory"]["values"][kind]), numbers.numpy())

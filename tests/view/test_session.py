@@ -19,7 +19,7 @@ import pytest
 from qkv import lens, tasks
 from qkv.errors import MissingExtraError, StorageError
 from qkv.tasks import TextGenerator
-from qkv.view import Server, Session, explore, notebook, build_run, show
+from qkv.view import Server, Session, build_run, explore, notebook, show
 
 CROSS = "decoder.0.cross_attention"
 HIDE = {"kind": "knock_out", "keys": [3]}
@@ -66,7 +66,9 @@ def test_hiding_everywhere_is_told_by_the_weights(session: Session) -> None:
     crossing = [one for one in reply["run"]["attentions"] if one["kind"] == "cross"]
     assert crossing
     for one in crossing:
-        visible = numpy.frombuffer(blocks, "uint8", offset=one["visible"]["offset"], count=one["n_queries"] * one["n_keys"])
+        visible = numpy.frombuffer(
+            blocks, "uint8", offset=one["visible"]["offset"], count=one["n_queries"] * one["n_keys"]
+        )
         assert not visible.reshape(one["n_queries"], -1)[:, 3].any()
 
 
@@ -182,7 +184,9 @@ def test_the_page_and_its_numbers_are_served_to_who_has_the_token(server: Server
     question = json.dumps({"ask": "row", "place": CROSS, "query": 0}).encode()
     status, body, _ = request(server, "POST", "/ask", question, X_Qkv_Token=server.token)
     reply = json.loads(body)
-    row = numpy.frombuffer(base64.b64decode(reply["blocks"]), "float32", reply["row"]["shape"][0], reply["row"]["offset"])
+    row = numpy.frombuffer(
+        base64.b64decode(reply["blocks"]), "float32", reply["row"]["shape"][0], reply["row"]["offset"]
+    )
     assert status == 200 and row.sum() == pytest.approx(1.0)
     status, body, _ = request(server, "POST", "/ask", b'{"ask": "x"}', X_Qkv_Token=server.token)
     assert status == 200 and "expected one of" in json.loads(body)["error"]

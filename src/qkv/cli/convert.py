@@ -91,7 +91,9 @@ def _to_ctranslate2(model: TaskModel, place: Path, folder: Path) -> None:
             model.target_tokenizer,
             bos=model.target_tokenizer.bos if rules is None else rules.bos,
             eos=ends[0],
-            never=(model.target_tokenizer.pad, model.target_tokenizer.bos, model.target_tokenizer.unk) if rules is None else rules.never,
+            never=(model.target_tokenizer.pad, model.target_tokenizer.bos, model.target_tokenizer.unk)
+            if rules is None
+            else rules.never,
             ends_source=rules is None,
         )
     names = model.target_tokenizer.vocabulary()

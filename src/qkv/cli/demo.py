@@ -53,7 +53,9 @@ def demo(minutes: float, folder: Path) -> None:
     click.echo(f"{'':48} {'words wrong':>12} {'phonemes wrong':>15}")
     for name, scores in rows:
         click.echo(f"{name:48} {scores['wer'].value:11.1f}% {scores['per'].value:14.1f}%")
-    for recorded in json.loads(resources.files("qkv").joinpath("shipped/reference_scores.json").read_text(encoding="utf-8")):
+    for recorded in json.loads(
+        resources.files("qkv").joinpath("shipped/reference_scores.json").read_text(encoding="utf-8")
+    ):
         click.echo(f"{recorded['name']:48} {recorded['wer']:11.1f}% {recorded['per']:14.1f}%   recorded")
     click.echo(f"\nYour model: qkv run {place} WORD.   The recorded numbers: docs/results.md")
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qkv import presets, spec
-from qkv import compare
+from qkv import compare, presets, spec
 from qkv.errors import CheckpointError, SpecError
 
 if TYPE_CHECKING:

@@ -31,7 +31,9 @@ _dtype_option = click.option(
     default="float32",
     help="How parameters are kept. Of published checkpoints alone: blocks (float32, but GGUF's stay) and stored.",
 )
-_allow_pickle_option = click.option("--allow-pickle", is_flag=True, help="Open files of torch.save, which are pickles, of a publisher.")
+_allow_pickle_option = click.option(
+    "--allow-pickle", is_flag=True, help="Open files of torch.save, which are pickles, of a publisher."
+)
 
 
 @click.command()
@@ -127,7 +129,13 @@ def run(
         raise wrong[0]
 
 
-def _format_notes(runner: TaskModel, unknown_symbols: list[str], truncated: list[int], without_prefix: list[str], violations: list[str]) -> Iterator[str]:
+def _format_notes(
+    runner: TaskModel,
+    unknown_symbols: list[str],
+    truncated: list[int],
+    without_prefix: list[str],
+    violations: list[str],
+) -> Iterator[str]:
     """What is to be said of the lines that were answered."""
     from qkv import tasks
 
@@ -163,7 +171,9 @@ def _format_notes(runner: TaskModel, unknown_symbols: list[str], truncated: list
 @click.option("--multi-bleu", metavar="LANGUAGE", help="Also score as multi-bleu.perl on lower-cased Moses tokens.")
 @click.option("--baselines", is_flag=True, help="Of summaries: also score the first sentence, and the best one.")
 @click.option("--answers", type=click.Path(path_type=Path), help="Write the answers to this file, one a line.")
-@click.option("--plot-returns", type=click.Path(path_type=Path), help="Of a model that acts: draw what it achieved (SVG).")
+@click.option(
+    "--plot-returns", type=click.Path(path_type=Path), help="Of a model that acts: draw what it achieved (SVG)."
+)
 @_dtype_option
 @_allow_pickle_option
 def evaluate(
@@ -205,7 +215,9 @@ def evaluate(
             view.plot_returns(playing, plot_returns)
         return
     if plot_returns is not None:
-        raise DataError("--plot-returns was given; it draws what a model that acts achieved, and this one answers lines")
+        raise DataError(
+            "--plot-returns was given; it draws what a model that acts achieved, and this one answers lines"
+        )
     if tasks.get_audio_features(runner) is not None:
         if multi_bleu or baselines:
             raise DataError("--multi-bleu or --baselines was given; they are for texts, and this model hears")
@@ -270,7 +282,9 @@ def look(
         raise click.UsageError("give one of --html FILE and --serve: a file to keep, or a page that answers")
     if text is None and not serve:
         raise click.UsageError("Missing argument 'TEXT': what shall the model read?")
-    runners = [(name, tasks.load(name, dtype=dtype, allow_pickle=allow_pickle)) for name in (model, beside) if name is not None]
+    runners = [
+        (name, tasks.load(name, dtype=dtype, allow_pickle=allow_pickle)) for name in (model, beside) if name is not None
+    ]
     line = click.prompt("What shall it read") if text is None else sys.stdin.read() if text == "-" else text
     if plot_words is not None:
         _plot_words(runners[0][1], line, answer, plot_words)
@@ -351,7 +365,9 @@ def _plot_words(runner: TaskModel, line: str, answer: str | None, path: Path) ->
     looked = runner.look(line, answer)
     assert isinstance(looked.input, tasks.AudioInput)
     samples = looked.input.samples
-    view.plot_words(samples, features.sample_rate, runner.frontend.extract_features(samples)[0], looked.word_times, path, line)
+    view.plot_words(
+        samples, features.sample_rate, runner.frontend.extract_features(samples)[0], looked.word_times, path, line
+    )
 
 
 def _write_answers(answers: list[str], path: Path | None) -> None:

@@ -9,17 +9,51 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qkv.data.batch import IGNORE_INDEX, Batch, Example, SupportsSpecialTokens, collate, collate_decoder_only, collate_sources
-    from qkv.data.cleaning import CleaningConfig, SupportsEncode, IssueCount, CleaningReport, find_leakage, tokenize_pairs, group_references, exclude_sources
+    from qkv.data.batch import (
+        IGNORE_INDEX,
+        Batch,
+        Example,
+        SupportsSpecialTokens,
+        collate,
+        collate_decoder_only,
+        collate_sources,
+    )
+    from qkv.data.cleaning import (
+        CleaningConfig,
+        CleaningReport,
+        IssueCount,
+        SupportsEncode,
+        exclude_sources,
+        find_leakage,
+        group_references,
+        tokenize_pairs,
+    )
     from qkv.data.corpora import Corpus
-    from qkv.data.text.packing import TokenWindows, WindowSampler, tokenize_documents
-    from qkv.data.text.pairs import ParallelFiles, Jsonl, Pair, Tsv, read_lines, decode_lines, read_pairs
     from qkv.data.sampler import BatchSampler, MixtureSampler
-    from qkv.data.store import ConcatStore, TokenStoreWriter, TokenStore, TokenStoreBuilder
+    from qkv.data.store import ConcatStore, TokenStore, TokenStoreBuilder, TokenStoreWriter
+    from qkv.data.text.packing import TokenWindows, WindowSampler, tokenize_documents
+    from qkv.data.text.pairs import Jsonl, Pair, ParallelFiles, Tsv, decode_lines, read_lines, read_pairs
 
 _HOMES = {
-    "qkv.data.batch": ("IGNORE_INDEX", "Batch", "Example", "SupportsSpecialTokens", "collate", "collate_decoder_only", "collate_sources"),
-    "qkv.data.cleaning": ("CleaningConfig", "SupportsEncode", "IssueCount", "CleaningReport", "find_leakage", "tokenize_pairs", "group_references", "exclude_sources"),
+    "qkv.data.batch": (
+        "IGNORE_INDEX",
+        "Batch",
+        "Example",
+        "SupportsSpecialTokens",
+        "collate",
+        "collate_decoder_only",
+        "collate_sources",
+    ),
+    "qkv.data.cleaning": (
+        "CleaningConfig",
+        "SupportsEncode",
+        "IssueCount",
+        "CleaningReport",
+        "find_leakage",
+        "tokenize_pairs",
+        "group_references",
+        "exclude_sources",
+    ),
     "qkv.data.corpora": ("Corpus",),
     "qkv.data.text.packing": ("WindowSampler", "TokenWindows", "tokenize_documents"),
     "qkv.data.text.pairs": ("ParallelFiles", "Jsonl", "Pair", "Tsv", "read_lines", "decode_lines", "read_pairs"),

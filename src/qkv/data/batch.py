@@ -100,7 +100,9 @@ def collate(
     return Batch(source, mask, target, labels, numbers)
 
 
-def collate_decoder_only(examples: Sequence[tuple[Ids, Ids]], tokenizer: SupportsSpecialTokens, index: Sequence[int] | None = None) -> Batch:
+def collate_decoder_only(
+    examples: Sequence[tuple[Ids, Ids]], tokenizer: SupportsSpecialTokens, index: Sequence[int] | None = None
+) -> Batch:
     """Lay pairs side by side for a decoder alone, <s> x1..xm <s> y1..yn, of which y1..yn </s> are to be answered.
 
     `index` as in `collate`. Decoding begins with the same: the source, and the <s> that begins its answer.
@@ -108,7 +110,9 @@ def collate_decoder_only(examples: Sequence[tuple[Ids, Ids]], tokenizer: Support
     numbers = torch.as_tensor(list(range(len(examples)) if index is None else index), dtype=torch.int64)
     bos, eos = tokenizer.bos, tokenizer.eos
     given = [np.array([bos, *source, bos, *target], dtype=np.int64) for source, target in examples]
-    asked = [np.array([*[IGNORE_INDEX] * (len(source) + 1), *target, eos], dtype=np.int64) for source, target in examples]
+    asked = [
+        np.array([*[IGNORE_INDEX] * (len(source) + 1), *target, eos], dtype=np.int64) for source, target in examples
+    ]
     return Batch(None, None, _pad(given, tokenizer.pad)[0], _pad(asked, IGNORE_INDEX)[0], numbers)
 
 

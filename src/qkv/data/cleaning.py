@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from qkv.data.store import TokenStore, TokenStoreBuilder, TokenStoreWriter
 from qkv.data.text.pairs import Pair
-from qkv.data.store import TokenStoreWriter, TokenStore, TokenStoreBuilder
 from qkv.errors import ConfigError, DataError
 
 _CHUNK_SIZE = 10_000
@@ -43,7 +43,9 @@ class CleaningConfig:
         if self.max_length < 1:
             problems.append(f"max_length={self.max_length} leaves nothing; expected at least 1 token")
         if not 0 <= self.max_dropped_fraction <= 1:
-            problems.append(f"max_dropped_fraction={self.max_dropped_fraction} is no share; expected 0 to 1 (0.01 is 1%)")
+            problems.append(
+                f"max_dropped_fraction={self.max_dropped_fraction} is no share; expected 0 to 1 (0.01 is 1%)"
+            )
         if problems:
             raise ConfigError(problems)
 
@@ -223,7 +225,12 @@ def _chunks(pairs: Iterable[Pair]) -> Iterator[Sequence[Pair]]:
         yield chunk
 
 
-def _cache_key(pairs: Iterable[Pair], source_tokenizer: SupportsEncode | None, target_tokenizer: SupportsEncode, cleaning: CleaningConfig) -> str:
+def _cache_key(
+    pairs: Iterable[Pair],
+    source_tokenizer: SupportsEncode | None,
+    target_tokenizer: SupportsEncode,
+    cleaning: CleaningConfig,
+) -> str:
     """Name a store by all that decides what is in it."""
     head = [_FORMAT_VERSION, source_tokenizer and source_tokenizer.digest, target_tokenizer.digest]
     hashed = hashlib.sha256(json.dumps([*head, cleaning.max_length, cleaning.overflow]).encode())

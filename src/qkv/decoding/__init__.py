@@ -9,12 +9,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from qkv.decoding.config import (
+    BEAM_RULES,
     BEST_RULES,
     FAIRSEQ_RULES,
-    HUGGING_FACE_RULES,
     HUGGING_FACE_EARLY_STOPPING_RULES,
     HUGGING_FACE_NEVER_RULES,
-    BEAM_RULES,
+    HUGGING_FACE_RULES,
     TENSOR2TENSOR_RULES,
     Beam,
     BeamRules,
@@ -26,10 +26,10 @@ from qkv.decoding.config import (
 )
 
 if TYPE_CHECKING:
-    from qkv.decoding.ensemble import Ensemble
     from qkv.decoding.beam_search import run_beam_search
-    from qkv.decoding.generate import generate_batch, generate_all, score, stream_tokens
-    from qkv.decoding.rules import GenerationRules, Hypothesis, AutoregressiveModel
+    from qkv.decoding.ensemble import Ensemble
+    from qkv.decoding.generate import generate_all, generate_batch, score, stream_tokens
+    from qkv.decoding.rules import AutoregressiveModel, GenerationRules, Hypothesis
     from qkv.decoding.sampling import greedy_search, sample
 
 __all__ = [

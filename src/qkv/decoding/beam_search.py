@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qkv.decoding.coverage import Coverage
 from qkv.decoding.config import Beam, can_stop
 from qkv.decoding.constraints import allocate_beam
-from qkv.decoding.rules import GenerationRules, Hypothesis, AutoregressiveModel
+from qkv.decoding.coverage import Coverage
+from qkv.decoding.rules import AutoregressiveModel, GenerationRules, Hypothesis
 from qkv.errors import DataError
 
 NEG_INF = -torch.inf
@@ -42,7 +42,9 @@ class _BeamSearch:
     living (sentences, width): their log-probabilities, highest first; -inf marks a filler.
     """
 
-    def __init__(self, model: AutoregressiveModel, generation_rules: GenerationRules, config: Beam, coverage: Coverage | None) -> None:
+    def __init__(
+        self, model: AutoregressiveModel, generation_rules: GenerationRules, config: Beam, coverage: Coverage | None
+    ) -> None:
         if more := max((one.num_included_tokens for one in generation_rules.constraints or ()), default=0):
             # room for the banks; and the rules of programs that know no phrases say nothing of these
             config = replace(config, size=config.size + min(more, _MAX_EXTRA_HYPOTHESES), rules="best")
@@ -113,7 +115,9 @@ class _BeamSearch:
             log_probs[last] = log_probs[last].masked_fill(others, NEG_INF)
         self._mask_phrases(log_probs)
         totals = log_probs.add_(self.log_probabilities[..., None]).flatten(1)
-        wanted = max(2, 1 + len(self.generation_rules.eos_tokens)) * self.config.size  # of a hypothesis, every end may be best
+        wanted = (
+            max(2, 1 + len(self.generation_rules.eos_tokens)) * self.config.size
+        )  # of a hypothesis, every end may be best
         values, index = totals.topk(min(wanted, totals.shape[1]))
         if any(self.generation_rules.required_phrases(sentence) for sentence in self.sentences):
             more, real = self._advancing_candidates(totals, vocab)
@@ -139,7 +143,9 @@ class _BeamSearch:
         for group, sentence in enumerate(self.sentences):
             if self.tokens.shape[2] >= len(self.prompts[sentence]):
                 for rank in range(log_probs.shape[1]):
-                    self.generation_rules.mask_phrases(log_probs[group, rank], sentence, self._generated_tokens(group, rank))
+                    self.generation_rules.mask_phrases(
+                        log_probs[group, rank], sentence, self._generated_tokens(group, rank)
+                    )
 
     def _advancing_candidates(self, totals: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
         """For sentences whose answers must hold phrases: what would add to these, the ends and each hypothesis' best.
@@ -168,7 +174,9 @@ class _BeamSearch:
             if phrases := self.generation_rules.required_phrases(sentence):
                 able = [rank for rank, value in enumerate(open_[group].tolist()) if value > NEG_INF]
                 banks = [
-                    phrases.find_bank([*self._generated_tokens(group, int(parents[group, rank])), int(tokens[group, rank])])
+                    phrases.find_bank(
+                        [*self._generated_tokens(group, int(parents[group, rank])), int(tokens[group, rank])]
+                    )
                     for rank in able
                 ]
                 own = [able[number] for number in allocate_beam(banks, self.config.size)]
@@ -189,9 +197,15 @@ class _BeamSearch:
         for group, rank in (eligible & (values > NEG_INF)).nonzero().tolist():
             self._add_finished(group, int(parents[group, rank]), [int(tokens[group, rank])], float(values[group, rank]))
         for group, sentence in enumerate(self.sentences):
-            if self.beam_rules.at_max_length == "kept-if-none-ended" and self._is_last_step(sentence) and not self.finished[sentence]:
+            if (
+                self.beam_rules.at_max_length == "kept-if-none-ended"
+                and self._is_last_step(sentence)
+                and not self.finished[sentence]
+            ):
                 for rank in (values[group] > NEG_INF).nonzero().flatten().tolist()[: self.config.size]:
-                    self._add_finished(group, int(parents[group, rank]), [int(tokens[group, rank])], float(values[group, rank]))
+                    self._add_finished(
+                        group, int(parents[group, rank]), [int(tokens[group, rank])], float(values[group, rank])
+                    )
 
     def _add_finished(self, group: int, parent: int, more: list[int], log_probability: float) -> None:
         sentence = self.sentences[group]
@@ -210,7 +224,11 @@ class _BeamSearch:
         """Which of the sentences go on, given the log-probabilities of their next living hypotheses."""
         going = []
         for group, (sentence, living) in enumerate(zip(self.sentences, values[:, 0].tolist(), strict=True)):
-            found, length, limit = self.finished[sentence], self._length(sentence), self.generation_rules.max_new_tokens[sentence]
+            found, length, limit = (
+                self.finished[sentence],
+                self._length(sentence),
+                self.generation_rules.max_new_tokens[sentence],
+            )
             if self._is_last_step(sentence) or living == NEG_INF:
                 if not found:
                     tokens = tuple(self.tokens[group, 0].tolist()[self.generation_rules.num_bos_tokens :])

@@ -39,7 +39,9 @@ class TokenBytes:
     def prefix_tokens(self, text: bytes) -> list[int]:
         """Tokens that a text may begin with, those that take most of it first."""
         lengths = range(min(len(text), self._max_piece_length), 0, -1)
-        return [self._token_of_piece[text[:length]] for length in lengths if text[:length] in self._token_of_piece][:_MAX_CONTINUATIONS]
+        return [self._token_of_piece[text[:length]] for length in lengths if text[:length] in self._token_of_piece][
+            :_MAX_CONTINUATIONS
+        ]
 
     def count_tokens(self, text: bytes) -> int:
         """How many tokens spell a text if each is the longest that fits."""

@@ -71,7 +71,9 @@ class Coverage:
     def update(self) -> None:
         """Take in what the last step attended to."""
         if not self.latest:
-            raise ConfigError([f"coverage_penalty={self.beta}: this model has no cross-attention to take it from; expected 0"])
+            raise ConfigError(
+                [f"coverage_penalty={self.beta}: this model has no cross-attention to take it from; expected 0"]
+            )
         self.received = self.received + torch.stack([received for _, received in self.latest.values()]).mean(0)
         self.latest.clear()
 

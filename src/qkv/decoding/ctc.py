@@ -53,8 +53,14 @@ def forced_align(logits: Tensor, target_ids: Sequence[int], blank: int) -> list[
     """
     values = logits.float().log_softmax(-1)
     states = [blank, *(label for token in target_ids for label in (token, blank))]
-    if len(target_ids) + sum(one == other for one, other in zip(target_ids, target_ids[1:], strict=False)) > len(values) or not target_ids:
-        raise DataError(f"{len(target_ids)} labels were to be found at {len(values)} positions; expected 1 or more, no more")
+    if (
+        len(target_ids) + sum(one == other for one, other in zip(target_ids, target_ids[1:], strict=False))
+        > len(values)
+        or not target_ids
+    ):
+        raise DataError(
+            f"{len(target_ids)} labels were to be found at {len(values)} positions; expected 1 or more, no more"
+        )
     heard = values[:, states]
     skips = torch.tensor(
         [number > 1 and one != blank and one != states[number - 2] for number, one in enumerate(states)]
@@ -74,4 +80,6 @@ def forced_align(logits: Tensor, target_ids: Sequence[int], blank: int) -> list[
         state -= steps[state]
         path.append(state)
     path.reverse()
-    return [(path.index(2 * number + 1), len(path) - path[::-1].index(2 * number + 1)) for number in range(len(target_ids))]
+    return [
+        (path.index(2 * number + 1), len(path) - path[::-1].index(2 * number + 1)) for number in range(len(target_ids))
+    ]

@@ -55,7 +55,9 @@ class Ensemble(SequenceModel):
     def step(  # type: ignore[override]  # a model takes its own kind of state
         self, tokens: Tensor, state: EnsembleState, tap: Tap = NO_TAP
     ) -> tuple[Tensor, EnsembleState]:
-        answers = [model.step(tokens, state.states[number], tap.at(str(number))) for number, model in self._enumerate_models()]
+        answers = [
+            model.step(tokens, state.states[number], tap.at(str(number))) for number, model in self._enumerate_models()
+        ]
         after = EnsembleState([state for _, state in answers], state.length + tokens.shape[1])
         return tap("logits", self._average_log_probabilities([logits for logits, _ in answers])), after
 
@@ -68,7 +70,8 @@ class Ensemble(SequenceModel):
         tap: Tap = NO_TAP,
     ) -> Tensor:
         answers = [
-            model(source, target, source_mask, target_mask, tap.at(str(number))) for number, model in self._enumerate_models()
+            model(source, target, source_mask, target_mask, tap.at(str(number)))
+            for number, model in self._enumerate_models()
         ]
         return tap("logits", self._average_log_probabilities(answers))
 

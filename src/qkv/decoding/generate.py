@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from qkv.cache import Memory
-from qkv.decoding.coverage import Coverage, CrossAttentionTap
+from qkv.decoding.beam_search import run_beam_search
 from qkv.decoding.config import Beam, DecodingConfig, Greedy, Sample
 from qkv.decoding.constraints import PhraseConstraints
-from qkv.decoding.beam_search import run_beam_search
+from qkv.decoding.coverage import Coverage, CrossAttentionTap
 from qkv.decoding.rules import GenerationRules, Hypothesis
-from qkv.decoding.sampling import make_sampler, greedy_search, select_most_probable, sample, generate_steps
+from qkv.decoding.sampling import generate_steps, greedy_search, make_sampler, sample, select_most_probable
 from qkv.errors import ConfigError, DataError
 from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Tap
@@ -57,7 +57,17 @@ def generate_batch(
         stepper, state, longest, mask = _start_generation(model, source, source_mask, decoding, prefixes, tap)
         least = decoding.length.min_new_tokens
         rules = GenerationRules(
-            longest, bos, eos, suppress_tokens, least, prefixes, _get_device(model), forced_prefix, forced_eos, begin_suppress_tokens, constraints
+            longest,
+            bos,
+            eos,
+            suppress_tokens,
+            least,
+            prefixes,
+            _get_device(model),
+            forced_prefix,
+            forced_eos,
+            begin_suppress_tokens,
+            constraints,
         )
         if isinstance(method, Greedy):
             return [[hypothesis] for hypothesis in greedy_search(stepper, state, rules)]
@@ -66,7 +76,9 @@ def generate_batch(
         if not method.coverage_penalty:
             return run_beam_search(stepper, state, rules, method)
         if mask is None:
-            raise ConfigError([f"coverage_penalty={method.coverage_penalty}: this model reads no source to cover; expected 0"])
+            raise ConfigError(
+                [f"coverage_penalty={method.coverage_penalty}: this model reads no source to cover; expected 0"]
+            )
         watch = CrossAttentionTap(tap)
         coverage = Coverage(method.coverage_penalty, watch.received, mask)
         return run_beam_search(_TappedModel(model, watch), state, rules, method, coverage)
@@ -151,7 +163,18 @@ def stream_tokens(
     with _evaluation_mode(model):
         stepper, state, longest, _ = _start_generation(model, source, None, decoding, [prefix], tap)
         least = decoding.length.min_new_tokens
-        rules = GenerationRules(longest, bos, eos, suppress_tokens, least, [prefix], _get_device(model), forced_prefix, forced_eos, begin_suppress_tokens)
+        rules = GenerationRules(
+            longest,
+            bos,
+            eos,
+            suppress_tokens,
+            least,
+            [prefix],
+            _get_device(model),
+            forced_prefix,
+            forced_eos,
+            begin_suppress_tokens,
+        )
         for step in generate_steps(stepper, state, rules, choose):
             for taken in step:
                 yield taken.token

@@ -14,8 +14,8 @@ from torch import Tensor
 from qkv import spec
 from qkv.cache import KeyValues
 from qkv.data.trajectories.environments import Environment
-from qkv.data.trajectories.windows import TrajectoryNormalizer, predicted_actions
 from qkv.data.trajectories.episodes import Episode, FloatArray
+from qkv.data.trajectories.windows import TrajectoryNormalizer, predicted_actions
 from qkv.decoding.config import RolloutConfig
 from qkv.errors import SpecError
 from qkv.models import SequenceModel
@@ -132,10 +132,16 @@ class _RunningEpisode:
     def encode_step(self, time: int, normalizer: TrajectoryNormalizer) -> FloatArray:
         """What is before the model's eyes, (width,), the action yet to be chosen."""
         return np.concatenate(
-            ([time, self.return_to_go / normalizer.return_scale], normalizer.normalize_states(self.states[-1]), np.zeros(normalizer.space.action_dim))
+            (
+                [time, self.return_to_go / normalizer.return_scale],
+                normalizer.normalize_states(self.states[-1]),
+                np.zeros(normalizer.space.action_dim),
+            )
         ).astype(np.float32)
 
-    def select_action(self, prediction: Tensor, normalizer: TrajectoryNormalizer, config: RolloutConfig) -> int | npt.NDArray[np.float32]:
+    def select_action(
+        self, prediction: Tensor, normalizer: TrajectoryNormalizer, config: RolloutConfig
+    ) -> int | npt.NDArray[np.float32]:
         """An action, of what the model answers (action,)."""
         if not normalizer.space.discrete:
             return normalizer.decode_action(prediction)
@@ -170,7 +176,9 @@ def _rollout_batch(
     while playing and time < longest:
         seen = np.stack([player.encode_step(time, normalizer) for player in playing])
         answers = eyes.predict_action(torch.from_numpy(seen).to(device)).float().cpu()
-        chosen = [player.select_action(answer, normalizer, config) for player, answer in zip(playing, answers, strict=True)]
+        chosen = [
+            player.select_action(answer, normalizer, config) for player, answer in zip(playing, answers, strict=True)
+        ]
         eyes.set_action(torch.from_numpy(normalizer.encode_actions(np.asarray(chosen))).to(device))
         going = [not player.apply_action(action) for player, action in zip(playing, chosen, strict=True)]
         if not all(going):

@@ -84,7 +84,9 @@ class GenerationRules:
         if self.bos is None and not all(self.prefixes or [()]):
             raise DataError("without a begin token every sentence needs a prefix of at least one token; give either")
         if self.bos is None and self.forced_prefix:
-            raise DataError(f"forced_prefix={list(self.forced_prefix)} was given without a begin token to stand after; give bos")
+            raise DataError(
+                f"forced_prefix={list(self.forced_prefix)} was given without a begin token to stand after; give bos"
+            )
         for end in set(self.eos_tokens) & set(self.suppress_tokens):
             raise DataError(f"the end token {end} is among suppress_tokens; take it out")
 
@@ -93,7 +95,8 @@ class GenerationRules:
         """What each sentence is fed before it is free, the begin token included."""
         begin = [] if self.bos is None else [self.bos]
         return [
-            begin + [*(self.forced_prefix if prefix else ()), *prefix] for prefix in self.prefixes or [()] * len(self.max_new_tokens)
+            begin + [*(self.forced_prefix if prefix else ()), *prefix]
+            for prefix in self.prefixes or [()] * len(self.max_new_tokens)
         ]
 
     @property
@@ -124,7 +127,9 @@ class GenerationRules:
 
     def required_phrases(self, sentence: int) -> PhraseConstraints | None:
         """The phrases of a sentence, if its answer must hold some."""
-        return self.constraints[sentence] if self.constraints is not None and self.constraints[sentence].include else None
+        return (
+            self.constraints[sentence] if self.constraints is not None and self.constraints[sentence].include else None
+        )
 
     def mask_phrases(self, log_probs: Tensor, sentence: int, tokens: Sequence[int]) -> None:
         """Forbid, in place in `log_probs` (vocab,), what phrases forbid after `tokens`: those the answer begins with.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qkv.decoding.config import Sample
-from qkv.decoding.rules import GenerationRules, Hypothesis, AutoregressiveModel
+from qkv.decoding.rules import AutoregressiveModel, GenerationRules, Hypothesis
 
 TokenSelector = Callable[[Tensor], Tensor]
 """From log-probabilities (rows, vocab) to tokens (rows,)."""

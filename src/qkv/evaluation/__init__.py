@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from qkv.evaluation.error_rates import PronunciationErrors, edit_distance, pronunciation_errors, transcript_errors
 from qkv.evaluation.length_buckets import LengthBucket, score_by_length
 from qkv.evaluation.likelihood import accuracy, bits_per_byte, nats_per_token, perplexity
 from qkv.evaluation.score import Score
 from qkv.evaluation.summarization import lead_baseline, oracle_baseline, rouge, split_sentences
-from qkv.evaluation.translation import bleu, chrf, tokenize_moses, multi_bleu, ter
-from qkv.evaluation.error_rates import PronunciationErrors, edit_distance, transcript_errors, pronunciation_errors
+from qkv.evaluation.translation import bleu, chrf, multi_bleu, ter, tokenize_moses
 
 __all__ = [
     "LengthBucket",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from qkv.errors import DataError
-from qkv.evaluation.score import Score, import_library, check_paired
+from qkv.evaluation.score import Score, check_paired, import_library
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,13 @@ class SlidingWindow:
 
 @torch.no_grad()
 def negative_log_likelihood(
-    model: Any, texts: Sequence[Sequence[int]], window: SlidingWindow, *, bos: int | None, eos: int | None, vocab_size: int
+    model: Any,
+    texts: Sequence[Sequence[int]],
+    window: SlidingWindow,
+    *,
+    bos: int | None,
+    eos: int | None,
+    vocab_size: int,
 ) -> tuple[float, int]:
     """The negative log-likelihood of texts in nats, and of how many tokens: each once, each text by itself.
 

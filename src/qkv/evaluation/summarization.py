@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Any
 
 from qkv.errors import DataError
-from qkv.evaluation.score import Score, import_library, check_paired
+from qkv.evaluation.score import Score, check_paired, import_library
 
 _METRICS = ("rouge1", "rouge2", "rougeL")
 _SENTENCE_END = re.compile(r"""(?:(?<=[.!?])|(?<=[.!?]["')\]]))\s+(?=["'(\[]?[^\W_a-z])""")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-from qkv.evaluation.score import Score, import_library, check_paired
+from qkv.evaluation.score import Score, check_paired, import_library
 
 
 def bleu(hypotheses: Sequence[str], references: Sequence[str], lowercase: bool = False, tokenize: str = "13a") -> Score:
@@ -48,7 +48,9 @@ def multi_bleu(hypotheses: Sequence[str], references: Sequence[str], language: s
     if lowercase:
         hypotheses, references = [line.lower() for line in hypotheses], [line.lower() for line in references]
     metric = import_library("sacrebleu").metrics.BLEU(tokenize="none", smooth_method="none", force=True)
-    score = _score_corpus("multi-BLEU", metric, tokenize_moses(hypotheses, language), tokenize_moses(references, language))
+    score = _score_corpus(
+        "multi-BLEU", metric, tokenize_moses(hypotheses, language), tokenize_moses(references, language)
+    )
     case = "lc" if lowercase else "mixed"
     version = import_library("sacremoses").__version__
     return Score(score.name, score.value, f"moses:{language}+norm|lower:{case}|sacremoses:{version}|{score.signature}")

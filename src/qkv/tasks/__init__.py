@@ -10,49 +10,60 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from qkv.tasks.reinforcement_learning.config import DecisionTransformer, DecisionTransformerConfig, TrajectoryData
 from qkv.tasks.config import (
     RECIPE_CONFIGS,
-    RecipeConfig,
-    Text2TextData,
-    Decoder,
-    Pretrained,
-    SpeechConfig,
     DataSource,
-    Text2TextConfig,
-    Recurrent,
+    Decoder,
     ImageClassificationConfig,
-    TokenizerPairConfig,
-    TextData,
-    Transformer,
-    TokenizerConfig,
     LanguageModelingConfig,
+    Pretrained,
+    RecipeConfig,
+    Recurrent,
+    SpeechConfig,
+    Text2TextConfig,
+    Text2TextData,
+    TextData,
+    TokenizerConfig,
+    TokenizerPairConfig,
+    Transformer,
 )
-from qkv.tasks.recipes import list_recipes, read_recipe
 from qkv.tasks.image_classification.config import ViT
+from qkv.tasks.recipes import list_recipes, read_recipe
+from qkv.tasks.reinforcement_learning.config import DecisionTransformer, DecisionTransformerConfig, TrajectoryData
 
 if TYPE_CHECKING:
-    from qkv.tasks.reinforcement_learning.model import DecisionTransformerAgent, parse_evaluation_options, evaluate_agent
+    from qkv.tasks.encoder_model import EncoderModel
+    from qkv.tasks.evaluator import (
+        EvaluationReport,
+        PerplexityReport,
+        evaluate,
+        evaluate_perplexity,
+        evaluate_recordings,
+        get_audio_features,
+    )
+    from qkv.tasks.fitting import TrainedModel, fit, load_data, train
+    from qkv.tasks.image_text.model import ImageTextModel
+    from qkv.tasks.loader import SHIPPED_MODELS, Dtype, TaskModel, find_model_path, load, load_model_folder
+    from qkv.tasks.output_constraints import LineConstraints, OutputConstraints
+    from qkv.tasks.registry import TASKS, Task
+    from qkv.tasks.reinforcement_learning.model import (
+        DecisionTransformerAgent,
+        evaluate_agent,
+        parse_evaluation_options,
+    )
     from qkv.tasks.text2text.data import (
         PairSplits,
         load_image_candidates,
-        load_pair_splits,
-        with_prefix,
-        parse_data_source,
-        prepare_pairs,
         load_image_labels,
+        load_pair_splits,
         load_recordings,
         load_texts,
+        parse_data_source,
+        prepare_pairs,
+        with_prefix,
     )
-    from qkv.tasks.evaluator import PerplexityReport, EvaluationReport, evaluate, evaluate_recordings, get_audio_features, evaluate_perplexity
-    from qkv.tasks.registry import TASKS, Task
-    from qkv.tasks.fitting import TrainedModel, load_data, fit, train
-    from qkv.tasks.loader import SHIPPED_MODELS, Dtype, TaskModel, find_model_path, load, load_model_folder
-    from qkv.tasks.text2text.tags import translate_tagged, strip_tags
-    from qkv.tasks.image_text.model import ImageTextModel
-    from qkv.tasks.encoder_model import EncoderModel
-    from qkv.tasks.text_generator import Answer, LookResult, TextGenerator, AudioInput, TrajectoryInput, override_method
-    from qkv.tasks.output_constraints import OutputConstraints, LineConstraints
+    from qkv.tasks.text2text.tags import strip_tags, translate_tagged
+    from qkv.tasks.text_generator import Answer, AudioInput, LookResult, TextGenerator, TrajectoryInput, override_method
 
 _EXPORTS = {
     "reinforcement_learning.model": ("DecisionTransformerAgent", "parse_evaluation_options", "evaluate_agent"),
@@ -67,7 +78,14 @@ _EXPORTS = {
         "load_recordings",
         "load_texts",
     ),
-    "evaluator": ("PerplexityReport", "EvaluationReport", "evaluate", "evaluate_recordings", "get_audio_features", "evaluate_perplexity"),
+    "evaluator": (
+        "PerplexityReport",
+        "EvaluationReport",
+        "evaluate",
+        "evaluate_recordings",
+        "get_audio_features",
+        "evaluate_perplexity",
+    ),
     "registry": ("TASKS", "Task"),
     "fitting": ("TrainedModel", "load_data", "fit", "train"),
     "loader": ("SHIPPED_MODELS", "Dtype", "TaskModel", "find_model_path", "load", "load_model_folder"),

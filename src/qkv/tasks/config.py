@@ -21,13 +21,13 @@ from typing import Literal, TypeAlias
 from qkv import presets, spec
 from qkv.data.cleaning import CleaningConfig
 from qkv.data.corpora import Corpus
-from qkv.data.text.pairs import ParallelFiles, Jsonl, Tsv
 from qkv.data.text.documents import TextSource
+from qkv.data.text.pairs import Jsonl, ParallelFiles, Tsv
 from qkv.decoding.config import DecodingConfig, LengthLimit, Sample
 from qkv.errors import ConfigError, SpecError
-from qkv.tasks.reinforcement_learning.config import DecisionTransformerConfig
-from qkv.tasks.speech.config import AudioClassifier, CtcConfig, SpeechTransformer, AudioData
 from qkv.tasks.image_classification.config import ImageData, ViT
+from qkv.tasks.reinforcement_learning.config import DecisionTransformerConfig
+from qkv.tasks.speech.config import AudioClassifier, AudioData, CtcConfig, SpeechTransformer
 from qkv.text.trainers import TokenizerKind
 from qkv.training.config import TrainingConfig
 
@@ -61,7 +61,9 @@ class Text2TextData:
         if not self.train:
             problems.append("train=[]: expected at least one origin of examples to learn from")
         if self.sampling_weights and (len(self.sampling_weights) != len(self.train) or min(self.sampling_weights) <= 0):
-            problems.append(f"sampling_weights={list(self.sampling_weights)}: expected one number above 0 for each of train, or none")
+            problems.append(
+                f"sampling_weights={list(self.sampling_weights)}: expected one number above 0 for each of train, or none"
+            )
         for name in ("batch_tokens", "valid_examples"):
             if getattr(self, name) < 1:
                 problems.append(f"{name}={getattr(self, name)}: expected at least 1")
@@ -268,7 +270,9 @@ class Text2TextConfig:
         if self.tokenizer.target is not None and (copies or isinstance(self.model, Decoder)):
             what = "a model that copies" if copies else "a decoder alone"
             raise ConfigError(
-                [f"tokenizer.target: given, but {what} has one vocabulary for source and target: set tokenizer.target=null"]
+                [
+                    f"tokenizer.target: given, but {what} has one vocabulary for source and target: set tokenizer.target=null"
+                ]
             )
 
 
@@ -316,7 +320,9 @@ class SpeechConfig:
         _check_tokenizer(self.model, self.tokenizer, TokenizerConfig())
 
 
-RecipeConfig: TypeAlias = Text2TextConfig | LanguageModelingConfig | ImageClassificationConfig | DecisionTransformerConfig | SpeechConfig
+RecipeConfig: TypeAlias = (
+    Text2TextConfig | LanguageModelingConfig | ImageClassificationConfig | DecisionTransformerConfig | SpeechConfig
+)
 
 RECIPE_CONFIGS: dict[str, type[RecipeConfig]] = {
     "translation": Text2TextConfig,
@@ -330,7 +336,11 @@ RECIPE_CONFIGS: dict[str, type[RecipeConfig]] = {
 """What the recipe of each task holds."""
 
 
-def _check_tokenizer(model: ModelConfig | SpeechTransformer | AudioClassifier, tokenizer: TokenizerPairConfig | TokenizerConfig, default: TokenizerPairConfig | TokenizerConfig) -> None:
+def _check_tokenizer(
+    model: ModelConfig | SpeechTransformer | AudioClassifier,
+    tokenizer: TokenizerPairConfig | TokenizerConfig,
+    default: TokenizerPairConfig | TokenizerConfig,
+) -> None:
     if isinstance(model, Pretrained) and tokenizer != default:
         raise ConfigError(
             [

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from qkv import config, lens, spec
 from qkv.data.audio import features
-from qkv.data.images import processing
-from qkv.data.images import store
 from qkv.data.audio.frames import pad_to_window
+from qkv.data.images import processing, store
 from qkv.decoding import DecodingConfig, Greedy, Sample
 from qkv.decoding.config import Beam
 from qkv.errors import CheckpointError, DataError
@@ -24,7 +23,7 @@ from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Tap
 from qkv.tasks import model_folder
 from qkv.tasks.registry import Task
-from qkv.tasks.text_generator import Answer, LookResult, ImageInput, AudioInput, find_unknown_symbols
+from qkv.tasks.text_generator import Answer, AudioInput, ImageInput, LookResult, find_unknown_symbols
 from qkv.text import Tokenizer
 
 _IMAGE_BATCH_SIZE = 50
@@ -143,7 +142,10 @@ class EncoderModel:
                 return [Answer(self._label_name(number), value, value, (number,)) for value, number in ranked]
             case spec.Labels():
                 best = logits.argmax(-1).tolist()
-                named = (f"{name}/{self._label_name(number)}" for name, number in zip(prepared.position_labels, best, strict=True))
+                named = (
+                    f"{name}/{self._label_name(number)}"
+                    for name, number in zip(prepared.position_labels, best, strict=True)
+                )
                 return [Answer(" ".join(named), 0.0, 0.0, tuple(best))]
         vector = logits if logits.dim() == 1 else logits.mean(0)
         return [Answer(" ".join(f"{number:.6g}" for number in vector.tolist()), 0.0, 0.0, ())]
@@ -246,7 +248,9 @@ class EncoderModel:
         return found
 
 
-def parse_until_error(lines: Iterable[str], parse: Callable[[str], Parsed]) -> tuple[list[Parsed | None], DataError | None]:
+def parse_until_error(
+    lines: Iterable[str], parse: Callable[[str], Parsed]
+) -> tuple[list[Parsed | None], DataError | None]:
     """What is given of the lines before one that cannot be read, None of an empty one; and what is wrong with that."""
     given: list[Parsed | None] = []
     for line in lines:
@@ -269,10 +273,14 @@ def prepare_image(line: str, processor: processing.ImageProcessor, patches: spec
     rows, columns = (side // patches.size for side in image.shape[1:])
     leading = [f"<{number + 1}>" for number in range(patches.leading + patches.registers)]
     places = [f"{row + 1},{column + 1}" for row in range(rows) for column in range(columns)]
-    return ModelInput(image[None], leading + places, ImageInput(processor.denormalize(image), rows, columns, len(leading)))
+    return ModelInput(
+        image[None], leading + places, ImageInput(processor.denormalize(image), rows, columns, len(leading))
+    )
 
 
-def _describe_audio(samples: Tensor, processor: features.LogMel | features.NormalizedWaveform, input_spec: spec.Reads) -> AudioInput:
+def _describe_audio(
+    samples: Tensor, processor: features.LogMel | features.NormalizedWaveform, input_spec: spec.Reads
+) -> AudioInput:
     """A sound, with how long what the model makes a position of is."""
     hop = processor.hop_length if isinstance(processor, features.LogMel) else 1
     if isinstance(input_spec, spec.Waveform):

@@ -11,15 +11,24 @@ from torch import Tensor
 from qkv import spec
 from qkv.data.audio.features import LogMel, resample
 from qkv.data.audio.frames import pad_to_window
-from qkv.data.text.pairs import Pair
 from qkv.data.audio.recordings import Recording
+from qkv.data.text.pairs import Pair
 from qkv.decoding import DecodingConfig
 from qkv.errors import DataError
-from qkv.evaluation import LengthBucket, Score, bits_per_byte, score_by_length, lead_baseline, nats_per_token, oracle_baseline, perplexity
+from qkv.evaluation import (
+    LengthBucket,
+    Score,
+    bits_per_byte,
+    lead_baseline,
+    nats_per_token,
+    oracle_baseline,
+    perplexity,
+    score_by_length,
+)
 from qkv.evaluation.sliding_window import SlidingWindow, negative_log_likelihood
-from qkv.tasks.speech.transcription import ctc_word_times
-from qkv.tasks.image_text.model import ImageTextModel
 from qkv.tasks.encoder_model import EncoderModel
+from qkv.tasks.image_text.model import ImageTextModel
+from qkv.tasks.speech.transcription import ctc_word_times
 from qkv.tasks.text_generator import TextGenerator
 
 
@@ -44,7 +53,9 @@ class EvaluationReport:
         lines = [f"{name:20} {score.value:7.2f}   {score.signature}" for name, score in self.scores.items()]
         lines.append(f"{len(self.answers):,} lines in {self.seconds:.1f} s")
         if self.n_truncated:
-            lines.append(f"{self.n_truncated:,} of them are longer than the model reads: the end of these it did not see")
+            lines.append(
+                f"{self.n_truncated:,} of them are longer than the model reads: the end of these it did not see"
+            )
         if self.n_missing_prefix:
             lines.append(
                 f"{self.n_missing_prefix:,} of them begin with nothing that tells this model what to answer "
@@ -92,11 +103,15 @@ def evaluate(
     if baselines:
         beside["the first sentence"] = task.score(lead_baseline(sources), references)
         beside["the best sentence (oracle)"] = task.score(oracle_baseline(sources, references), references)
-    return EvaluationReport(task.score(answers, references), buckets, seconds, answers, references, unread, unled, beside)
+    return EvaluationReport(
+        task.score(answers, references), buckets, seconds, answers, references, unread, unled, beside
+    )
 
 
 def evaluate_recordings(
-    model: TextGenerator | EncoderModel | ImageTextModel, recordings: Sequence[Recording], decoding: DecodingConfig | None = None
+    model: TextGenerator | EncoderModel | ImageTextModel,
+    recordings: Sequence[Recording],
+    decoding: DecodingConfig | None = None,
 ) -> EvaluationReport:
     """Answer every recording and score the answers as the task does, also by the number of words said.
 
@@ -106,7 +121,9 @@ def evaluate_recordings(
         raise DataError("there are no recordings to evaluate on; give at least one")
     features = get_audio_features(model)
     if features is None:
-        raise DataError("this model reads no sounds; expected one that hears, for recordings (qkv train speech-recognition)")
+        raise DataError(
+            "this model reads no sounds; expected one that hears, for recordings (qkv train speech-recognition)"
+        )
     task = model.task
     begun = time.perf_counter()
     times: list[tuple[tuple[float, float], ...]] = []
@@ -146,7 +163,9 @@ def _score_word_times(model: TextGenerator, recordings: Sequence[Recording]) -> 
     begins, ends = [], []
     for one in recordings:
         sound = one.load()
-        source = model.frontend.extract_features(resample(sound.samples, sound.sample_rate, model.frontend.features.sample_rate))
+        source = model.frontend.extract_features(
+            resample(sound.samples, sound.sample_rate, model.frontend.features.sample_rate)
+        )
         words = ctc_word_times(model, source, model.target_tokenizer.encode(one.text))
         for word, (begin, end) in zip(words, sound.word_times, strict=False):
             begins.append(1000 * abs(word.start - begin))
@@ -182,7 +201,9 @@ class PerplexityReport:
         return "\n".join([*lines, f"{self.n_texts:,} texts in {self.seconds:.1f} s"])
 
 
-def evaluate_perplexity(model: TextGenerator | EncoderModel | ImageTextModel, texts: Sequence[str], window: SlidingWindow | None = None) -> PerplexityReport:
+def evaluate_perplexity(
+    model: TextGenerator | EncoderModel | ImageTextModel, texts: Sequence[str], window: SlidingWindow | None = None
+) -> PerplexityReport:
     """Let a language model foretell texts, each by itself, through a window that slides over it.
 
     window: the context that the model learned with, moved on by half of that, unless given. The end of a text counts
@@ -190,7 +211,9 @@ def evaluate_perplexity(model: TextGenerator | EncoderModel | ImageTextModel, te
     """
     shape = model.model.spec
     if not isinstance(model, TextGenerator) or not (isinstance(shape, spec.Transformer) and shape.encoder is None):
-        raise DataError("this model answers a source and foretells no text; expected a decoder alone (qkv train language-modeling)")
+        raise DataError(
+            "this model answers a source and foretells no text; expected a decoder alone (qkv train language-modeling)"
+        )
     assert shape.decoder is not None
     if window is None:
         context = _get_context(model, shape.decoder)
@@ -199,7 +222,9 @@ def evaluate_perplexity(model: TextGenerator | EncoderModel | ImageTextModel, te
     ids = model.source_tokenizer.encode_batch(texts)
     ends = model.generation is None
     bos, eos = model.generation_kwargs()["bos"], model.target_tokenizer.eos if ends else None
-    total, count = negative_log_likelihood(model.model, ids, window, bos=bos, eos=eos, vocab_size=model.target_tokenizer.size)
+    total, count = negative_log_likelihood(
+        model.model, ids, window, bos=bos, eos=eos, vocab_size=model.target_tokenizer.size
+    )
     said = f"context:{window.context}|stride:{window.stride}|begin:{'unscored' if bos is None else 'scored'}"
     said += f"|end:{'scored' if ends else 'unscored'}"
     unk = model.source_tokenizer.special_tokens.unk
@@ -219,4 +244,8 @@ def _get_context(model: TextGenerator, decoder: spec.Stack) -> int:
     learned = (model.card or {}).get("context")
     if isinstance(learned, int) and learned > 0:
         return learned
-    return min(_DEFAULT_CONTEXT, decoder.positions.length) if isinstance(decoder.positions, spec.Learned) else _DEFAULT_CONTEXT
+    return (
+        min(_DEFAULT_CONTEXT, decoder.positions.length)
+        if isinstance(decoder.positions, spec.Learned)
+        else _DEFAULT_CONTEXT
+    )

@@ -11,20 +11,25 @@ from typing import Any, NamedTuple
 
 from qkv import config
 from qkv.errors import QkvError, TrainingError
-from qkv.tasks.reinforcement_learning import training
-from qkv.tasks.speech import training
-from qkv.tasks.text2text import training
-from qkv.tasks.image_classification import training
-from qkv.tasks.language_modeling import training
+from qkv.tasks.config import (
+    ImageClassificationConfig,
+    LanguageModelingConfig,
+    RecipeConfig,
+    SpeechConfig,
+    Text2TextConfig,
+)
+from qkv.tasks.encoder_model import EncoderModel
+from qkv.tasks.image_classification import training as image_classification
+from qkv.tasks.language_modeling import training as language_modeling
+from qkv.tasks.recipes import read_recipe
+from qkv.tasks.reinforcement_learning import training as reinforcement_learning
 from qkv.tasks.reinforcement_learning.config import DecisionTransformerConfig
 from qkv.tasks.reinforcement_learning.model import DecisionTransformerAgent
-from qkv.tasks.training_setup import TrainingSetup
-from qkv.tasks.encoder_model import EncoderModel
-from qkv.tasks.config import RecipeConfig, SpeechConfig, Text2TextConfig, ImageClassificationConfig, LanguageModelingConfig
-from qkv.tasks.recipes import read_recipe
+from qkv.tasks.speech import training as speech
+from qkv.tasks.text2text import training as text2text
 from qkv.tasks.text_generator import TextGenerator
-from qkv.training import TrainResult, Trainer, check_run_folder
-from qkv.training import checkpoints
+from qkv.tasks.training_setup import TrainingSetup
+from qkv.training import Trainer, TrainResult, check_run_folder, checkpoints
 from qkv.training.reporters import Reporter, make_reporter
 
 _RECIPE_FILE = "recipe.yaml"
@@ -42,11 +47,15 @@ class TaskDefinition(NamedTuple):
 
 
 REGISTRY = {
-    Text2TextConfig: TaskDefinition(training.load_data, training.build_training_setup),
-    LanguageModelingConfig: TaskDefinition(training.load_data, training.build_training_setup),
-    ImageClassificationConfig: TaskDefinition(training.load_data, training.build_training_setup),
-    DecisionTransformerConfig: TaskDefinition(training.load_data, training.build_training_setup),
-    SpeechConfig: TaskDefinition(training.load_data, training.build_training_setup),
+    Text2TextConfig: TaskDefinition(text2text.load_data, text2text.build_training_setup),
+    LanguageModelingConfig: TaskDefinition(language_modeling.load_data, language_modeling.build_training_setup),
+    ImageClassificationConfig: TaskDefinition(
+        image_classification.load_data, image_classification.build_training_setup
+    ),
+    DecisionTransformerConfig: TaskDefinition(
+        reinforcement_learning.load_data, reinforcement_learning.build_training_setup
+    ),
+    SpeechConfig: TaskDefinition(speech.load_data, speech.build_training_setup),
 }
 
 

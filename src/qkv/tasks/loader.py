@@ -13,10 +13,10 @@ from qkv import spec
 from qkv.errors import CheckpointError
 from qkv.pretrained import hub, int8
 from qkv.tasks import model_folder
-from qkv.tasks.reinforcement_learning.model import DecisionTransformerAgent
+from qkv.tasks.encoder_model import EncoderModel
 from qkv.tasks.image_text.model import ImageTextModel
 from qkv.tasks.pretrained_loader import load_pretrained
-from qkv.tasks.encoder_model import EncoderModel
+from qkv.tasks.reinforcement_learning.model import DecisionTransformerAgent
 from qkv.tasks.text_generator import TextGenerator
 
 SHIPPED_MODELS = ("pronunciation", "translation")
@@ -56,7 +56,11 @@ def load(name: str | Path, *, dtype: Dtype = "float32", allow_pickle: bool = Fal
 
 def _load_trained(folder: Path, dtype: Dtype, allow_pickle: bool) -> TaskModel:
     if not any((folder / known).is_file() for known in ("spec.json", "recipe.yaml", "card.json")):
-        files = [str(path) for path in sorted(folder.iterdir()) if path.suffix in _SINGLE_FILE_SUFFIXES] if folder.is_dir() else []
+        files = (
+            [str(path) for path in sorted(folder.iterdir()) if path.suffix in _SINGLE_FILE_SUFFIXES]
+            if folder.is_dir()
+            else []
+        )
         raise CheckpointError(
             f"{folder} is no whole model folder: it has neither spec.json, as runs have, nor config.json, as published "
             "checkpoints have; "

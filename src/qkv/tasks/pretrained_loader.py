@@ -10,18 +10,18 @@ import torch
 from qkv import pretrained, spec
 from qkv.data.audio import features
 from qkv.data.images import processing
-from qkv.data.trajectories.windows import TrajectoryNormalizer
 from qkv.data.trajectories.episodes import SpaceSpec
+from qkv.data.trajectories.windows import TrajectoryNormalizer
 from qkv.decoding import DecodingConfig, Greedy, LengthLimit
 from qkv.errors import CheckpointError
 from qkv.models.towers import Towers
 from qkv.pretrained import Published, tokenizers
-from qkv.tasks.reinforcement_learning.model import DecisionTransformerAgent
+from qkv.tasks.encoder_model import EncoderModel
+from qkv.tasks.image_text.model import ImageTextModel
 from qkv.tasks.model_folder import read_json
 from qkv.tasks.registry import TASKS, Task
+from qkv.tasks.reinforcement_learning.model import DecisionTransformerAgent
 from qkv.tasks.speech.transcription import SpeechFrontend
-from qkv.tasks.image_text.model import ImageTextModel
-from qkv.tasks.encoder_model import EncoderModel
 from qkv.tasks.text_generator import TextGenerator
 
 _MAX_NEW_TOKENS = 64
@@ -51,7 +51,9 @@ def load_pretrained(
     assert shape.encoder is not None
     if isinstance(reads := shape.encoder.reads, spec.Trajectory):  # it is given numbers as they are
         sizes = SpaceSpec(reads.state, reads.action, (-1.0,) * reads.action, (1.0,) * reads.action)
-        return DecisionTransformerAgent(published.model, TrajectoryNormalizer(sizes, (0.0,) * reads.state, (1.0,) * reads.state, 1.0, 0.0), None)
+        return DecisionTransformerAgent(
+            published.model, TrajectoryNormalizer(sizes, (0.0,) * reads.state, (1.0,) * reads.state, 1.0, 0.0), None
+        )
     labels = published.config.get("id2label") or {}
     named = tuple(str(labels[key]) for key in sorted(labels, key=int))
     task = _select_task(shape.answers)
@@ -59,8 +61,15 @@ def load_pretrained(
         return EncoderModel(published.model, tokenizers.read(path, published.config), task, named)
     if isinstance(shape.encoder.reads, spec.Patches):
         usual = _DEFAULT_IMAGE_PROCESSORS.get(str(published.config.get("model_type")), "none")
-        return EncoderModel(published.model, processing.image_processor_from_config(_read_preprocessor_config(path, usual)), task, named)
-    return EncoderModel(published.model, features.features_from_config(_read_preprocessor_config(path)), TASKS["token-classification"], named)
+        return EncoderModel(
+            published.model, processing.image_processor_from_config(_read_preprocessor_config(path, usual)), task, named
+        )
+    return EncoderModel(
+        published.model,
+        features.features_from_config(_read_preprocessor_config(path)),
+        TASKS["token-classification"],
+        named,
+    )
 
 
 def _select_task(answers: spec.Answers) -> Task:
@@ -73,7 +82,9 @@ def _build_text_generator(published: Published, path: Path, task: str) -> TextGe
     if path.is_file() and path.suffix == ".gguf":  # its header has been read
         own = (tokenizers.from_gguf(published.metadata, str(path)),) * 2
     source, target = own or tokenizers.read_pair(tokenizers.beside(path), published.config)
-    decoding = DecodingConfig() if task == "translation" else DecodingConfig(Greedy(), LengthLimit(0.0, _MAX_NEW_TOKENS))
+    decoding = (
+        DecodingConfig() if task == "translation" else DecodingConfig(Greedy(), LengthLimit(0.0, _MAX_NEW_TOKENS))
+    )
     return TextGenerator(published.model, source, target, TASKS[task], decoding, {}, published.generation)
 
 
@@ -95,7 +106,14 @@ def _build_speech_recognizer(published: Published, path: Path) -> TextGenerator:
     tokenizer = tokenizers.read(path, published.config)
     decoding = DecodingConfig(Greedy(), LengthLimit(0.0, 200))
     return TextGenerator(
-        published.model, tokenizer, tokenizer, TASKS["speech-recognition"], decoding, {}, published.generation, SpeechFrontend(hearing)
+        published.model,
+        tokenizer,
+        tokenizer,
+        TASKS["speech-recognition"],
+        decoding,
+        {},
+        published.generation,
+        SpeechFrontend(hearing),
     )
 
 

@@ -23,7 +23,7 @@ from typing import Literal, NoReturn
 from qkv.data.cleaning import group_references
 from qkv.data.text.pairs import Pair
 from qkv.errors import DataError
-from qkv.evaluation import Score, bleu, chrf, rouge, transcript_errors, pronunciation_errors
+from qkv.evaluation import Score, bleu, chrf, pronunciation_errors, rouge, transcript_errors
 
 Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, Score]]
 
@@ -111,9 +111,13 @@ def _score_exact_match(hypotheses: Sequence[str], references: Sequence[Sequence[
 
 
 def _score_transcripts(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
-    score = transcript_errors([normalize_transcript(one) for one in hypotheses], [normalize_transcript(own[0]) for own in references])
+    score = transcript_errors(
+        [normalize_transcript(one) for one in hypotheses], [normalize_transcript(own[0]) for own in references]
+    )
     signature = score.signature.replace("case:mixed", "case:lc|punctuation:removed")
-    right = _score_exact_match([normalize_transcript(one) for one in hypotheses], [[normalize_transcript(own[0])] for own in references])["accuracy"]
+    right = _score_exact_match(
+        [normalize_transcript(one) for one in hypotheses], [[normalize_transcript(own[0])] for own in references]
+    )["accuracy"]
     return {"wer": replace(score, signature=signature), "exact_match": replace(right, name="exact_match")}
 
 
@@ -138,12 +142,40 @@ TASKS = {
         Task("translation", _strip, False, _score_translations, "bleu", "max", _count_words, (6, 11, 16, 21, 26, 31)),
         Task("pronunciation", _normalize_spelling, True, _score_pronunciations, "wer", "min", len, (4, 6, 8, 10, 12)),
         Task("summarization", _strip, True, _score_summaries, "rougeL", "max", _count_words, (26, 51, 101, 201)),
-        Task("text-generation", _keep_unchanged, False, _score_exact_match, "accuracy", "max", _count_words, (11, 101, 1001), is_continuation=True),
+        Task(
+            "text-generation",
+            _keep_unchanged,
+            False,
+            _score_exact_match,
+            "accuracy",
+            "max",
+            _count_words,
+            (11, 101, 1001),
+            is_continuation=True,
+        ),
         Task("speech-recognition", _strip, False, _score_transcripts, "wer", "min", len, ()),
         Task("fill-mask", _keep_unchanged, False, _score_exact_match, "accuracy", "max", _count_words, (11, 101)),
         Task("classification", _keep_unchanged, False, _score_exact_match, "accuracy", "max", _count_words, (11, 101)),
-        Task("token-classification", _keep_unchanged, False, _score_exact_match, "accuracy", "max", _count_words, (11, 101)),
-        Task("zero-shot-image-classification", _keep_unchanged, False, _score_exact_match, "accuracy", "max", _count_candidates, (3, 6, 11, 101)),
+        Task(
+            "token-classification",
+            _keep_unchanged,
+            False,
+            _score_exact_match,
+            "accuracy",
+            "max",
+            _count_words,
+            (11, 101),
+        ),
+        Task(
+            "zero-shot-image-classification",
+            _keep_unchanged,
+            False,
+            _score_exact_match,
+            "accuracy",
+            "max",
+            _count_candidates,
+            (3, 6, 11, 101),
+        ),
         Task("decision-transformer", _strip, False, _refuse_scoring, "return", "max", len, ()),
         Task("feature-extraction", _keep_unchanged, False, _refuse_scoring, "accuracy", "max", _count_words, (11, 101)),
     )

@@ -20,10 +20,10 @@ from qkv.models import SequenceModel
 from qkv.pretrained import Generation
 from qkv.tap import NO_TAP, Tap
 from qkv.tasks import model_folder
-from qkv.tasks.speech import transcription
-from qkv.tasks.registry import Task
-from qkv.tasks.speech.transcription import SpeechFrontend
 from qkv.tasks.output_constraints import OutputConstraints, build_phrase_constraints
+from qkv.tasks.registry import Task
+from qkv.tasks.speech import transcription
+from qkv.tasks.speech.transcription import SpeechFrontend
 from qkv.text import Tokenizer
 
 MAX_INPUT_TOKENS = 4096
@@ -110,7 +110,10 @@ class TextGenerator:
 
     def __post_init__(self) -> None:
         for name, tokenizer, size in zip(
-            ("source", "target"), (self.source_tokenizer, self.target_tokenizer), get_vocab_sizes(self.model.spec), strict=True
+            ("source", "target"),
+            (self.source_tokenizer, self.target_tokenizer),
+            get_vocab_sizes(self.model.spec),
+            strict=True,
         ):
             # a published model may have room for more tokens than its tokenizer knows
             if tokenizer.size > size or (self.generation is None and tokenizer.size != size):
@@ -194,7 +197,12 @@ class TextGenerator:
         return not isinstance(shape, spec.Transformer) or shape.encoder is not None
 
     def _predict_audio_files(
-        self, paths: Iterable[str], frontend: SpeechFrontend, decoding: DecodingConfig, generator: torch.Generator, tap: Tap
+        self,
+        paths: Iterable[str],
+        frontend: SpeechFrontend,
+        decoding: DecodingConfig,
+        generator: torch.Generator,
+        tap: Tap,
     ) -> Iterator[list[Answer]]:
         wrong: list[DataError] = []
 
@@ -226,11 +234,16 @@ class TextGenerator:
         if (
             prompt_length and self.generation is None and self.task.is_continuation
         ):  # a space between a prompt and what follows is of neither alone
-            begun, whole = self.target_tokenizer.decode(hypothesis.tokens[:prompt_length]), self.target_tokenizer.decode(hypothesis.tokens)
+            begun, whole = (
+                self.target_tokenizer.decode(hypothesis.tokens[:prompt_length]),
+                self.target_tokenizer.decode(hypothesis.tokens),
+            )
             text = whole.removeprefix(begun) if whole.startswith(begun) else text
         return Answer(text, hypothesis.score, hypothesis.log_probability, hypothesis.tokens)
 
-    def validate_inputs(self, lines: Sequence[str], n_read: int = 0, max_tokens: int = MAX_INPUT_TOKENS) -> list[list[int]]:
+    def validate_inputs(
+        self, lines: Sequence[str], n_read: int = 0, max_tokens: int = MAX_INPUT_TOKENS
+    ) -> list[list[int]]:
         """The tokens of some lines as the model is given them, `before` lines coming before them; none for no text.
 
         Raises DataError, with its number, for a line of more than `longest` tokens.
@@ -240,10 +253,19 @@ class TextGenerator:
         prepared = [self.task.preprocess(line) for line in lines]
         if self.generation is not None and (self.has_encoder or self.task.is_continuation):
             ids = [
-                one.ids if line else [] for line, one in zip(prepared, self.source_tokenizer.encode_batch_with_special_tokens(prepared), strict=True)
+                one.ids if line else []
+                for line, one in zip(
+                    prepared, self.source_tokenizer.encode_batch_with_special_tokens(prepared), strict=True
+                )
             ]
         else:
-            around = [self.source_tokenizer.eos] if self.has_encoder else [] if self.task.is_continuation else [self.generation_kwargs()["bos"]]
+            around = (
+                [self.source_tokenizer.eos]
+                if self.has_encoder
+                else []
+                if self.task.is_continuation
+                else [self.generation_kwargs()["bos"]]
+            )
             encoded = (own[: self.max_source_length] for own in self.source_tokenizer.encode_batch(prepared))
             ids = [[*own, *around] if line else [] for line, own in zip(prepared, encoded, strict=True)]
         for number, (line, own) in enumerate(zip(lines, ids, strict=True), n_read + 1):
@@ -327,7 +349,9 @@ class TextGenerator:
         heard = None if perceived is None else len(perceived.samples)
         words = () if heard is None else transcription.word_times(self, source, heard, tokens, trace, ends)
         copied = self._describe_copying(trace)
-        return LookResult(line, given, named, self.target_tokenizer.display_tokens(whole), trace, copied, perceived, begin, words)
+        return LookResult(
+            line, given, named, self.target_tokenizer.display_tokens(whole), trace, copied, perceived, begin, words
+        )
 
     def _describe_copying(self, trace: Trace) -> list[str]:
         shape = self.model.spec

@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 from qkv.data import Batch
 from qkv.errors import ConfigError, StorageError
 from qkv.models import build
-from qkv.tasks.reinforcement_learning.model import DecisionTransformerAgent
-from qkv.tasks.loader import load
-from qkv.tasks.encoder_model import EncoderModel
 from qkv.tasks.config import Pretrained, TokenizerConfig
+from qkv.tasks.encoder_model import EncoderModel
+from qkv.tasks.loader import load
+from qkv.tasks.reinforcement_learning.model import DecisionTransformerAgent
 from qkv.tasks.text_generator import TextGenerator
 from qkv.text import Tokenizer
 from qkv.text import train as train_tokenizer

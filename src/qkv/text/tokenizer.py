@@ -62,7 +62,7 @@ class Encoding(NamedTuple):
 class Tokenizer:
     """Turns a line of text into token numbers and back.
 
-    Without `specials` it is one made here: pad 0, bos 1, eos 2, unk 3, text that merely looks like a special token
+    Without `special_tokens` it is one made here: pad 0, bos 1, eos 2, unk 3, text that merely looks like a special token
     ("</s>") is ordinary text and never becomes one, and decoding stops at the first eos. With them it is that of a
     published model and does as its maker's library does: special tokens spelt in the text are special tokens, and
     decoding leaves them out wherever they stand.
@@ -70,7 +70,11 @@ class Tokenizer:
     """
 
     def __init__(
-        self, inner: tokenizers.Tokenizer, name: str = "this tokenizer", *, special_tokens: SpecialTokenIds | None = None
+        self,
+        inner: tokenizers.Tokenizer,
+        name: str = "this tokenizer",
+        *,
+        special_tokens: SpecialTokenIds | None = None,
     ) -> None:
         self._is_native = special_tokens is None
         if special_tokens is None:
@@ -137,7 +141,9 @@ class Tokenizer:
         """Give what every token adds to a text in UTF-8, with the space before a word; nothing for special tokens."""
         special = {number for number, token in self._inner.get_added_tokens_decoder().items() if token.special}
         special |= set(range(len(SPECIAL_TOKENS))) if self._is_native else set()
-        return [b"" if number in special else self._piece_to_bytes(piece) for number, piece in enumerate(self.vocabulary())]
+        return [
+            b"" if number in special else self._piece_to_bytes(piece) for number, piece in enumerate(self.vocabulary())
+        ]
 
     def _piece_to_bytes(self, piece: str) -> bytes:
         if self._is_word_level:
@@ -157,7 +163,9 @@ class Tokenizer:
         number = self.token_to_id(token)
         frame = self._inner.post_processor
         says = json.loads(frame.__getstate__()) if frame is not None else {}
-        plain = {self._inner.id_to_token(n) for n in (self.special_tokens.bos, self.special_tokens.eos) if n is not None}
+        plain = {
+            self._inner.id_to_token(n) for n in (self.special_tokens.bos, self.special_tokens.eos) if n is not None
+        }
         found = [name for name in says.get("special_tokens", ()) if name not in plain]
         if self._is_native or len(found) != 1:
             raise VocabularyError(
@@ -183,7 +191,10 @@ class Tokenizer:
 
     def encode_batch(self, lines: Iterable[str]) -> list[list[int]]:
         """Give the token numbers of every line, in order and without bos and eos."""
-        numbers = [self._replace_out_of_range(encoding.ids) for encoding in self._encode_chunks(lines, add_special_tokens=False)]
+        numbers = [
+            self._replace_out_of_range(encoding.ids)
+            for encoding in self._encode_chunks(lines, add_special_tokens=False)
+        ]
         if self._is_native and self._is_word_level:  # a symbol spelt "</s>" would be found in the table of words
             return [[n if n > UNK else UNK for n in line] for line in numbers]
         return numbers
@@ -203,9 +214,14 @@ class Tokenizer:
         """Give every line with what the model expects around it, in order."""
         if self._is_native:
             return [Encoding([*ids, EOS], [0] * (len(ids) + 1)) for ids in self.encode_batch(lines)]
-        return [Encoding(self._replace_out_of_range(one.ids), one.type_ids) for one in self._encode_chunks(lines, add_special_tokens=True)]
+        return [
+            Encoding(self._replace_out_of_range(one.ids), one.type_ids)
+            for one in self._encode_chunks(lines, add_special_tokens=True)
+        ]
 
-    def _encode_chunks(self, lines: Iterable[str | tuple[str, str]], add_special_tokens: bool) -> Iterator[tokenizers.Encoding]:
+    def _encode_chunks(
+        self, lines: Iterable[str | tuple[str, str]], add_special_tokens: bool
+    ) -> Iterator[tokenizers.Encoding]:
         rest, before = iter(lines), 0
         while chunk := list(islice(rest, _CHUNK_LINES)):
             try:
@@ -245,7 +261,11 @@ class Tokenizer:
 
     def _to_text(self, pretty: bool) -> str:
         inner = self._inner.to_str(pretty=pretty)
-        return inner if self._is_native else f'{{"special_tokens": {json.dumps(asdict(self.special_tokens))},\n"tokenizer": {inner}}}'
+        return (
+            inner
+            if self._is_native
+            else f'{{"special_tokens": {json.dumps(asdict(self.special_tokens))},\n"tokenizer": {inner}}}'
+        )
 
     def to_tokenizer_json(self) -> str:
         """The plain `tokenizer.json` that other libraries read; what it does not say is which tokens are special."""
@@ -280,16 +300,16 @@ class Tokenizer:
                 f"cannot read the tokenizer {path}: {error}; expected a tokenizer.json in the model's folder"
             ) from error
         try:
-            specials = None
+            special_tokens = None
             if text.startswith('{"special_tokens"'):
                 value = json.loads(text)
-                specials, text = SpecialTokenIds(**value["special_tokens"]), json.dumps(value["tokenizer"])
+                special_tokens, text = SpecialTokenIds(**value["special_tokens"]), json.dumps(value["tokenizer"])
             inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises plain Exception, whatever is wrong
             raise VocabularyError(
                 f"{path} is not a whole tokenizer.json ({error}); copy it again or train it anew"
             ) from error
-        return cls(inner, str(path), specials=specials)
+        return cls(inner, str(path), special_tokens=special_tokens)
 
     def __eq__(self, other: object) -> bool:
         return self.digest == other.digest if isinstance(other, Tokenizer) else NotImplemented

@@ -20,7 +20,9 @@ _N_BYTES = 256
 _DEFAULT_VOCAB_SIZE = 8000
 
 
-def train(lines: Iterable[str], kind: TokenizerKind = "bpe", vocab: int | None = None, lowercase: bool = False) -> Tokenizer:
+def train(
+    lines: Iterable[str], kind: TokenizerKind = "bpe", vocab: int | None = None, lowercase: bool = False
+) -> Tokenizer:
     """Make a tokenizer that knows the given lines, with at most `vocab` tokens (the four special ones included).
 
     "bpe" [Sennrich et al. 2016] and "unigram" [Kudo 2018] work on bytes, so that any text comes back unchanged;
@@ -29,7 +31,9 @@ def train(lines: Iterable[str], kind: TokenizerKind = "bpe", vocab: int | None =
     Raises VocabularyError for an unknown kind, a vocabulary too small for it, or no text at all.
     """
     if kind not in get_args(TokenizerKind):
-        raise VocabularyError(f"tokenizer kind {kind!r} is unknown, expected one of {', '.join(get_args(TokenizerKind))}")
+        raise VocabularyError(
+            f"tokenizer kind {kind!r} is unknown, expected one of {', '.join(get_args(TokenizerKind))}"
+        )
     least = len(SPECIAL_TOKENS) + (_N_BYTES if kind in ("bpe", "unigram", "byte") else 1)
     if vocab is not None and (vocab < least or (kind == "byte" and vocab != least)):
         bound = "exactly" if kind == "byte" else "at least"
@@ -97,7 +101,9 @@ def _train_unigram(lines: Iterator[str], vocab: int, lowercase: bool) -> tokeniz
         show_progress=False,
     )
     inner.train_from_iterator(lines, trainer)
-    return _add_special_tokens(_make_byte_level(tokenizers.Tokenizer(models.Unigram(_make_deterministic(inner), unk_id=3)), lowercase))
+    return _add_special_tokens(
+        _make_byte_level(tokenizers.Tokenizer(models.Unigram(_make_deterministic(inner), unk_id=3)), lowercase)
+    )
 
 
 def _make_deterministic(trained: tokenizers.Tokenizer) -> list[tuple[str, float]]:
@@ -130,7 +136,9 @@ def _build_byte_tokenizer(lowercase: bool) -> tokenizers.Tokenizer:
 def _build_vocabulary(counts: Counter[str], vocab: int | None) -> dict[str, int]:
     """Number the symbols by falling count, equal counts in the order of their code points."""
     ordered = sorted(counts, key=lambda symbol: (-counts[symbol], symbol))
-    kept = [symbol for symbol in ordered if symbol not in SPECIAL_TOKENS][: None if vocab is None else vocab - len(SPECIAL_TOKENS)]
+    kept = [symbol for symbol in ordered if symbol not in SPECIAL_TOKENS][
+        : None if vocab is None else vocab - len(SPECIAL_TOKENS)
+    ]
     return {token: number for number, token in enumerate([*SPECIAL_TOKENS, *kept])}
 
 
@@ -139,7 +147,9 @@ def _train_character_level(lines: Iterator[str], vocab: int | None, lowercase: b
     counts: Counter[str] = Counter()
     for line in lines:
         counts.update(normalizer.normalize_str(line) if lowercase else line)
-    inner = tokenizers.Tokenizer(models.BPE(vocab=_build_vocabulary(counts, vocab), merges=[], unk_token=SPECIAL_TOKENS[3]))
+    inner = tokenizers.Tokenizer(
+        models.BPE(vocab=_build_vocabulary(counts, vocab), merges=[], unk_token=SPECIAL_TOKENS[3])
+    )
     if lowercase:
         inner.normalizer = normalizer
     inner.decoder = decoders.Fuse()

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from qkv.training.config import (
+    CheckpointingConfig,
     Cosine,
     InverseSquareRoot,
     MuonConfig,
     OptimizerConfig,
-    CheckpointingConfig,
     Schedule,
     TrainingConfig,
     ValidationConfig,
@@ -18,7 +18,7 @@ from qkv.training.config import (
 )
 
 if TYPE_CHECKING:
-    from qkv.training.trainer import TrainResult, Trainer, ValidationResult, check_run_folder
+    from qkv.training.trainer import Trainer, TrainResult, ValidationResult, check_run_folder
 
 __all__ = [
     "Cosine",

@@ -105,7 +105,11 @@ class WarmupStableDecay:
         _check(
             self,
             ("warmup_ratio", 0 <= self.warmup_ratio < 1, "a fraction of the run, at least 0 and below 1"),
-            ("decay_ratio", 0 <= self.decay_ratio <= 1 - self.warmup_ratio, "a fraction of the run, and warmup_ratio + decay_ratio at most 1"),
+            (
+                "decay_ratio",
+                0 <= self.decay_ratio <= 1 - self.warmup_ratio,
+                "a fraction of the run, and warmup_ratio + decay_ratio at most 1",
+            ),
         )
 
 
@@ -153,8 +157,16 @@ class CheckpointingConfig:
             self,
             ("every", self.every >= 1, "at least 1 step"),
             ("log_every", self.log_every >= 1, "at least 1 step"),
-            ("keep_last", self.keep_last >= (2 if self.final_weights == "average_last" else 0), _keep_requirement(self.final_weights)),
-            ("keep_best", self.keep_best >= _required_keep_best(self.final_weights), _keep_requirement(self.final_weights)),
+            (
+                "keep_last",
+                self.keep_last >= (2 if self.final_weights == "average_last" else 0),
+                _keep_requirement(self.final_weights),
+            ),
+            (
+                "keep_best",
+                self.keep_best >= _required_keep_best(self.final_weights),
+                _keep_requirement(self.final_weights),
+            ),
         )
 
 
@@ -188,7 +200,11 @@ class TrainingConfig:
         ends = (self.max_steps, self.max_epochs, self.max_minutes)
         _check(
             self,
-            ("max_steps", any(end is not None for end in ends), "a number here, in max_epochs or in max_minutes: a run must end"),
+            (
+                "max_steps",
+                any(end is not None for end in ends),
+                "a number here, in max_epochs or in max_minutes: a run must end",
+            ),
             ("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1"),
             ("max_epochs", self.max_epochs is None or self.max_epochs > 0, "above 0"),
             ("max_minutes", self.max_minutes is None or self.max_minutes > 0, "above 0"),

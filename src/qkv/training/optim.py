@@ -65,7 +65,9 @@ class Optimizers:
             if not matrices:
                 raise ConfigError(["optimizer.muon: given, but this model has no blocks with matrices; take it out"])
             self.optimizers.append(Muon(matrices, config.muon))
-        self._optimizer_of = {id(p): one for one in self.optimizers for group in one.param_groups for p in group["params"]}
+        self._optimizer_of = {
+            id(p): one for one in self.optimizers for group in one.param_groups for p in group["params"]
+        }
 
     def step(self, multiplier: float) -> None:
         """Move the parameters at this share of the peak learning rates, and forget the gradients."""

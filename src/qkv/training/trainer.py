@@ -17,15 +17,14 @@ from torch import Tensor, nn
 from qkv.data.batch import Batch
 from qkv.errors import CheckpointError, TrainingError
 from qkv.layers import set_dropout
-from qkv.training import checkpoints
-from qkv.training import optim
-from qkv.training.workers import WorkerPool
+from qkv.training import checkpoints, optim
+from qkv.training.config import TrainingConfig
 from qkv.training.loss import loss_normalizer, smoothed_and_plain_cross_entropy
 from qkv.training.nonfinite import locate_nonfinite
-from qkv.training.config import TrainingConfig
-from qkv.training.reporters import Reporter, MetricsLogger, MetricsWindow, make_reporter
+from qkv.training.reporters import MetricsLogger, MetricsWindow, Reporter, make_reporter
 from qkv.training.signals import handle_interrupts
 from qkv.training.state import CheckpointManager, TrainState
+from qkv.training.workers import WorkerPool
 
 _CHECKPOINT_NAME = "checkpoint.safetensors"
 
@@ -111,7 +110,9 @@ class Trainer:
         }
         self._ema_tensors = self._named_parameters | running
         self.ema = (
-            optim.ExponentialMovingAverage(list(self._ema_tensors.values()), config.ema_decay) if config.ema_decay is not None else None
+            optim.ExponentialMovingAverage(list(self._ema_tensors.values()), config.ema_decay)
+            if config.ema_decay is not None
+            else None
         )
         self._worker_pool = WorkerPool(model, self._compute_losses, collate, config.workers)
 
@@ -165,7 +166,9 @@ class Trainer:
                 self._save_checkpoint()
                 saved = standing.step
         if stopped == "interrupted":
-            self.reporter.message(f"Stopped at step {saved:,}. Saved in {self.checkpoint_path}: resume to go on from here.")
+            self.reporter.message(
+                f"Stopped at step {saved:,}. Saved in {self.checkpoint_path}: resume to go on from here."
+            )
         return stopped
 
     def _stop_reason(self) -> Literal["finished", "early_stopping"] | None:
@@ -195,11 +198,19 @@ class Trainer:
         loss_value, plain_value, norm_value = torch.stack((*total, norm)).tolist()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             torch.set_rng_state(random)  # the same dropout, so that the same numbers arise
-            raise locate_nonfinite(self.model, lambda batch: self._compute_losses(batch)[0], batches, standing.step + 1, self._suggest_remedy())
+            raise locate_nonfinite(
+                self.model,
+                lambda batch: self._compute_losses(batch)[0],
+                batches,
+                standing.step + 1,
+                self._suggest_remedy(),
+            )
         largest = options.optimizer.max_grad_norm
         if largest is not None and norm_value > largest:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, largest, norm, foreach=True)
-        progress = standing.compute_progress(options, self.examples_per_epoch, steps_ahead=0.5)  # the middle of this step
+        progress = standing.compute_progress(
+            options, self.examples_per_epoch, steps_ahead=0.5
+        )  # the middle of this step
         peak_share = optim.lr_multiplier(options.schedule, standing.step + 1, progress)
         self.optimizers.step(peak_share)
         standing.step += 1
@@ -224,7 +235,11 @@ class Trainer:
 
     def _suggest_remedy(self) -> str:
         way = "Look at these examples; lower optimizer.learning_rate, set optimizer.max_grad_norm or use precision: float32."
-        kept = f" The checkpoint of the last save is whole: {self.checkpoint_path}." if self.checkpoint_path.exists() else ""
+        kept = (
+            f" The checkpoint of the last save is whole: {self.checkpoint_path}."
+            if self.checkpoint_path.exists()
+            else ""
+        )
         return way + kept
 
     def _log_metrics(self) -> None:
@@ -277,11 +292,15 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         """Write the weights to keep, then the checkpoint that speaks of them, then drop what it no longer names."""
         standing, saving = self.state, self.config.checkpointing
-        standing.last_checkpoints = [standing.step, *(s for s in standing.last_checkpoints if s != standing.step)][: saving.keep_last]
+        standing.last_checkpoints = [standing.step, *(s for s in standing.last_checkpoints if s != standing.step)][
+            : saving.keep_last
+        ]
         kept = {*standing.last_checkpoints, *(step for _, step in standing.best_checkpoints[: saving.keep_best])}
         if standing.step in kept:
             with self._evaluation_mode():
-                checkpoints.save_checkpoint(self.checkpoint_manager.weights_path(standing.step), self._model_tensors(), {"step": standing.step})
+                checkpoints.save_checkpoint(
+                    self.checkpoint_manager.weights_path(standing.step), self._model_tensors(), {"step": standing.step}
+                )
         tensors = {f"model.{name}": tensor for name, tensor in self._model_tensors().items()}
         for name, parameter in self._named_parameters.items():
             for part, tensor in self.optimizers.get_state(parameter).items():
@@ -314,7 +333,9 @@ class Trainer:
                 f"{self.checkpoint_path} holds no state of a training run; expected a checkpoint to resume from, not a "
                 "model's weights. Copy it again, or begin a new run."
             )
-        changed = [name for name, value in _settings_fixed_on_resume(self.config).items() if state["config"].get(name) != value]
+        changed = [
+            name for name, value in _settings_fixed_on_resume(self.config).items() if state["config"].get(name) != value
+        ]
         if changed:
             was = ", ".join(f"{name}={state['options'].get(name)}" for name in changed)
             raise TrainingError(
@@ -325,7 +346,9 @@ class Trainer:
         self.state = TrainState.from_json(state["train_state"])
         self._metrics_window = MetricsWindow(**state["metrics_window"])
         self.sampler.restore(state["sampler"])
-        self.checkpoint_manager.prune({*self.state.last_checkpoints, *(step for _, step in self.state.best_checkpoints)})
+        self.checkpoint_manager.prune(
+            {*self.state.last_checkpoints, *(step for _, step in self.state.best_checkpoints)}
+        )
         self.reporter.message(f"Resuming from step {self.state.step:,}.")
 
     @torch.no_grad()
@@ -356,7 +379,9 @@ class Trainer:
         weights = f"step {standing.step}" if self.ema is None else f"moving average at step {standing.step}"
         if chosen:
             paths = [self.checkpoint_manager.weights_path(step) for step in sorted(chosen)]
-            found = checkpoints.average_checkpoints(paths) if len(paths) > 1 else checkpoints.load_checkpoint(paths[0])[0]
+            found = (
+                checkpoints.average_checkpoints(paths) if len(paths) > 1 else checkpoints.load_checkpoint(paths[0])[0]
+            )
             with torch.no_grad():
                 _copy_tensors(dict(self._model_tensors()), found, paths[0])
             weights = f"{'mean of steps' if len(paths) > 1 else 'step'} {', '.join(map(str, sorted(chosen)))}"

@@ -29,7 +29,9 @@ class WorkerPool:
     loss, collate: as in the trainer. The helpers are forked when the crew is entered, so both may be anything.
     """
 
-    def __init__(self, model: nn.Module, compute_loss: BatchLossFunction, collate: Callable[[Sequence[int]], Any], workers: int) -> None:
+    def __init__(
+        self, model: nn.Module, compute_loss: BatchLossFunction, collate: Callable[[Sequence[int]], Any], workers: int
+    ) -> None:
         self._model, self._compute_loss, self._collate = model, compute_loss, collate
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self._workers: list[_Worker] = []
@@ -99,7 +101,9 @@ class WorkerPool:
         theirs.close()
         return _Worker(process, ours, gradients)
 
-    def _run_worker(self, pipe: Connection, parent_pipe: Connection, flat_gradient: Tensor, gradients: list[Tensor]) -> None:
+    def _run_worker(
+        self, pipe: Connection, parent_pipe: Connection, flat_gradient: Tensor, gradients: list[Tensor]
+    ) -> None:
         """A helper's life: part by part, until the pipe ends."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer to hear
         signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -7,16 +7,16 @@ explore(model, line="colonel")                 in a notebook, and what is asked 
 
 from __future__ import annotations
 
-from qkv.view.session import Session, build_document
 from qkv.view.axes import Axis
-from qkv.view.returns_plot import plot_returns
+from qkv.view.builder import build_run, encode_long_text
 from qkv.view.document import Document, encode_document
-from qkv.view.builder import encode_long_text, build_run
+from qkv.view.html import write_html
 from qkv.view.notebook import explore, show
+from qkv.view.returns_plot import plot_returns
 from qkv.view.run import Hypothesis, Run
 from qkv.view.server import Server
+from qkv.view.session import Session, build_document
 from qkv.view.words_plot import plot_words
-from qkv.view.html import write_html
 
 __all__ = [
     "Axis",

@@ -55,7 +55,9 @@ def describe_attention(attention: AttentionTrace) -> dict[str, Any]:
     }
 
 
-def attention_to_json(attention: AttentionTrace, pieces: Pieces, row: int, blocks: Blocks, contexts: bool) -> dict[str, Any]:
+def attention_to_json(
+    attention: AttentionTrace, pieces: Pieces, row: int, blocks: Blocks, contexts: bool
+) -> dict[str, Any]:
     """An attention for the page: what it is, and its tensors for one row of the batch."""
     found = describe_attention(attention)
     found["certified"] = [round(float(one), 12) for one in attention.certify(pieces)]
@@ -82,7 +84,9 @@ def attention_to_json(attention: AttentionTrace, pieces: Pieces, row: int, block
         found["rule"] = rule
     if (sinks := attention.terms.get("sinks")) is not None:
         found["sinks"] = blocks.add(sinks, "float32")
-    found["value_norms"] = blocks.add(compute_value_norms(attention, row), "float16" if blocks.dtype == "int8" else None)
+    found["value_norms"] = blocks.add(
+        compute_value_norms(attention, row), "float16" if blocks.dtype == "int8" else None
+    )
     return found
 
 

@@ -74,7 +74,9 @@ def build_image_axis(pixels: Tensor, rows: int, columns: int, leading: int = 0) 
     return Axis(tuple(names), "image", image=pixels, rows=rows, columns=columns, leading=leading)
 
 
-def build_audio_axis(samples: Tensor, sample_rate: int, positions: int, seconds_per_token: float, words: Sequence[Span] = ()) -> Axis:
+def build_audio_axis(
+    samples: Tensor, sample_rate: int, positions: int, seconds_per_token: float, words: Sequence[Span] = ()
+) -> Axis:
     """The positions of a sound (samples,) taken `rate` times a second; each covers `per_token` seconds.
 
     words: when each word of the answer was said; a position in whose middle one is heard is named by it too.
@@ -85,7 +87,9 @@ def build_audio_axis(samples: Tensor, sample_rate: int, positions: int, seconds_
         heard = next((one.text for one in words if one.start <= middle < one.end), "")
         names.append(f"{number * seconds_per_token:.2f} s {heard}".rstrip())
     seconds = len(samples) / sample_rate
-    return Axis(tuple(names), "audio", audio=samples, seconds=seconds, seconds_per_token=seconds_per_token, words=tuple(words))
+    return Axis(
+        tuple(names), "audio", audio=samples, seconds=seconds, seconds_per_token=seconds_per_token, words=tuple(words)
+    )
 
 
 def build_trajectory_axis(tokens: Sequence[str], values: Mapping[str, Tensor], first_step: int = 0) -> Axis:

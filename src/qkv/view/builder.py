@@ -8,17 +8,22 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from qkv import lens, spec
-from qkv import compare
+from qkv import compare, lens, spec
 from qkv.decoding import Beam
 from qkv.lens import Why
 from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Tap
-from qkv.tasks.loader import TaskModel
 from qkv.tasks.image_text.model import ImageTextModel
-from qkv.tasks.text_generator import MAX_INPUT_TOKENS, LookResult, ImageInput, TextGenerator, AudioInput, TrajectoryInput
-from qkv.view import axes
-from qkv.view import run_edits
+from qkv.tasks.loader import TaskModel
+from qkv.tasks.text_generator import (
+    MAX_INPUT_TOKENS,
+    AudioInput,
+    ImageInput,
+    LookResult,
+    TextGenerator,
+    TrajectoryInput,
+)
+from qkv.view import axes, run_edits
 from qkv.view.axes import Axis
 from qkv.view.run import Edit, Hypothesis, Run
 
@@ -40,7 +45,9 @@ run = view.build_run(model, text)  # the text that was read
 view.write_html(run, "look.html")"""
 
 
-def build_run(model: TaskModel, line: str, answer: str | None = None, *, name: str = "", edits: Sequence[Edit] = ()) -> Run:
+def build_run(
+    model: TaskModel, line: str, answer: str | None = None, *, name: str = "", edits: Sequence[Edit] = ()
+) -> Run:
     """Answer a line (or take the given answer), look at what led to it, and say why.
 
     name: what the model is opened by, e.g. "pronunciation". edits: changes of the run, as in `qkv.view.run_edits`.
@@ -71,7 +78,7 @@ def build_run(model: TaskModel, line: str, answer: str | None = None, *, name: s
     if not isinstance(model, TextGenerator):
         return run
     beam = _build_hypotheses(model, line, tap) if answer is None else ()
-    return replace(run, hypotheses=beam, story=() if edits else _explain_answer(model, looked))
+    return replace(run, hypotheses=beam, explanations=() if edits else _explain_answer(model, looked))
 
 
 def encode_long_text(model: TaskModel, line: str) -> list[int] | None:
@@ -122,7 +129,9 @@ def _build_source_axis(result: LookResult) -> Axis | None:
             heard = result.input
             first = next((one for one in result.trace if one.place.startswith("encoder")), None)
             positions = 0 if first is None else first.keys
-            return axes.build_audio_axis(heard.samples, heard.sample_rate, positions, heard.seconds_per_position, result.word_times)
+            return axes.build_audio_axis(
+                heard.samples, heard.sample_rate, positions, heard.seconds_per_position, result.word_times
+            )
         case TrajectoryInput():
             return axes.build_trajectory_axis(result.source_tokens, result.input.values, result.input.first_step)
     return axes.build_text_axis(result.source_tokens) if result.source_tokens else None

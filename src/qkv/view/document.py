@@ -39,7 +39,12 @@ class Document:
 
 
 def encode_document(
-    runs_or_trace: Run | Trace | Sequence[Run], *, title: str = "", note: str = "", live: bool = False, dtype: StorageDtype | None = None
+    runs_or_trace: Run | Trace | Sequence[Run],
+    *,
+    title: str = "",
+    note: str = "",
+    live: bool = False,
+    dtype: StorageDtype | None = None,
 ) -> Document:
     """Describe one run, or two to be seen side by side.
 
@@ -47,7 +52,13 @@ def encode_document(
     page's questions. kind: how numbers are kept; by their number, unless given.
     Raises QkvError for no run or for more than two.
     """
-    runs = [Run(runs_or_trace)] if isinstance(runs_or_trace, Trace) else [runs_or_trace] if isinstance(runs_or_trace, Run) else list(runs_or_trace)
+    runs = (
+        [Run(runs_or_trace)]
+        if isinstance(runs_or_trace, Trace)
+        else [runs_or_trace]
+        if isinstance(runs_or_trace, Run)
+        else list(runs_or_trace)
+    )
     if not 1 <= len(runs) <= 2:
         raise QkvError(f"{len(runs)} runs were given to show; expected one, or two side by side")
     long = _count_numbers(runs) > _MAX_NUMBERS or any(overview.is_long(one) for run in runs for one in run.trace)

@@ -16,7 +16,9 @@ from qkv.view.document import Document, encode_document
 from qkv.view.run import Run
 
 
-def write_html(runs: Run | Trace | Sequence[Run] | Document, path: Path | str, *, title: str = "", note: str = "") -> Path:
+def write_html(
+    runs: Run | Trace | Sequence[Run] | Document, path: Path | str, *, title: str = "", note: str = ""
+) -> Path:
     """Write a self-contained page about one run, or about two side by side, and return its path.
 
     title, note: what stands at the head, e.g. the word and the model's name.

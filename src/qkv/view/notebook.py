@@ -9,9 +9,9 @@ from qkv.errors import MissingExtraError
 from qkv.lens import Trace
 from qkv.tasks.loader import TaskModel
 from qkv.view import html
-from qkv.view.session import Session
 from qkv.view.document import Document, encode_document
 from qkv.view.run import Run
+from qkv.view.session import Session
 
 
 def show(runs: Run | Trace | Sequence[Run], *, title: str = "", note: str = "") -> Any:

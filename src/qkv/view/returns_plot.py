@@ -32,7 +32,9 @@ def plot_returns(report: RolloutReport, path: Path) -> None:
         parts.append(_svg_line((_MARGIN, up.to_pixel(mark)), (_WIDTH - 16, up.to_pixel(mark)), "#eee"))
         parts.append(_svg_text(_MARGIN - 8, up.to_pixel(mark) + 4, f"{mark:g}", "end"))
     low, high = max(across.low, up.low), min(across.high, up.high)
-    parts.append(_svg_line((across.to_pixel(low), up.to_pixel(low)), (across.to_pixel(high), up.to_pixel(high)), "#999", "4 4"))
+    parts.append(
+        _svg_line((across.to_pixel(low), up.to_pixel(low)), (across.to_pixel(high), up.to_pixel(high)), "#999", "4 4")
+    )
     for one in report.statistics:
         x, bar = across.to_pixel(one.target_return), (up.to_pixel(one.mean - one.std), up.to_pixel(one.mean + one.std))
         parts.append(_svg_line((x, bar[0]), (x, bar[1]), "#2563a8"))

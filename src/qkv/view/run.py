@@ -152,7 +152,8 @@ class Run:
         """The same of a text that was read: what came, and at the last positions what was likeliest."""
         names = self.tokens("target")
         answers: list[dict[str, Any]] = [
-            {"chosen": [name, share], "best": []} for name, share in zip(names[1:], target_probabilities.tolist(), strict=True)
+            {"chosen": [name, share], "best": []}
+            for name, share in zip(names[1:], target_probabilities.tolist(), strict=True)
         ]
         top = logits.float().softmax(dim=-1).topk(min(_TOP_K, logits.shape[-1]), dim=-1)
         best = [

@@ -17,9 +17,9 @@ from qkv.tasks.loader import TaskModel
 from qkv.tasks.text_generator import TextGenerator
 from qkv.view import overview
 from qkv.view.blocks import Blocks
-from qkv.view.document import Document, encode_document
 from qkv.view.builder import build_run
-from qkv.view.run import Edit, Run, shorten_names, explanation_to_json
+from qkv.view.document import Document, encode_document
+from qkv.view.run import Edit, Run, explanation_to_json, shorten_names
 
 Request = Mapping[str, Any]
 

@@ -17,7 +17,9 @@ _WIDTH, _WAVEFORM_HEIGHT, _FRAMES_HEIGHT, _WORDS_HEIGHT = 1000, 120, 160, 30  # 
 _MAX_COLUMNS = 250  # columns of frames
 
 
-def plot_words(samples: Tensor, sample_rate: int, frames: Tensor, words: Sequence[Span], path: Path, title: str) -> None:
+def plot_words(
+    samples: Tensor, sample_rate: int, frames: Tensor, words: Sequence[Span], path: Path, title: str
+) -> None:
     """Write an SVG file of samples (samples,), frames (mels, frames) and words. DataError for an empty sound."""
     if not len(samples) or not frames.numel():
         raise DataError("there is no sound to draw; expected at least one sample and one frame")

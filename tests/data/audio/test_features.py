@@ -187,7 +187,8 @@ def test_an_utterance_is_scaled_band_by_band_and_its_pitch_is_seen() -> None:
     assert features.mean(dim=1).abs().max() < 1e-5
     assert torch.allclose(features.var(dim=1, correction=0), torch.ones(40), atol=1e-3)
     loudest = [
-        int(LogMel(40, normalization="peak")(make_sine(hertz, 16_000, 4_000)).mean(dim=1).argmax()) for hertz in (200, 900, 4_000)
+        int(LogMel(40, normalization="peak")(make_sine(hertz, 16_000, 4_000)).mean(dim=1).argmax())
+        for hertz in (200, 900, 4_000)
     ]
     assert loudest == sorted(set(loudest))
     assert LogMel(seconds=0.5)(make_noise(20_000)).shape == (80, 50)

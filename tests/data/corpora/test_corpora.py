@@ -23,10 +23,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qkv.data import Corpus, corpora, group_references
-from qkv.data.corpora import fetch
-from qkv.data.corpora import ui_strings
+from qkv.data.corpora import fetch, ui_strings
 from qkv.data.corpora.cmudict import read_cmudict_07b
-from qkv.data.corpora.info import CorpusSelection, CorpusInfo, CorpusFile
+from qkv.data.corpora.info import CorpusFile, CorpusInfo, CorpusSelection
 from qkv.data.corpora.translation import split_by_hash
 from qkv.errors import CorpusError, DownloadError, MissingExtraError, StorageError
 
@@ -163,7 +162,9 @@ def test_a_third_of_the_held_out_sentences_are_for_validation() -> None:
     assert sum(sizes) == 10_000 and 70 < sizes[1] < 130 and 150 < sizes[2] < 250
 
 
-def register_small_corpus(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, contents: dict[str, str]) -> CorpusInfo:
+def register_small_corpus(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, name: str, contents: dict[str, str]
+) -> CorpusInfo:
     """Put small files in the place of those of a corpus."""
     entry = corpora.find_corpus(name)
     files = []
@@ -188,7 +189,9 @@ DICTIONARY = "".join(f"w{n:03} K ER1 N{n} # a comment\nw{n:03}(2) K ER0 N{n}\n" 
 
 
 def test_a_dictionary_is_split_by_word(data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = register_small_corpus(monkeypatch, data_folder, "cmudict", {"cmudict-g2p/cmudict.dict.gz": ";;; head\n\n" + DICTIONARY})
+    entry = register_small_corpus(
+        monkeypatch, data_folder, "cmudict", {"cmudict-g2p/cmudict.dict.gz": ";;; head\n\n" + DICTIONARY}
+    )
     splits = {split: corpora.load_pairs("cmudict", split) for split in entry.splits}
     words = [f"w{n:03}" for n in range(100)]
     assert sorted(group_references(splits["valid"])) == words[19::20]
@@ -289,7 +292,8 @@ def write_wheels(folder: Path) -> None:
         "Two\nlines": "Zwei\tZeilen",
     }
     write_wheel(
-        folder / "a.whl", {"a/locale/de/LC_MESSAGES/a.mo": make_catalogue(texts), "a/locale/de_AT/LC_MESSAGES/a.mo": b"no"}
+        folder / "a.whl",
+        {"a/locale/de/LC_MESSAGES/a.mo": make_catalogue(texts), "a/locale/de_AT/LC_MESSAGES/a.mo": b"no"},
     )
     english = {"title": "Lamp", "state": {"on": "On", "off": "Off"}, "only": "English"}
     german = {"title": "Lampe", "state": {"on": "An", "off": "Aus"}, "other": "Deutsch"}
@@ -304,7 +308,9 @@ def test_interface_texts_are_made_from_wheels_once(data_folder: Path, monkeypatc
     expected = [("Open", "Öffnen"), ("%d file", "%d Datei"), ("%d files", "%d Dateien"), ("Two lines", "Zwei Zeilen")]
     expected += [("Lamp", "Lampe"), ("On", "An"), ("Off", "Aus"), ("Key", "Taste"), ("Lock", "Schloss")]
     text = "".join(f"{english}\t{german}\n" for english, german in expected).encode()
-    entry = dataclasses.replace(corpora.find_corpus("ui-strings"), files=(make_file_record("ui-strings/ui.en-de.tsv.gz", text),))
+    entry = dataclasses.replace(
+        corpora.find_corpus("ui-strings"), files=(make_file_record("ui-strings/ui.en-de.tsv.gz", text),)
+    )
     monkeypatch.setattr(corpora, "ENTRIES", (entry,))
     fetched: list[Path] = []
 
@@ -396,7 +402,9 @@ def test_clothes_are_found_where_debian_puts_them(tmp_path: Path, monkeypatch: p
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(gzip.compress(text))
             files.append(make_file_record(f"fashion-mnist/{path.name}", text))
-    monkeypatch.setattr(corpora, "ENTRIES", (dataclasses.replace(corpora.find_corpus("fashion-mnist"), files=tuple(files)),))
+    monkeypatch.setattr(
+        corpora, "ENTRIES", (dataclasses.replace(corpora.find_corpus("fashion-mnist"), files=tuple(files)),)
+    )
     album = corpora.load_images("fashion-mnist", "test")
     assert list(album.labels) == ["ankle boot", "T-shirt"] and album.names[1] == "fashion-mnist/test#1"
     assert album.read_pixels(1).tolist() == [[3, 4]] and len(corpora.load_pairs("fashion-mnist", "train")) == 2

@@ -62,7 +62,9 @@ def test_preparation_equals_the_reference(name: str, size: tuple[int, int]) -> N
     scale = float(expected.abs().max().clamp(min=1))
     assert float((saved - expected).abs().max()) / scale < 1e-6
     # What a file leaves out is the processor's default.
-    told = image_processor_from_config({"image_processor_type": kind.removesuffix("Pil"), **settings}).preprocess(np.asarray(image))
+    told = image_processor_from_config({"image_processor_type": kind.removesuffix("Pil"), **settings}).preprocess(
+        np.asarray(image)
+    )
     assert torch.equal(told, saved)
 
 
@@ -77,7 +79,9 @@ def test_every_mode_is_prepared_as_the_reference_does(mode: str) -> None:
 
 def test_the_image_part_of_a_processor_is_found() -> None:
     part = {"image_processor_type": "CLIPImageProcessorFast", "size": {"shortest_edge": 336}, "crop_size": 336}
-    assert image_processor_from_config({"processor_class": "CLIPProcessor", "image_processor": part}) == image_processor_from_config(part)
+    assert image_processor_from_config(
+        {"processor_class": "CLIPProcessor", "image_processor": part}
+    ) == image_processor_from_config(part)
     assert image_processor_from_config(part).crop == (336, 336)
 
 

@@ -14,16 +14,16 @@ from hypothesis import strategies as st
 
 from qkv.data import (
     CleaningConfig,
-    ParallelFiles,
     Jsonl,
+    ParallelFiles,
     Tsv,
-    find_leakage,
-    read_lines,
     decode_lines,
-    tokenize_pairs,
-    read_pairs,
-    group_references,
     exclude_sources,
+    find_leakage,
+    group_references,
+    read_lines,
+    read_pairs,
+    tokenize_pairs,
 )
 from qkv.data.text import pairs as reading_module
 from qkv.errors import ConfigError, DataError
@@ -48,7 +48,11 @@ def test_one_line_in_one_line_out(text: list[str]) -> None:
 def test_only_a_line_feed_ends_a_line(tmp_path: Path) -> None:
     text = "\ufeffone\u2028still \x85 \x0b\x0c one\rone\r\n\ntwo"
     for name in ("text", "text.gz"):
-        assert list(read_lines(write_file(tmp_path / name, text))) == ["one\u2028still \x85 \x0b\x0c one\rone", "", "two"]
+        assert list(read_lines(write_file(tmp_path / name, text))) == [
+            "one\u2028still \x85 \x0b\x0c one\rone",
+            "",
+            "two",
+        ]
 
 
 def test_all_forms_give_the_same_pairs(tmp_path: Path) -> None:
@@ -59,7 +63,11 @@ def test_all_forms_give_the_same_pairs(tmp_path: Path) -> None:
         table = write_file(tmp_path / f"a.tsv{end}", "".join(f"x\t{target}\t{source}\n" for source, target in pairs))
         records = "".join(json.dumps({"de": source, "en": target, "n": 1}) + "\n" for source, target in pairs)
         objects = write_file(tmp_path / f"a.jsonl{end}", records)
-        origins: list[Iterable[tuple[str, str]]] = [ParallelFiles(source, target), Tsv(table, 2, 1), Jsonl(objects, "de", "en")]
+        origins: list[Iterable[tuple[str, str]]] = [
+            ParallelFiles(source, target),
+            Tsv(table, 2, 1),
+            Jsonl(objects, "de", "en"),
+        ]
         assert [read_pairs(origin) for origin in origins] == [pairs] * 3
         assert [read_pairs(origin) for origin in origins] == [pairs] * 3, "an origin can be read again"
 
@@ -162,7 +170,9 @@ def test_long_examples_can_be_truncated() -> None:
 
 def test_too_much_dropped_stops_unless_allowed() -> None:
     pairs = [("a", "b")] * 98 + [("", "b")] * 2
-    with pytest.raises(DataError, match=r"2\.0% of the examples would be dropped, 1\.0%(.|\n)*max_dropped_fraction=0\.021"):
+    with pytest.raises(
+        DataError, match=r"2\.0% of the examples would be dropped, 1\.0%(.|\n)*max_dropped_fraction=0\.021"
+    ):
         tokenize_pairs(pairs, WORDS, WORDS)
     assert len(tokenize_pairs(pairs, WORDS, WORDS, CleaningConfig(max_dropped_fraction=0.021))[0]) == 98
     assert len(tokenize_pairs(pairs + [("a", "b")] * 100, WORDS, WORDS)[0]) == 198

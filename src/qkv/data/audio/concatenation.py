@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from qkv.data.audio.recordings import Recording, AudioClip
+from qkv.data.audio.recordings import AudioClip, Recording
 from qkv.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ class ConcatenationConfig:
         if self.count < 1:
             problems.append(f"count={self.count}: expected at least 1")
         if not 1 <= self.min_parts <= self.max_parts:
-            problems.append(f"min_parts={self.min_parts}, max_parts={self.max_parts}: expected 1 <= min_parts <= max_parts")
+            problems.append(
+                f"min_parts={self.min_parts}, max_parts={self.max_parts}: expected 1 <= min_parts <= max_parts"
+            )
         if not 0 <= self.max_pause <= 10:
             problems.append(f"max_pause={self.max_pause}: expected 0 to 10 seconds")
         if self.min_snr_db is not None and not -30 <= self.min_snr_db <= 120:
@@ -60,7 +62,9 @@ def concatenate_recordings(parts: Sequence[Recording], config: ConcatenationConf
     return [_concatenate_one(speakers, names, config, number) for number in range(config.count)]
 
 
-def _concatenate_one(speakers: dict[str, list[Recording]], names: list[str], config: ConcatenationConfig, number: int) -> Recording:
+def _concatenate_one(
+    speakers: dict[str, list[Recording]], names: list[str], config: ConcatenationConfig, number: int
+) -> Recording:
     bits = np.random.PCG64([config.seed, number])
 
     def below(count: int) -> int:
@@ -78,7 +82,9 @@ def _concatenate_one(speakers: dict[str, list[Recording]], names: list[str], con
     def load() -> AudioClip:
         return _mix([part.load() for part in chosen], gaps, above, seed)
 
-    stamp = hashlib.sha256(repr((config, number, [(one.name, one.fingerprint) for one in chosen])).encode()).hexdigest()[:16]
+    stamp = hashlib.sha256(
+        repr((config, number, [(one.name, one.fingerprint) for one in chosen])).encode()
+    ).hexdigest()[:16]
     return Recording(
         f"joined recording {number + 1}", " ".join(one.text for one in chosen), load, stamp, chosen[0].speaker
     )

@@ -73,7 +73,9 @@ def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
     """
     for rate in (old_rate, new_rate):
         if rate not in _SAMPLE_RATES:
-            raise DataError(f"the sample rate is {rate}; expected {_SAMPLE_RATES[0]:,} to {_SAMPLE_RATES[-1]:,} per second")
+            raise DataError(
+                f"the sample rate is {rate}; expected {_SAMPLE_RATES[0]:,} to {_SAMPLE_RATES[-1]:,} per second"
+            )
     common = math.gcd(old_rate, new_rate)
     length = samples.shape[-1]
     if old_rate == new_rate or not length:
@@ -150,7 +152,9 @@ class LogMel:
         if self.seconds is not None and not 0 < self.seconds <= 3600:
             problems.append(f"seconds={self.seconds}; expected more than 0 and at most 3600, or None")
         if self.normalization not in get_args(Normalization):
-            problems.append(f"normalization={self.normalization!r}; expected one of {', '.join(get_args(Normalization))}")
+            problems.append(
+                f"normalization={self.normalization!r}; expected one of {', '.join(get_args(Normalization))}"
+            )
         if problems:
             raise ConfigError(problems)
 
@@ -353,7 +357,9 @@ def _read_mono(sound: Any, name: str, max_seconds: float) -> Tensor:
         blocks.append(torch.from_numpy(block).mean(dim=1))
         had += len(block)
         if had > most:
-            raise DataError(f"{name} is longer than {max_seconds:g} seconds: cut it into pieces, or raise `max_seconds`")
+            raise DataError(
+                f"{name} is longer than {max_seconds:g} seconds: cut it into pieces, or raise `max_seconds`"
+            )
     if had < sound.frames < 2**62:  # some formats do not know their length beforehand
         raise DataError(f"{name} ends after {had:,} of {sound.frames:,} samples; it is cut short: copy it again")
     return torch.cat(blocks) if blocks else torch.empty(0)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from qkv.data.audio.features import LogMel, mask_spectrogram, resample
-from qkv.data.batch import IGNORE_INDEX, Batch, Ids, SupportsSpecialTokens, collate
-from qkv.data.cleaning import CleaningConfig, SupportsEncode, IssueCount, CleaningReport
+from qkv.data.audio.recordings import AudioClip, Recording
 from qkv.data.audio.sources import DYNAMIC_RANGE_DB, SpectrogramAugmentation
-from qkv.data.audio.recordings import Recording, AudioClip
+from qkv.data.batch import IGNORE_INDEX, Batch, Ids, SupportsSpecialTokens, collate
+from qkv.data.cleaning import CleaningConfig, CleaningReport, IssueCount, SupportsEncode
 from qkv.errors import DataError, StorageError
 
 _FORMAT_VERSION = 1
@@ -212,7 +212,9 @@ def collate_speech(
 
 
 def augment_sources(
-    examples: Sequence[tuple[Tensor, Ids]], augmentation: SpectrogramAugmentation | None = None, fixed_length: bool = False
+    examples: Sequence[tuple[Tensor, Ids]],
+    augmentation: SpectrogramAugmentation | None = None,
+    fixed_length: bool = False,
 ) -> list[Tensor]:
     """The frames of examples, changed at random if told; alike: then cut, or the last repeated, to as many as were."""
     if augmentation is None:

@@ -68,7 +68,7 @@ def load_recordings(path: Path, audio: str | None = None, text: str | None = Non
     if path.suffix == ".npz":
         return _read_npz(path)
     folders = [path.parent, path.parent / "clips"]  # Common Voice keeps its sounds in clips
-    rows = _read_manifest(path, features, text)
+    rows = _read_manifest(path, audio, text)
     speakers = next((name for name in _SPEAKER_COLUMNS if rows and name in rows[0]), None)
     found_recordings = []
     for row in rows:
@@ -94,12 +94,14 @@ def _read_librispeech(transcripts: Path) -> Iterator[Recording]:
         if not space:
             raise DataError(f"{transcripts}, line {number} is {line!r}; expected a name, a space and what is said")
         places = [transcripts.parent / f"{name}{form}" for form in _AUDIO_SUFFIXES]
-        yield recording_from_file(next((one for one in places if one.exists()), places[0]), text, name.partition("-")[0])
+        yield recording_from_file(
+            next((one for one in places if one.exists()), places[0]), text, name.partition("-")[0]
+        )
 
 
 def _read_manifest(path: Path, audio: str | None, text: str | None) -> list[dict[str, Any]]:
     """The rows of a manifest by column, with the file under "\\0audio" and the text under "\\0text"."""
-    names = [column for column in (features, text) if column is not None]
+    names = [column for column in (audio, text) if column is not None]
     if path.suffix == ".jsonl":
         rows = [_parse_object(line, f"{path}, line {number}") for number, line in enumerate(read_lines(path), 1)]
     elif path.suffix in (".tsv", ".csv"):
@@ -115,7 +117,7 @@ def _read_manifest(path: Path, audio: str | None, text: str | None) -> list[dict
             rows.append(dict(zip(head, cells, strict=True)))
     else:
         raise DataError(f"{path} is no manifest; expected a file .tsv, .csv, .jsonl or .npz, or a folder")
-    chosen = _choose_column(path, rows, features, _AUDIO_COLUMNS), _choose_column(path, rows, text, _TEXT_COLUMNS)
+    chosen = _choose_column(path, rows, audio, _AUDIO_COLUMNS), _choose_column(path, rows, text, _TEXT_COLUMNS)
     for number, row in enumerate(rows, 1):
         for column, name in zip(chosen, ("\0audio", "\0text"), strict=True):
             if not isinstance(row.get(column), str):
@@ -210,7 +212,9 @@ def recordings_from_arrays(
     stamp = hashlib.sha256(np.ascontiguousarray(samples).tobytes()).hexdigest()[:16]
     called = names or [f"{name}, recording {number}" for number in range(1, len(texts) + 1)]
     return [
-        Recording(called[number], text, _ArraySlice(samples, int(start), int(end), sample_rate), stamp, speakers[number])
+        Recording(
+            called[number], text, _ArraySlice(samples, int(start), int(end), sample_rate), stamp, speakers[number]
+        )
         for number, (text, start, end) in enumerate(zip(texts, offsets[:-1], offsets[1:], strict=True))
     ]
 

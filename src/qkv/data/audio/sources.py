@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from qkv.data import corpora
-from qkv.data.audio import synthesis
-from qkv.data.audio import recordings
-from qkv.data.corpora.fsdd import load_spoken_digits
+from qkv.data.audio import recordings, synthesis
 from qkv.data.audio.concatenation import ConcatenationConfig, concatenate_recordings
 from qkv.data.audio.recordings import Recording
+from qkv.data.corpora.fsdd import load_spoken_digits
 from qkv.errors import ConfigError
 
 
@@ -39,7 +38,9 @@ class Fsdd:
 
     def list_recordings(self) -> list[Recording]:
         """All of them, unread; CorpusError if they are not at hand."""
-        return _maybe_concatenate(load_spoken_digits(corpora.find_corpus("fsdd"), self.split, self.speakers), self.concatenate)
+        return _maybe_concatenate(
+            load_spoken_digits(corpora.find_corpus("fsdd"), self.split, self.speakers), self.concatenate
+        )
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ class SpokenNumbers:
 
     def list_recordings(self) -> list[Recording]:
         """All of them, unsaid; MissingExtraError without espeak-ng."""
-        return _maybe_concatenate(synthesis.generate_spoken_numbers(self.split, self.count, self.below, self.seed), self.concatenate)
+        return _maybe_concatenate(
+            synthesis.generate_spoken_numbers(self.split, self.count, self.below, self.seed), self.concatenate
+        )
 
 
 AudioSource: TypeAlias = Recordings | Fsdd | SpokenNumbers
@@ -148,9 +151,13 @@ class SpectrogramAugmentation:
         given = {name: value for name, value in vars(self).items() if value is not None}
         problems = [f"{name}={value}: expected at least 0" for name, value in given.items() if value < 0]
         if self.time_stretch > 1 or self.frequency_warp > 1:
-            problems.append(f"time_stretch={self.time_stretch}, frequency_warp={self.frequency_warp}: expected at most 1")
+            problems.append(
+                f"time_stretch={self.time_stretch}, frequency_warp={self.frequency_warp}: expected at most 1"
+            )
         if self.min_snr_db is not None and self.min_snr_db > DYNAMIC_RANGE_DB:
-            problems.append(f"min_snr_db={self.min_snr_db}: expected at most {DYNAMIC_RANGE_DB} decibels, or null for none")
+            problems.append(
+                f"min_snr_db={self.min_snr_db}: expected at most {DYNAMIC_RANGE_DB} decibels, or null for none"
+            )
         if self.time_fraction > 1:
             problems.append(f"time_fraction={self.time_fraction}: expected a share, 0 to 1")
         if problems:

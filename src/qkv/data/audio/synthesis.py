@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qkv.data.audio.recordings import Recording, AudioClip
+from qkv.data.audio.recordings import AudioClip, Recording
 from qkv.errors import DataError, MissingExtraError
 
 ACCENTS = ("en", "en-us", "en-gb-scotland")

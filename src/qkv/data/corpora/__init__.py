@@ -6,15 +6,24 @@ import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qkv.data.images.sources import ImageDataset
 from qkv.data.cleaning import exclude_sources
-from qkv.data.corpora.info import CorpusSelection, CorpusInfo, CorpusFile
-from qkv.data.corpora.fetch import get_cache_folder
 from qkv.data.corpora.catalog import CORPORA
+from qkv.data.corpora.fetch import get_cache_folder
+from qkv.data.corpora.info import CorpusFile, CorpusInfo, CorpusSelection
+from qkv.data.images.sources import ImageDataset
 from qkv.data.text.pairs import Pair
 from qkv.errors import CorpusError
 
-__all__ = ["Corpus", "CorpusInfo", "CorpusFile", "load_images", "get_cache_folder", "find_corpus", "list_corpora", "load_pairs"]
+__all__ = [
+    "Corpus",
+    "CorpusInfo",
+    "CorpusFile",
+    "load_images",
+    "get_cache_folder",
+    "find_corpus",
+    "list_corpora",
+    "load_pairs",
+]
 
 
 @dataclass(frozen=True)
@@ -67,7 +76,9 @@ def load_pairs(
         raise CorpusError(f"{name} has no split {split!r}{_suggest_name(split, list(found.splits))}")
     if stress is not None and not found.has_stress:
         raise CorpusError(f"{name} has no stress marks to keep or leave out; remove stress={stress}")
-    return found.read_pairs(found, CorpusSelection(split, *_choose_languages(found, source, target), stress is not False))
+    return found.read_pairs(
+        found, CorpusSelection(split, *_choose_languages(found, source, target), stress is not False)
+    )
 
 
 def load_images(name: str, split: str = "train") -> ImageDataset:

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 
 from qkv.data.corpora.cmudict import read_cmudict, read_cmudict_07b
 from qkv.data.corpora.fsdd import read_digit_pairs
-from qkv.data.corpora.info import CorpusSelection, CorpusInfo, CorpusFile
-from qkv.data.corpora.ui_strings import WHEELS, read_ui_strings
 from qkv.data.corpora.images import load_cifar10, load_digits, load_fashion_mnist, load_mnist, read_image_labels
+from qkv.data.corpora.info import CorpusFile, CorpusInfo, CorpusSelection
 from qkv.data.corpora.plain_text import read_text
 from qkv.data.corpora.summarization import PACKAGES, read_code, read_docstrings, read_scitldr
 from qkv.data.corpora.translation import read_parallel_files, read_tatoeba
+from qkv.data.corpora.ui_strings import WHEELS, read_ui_strings
 from qkv.data.text.pairs import Pair
 
 _GITHUB = "https://raw.githubusercontent.com"
@@ -200,7 +200,9 @@ CORPORA = (
         citation="Tatoeba, tatoeba.org; tab-delimited bilingual sentence pairs, www.manythings.org/anki",
         homepage="https://www.manythings.org/anki/ (the edition recorded here: github.com/rioyshky/translation)",
         splits={"train": 163_930, "valid": 1_692, "test": 3_383},
-        files=tuple(CorpusFile(f.path, f.size, f.sha256, _TATOEBA, "deu.txt") for f in _select_files("tatoeba-deu-eng/")),
+        files=tuple(
+            CorpusFile(f.path, f.size, f.sha256, _TATOEBA, "deu.txt") for f in _select_files("tatoeba-deu-eng/")
+        ),
         read_pairs=read_tatoeba,
         languages=("de", "en"),
     ),

@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from qkv.data.corpora.info import CorpusSelection, CorpusInfo
-from qkv.data.corpora.fetch import read_content, find_local
+from qkv.data.corpora.fetch import find_local, read_content
+from qkv.data.corpora.info import CorpusInfo, CorpusSelection
 from qkv.data.text.pairs import Pair, decode_lines
 from qkv.errors import CorpusError, MissingExtraError
 
@@ -37,7 +37,9 @@ def read_cmudict(info: CorpusInfo, selection: CorpusSelection) -> list[Pair]:
 def read_cmudict_07b(info: CorpusInfo, selection: CorpusSelection) -> list[Pair]:
     """Read CMUdict 0.7b in the published division into training, validation and test words."""
     (file,) = (
-        file for file in info.files if _SPLIT_OF_FILE[file.path.split("0.7b.")[1].removesuffix(".gz")] == selection.split
+        file
+        for file in info.files
+        if _SPLIT_OF_FILE[file.path.split("0.7b.")[1].removesuffix(".gz")] == selection.split
     )
     return list(_parse_entries(decode_lines(io.BytesIO(read_content(file, info.name)), file.path)))
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from qkv.data.corpora.info import CorpusSelection, CorpusInfo
-from qkv.data.corpora.fetch import read_content, find_local
+from qkv.data.audio.recordings import Recording, recording_from_file, recordings_from_arrays
+from qkv.data.corpora.fetch import find_local, read_content
+from qkv.data.corpora.info import CorpusInfo, CorpusSelection
 from qkv.data.text.pairs import Pair
-from qkv.data.audio.recordings import Recording, recordings_from_arrays, recording_from_file
 from qkv.errors import CorpusError
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qkv.data.corpora.fetch import find_local, matches_record, read_content, unpack
+from qkv.data.corpora.info import CorpusFile, CorpusInfo, CorpusSelection
 from qkv.data.images import sources
 from qkv.data.images.sources import ImageDataset
-from qkv.data.corpora.info import CorpusSelection, CorpusInfo, CorpusFile
-from qkv.data.corpora.fetch import matches_record, read_content, find_local, unpack
 from qkv.data.text.pairs import Pair
 from qkv.errors import CorpusError, MissingExtraError
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qkv.data.corpora.info import CorpusSelection, CorpusInfo
 from qkv.data.corpora.fetch import read_content
+from qkv.data.corpora.info import CorpusInfo, CorpusSelection
 from qkv.data.text.pairs import Pair
 
 _TRAIN_FRACTION = 0.9

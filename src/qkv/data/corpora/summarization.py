@@ -17,8 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeAlias
 
-from qkv.data.corpora.info import CorpusSelection, CorpusInfo
 from qkv.data.corpora.fetch import get_cache_folder, read_content, save
+from qkv.data.corpora.info import CorpusInfo, CorpusSelection
 from qkv.data.text.pairs import Pair, decode_lines
 from qkv.errors import CorpusError
 
@@ -33,7 +33,17 @@ PACKAGES = {
 
 _EXTRACTION_VERSION = 1  # counts up when other pairs are found in the same source
 _SUMMARY, _BODY, _CODE = (3, 30), 20, 8  # words
-_EXCLUDED_FOLDERS = {"test", "tests", "testing", "idle_test", "lib2to3", "site-packages", "dist-packages", "_vendor", "vendor"}
+_EXCLUDED_FOLDERS = {
+    "test",
+    "tests",
+    "testing",
+    "idle_test",
+    "lib2to3",
+    "site-packages",
+    "dist-packages",
+    "_vendor",
+    "vendor",
+}
 _SECTION = re.compile(
     r"(args|arguments|parameters|params|returns?|raises|yields|examples?|notes?|references|see also|shape|attributes|"
     r"keyword args|keyword arguments|warnings?|other parameters|keywords)\b[^.]{0,20}(:|$)",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 
-from qkv.data.corpora.info import CorpusSelection, CorpusInfo
 from qkv.data.corpora.fetch import read_content
+from qkv.data.corpora.info import CorpusInfo, CorpusSelection
 from qkv.data.text.pairs import Pair, decode_lines
 from qkv.errors import CorpusError
 
@@ -16,7 +16,9 @@ _FILE_OF_SPLIT = {"multi30k": {"valid": "val"}, "flores": {"valid": "flores-dev"
 def read_parallel_files(info: CorpusInfo, selection: CorpusSelection) -> list[Pair]:
     """Read two of the files `<split>.<language>.gz` line by line."""
     split = _FILE_OF_SPLIT.get(info.name, {}).get(selection.split, selection.split)
-    source, target = (_read_language(info, split, selection, language) for language in (selection.source, selection.target))
+    source, target = (
+        _read_language(info, split, selection, language) for language in (selection.source, selection.target)
+    )
     if len(source) != len(target):
         raise CorpusError(f"{info.name}, {selection.split}: {len(source):,} lines beside {len(target):,}")
     return list(zip(source, target, strict=True))

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from qkv.data.corpora.info import CorpusSelection, CorpusInfo, CorpusFile
-from qkv.data.corpora.fetch import matches_record, get_cache_folder, read_content, find_local, save, unpack
+from qkv.data.corpora.fetch import find_local, get_cache_folder, matches_record, read_content, save, unpack
+from qkv.data.corpora.info import CorpusFile, CorpusInfo, CorpusSelection
 from qkv.data.corpora.translation import split_by_hash
 from qkv.data.text.pairs import Pair, decode_lines
 from qkv.errors import CorpusError, DownloadError
@@ -162,12 +162,16 @@ def _to_one_line(text: str) -> str:
 def _read_texts(archive: zipfile.ZipFile, language: str) -> Iterator[Pair]:
     names = sorted(archive.namelist())
     catalogue = re.compile(rf"/{language}(_{language.upper()})?/LC_MESSAGES/[^/]+\.mo$")
-    english, translated = ({place: name for name in names if (place := _language_file_key(name, one))} for one in ("en", language))
+    english, translated = (
+        {place: name for name in names if (place := _language_file_key(name, one))} for one in ("en", language)
+    )
     for name in names:
         if catalogue.search(name):
             yield from read_gettext(archive.read(name))
         elif (place := _language_file_key(name, "en")) in translated:
-            texts, others = (dict(_iterate_leaves(json.loads(archive.read(one[place])))) for one in (english, translated))
+            texts, others = (
+                dict(_iterate_leaves(json.loads(archive.read(one[place])))) for one in (english, translated)
+            )
             yield from ((text, others[key]) for key, text in texts.items() if key in others)
 
 

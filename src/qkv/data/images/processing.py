@@ -143,7 +143,9 @@ class ImageProcessor:
         shortest = min(height, width)
         height, width = (self.resize * side // shortest for side in (height, width))
         if height * width > _MAX_PIXELS:
-            raise DataError(_too_large_message("the image", f"{width} x {height} pixels after resizing its shortest side"))
+            raise DataError(
+                _too_large_message("the image", f"{width} x {height} pixels after resizing its shortest side")
+            )
         return height, width
 
 
@@ -172,8 +174,14 @@ def image_processor_from_config(config: Mapping[str, Any]) -> ImageProcessor:
     interpolation = _INTERPOLATIONS.get(str(settings["resample"]))
     if interpolation is None:
         problems.append(f"resample={settings['resample']!r}; expected one of {_INTERPOLATIONS}")
-    numbers = {key: _parse_numbers(settings[key], key, problems) for key in ("image_mean", "image_std", "rescale_factor")}
-    resize = _parse_size(settings["size"], "size", base in _SHORTEST_EDGE_PROCESSORS, problems) if settings["do_resize"] else None
+    numbers = {
+        key: _parse_numbers(settings[key], key, problems) for key in ("image_mean", "image_std", "rescale_factor")
+    }
+    resize = (
+        _parse_size(settings["size"], "size", base in _SHORTEST_EDGE_PROCESSORS, problems)
+        if settings["do_resize"]
+        else None
+    )
     crop = _parse_size(settings["crop_size"], "crop_size", False, problems) if settings["do_center_crop"] else None
     if isinstance(crop, int):
         problems.append(f"crop_size={settings['crop_size']!r}; expected height and width")
@@ -253,9 +261,7 @@ def _parse_numbers(given: Any, key: str, problems: list[str]) -> tuple[float, ..
 
 def _is_valid_size(given: Any) -> bool:
     sides = given if isinstance(given, tuple) else (given, given)
-    return (
-        len(sides) == 2 and all(type(side) is int and side > 0 for side in sides) and math.prod(sides) <= _MAX_PIXELS
-    )
+    return len(sides) == 2 and all(type(side) is int and side > 0 for side in sides) and math.prod(sides) <= _MAX_PIXELS
 
 
 def _to_pillow(image: Pixels | Image.Image) -> Image.Image:

@@ -70,7 +70,7 @@ class Npz:
     """
 
     path: Path
-    processing: str = "images"
+    images: str = "images"
     labels: str = "labels"
 
     def load_dataset(self) -> ImageDataset:
@@ -89,7 +89,7 @@ class Npz:
 class Idx:
     """Two IDX files of bytes, as MNIST has: `images` (count, height, width) and `labels` (count,); also .gz."""
 
-    processing: Path
+    images: Path
     labels: Path
 
     def load_dataset(self) -> ImageDataset:
@@ -136,15 +136,15 @@ def dataset_from_arrays(
     name: str, images: npt.NDArray[Any], labels: npt.NDArray[Any], classes: npt.NDArray[Any] | None = None
 ) -> ImageDataset:
     """An album of arrays, whose images are called NAME#0, NAME#1 and so on. Raises DataError if they do not fit."""
-    shape = processing.shape
+    shape = images.shape
     if (
-        processing.dtype != np.uint8
-        or processing.ndim not in (3, 4)
+        images.dtype != np.uint8
+        or images.ndim not in (3, 4)
         or 0 in shape
-        or (processing.ndim == 4 and shape[3] not in (1, 3))
+        or (images.ndim == 4 and shape[3] not in (1, 3))
     ):
         raise DataError(
-            f"{name}: the images are {processing.dtype} of shape {shape}; expected uint8 (count, height, width) or "
+            f"{name}: the images are {images.dtype} of shape {shape}; expected uint8 (count, height, width) or "
             "(count, height, width, 3)"
         )
     if labels.shape != shape[:1] or labels.dtype.kind not in "iuU":
@@ -156,8 +156,10 @@ def dataset_from_arrays(
         if labels.min() < 0 or labels.max() >= len(classes):
             raise DataError(f"{name}: labels from {labels.min()} to {labels.max()} for {len(classes)} classes")
         labels = classes[labels]
-    grey = processing[..., 0] if processing.ndim == 4 and shape[3] == 1 else processing
-    return ImageDataset(name, _numbered_names(name, len(labels)), list(map(str, labels.tolist())), lambda number: grey[number])
+    grey = images[..., 0] if images.ndim == 4 and shape[3] == 1 else images
+    return ImageDataset(
+        name, _numbered_names(name, len(labels)), list(map(str, labels.tolist())), lambda number: grey[number]
+    )
 
 
 def dataset_from_files(name: str, read_file: Callable[[int], bytes], labels: Sequence[str]) -> ImageDataset:
@@ -209,8 +211,8 @@ def open_image_file(path: Path) -> Callable[[int], Pixels]:
         return _checked_reader(Parquet(path).load_dataset())
     if path.suffix == ".npz":
         return _checked_reader(Npz(path).load_dataset())
-    processing = read_idx(path)
-    return _checked_reader(dataset_from_arrays(str(path), processing, np.zeros(len(processing), dtype=np.uint8)))
+    images = read_idx(path)
+    return _checked_reader(dataset_from_arrays(str(path), images, np.zeros(len(images), dtype=np.uint8)))
 
 
 def _checked_reader(dataset: ImageDataset) -> Callable[[int], Pixels]:

@@ -17,13 +17,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from qkv.data import corpora
-from qkv.data.images import sources
-from qkv.data.images import processing
-from qkv.data.images.sources import ImageDataset, ImageFolder, Idx, Npz, Parquet
-from qkv.data.images.augmentation import ImageAugmentation, mixup
 from qkv.data.batch import Batch
 from qkv.data.corpora import Corpus
+from qkv.data.images import processing, sources
+from qkv.data.images.augmentation import ImageAugmentation, mixup
 from qkv.data.images.processing import ImageProcessor, Pixels
+from qkv.data.images.sources import Idx, ImageDataset, ImageFolder, Npz, Parquet
 from qkv.errors import DataError, StorageError
 
 ImageSource: TypeAlias = Corpus | ImageFolder | Npz | Idx | Parquet
@@ -82,7 +81,9 @@ class ImageStore:
         return torch.from_numpy(self.pixels[np.asarray(indices)]).permute(0, 3, 1, 2)
 
 
-def fit_images(datasets: Sequence[ImageDataset], processor: ImageProcessor, classes: Sequence[str], path: Path) -> ImageStore:
+def fit_images(
+    datasets: Sequence[ImageDataset], processor: ImageProcessor, classes: Sequence[str], path: Path
+) -> ImageStore:
     """Read all images of some albums, of one size or brought to it, and keep their pixels in the file `place`.
 
     Raises DataError, with the file, for an image of another size if none was asked for, for a class that is not among
@@ -118,9 +119,7 @@ def fit_images(datasets: Sequence[ImageDataset], processor: ImageProcessor, clas
                     names.append(name)
                     digests.append(hashlib.blake2b(raw, digest_size=8).digest())
     except OSError as error:
-        raise StorageError(
-            f"{path} could not be written: {error}; free some space or choose another folder"
-        ) from error
+        raise StorageError(f"{path} could not be written: {error}; free some space or choose another folder") from error
     if len(faults) > _MAX_BROKEN_FRACTION * (len(faults) + len(names)) or shape is None:
         raise DataError(
             f"{len(faults):,} of {len(faults) + len(names):,} images cannot be used, such as: {faults[0]}"

@@ -19,7 +19,7 @@ import torch
 from qkv.data.batch import IGNORE_INDEX, Batch, SupportsSpecialTokens
 from qkv.data.cleaning import SupportsEncode
 from qkv.data.sampler import check_resumable
-from qkv.data.store import TokenStoreWriter, TokenStore
+from qkv.data.store import TokenStore, TokenStoreWriter
 from qkv.errors import DataError
 
 _CHUNK_CHARACTERS = 2**22

@@ -10,7 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from qkv.data.trajectories.episodes import Episode, TrajectoryBuffer, FloatArray, Rollouts, SpaceSpec, Trajectories, one_hot
+from qkv.data.trajectories.episodes import (
+    Episode,
+    FloatArray,
+    Rollouts,
+    SpaceSpec,
+    Trajectories,
+    TrajectoryBuffer,
+    one_hot,
+)
 from qkv.errors import DataError, MissingExtraError
 
 Action = int | npt.NDArray[np.float32]
@@ -193,7 +201,9 @@ class QLearner:
         after = 0.0
         states = episode.states.argmax(axis=1)
         for state, action, reward in zip(states[::-1], episode.actions[::-1], episode.rewards[::-1], strict=True):
-            self.q_values[action, state] += self.LEARNING_RATE * (reward + self.DISCOUNT * after - self.q_values[action, state])
+            self.q_values[action, state] += self.LEARNING_RATE * (
+                reward + self.DISCOUNT * after - self.q_values[action, state]
+            )
             after = self.q_values[:, state].max()
 
 
@@ -215,7 +225,9 @@ def collect_episodes(source: Rollouts) -> Trajectories:
         return random.uniform(sizes.low, sizes.high).astype(np.float32)
 
     def mixed() -> Callable[[FloatArray], Action]:
-        parameters = random.standard_normal((sizes.action_dim, sizes.state_dim)) if learner is None else learner.q_values
+        parameters = (
+            random.standard_normal((sizes.action_dim, sizes.state_dim)) if learner is None else learner.q_values
+        )
         share = random.uniform(0, 0.5)
 
         def policy(state: FloatArray) -> Action:

@@ -351,7 +351,9 @@ def _convert_actions(actions: npt.NDArray[Any], space: SpaceSpec, name: str) -> 
         raise DataError(f"{name}: actions are {actions.dtype} {actions.shape[1:]}; the environment numbers its own")
     chosen = actions.reshape(-1).astype(np.int64)
     if chosen.min() < 0 or chosen.max() >= space.action_dim:
-        raise DataError(f"{name}: actions are numbered {chosen.min()} to {chosen.max()}; expected below {space.action_dim}")
+        raise DataError(
+            f"{name}: actions are numbered {chosen.min()} to {chosen.max()}; expected below {space.action_dim}"
+        )
     return chosen
 
 

@@ -52,8 +52,12 @@ class TrajectoryNormalizer:
     @classmethod
     def fit(cls, data: Trajectories, observed_dims: Sequence[int] | None = None) -> TrajectoryNormalizer:
         """Learn it from trajectories. Raises ConfigError for numbers that a state does not have."""
-        if observed_dims is not None and (not observed_dims or not all(0 <= one < data.space.state_dim for one in observed_dims)):
-            raise ConfigError([f"data.observed_dims={list(observed_dims)}: a state has the numbers 0 to {data.space.state_dim - 1}"])
+        if observed_dims is not None and (
+            not observed_dims or not all(0 <= one < data.space.state_dim for one in observed_dims)
+        ):
+            raise ConfigError(
+                [f"data.observed_dims={list(observed_dims)}: a state has the numbers 0 to {data.space.state_dim - 1}"]
+            )
         states = data.states if observed_dims is None else data.states[:, list(observed_dims)]
         marks = ((states == 0) | (states == 1)).all(axis=0)
         mean = np.where(marks, 0, states.mean(axis=0, dtype=np.float64))
@@ -92,7 +96,12 @@ class TrajectoryNormalizer:
         starts = np.repeat(data.starts, data.lengths)
         times = np.arange(len(data.rewards)) - starts
         returns = data.compute_returns_to_go() / self.return_scale
-        columns = (times[:, None], returns[:, None], self.normalize_states(data.states), self.encode_actions(data.actions))
+        columns = (
+            times[:, None],
+            returns[:, None],
+            self.normalize_states(data.states),
+            self.encode_actions(data.actions),
+        )
         return np.concatenate(columns, axis=1).astype(np.float32)
 
 
@@ -128,7 +137,11 @@ class StepWindows:
         self._seed, self.context = seed, context
         counts = np.where(self._lengths <= context, 1, -(-(self._lengths + context - 1) // context))
         self._ends = np.cumsum(counts)
-        self._temperature, self._random_start_fraction, self._cumulative_weights = temperature, random_start_fraction, None
+        self._temperature, self._random_start_fraction, self._cumulative_weights = (
+            temperature,
+            random_start_fraction,
+            None,
+        )
         if temperature is not None:
             self._cumulative_weights = np.cumsum(np.repeat(_return_weights(data.returns, temperature), counts))
         self._epoch_cache: tuple[int, Indices, Indices, npt.NDArray[np.float64]] | None = None
@@ -182,7 +195,9 @@ class StepWindows:
             random = np.random.PCG64([self._seed, epoch, 2]).random_raw(len(self._starts) + 1)
             phases = (random[:-1] % np.uint64(self.context)).astype(np.int64)
             chosen = np.arange(self.count)
-            if self._cumulative_weights is not None:  # as even as can be: each so often as its share says, rounded down or up
+            if (
+                self._cumulative_weights is not None
+            ):  # as even as can be: each so often as its share says, rounded down or up
                 places = (chosen + float(random[-1]) / 2**64) / self.count * self._cumulative_weights[-1]
                 chosen = np.minimum(np.searchsorted(self._cumulative_weights, places, side="right"), self.count - 1)
             even = np.random.PCG64([self._seed, epoch, 3]).random_raw(self.count) / 2.0**64

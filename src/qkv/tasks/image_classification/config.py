@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from qkv import spec
-from qkv.data.images.sources import ImageFolder, Idx, Npz, Parquet
-from qkv.data.images.augmentation import ImageAugmentation
 from qkv.data.corpora import Corpus
+from qkv.data.images.augmentation import ImageAugmentation
+from qkv.data.images.sources import Idx, ImageFolder, Npz, Parquet
 from qkv.errors import ConfigError, SpecError
 
 ImageSource: TypeAlias = Corpus | ImageFolder | Npz | Idx | Parquet

@@ -11,17 +11,17 @@ import torch
 
 from qkv import spec
 from qkv.data import WindowSampler
-from qkv.data.images.sources import ImageDataset
 from qkv.data.images.processing import ImageProcessor
-from qkv.data.images.store import ImageBatches, ImageStore, load_dataset, fit_images
+from qkv.data.images.sources import ImageDataset
+from qkv.data.images.store import ImageBatches, ImageStore, fit_images, load_dataset
 from qkv.errors import ConfigError, DataError
 from qkv.models import SequenceModel, build
+from qkv.tasks.config import ImageClassificationConfig, Pretrained
+from qkv.tasks.encoder_model import EncoderModel
+from qkv.tasks.image_classification.config import ImageData, ViT
+from qkv.tasks.loader import load
 from qkv.tasks.registry import TASKS
 from qkv.tasks.training_setup import TrainingSetup
-from qkv.tasks.loader import load
-from qkv.tasks.encoder_model import EncoderModel
-from qkv.tasks.config import Pretrained, ImageClassificationConfig
-from qkv.tasks.image_classification.config import ImageData, ViT
 from qkv.training import ValidationResult
 from qkv.training.loss import cross_entropy
 
@@ -60,13 +60,18 @@ def _sort_classes(classes: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else names)
 
 
-def build_training_setup(recipe: ImageClassificationConfig, splits: ImageSplits, run_folder: Path, cache_folder: Path, resume: bool) -> TrainingSetup:
+def build_training_setup(
+    recipe: ImageClassificationConfig, splits: ImageSplits, run_folder: Path, cache_folder: Path, resume: bool
+) -> TrainingSetup:
     """The pixels, the model before its first step, and what judges it."""
     data, seed = recipe.data, recipe.training.seed
     begun = _load_pretrained(recipe.model, data) if isinstance(recipe.model, Pretrained) else None
     raw = _build_processor(data, (0.0,), (1.0,)) if begun is None else begun.processor
     train = fit_images(splits.train, raw, splits.classes, cache_folder / "train.u8")
-    apart = [fit_images([album], raw, splits.classes, cache_folder / f"test-{number}.u8") for number, album in enumerate(splits.test)]
+    apart = [
+        fit_images([album], raw, splits.classes, cache_folder / f"test-{number}.u8")
+        for number, album in enumerate(splits.test)
+    ]
     if splits.valid is not None:
         valid = fit_images([splits.valid], raw, splits.classes, cache_folder / "valid.u8")
         checked = list(range(len(valid)))
@@ -155,7 +160,9 @@ def _select_held_out(store: ImageStore, fraction: float) -> list[int]:
     return [number for number, digest in enumerate(store.digests) if digest in chosen]
 
 
-def _select_training_images(train: ImageStore, held_out_stores: list[ImageStore], held_out: set[int]) -> tuple[list[int], list[str]]:
+def _select_training_images(
+    train: ImageStore, held_out_stores: list[ImageStore], held_out: set[int]
+) -> tuple[list[int], list[str]]:
     """Which images are learned from: none that is held out or among those `apart`; and what to say of the others."""
     hidden = {digest for pictures in held_out_stores for digest in pictures.digests}
     known = [number for number, digest in enumerate(train.digests) if digest in hidden]

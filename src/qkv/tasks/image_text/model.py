@@ -20,8 +20,8 @@ from qkv.errors import CheckpointError, DataError, VocabularyError
 from qkv.models.towers import Towers
 from qkv.tap import NO_TAP, Tap
 from qkv.tasks import model_folder
+from qkv.tasks.encoder_model import ModelInput, parse_until_error, prepare_image
 from qkv.tasks.registry import TASKS, Task
-from qkv.tasks.encoder_model import ModelInput, prepare_image, parse_until_error
 from qkv.tasks.text_generator import Answer, LookResult, find_unknown_symbols
 from qkv.text import Tokenizer
 
@@ -188,7 +188,9 @@ class ImageTextModel:
             **config.to_dict(_ProcessorCard(self.processor)),
             "tokenizers": {"target": self.tokenizer.digest},
         }
-        model_folder.write_model_folder(Path(folder), self.model, card, {"target.tokenizer.json": self.tokenizer.save}, dtype)
+        model_folder.write_model_folder(
+            Path(folder), self.model, card, {"target.tokenizer.json": self.tokenizer.save}, dtype
+        )
 
     @classmethod
     def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> ImageTextModel:

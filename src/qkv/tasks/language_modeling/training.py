@@ -14,11 +14,18 @@ from qkv.data.text.documents import TextCorpus, describe_source
 from qkv.errors import ConfigError, VocabularyError
 from qkv.evaluation.sliding_window import SlidingWindow
 from qkv.models import SequenceModel, build
+from qkv.tasks.config import LanguageModelingConfig, Pretrained, TextData
 from qkv.tasks.evaluator import evaluate_perplexity
 from qkv.tasks.registry import TASKS
-from qkv.tasks.training_setup import SpecialTokens, TrainingSetup, get_start_token, load_base_model, save_tokenizer, build_tokenizer
-from qkv.tasks.config import Pretrained, TextData, LanguageModelingConfig
 from qkv.tasks.text_generator import TextGenerator
+from qkv.tasks.training_setup import (
+    SpecialTokens,
+    TrainingSetup,
+    build_tokenizer,
+    get_start_token,
+    load_base_model,
+    save_tokenizer,
+)
 from qkv.text import Tokenizer
 from qkv.training import ValidationResult
 
@@ -52,7 +59,9 @@ def load_data(recipe: LanguageModelingConfig) -> TextSplits:
         valid = _take_characters(checked, data.valid_characters)
         notes = [*train.notes, *checked.notes]
         if train.excluded_count:
-            notes.append(f"{train.excluded_count:,} documents left out: they are in {describe_source(data.valid)} as well")
+            notes.append(
+                f"{train.excluded_count:,} documents left out: they are in {describe_source(data.valid)} as well"
+            )
     notes.append(
         f"{len(train):,} documents to learn from, {sum(map(len, valid)):,} characters of {len(valid):,} to check on"
     )
@@ -72,7 +81,9 @@ def _split_held_out(train: TextCorpus, data: TextData) -> list[str]:
     return valid
 
 
-def build_training_setup(recipe: LanguageModelingConfig, splits: TextSplits, run_folder: Path, cache_folder: Path, resume: bool) -> TrainingSetup:
+def build_training_setup(
+    recipe: LanguageModelingConfig, splits: TextSplits, run_folder: Path, cache_folder: Path, resume: bool
+) -> TrainingSetup:
     """The tokenizer, the windows of tokens, the model before its first step, and what judges it."""
     data, seed = recipe.data, recipe.training.seed
     runner = _build_or_load_model(recipe, splits, run_folder, resume)
@@ -116,7 +127,9 @@ def _get_document_tokens(tokenizer: Tokenizer) -> SpecialTokens:
     return SpecialTokens(eos, get_start_token(tokenizer, eos), eos)
 
 
-def _build_or_load_model(recipe: LanguageModelingConfig, splits: TextSplits, run_folder: Path, resume: bool) -> TextGenerator:
+def _build_or_load_model(
+    recipe: LanguageModelingConfig, splits: TextSplits, run_folder: Path, resume: bool
+) -> TextGenerator:
     """The model before its first step and its tokenizer: new ones, or those of the model to go on from."""
     card = {"context": recipe.data.context}
     if isinstance(recipe.model, Pretrained):

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from qkv import config, lens, spec
 from qkv.data.trajectories.environments import Environment, make_environment
+from qkv.data.trajectories.episodes import Episode, FloatArray, Trajectories, TrajectoryBuffer, read_npz
 from qkv.data.trajectories.windows import TrajectoryNormalizer, predicted_actions
-from qkv.data.trajectories.episodes import Episode, TrajectoryBuffer, FloatArray, Trajectories, read_npz
 from qkv.decoding import DecodingConfig, Greedy
-from qkv.decoding.rollout import Rollout, rollout
 from qkv.decoding.config import RolloutConfig
+from qkv.decoding.rollout import Rollout, rollout
 from qkv.errors import CheckpointError, DataError
 from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Tap
@@ -93,7 +93,11 @@ class DecisionTransformerAgent:
             raise DataError("a beam or several answers were asked for; an agent plays one episode for each line")
         rest = enumerate(lines)
         while some := list(islice(rest, _MAX_PARALLEL)):
-            full = [(parse_target_return(line), number) for number, line in some if line.strip() and not _is_recorded_episode(line)]
+            full = [
+                (parse_target_return(line), number)
+                for number, line in some
+                if line.strip() and not _is_recorded_episode(line)
+            ]
             played = self.play_episodes(full)
             for _, line in some:
                 if _is_recorded_episode(line):
@@ -133,7 +137,9 @@ class DecisionTransformerAgent:
         played, steps, last = self._load_steps(line)
         first = last - len(steps)
         trace = lens.look(self.model.eval(), steps[None], tap=tap)
-        held = TrajectoryInput({kind: torch.from_numpy(one[first:last]) for kind, one in self.position_values(played).items()}, first)
+        held = TrajectoryInput(
+            {kind: torch.from_numpy(one[first:last]) for kind, one in self.position_values(played).items()}, first
+        )
         named = self.position_labels(played, first, last)
         answer = self._predict_action(played, steps, last) if _is_recorded_episode(line) else _to_answer(played)
         return LookResult(line, answer, named, [], replace(trace, logits=None), input=held)
@@ -143,7 +149,11 @@ class DecisionTransformerAgent:
         line, _, asked = line.strip().partition("\t")
         name, mark, place = line.rpartition("@")
         name, place = (name, place) if mark else (line, "")
-        [played] = [_read_episode(name, asked, self.normalizer)] if _is_recorded_episode(line) else self.play_episodes([(parse_target_return(name), 0)])
+        [played] = (
+            [_read_episode(name, asked, self.normalizer)]
+            if _is_recorded_episode(line)
+            else self.play_episodes([(parse_target_return(name), 0)])
+        )
         if place and not (place.strip().isdigit() and 1 <= int(place) <= played.length):
             raise DataError(f"step {place!r} was asked for; the episode has steps 1 to {played.length}")
         last = int(place) if place else played.length
@@ -166,7 +176,11 @@ class DecisionTransformerAgent:
     def position_values(self, rollout: Rollout) -> dict[str, FloatArray]:
         """What each position of an episode holds, as it was, (steps, numbers) by kind, in their order within a step."""
         episode = rollout.episode
-        states = episode.states if self.normalizer.observed_dims is None else episode.states[:, list(self.normalizer.observed_dims)]
+        states = (
+            episode.states
+            if self.normalizer.observed_dims is None
+            else episode.states[:, list(self.normalizer.observed_dims)]
+        )
         returns = {"return": rollout.returns_to_go} if _trajectory_spec(self.model).returns else {}
         found = {**returns, "state": states, "action": episode.actions}
         return {kind: one.reshape(rollout.length, -1).astype("float32") for kind, one in found.items()}
@@ -179,7 +193,9 @@ class DecisionTransformerAgent:
                 named.append(f"{step + 1}: return {rollout.returns_to_go[step]:g}")
             state = rollout.episode.states[step]
             state = state if self.normalizer.observed_dims is None else state[list(self.normalizer.observed_dims)]
-            named.append(f"{step + 1}: state {_format_flags(state) if self.normalizer.is_binary else _format_numbers(state)}")
+            named.append(
+                f"{step + 1}: state {_format_flags(state) if self.normalizer.is_binary else _format_numbers(state)}"
+            )
             named.append(f"{step + 1}: action {_format_numbers(rollout.episode.actions[step])}")
         return named
 
@@ -193,7 +209,9 @@ class DecisionTransformerAgent:
     def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> DecisionTransformerAgent:
         """The agent of a folder. Raises CheckpointError or ConfigError for a card that does not fit the model."""
         card, where = dict(loaded.card), f"{folder}/card.json"
-        kept = config.from_dict(_AgentCard, {name: card.pop(name, None) for name in ("environment", "normalizer", "rollout")}, where)
+        kept = config.from_dict(
+            _AgentCard, {name: card.pop(name, None) for name in ("environment", "normalizer", "rollout")}, where
+        )
         reads = _trajectory_spec(loaded.model)
         if (kept.normalizer.state_dim, kept.normalizer.space.action_dim) != (reads.state, reads.action):
             raise CheckpointError(
@@ -250,7 +268,9 @@ class RolloutReport:
         )
 
 
-def evaluate_agent(agent: DecisionTransformerAgent, target_returns: Sequence[float] = (), episodes: int = 100, seed: int = 10_000) -> RolloutReport:
+def evaluate_agent(
+    agent: DecisionTransformerAgent, target_returns: Sequence[float] = (), episodes: int = 100, seed: int = 10_000
+) -> RolloutReport:
     """Play episodes for each return that is asked for, the highest that the agent learned from unless told.
 
     They begin as the seeds from `seed` on say, the same for each return; validating uses those from 0 on.
@@ -274,7 +294,9 @@ def parse_evaluation_options(returns: Sequence[object], options: Sequence[str]) 
     for option in options:
         name, _, value = option.partition("=")
         if name not in ("episodes", "seed") or not value.isdigit():
-            raise DataError(f"--option {option} was given; expected episodes=NUMBER or seed=NUMBER for a model that acts")
+            raise DataError(
+                f"--option {option} was given; expected episodes=NUMBER or seed=NUMBER for a model that acts"
+            )
         told[name] = int(value)
     return [parse_target_return(str(one)) for one in returns], told
 

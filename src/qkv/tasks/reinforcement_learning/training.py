@@ -12,10 +12,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from qkv.data import IGNORE_INDEX, Batch
-from qkv.data.trajectories.environments import collect_episodes, make_environment
 from qkv.data.text.packing import WindowSampler
-from qkv.data.trajectories.windows import TrajectoryNormalizer, StepWindows, predicted_actions
-from qkv.data.trajectories.episodes import Npz, Rollouts, SpaceSpec, Trajectories, TrajectorySource, concatenate, read_minari, read_npz
+from qkv.data.trajectories.environments import collect_episodes, make_environment
+from qkv.data.trajectories.episodes import (
+    Npz,
+    Rollouts,
+    SpaceSpec,
+    Trajectories,
+    TrajectorySource,
+    concatenate,
+    read_minari,
+    read_npz,
+)
+from qkv.data.trajectories.windows import StepWindows, TrajectoryNormalizer, predicted_actions
 from qkv.errors import ConfigError, DataError
 from qkv.models import SequenceModel, build
 from qkv.tasks.reinforcement_learning.config import DecisionTransformerConfig
@@ -77,7 +86,9 @@ def _describe(train: Trajectories, n_held_out: int) -> str:
     )
 
 
-def build_training_setup(recipe: DecisionTransformerConfig, splits: TrajectorySplits, run_folder: Path, cache_folder: Path, resume: bool) -> TrainingSetup:
+def build_training_setup(
+    recipe: DecisionTransformerConfig, splits: TrajectorySplits, run_folder: Path, cache_folder: Path, resume: bool
+) -> TrainingSetup:
     """The windows of steps, the model before its first step, and what judges it."""
     data, seed = recipe.data, recipe.training.seed
     shown = TrajectoryNormalizer.fit(splits.train, data.observed_dims)
@@ -87,7 +98,9 @@ def build_training_setup(recipe: DecisionTransformerConfig, splits: TrajectorySp
         longest = max(longest, make_environment(data.environment_name).max_steps)
     torch.manual_seed(seed)
     model = build(recipe.model.spec(shown.state_dim, shown.space.action_dim, longest, bounded=not shown.space.discrete))
-    agent = DecisionTransformerAgent(model, shown, data.environment_name, replace(recipe.rollout, context_length=data.context))
+    agent = DecisionTransformerAgent(
+        model, shown, data.environment_name, replace(recipe.rollout, context_length=data.context)
+    )
     steps = min(data.context, int(splits.train.lengths.max()))
     sampler = WindowSampler(windows, max(1, data.batch_steps // steps), seed)
     losses = ActionLoss(shown, recipe.training.label_smoothing)
@@ -99,7 +112,11 @@ class ActionLoss:
     """The loss of the actions: cross entropy of choices, half of the squared error of numbers (Chen et al. 2021)."""
 
     def __init__(self, normalizer: TrajectoryNormalizer, label_smoothing: float) -> None:
-        self.discrete, self.action_dim, self.label_smoothing = normalizer.space.discrete, normalizer.space.action_dim, label_smoothing
+        self.discrete, self.action_dim, self.label_smoothing = (
+            normalizer.space.discrete,
+            normalizer.space.action_dim,
+            label_smoothing,
+        )
 
     def __call__(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         answers = predicted_actions(model(batch.source), self.action_dim)
@@ -114,7 +131,9 @@ class ActionLoss:
 class Validator:
     """Validates: the loss on held-out episodes, how many choices are as they were, and the returns it achieves."""
 
-    def __init__(self, agent: DecisionTransformerAgent, valid: Trajectories, loss: ActionLoss, recipe: DecisionTransformerConfig) -> None:
+    def __init__(
+        self, agent: DecisionTransformerAgent, valid: Trajectories, loss: ActionLoss, recipe: DecisionTransformerConfig
+    ) -> None:
         self.agent, self.loss, self.data = agent, loss, recipe.data
         self.windows = StepWindows(valid, agent.normalizer, recipe.data.context)
         self.target_returns = recipe.data.target_returns or (agent.normalizer.max_return,)
@@ -136,9 +155,14 @@ class Validator:
     def __call__(self, model: SequenceModel) -> ValidationResult:
         metrics, samples = self._evaluate_predictions(model), []
         if self.agent.environment is not None:
-            playing = evaluate_agent(replace(self.agent, model=model), self.target_returns, self.data.valid_episodes, seed=0)
+            playing = evaluate_agent(
+                replace(self.agent, model=model), self.target_returns, self.data.valid_episodes, seed=0
+            )
             metrics["return"] = playing.statistics[-1].mean
-            samples = [f"asked for {one.target_return:g}: {one.mean:g} +- {one.confidence_95:.3g}" for one in playing.statistics]
+            samples = [
+                f"asked for {one.target_return:g}: {one.mean:g} +- {one.confidence_95:.3g}"
+                for one in playing.statistics
+            ]
         return ValidationResult(metrics, samples)
 
     @torch.no_grad()

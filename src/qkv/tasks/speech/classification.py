@@ -11,16 +11,16 @@ from typing import Any
 import torch
 
 from qkv.data import Batch, BatchSampler
-from qkv.data.audio.frames import FrameStore, SpeechPreprocessor, pad_frames, augment_sources
+from qkv.data.audio.frames import FrameStore, SpeechPreprocessor, augment_sources, pad_frames
 from qkv.data.audio.recordings import Recording
 from qkv.errors import ConfigError, DataError
 from qkv.models import SequenceModel, build
+from qkv.tasks.config import SpeechConfig
+from qkv.tasks.encoder_model import EncoderModel
 from qkv.tasks.registry import TASKS
-from qkv.tasks.training_setup import TrainingSetup
 from qkv.tasks.speech.config import AudioClassifier
 from qkv.tasks.speech.transcription import build_log_mel
-from qkv.tasks.encoder_model import EncoderModel
-from qkv.tasks.config import SpeechConfig
+from qkv.tasks.training_setup import TrainingSetup
 from qkv.training import ValidationResult
 from qkv.training.loss import smoothed_and_plain_cross_entropy
 
@@ -50,7 +50,9 @@ class LabelEncoder:
         return [[numbers[line]] if line in numbers else [] for line in lines]
 
 
-def build_training_setup(recipe: SpeechConfig, train: list[Recording], valid: list[Recording], run_folder: Path, cache_folder: Path) -> TrainingSetup:
+def build_training_setup(
+    recipe: SpeechConfig, train: list[Recording], valid: list[Recording], run_folder: Path, cache_folder: Path
+) -> TrainingSetup:
     """The frames and classes, the model before its first step, and what judges it."""
     data, given = recipe.data, recipe.model
     assert isinstance(given, AudioClassifier)

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from qkv import presets, spec
+from qkv.data.audio.sources import AudioSource, FeatureConfig, SpectrogramAugmentation
 from qkv.data.cleaning import CleaningConfig
-from qkv.data.audio.sources import SpectrogramAugmentation, FeatureConfig, AudioSource
 from qkv.errors import ConfigError
 
 

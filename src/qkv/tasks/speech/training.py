@@ -14,20 +14,20 @@ from torch.nn import functional
 from qkv.data import Batch, BatchSampler
 from qkv.data.audio.features import LogMel
 from qkv.data.audio.frames import FrameStore, SpeechPreprocessor, collate_speech
-from qkv.data.audio.sources import SpectrogramAugmentation, FeatureConfig, AudioSource, describe_source
 from qkv.data.audio.recordings import Recording
+from qkv.data.audio.sources import AudioSource, FeatureConfig, SpectrogramAugmentation, describe_source
 from qkv.decoding import DecodingConfig, Greedy
 from qkv.errors import ConfigError, DataError, VocabularyError
 from qkv.evaluation import transcript_errors
 from qkv.models import SequenceModel, build
 from qkv.models.transformer import Transformer
-from qkv.tasks.speech import classification
+from qkv.tasks.config import Pretrained, SpeechConfig
 from qkv.tasks.registry import TASKS, normalize_transcript
-from qkv.tasks.training_setup import TrainingSetup, load_base_model, get_special_tokens, save_tokenizer, build_tokenizer
+from qkv.tasks.speech import classification
 from qkv.tasks.speech.config import AudioClassifier, SpeechTransformer
 from qkv.tasks.speech.transcription import SpeechFrontend, build_log_mel, greedy_decode
-from qkv.tasks.config import Pretrained, SpeechConfig
 from qkv.tasks.text_generator import TextGenerator, find_unknown_symbols
+from qkv.tasks.training_setup import TrainingSetup, build_tokenizer, get_special_tokens, load_base_model, save_tokenizer
 from qkv.text import Tokenizer
 from qkv.training import ValidationResult
 from qkv.training.loss import cross_entropy, smoothed_and_plain_cross_entropy
@@ -53,7 +53,9 @@ def load_data(recipe: SpeechConfig) -> SpeechSplits:
     valid = every[:: max(1, len(every) // data.valid_recordings)][: data.valid_recordings]
     notes = [f"{', '.join(map(describe_source, data.train))}: {len(train):,} recordings to learn from"]
     notes.append(f"{describe_source(data.valid)}: {len(valid):,} of {len(every):,} recordings to check on")
-    held_out = {describe_source(data.valid): every} | {describe_source(origin): _list_recordings(origin) for origin in data.test}
+    held_out = {describe_source(data.valid): every} | {
+        describe_source(origin): _list_recordings(origin) for origin in data.test
+    }
     return SpeechSplits(train, valid, (*notes, *_describe_overlap(train, held_out)))
 
 
@@ -80,7 +82,9 @@ def _describe_overlap(train: Sequence[Recording], held_out: dict[str, list[Recor
     return notes
 
 
-def build_training_setup(recipe: SpeechConfig, splits: SpeechSplits, run_folder: Path, cache_folder: Path, resume: bool) -> TrainingSetup:
+def build_training_setup(
+    recipe: SpeechConfig, splits: SpeechSplits, run_folder: Path, cache_folder: Path, resume: bool
+) -> TrainingSetup:
     """The tokenizer, the frames, the model before its first step, and what judges it."""
     data = recipe.data
     if isinstance(recipe.model, AudioClassifier):
@@ -89,14 +93,18 @@ def build_training_setup(recipe: SpeechConfig, splits: SpeechSplits, run_folder:
     labelled = _has_ctc_head(runner.model)
     assert runner.frontend is not None
     written = normalize_transcript if runner.generation is None else _with_leading_space
-    prepare = SpeechPreprocessor(runner.frontend.features, runner.target_tokenizer, data.cleaning, data.max_seconds, labelled, written)
+    prepare = SpeechPreprocessor(
+        runner.frontend.features, runner.target_tokenizer, data.cleaning, data.max_seconds, labelled, written
+    )
     store, _, told = prepare(splits.train, cache_folder)
     checked, kept, said = prepare(splits.valid)
 
     def batch(numbers: Sequence[int]) -> Batch:
         return _collate(runner, store, numbers, data.augmentation)
 
-    losses = joint_ctc_loss(get_special_tokens(runner).pad, recipe.ctc.weight if labelled else 0.0, recipe.training.label_smoothing)
+    losses = joint_ctc_loss(
+        get_special_tokens(runner).pad, recipe.ctc.weight if labelled else 0.0, recipe.training.label_smoothing
+    )
     judge = Validator(runner, checked, [splits.valid[number] for number in kept], recipe)
     judge.check_config(recipe)
     sampler = BatchSampler(store.lengths, data.batch_frames, recipe.training.seed)
@@ -104,12 +112,20 @@ def build_training_setup(recipe: SpeechConfig, splits: SpeechSplits, run_folder:
 
 
 def _collate(
-    runner: TextGenerator, store: FrameStore, indices: Sequence[int], augmentation: SpectrogramAugmentation | None = None
+    runner: TextGenerator,
+    store: FrameStore,
+    indices: Sequence[int],
+    augmentation: SpectrogramAugmentation | None = None,
 ) -> Batch:
     assert runner.frontend is not None
     first, alike = runner.generation_kwargs().get("first", ()), runner.frontend.features.seconds is not None
     return collate_speech(
-        [store[number] for number in indices], get_special_tokens(runner), indices, augmentation, forced_prefix=first, fixed_length=alike
+        [store[number] for number in indices],
+        get_special_tokens(runner),
+        indices,
+        augmentation,
+        forced_prefix=first,
+        fixed_length=alike,
     )
 
 
@@ -131,7 +147,9 @@ def joint_ctc_loss(blank: int, weight: float, label_smoothing: float) -> Callabl
 
     def losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         memory = model.encode(batch.source, batch.source_mask)
-        written, plain = smoothed_and_plain_cross_entropy(model.answer_to(batch.target, memory), batch.labels, label_smoothing)
+        written, plain = smoothed_and_plain_cross_entropy(
+            model.answer_to(batch.target, memory), batch.labels, label_smoothing
+        )
         if not weight:
             return written, plain
         targets = batch.target[:, 1:] if batch.target is not None else batch.labels
@@ -157,7 +175,9 @@ class Validator:
     itself.
     """
 
-    def __init__(self, runner: TextGenerator, store: FrameStore, recordings: Sequence[Recording], recipe: SpeechConfig) -> None:
+    def __init__(
+        self, runner: TextGenerator, store: FrameStore, recordings: Sequence[Recording], recipe: SpeechConfig
+    ) -> None:
         self.runner, self.store, self.recordings = runner, store, recordings
         self.references = [normalize_transcript(one.text) for one in recordings]
         numbers = BatchSampler(store.lengths, recipe.data.batch_frames).batches(0)
@@ -204,7 +224,10 @@ def _build_or_load_model(recipe: SpeechConfig, splits: SpeechSplits, run_folder:
     if isinstance(recipe.model, Pretrained):
         trained = load_base_model(recipe.model, is_speech_model=True)
         assert trained.frontend is not None
-        hearing = SpeechFrontend(_resolve_features(recipe, trained.frontend.features), recipe.ctc.decoding_weight * _has_ctc_head(trained.model))
+        hearing = SpeechFrontend(
+            _resolve_features(recipe, trained.frontend.features),
+            recipe.ctc.decoding_weight * _has_ctc_head(trained.model),
+        )
         _check_vocabulary(splits, trained.target_tokenizer)
         return replace(trained, task=task, decoding=recipe.decoding, card=None, frontend=hearing)
     kept = run_folder / "source.tokenizer.json"

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from qkv.data.audio import features as audio
 from qkv.data.audio.features import LogMel
-from qkv.data.audio.frames import pad_to_window, pad_frames
+from qkv.data.audio.frames import pad_frames, pad_to_window
 from qkv.data.audio.sources import FeatureConfig
 from qkv.decoding import Beam, DecodingConfig, Hypothesis, generate_batch, score
-from qkv.decoding.ctc import forced_align, ctc_log_probabilities, ctc_greedy_decode
+from qkv.decoding.ctc import ctc_greedy_decode, ctc_log_probabilities, forced_align
 from qkv.errors import DataError, QkvError
 from qkv.lens import Trace, speech
 from qkv.lens.speech import Span
@@ -67,7 +67,9 @@ def load_waveform(line: str, features: LogMel) -> Tensor:
     if said is None or Path(name).exists():
         return audio.read_audio(name, features.sample_rate)
     samples, end = audio.read_audio(said[1], features.sample_rate), 0
-    for piece in audio.split_at_pauses(samples, features.sample_rate, features.seconds) if features.seconds else [samples]:
+    for piece in (
+        audio.split_at_pauses(samples, features.sample_rate, features.seconds) if features.seconds else [samples]
+    ):
         end += len(piece)
         if round(float(said[2]) * features.sample_rate) < end:
             return piece
@@ -127,7 +129,9 @@ def _decode_batch(
     device = next(runner.model.parameters()).device
     source, mask = source.to(device), None if mask is None else mask.to(device)
     if not share:
-        yield from generate_batch(runner.model, source, mask, decoding=decoding, generator=generator, tap=tap, **runner.generation_kwargs())
+        yield from generate_batch(
+            runner.model, source, mask, decoding=decoding, generator=generator, tap=tap, **runner.generation_kwargs()
+        )
         return
     blank, end = runner.target_tokenizer.pad, runner.target_tokenizer.eos
     logits, real = compute_ctc_logits(runner.model, source, mask, tap)
@@ -135,7 +139,13 @@ def _decode_batch(
     found: list[list[Hypothesis]] = [[] for _ in read]
     if share < 1:
         found = generate_batch(
-            runner.model, source, mask, decoding=_keep_all_hypotheses(decoding), generator=generator, tap=tap, **runner.generation_kwargs()
+            runner.model,
+            source,
+            mask,
+            decoding=_keep_all_hypotheses(decoding),
+            generator=generator,
+            tap=tap,
+            **runner.generation_kwargs(),
         )
     count = getattr(decoding.method, "n_best", 1)
     for row, hypotheses in enumerate(found):
@@ -147,7 +157,12 @@ def _decode_batch(
 
 
 def _rescore(
-    runner: TextGenerator, source: Tensor, logits: Tensor, tokens: Sequence[tuple[int, ...]], ctc_weight: float, tap: Tap
+    runner: TextGenerator,
+    source: Tensor,
+    logits: Tensor,
+    tokens: Sequence[tuple[int, ...]],
+    ctc_weight: float,
+    tap: Tap,
 ) -> list[Hypothesis]:
     """Answers to one sound in the order of both their log-probabilities together."""
     blank, end = runner.target_tokenizer.pad, runner.target_tokenizer.eos
@@ -156,7 +171,9 @@ def _rescore(
     written = [0.0] * len(tokens)
     if ctc_weight < 1:
         many = source.expand(len(tokens), -1, -1)
-        written = [sum(own) for own in score(runner.model, tokens, many, bos=runner.generation_kwargs()["bos"], tap=tap)]
+        written = [
+            sum(own) for own in score(runner.model, tokens, many, bos=runner.generation_kwargs()["bos"], tap=tap)
+        ]
     both = [(1 - ctc_weight) * left + ctc_weight * right for left, right in zip(written, heard, strict=True)]
     order = sorted(range(len(tokens)), key=lambda number: -both[number])
     return [
@@ -166,12 +183,17 @@ def _rescore(
 
 
 @torch.no_grad()
-def greedy_decode(runner: TextGenerator, source: Tensor, mask: Tensor | None, decoding: DecodingConfig) -> list[Sequence[int]]:
+def greedy_decode(
+    runner: TextGenerator, source: Tensor, mask: Tensor | None, decoding: DecodingConfig
+) -> list[Sequence[int]]:
     """The tokens of an answer to each sound: the best label of each position, or without labels what is decoded."""
     if isinstance(runner.model, Transformer) and runner.model.encoder_answer is not None:
         logits, real = compute_ctc_logits(runner.model, source, mask)
         return [*ctc_greedy_decode(logits, runner.target_tokenizer.pad, real)]
-    return [one.tokens for one, *_ in generate_batch(runner.model, source, mask, decoding=decoding, **runner.generation_kwargs())]
+    return [
+        one.tokens
+        for one, *_ in generate_batch(runner.model, source, mask, decoding=decoding, **runner.generation_kwargs())
+    ]
 
 
 def compute_ctc_logits(
@@ -217,7 +239,12 @@ def word_times(
         first = begun + said[0]
         heard = min(source.shape[-1], max(2, samples // hearing.features.hop_length))  # silence may have been added
         times = speech.token_times(
-            trace, heads, begin=first, end=first + len(said), positions=-(-heard // 2), seconds=hearing.seconds_per_position
+            trace,
+            heads,
+            begin=first,
+            end=first + len(said),
+            positions=-(-heard // 2),
+            seconds=hearing.seconds_per_position,
         )
     except QkvError:
         return ()

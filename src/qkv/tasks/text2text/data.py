@@ -11,17 +11,17 @@ from typing import Protocol
 
 from qkv import config
 from qkv.data import corpora
-from qkv.data.images import sources as albums
 from qkv.data.audio import sources as hearing
-from qkv.data.text import documents
+from qkv.data.audio.recordings import Recording
 from qkv.data.cleaning import find_leakage
 from qkv.data.corpora import Corpus
-from qkv.data.text.pairs import ParallelFiles, Jsonl, Pair, Tsv, read_lines, read_pairs
-from qkv.data.audio.recordings import Recording
+from qkv.data.images import sources as albums
+from qkv.data.text import documents
 from qkv.data.text.documents import TextSource
+from qkv.data.text.pairs import Jsonl, Pair, ParallelFiles, Tsv, read_lines, read_pairs
 from qkv.errors import DataError
+from qkv.tasks.config import DataSource, Text2TextData
 from qkv.tasks.registry import Task
-from qkv.tasks.config import Text2TextData, DataSource
 
 
 class PairCollection(Protocol):
@@ -73,14 +73,18 @@ def load_pair_splits(data: Text2TextData, task: Task) -> PairSplits:
     hidden = {source for source, _ in prepare_pairs(data.exclude, task)}
     train = [PreparedPairs(origin, task, hidden) for origin in data.train]
     valid = prepare_pairs([data.valid], task)
-    held_out = {describe_source(origin): prepare_pairs([origin], task) for origin in data.test} | {describe_source(data.valid): valid}
+    held_out = {describe_source(origin): prepare_pairs([origin], task) for origin in data.test} | {
+        describe_source(data.valid): valid
+    }
     findings = find_leakage(chain.from_iterable(train), held_out)  # one reading of all, which counts them too
     for pairs in train:
         name = describe_source(pairs.source)
         if not pairs.kept_count:
             raise DataError(f"{name}: nothing is left to learn from; check data.train and data.exclude")
         if pairs.kept_count < pairs.total_count:
-            notes.append(f"{name}: {pairs.total_count - pairs.kept_count:,} of {pairs.total_count:,} left out (data.exclude)")
+            notes.append(
+                f"{name}: {pairs.total_count - pairs.kept_count:,} of {pairs.total_count:,} left out (data.exclude)"
+            )
     for name, finding in findings.items():
         if finding.count:
             notes.append(
@@ -110,7 +114,9 @@ def parse_data_source(paths: Sequence[Path], corpus: str | None = None, options:
     A file that ends in .jsonl (or .jsonl.gz) holds JSON, any other single file columns.
     """
     if corpus is not None and not paths:
-        return config.from_dict(Corpus, config.apply_overrides({"name": corpus, "split": "test"}, options), f"corpus {corpus}")
+        return config.from_dict(
+            Corpus, config.apply_overrides({"name": corpus, "split": "test"}, options), f"corpus {corpus}"
+        )
     if options := list(options):
         raise DataError(f"{', '.join(options)} was given without a corpus; it is an option of one: name it (--corpus)")
     if corpus is None and len(paths) == 2:
@@ -180,8 +186,8 @@ def load_image_candidates(paths: Sequence[Path], corpus: str | None = None, opti
     Raises DataError or CorpusError for what cannot be read.
     """
     if (found := load_image_labels(paths, corpus, options)) is not None:
-        documents = "\t".join(dict.fromkeys(label for _, label in found))
-        return [(f"{name}\t{documents}", label) for name, label in found]
+        texts = "\t".join(dict.fromkeys(label for _, label in found))
+        return [(f"{name}\t{texts}", label) for name, label in found]
     origin = parse_data_source(paths, corpus, options)
     if not isinstance(origin, Tsv):
         return list(read_pairs(origin))
@@ -211,7 +217,9 @@ def load_recordings(paths: Sequence[Path], corpus: str | None = None, options: I
     if corpus is None and len(paths) != 1:
         raise DataError(f"{len(paths)} files were given; expected one manifest, folder or .npz file of recordings")
     if corpus is not None:
-        return config.from_dict(hearing.Fsdd, config.apply_overrides({"split": "test"}, options), "--option").list_recordings()
+        return config.from_dict(
+            hearing.Fsdd, config.apply_overrides({"split": "test"}, options), "--option"
+        ).list_recordings()
     given = config.apply_overrides({"path": str(paths[0])}, options)
     return config.from_dict(hearing.Recordings, given, "--option").list_recordings()
 

@@ -20,8 +20,8 @@ from qkv.decoding import DecodingConfig
 from qkv.errors import DataError
 from qkv.lens import Trace
 from qkv.lens.alignment import Head
-from qkv.tasks.text_generator import Answer, LookResult, TextGenerator
 from qkv.tasks.output_constraints import OutputConstraints
+from qkv.tasks.text_generator import Answer, LookResult, TextGenerator
 
 _TAG_PATTERN = re.compile(r"""<(/?)([A-Za-z][\w:.-]*)((?:\s(?:"[^"]*"|'[^']*'|[^<>"'])*)?/?)>""")
 _OPENING_PUNCTUATION = "([\u201e\u201c\u00ab\u00bf\u00a1\"'"
@@ -99,7 +99,10 @@ def _flatten(parent: Tag) -> None:
 
 
 def translate_tagged(
-    model: TextGenerator, lines: Iterable[str], decoding: DecodingConfig | None = None, constraints: OutputConstraints | None = None
+    model: TextGenerator,
+    lines: Iterable[str],
+    decoding: DecodingConfig | None = None,
+    constraints: OutputConstraints | None = None,
 ) -> Iterator[list[Answer]]:
     """Answer lines that hold tags: their texts are answered without, and the tags put where these words went.
 
@@ -108,10 +111,14 @@ def translate_tagged(
     rest = iter(lines)
     while chunk := list(islice(rest, _BATCH_SIZE)):
         marked = [parse_tags(line) for line in chunk]
-        yield from restore_tags(model, marked, list(model.predict((one.text for one in marked), decoding, constraints=constraints)))
+        yield from restore_tags(
+            model, marked, list(model.predict((one.text for one in marked), decoding, constraints=constraints))
+        )
 
 
-def restore_tags(model: TextGenerator, tagged: Sequence[TaggedText], answers: Sequence[Sequence[Answer]]) -> Iterator[list[Answer]]:
+def restore_tags(
+    model: TextGenerator, tagged: Sequence[TaggedText], answers: Sequence[Sequence[Answer]]
+) -> Iterator[list[Answer]]:
     """Answers to the texts of some lines, with the tags that were taken out of these; raises as `answer_marked`."""
     looked = {
         number: [model.look(one.text, answer) for answer in own]
@@ -124,7 +131,9 @@ def restore_tags(model: TextGenerator, tagged: Sequence[TaggedText], answers: Se
             yield [replace(answer, text=answer.text + _render_tags(one.tags)) for answer in own]
             continue
         yield [
-            replace(answer, text=insert_tags(one, answer.text, _compute_word_weights(seen, heads, one.text, answer.text)))
+            replace(
+                answer, text=insert_tags(one, answer.text, _compute_word_weights(seen, heads, one.text, answer.text))
+            )
             for answer, seen in zip(own, looked[number], strict=True)
         ]
 
@@ -196,7 +205,9 @@ def insert_tags(tagged: TaggedText, answer: str, weights: Tensor) -> str:
                 inserted.append((at, 0, tag.opening + tag.closing))
                 continue
             begin, end = targets[window[0]][0], targets[window[-1]][1]
-            begin, end = _trim_punctuation(tagged.text[tag.start : tag.end], answer, max(begin, within[0]), min(end, within[1]))
+            begin, end = _trim_punctuation(
+                tagged.text[tag.start : tag.end], answer, max(begin, within[0]), min(end, within[1])
+            )
             inserted.append((begin, depth + 1, tag.opening))
             inserted.append((end, -depth - 1, tag.closing))
             place(tag.children, list(window), (begin, end), depth + 1)
@@ -211,7 +222,9 @@ def insert_tags(tagged: TaggedText, answer: str, weights: Tensor) -> str:
 
 def _align_unique_words(weights: Tensor, source: str, answer: str) -> Tensor:
     """What words take, where one that stands once in the source and once in the answer takes from itself alone."""
-    sources, targets = ([word.strip(_OPENING_PUNCTUATION + _CLOSING_PUNCTUATION) for word in text.split()] for text in (source, answer))
+    sources, targets = (
+        [word.strip(_OPENING_PUNCTUATION + _CLOSING_PUNCTUATION) for word in text.split()] for text in (source, answer)
+    )
     for number, word in enumerate(sources):
         if word and sources.count(word) == targets.count(word) == 1:
             weights[:, number] = 0.0

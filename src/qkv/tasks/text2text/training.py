@@ -20,12 +20,19 @@ from qkv.decoding import DecodingConfig, Greedy
 from qkv.errors import ConfigError, DataError, VocabularyError
 from qkv.models import SequenceModel, build
 from qkv.pretrained import Generation
+from qkv.tasks.config import Pretrained, Text2TextConfig
+from qkv.tasks.registry import TASKS
 from qkv.tasks.text2text import data as reading
 from qkv.tasks.text2text.data import PairSplits, describe_source
-from qkv.tasks.registry import TASKS
-from qkv.tasks.training_setup import TrainingSetup, get_start_token, load_base_model, get_special_tokens, save_tokenizer, build_tokenizer
-from qkv.tasks.config import Pretrained, Text2TextConfig
 from qkv.tasks.text_generator import MAX_INPUT_TOKENS, TextGenerator, find_unknown_symbols
+from qkv.tasks.training_setup import (
+    TrainingSetup,
+    build_tokenizer,
+    get_special_tokens,
+    get_start_token,
+    load_base_model,
+    save_tokenizer,
+)
 from qkv.text import Tokenizer
 from qkv.training import ValidationResult
 from qkv.training.loss import IGNORE_INDEX, cross_entropy, smoothed_and_plain_cross_entropy
@@ -38,7 +45,9 @@ def load_data(recipe: Text2TextConfig) -> PairSplits:
     return reading.load_pair_splits(recipe.data, TASKS[recipe.task])
 
 
-def build_training_setup(recipe: Text2TextConfig, splits: PairSplits, run_folder: Path, cache_folder: Path, resume: bool) -> TrainingSetup:
+def build_training_setup(
+    recipe: Text2TextConfig, splits: PairSplits, run_folder: Path, cache_folder: Path, resume: bool
+) -> TrainingSetup:
     """The tokenizers, the tokens, the model before its first step, and what judges it."""
     notes, stores = [], []
     runner = _build_or_load_model(recipe, splits, run_folder, resume)
@@ -64,7 +73,9 @@ def build_training_setup(recipe: Text2TextConfig, splits: PairSplits, run_folder
     judge.check_config(recipe)
     if judge.report.dropped_count or judge.report.truncated.count:
         notes.append(f"{describe_source(recipe.data.valid)}: {judge.report}")
-    losses = None if runner.has_encoder else partial(answer_cross_entropy, label_smoothing=recipe.training.label_smoothing)
+    losses = (
+        None if runner.has_encoder else partial(answer_cross_entropy, label_smoothing=recipe.training.label_smoothing)
+    )
     return TrainingSetup(runner, _build_sampler(recipe, stores), batch, judge, notes, losses)
 
 
@@ -79,7 +90,9 @@ def _make_collate(model: TextGenerator) -> Callable[[Sequence[Any], Sequence[int
 def answer_cross_entropy(model: Any, batch: Batch, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
     """The losses of a decoder alone (see `with_plain`), which scores no token of its source against the vocabulary."""
     where = batch.labels != IGNORE_INDEX
-    return smoothed_and_plain_cross_entropy(model.answer_to(batch.target, where=where), batch.labels[where], label_smoothing)
+    return smoothed_and_plain_cross_entropy(
+        model.answer_to(batch.target, where=where), batch.labels[where], label_smoothing
+    )
 
 
 def _sample_evenly(pairs: list[Pair], count: int) -> list[Pair]:
@@ -98,7 +111,9 @@ class Validator:
     def __init__(self, runner: TextGenerator, recipe: Text2TextConfig, pairs: list[Pair]) -> None:
         self.runner, self.task, self.pairs = runner, runner.task, pairs
         self.decoding: DecodingConfig = replace(recipe.decoding, method=Greedy())
-        tokens, self.report = tokenize_pairs(pairs, runner.source_tokenizer, runner.target_tokenizer, recipe.data.cleaning)
+        tokens, self.report = tokenize_pairs(
+            pairs, runner.source_tokenizer, runner.target_tokenizer, recipe.data.cleaning
+        )
         batches, lay = BatchSampler(tokens.lengths, recipe.data.batch_tokens).batches(0), _make_collate(runner)
         self.batches = [lay([tokens[n] for n in numbers], numbers) for numbers in batches]
 
@@ -175,7 +190,9 @@ def _make_answer_generation(model: TextGenerator) -> Generation | None:
     return Generation(bos, eos, tuple(sorted({*model.generation.never, bos} - set(eos))))
 
 
-def _check_vocabulary(recipe: Text2TextConfig, splits: PairSplits, stores: Sequence[TokenStore], model: TextGenerator) -> None:
+def _check_vocabulary(
+    recipe: Text2TextConfig, splits: PairSplits, stores: Sequence[TokenStore], model: TextGenerator
+) -> None:
     """Raise VocabularyError if more examples than may be dropped hold what the model's tokenizers do not know."""
     total, unknown = sum(map(len, stores)), sum(store.count_containing(model.source_tokenizer.unk) for store in stores)
     if unknown <= recipe.data.cleaning.max_dropped_fraction * total:
@@ -194,7 +211,9 @@ def _check_vocabulary(recipe: Text2TextConfig, splits: PairSplits, stores: Seque
     )
 
 
-def _train_or_load_tokenizers(recipe: Text2TextConfig, splits: PairSplits, run_folder: Path, resume: bool) -> tuple[Tokenizer, Tokenizer]:
+def _train_or_load_tokenizers(
+    recipe: Text2TextConfig, splits: PairSplits, run_folder: Path, resume: bool
+) -> tuple[Tokenizer, Tokenizer]:
     """Make the tokenizers from the training examples, or read those of the run that goes on."""
     kept = run_folder / "source.tokenizer.json", run_folder / "target.tokenizer.json"
     if resume and kept[0].exists():
@@ -205,7 +224,10 @@ def _train_or_load_tokenizers(recipe: Text2TextConfig, splits: PairSplits, run_f
     if recipe.tokenizer.target is None:
         source = target = build_tokenizer(chain(sources, targets), recipe.tokenizer.source)
     else:
-        source, target = build_tokenizer(sources, recipe.tokenizer.source), build_tokenizer(targets, recipe.tokenizer.target)
+        source, target = (
+            build_tokenizer(sources, recipe.tokenizer.source),
+            build_tokenizer(targets, recipe.tokenizer.target),
+        )
     save_tokenizer(source, kept[0])
     if target != source:
         save_tokenizer(target, kept[1])
@@ -217,5 +239,8 @@ def _build_sampler(recipe: Text2TextConfig, stores: list[TokenStore]) -> BatchSa
     if len(stores) == 1:
         return BatchSampler(stores[0].lengths, budget, seed)
     return MixtureSampler(
-        [store.lengths for store in stores], recipe.data.sampling_weights or [len(store) for store in stores], budget, seed
+        [store.lengths for store in stores],
+        recipe.data.sampling_weights or [len(store) for store in stores],
+        budget,
+        seed,
     )
