@@ -1,6 +1,6 @@
 """What is checked of each family of published models: collected from the tests, and the table in docs/checkpoints.md.
 
-PYTHONPATH=src:tests python tests/checked_families.py    # writes the table anew
+PYTHONPATH=src python -m tests.checked_families    # writes the table anew
 """
 
 from __future__ import annotations
@@ -11,19 +11,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-import test_families_control
-import test_families_decoders
-import test_families_encoder_decoders
-import test_families_encoders
-import test_families_gru
-import test_families_marian
-import test_families_speech
-import test_families_vision
-import test_speech
-
-from published import Case
 from qkv.pretrained.families import FAMILIES, family_of
 from qkv.pretrained.family import Family
+from tests.lens import test_speech
+from tests.parity import (
+    test_decision_transformer,
+    test_decoders,
+    test_encoder_decoders,
+    test_encoders,
+    test_gru,
+    test_marian,
+    test_vision,
+)
+from tests.parity import test_speech as test_speech_parity
+from tests.published import Case
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -54,8 +55,8 @@ class VerifiedCheckpoint:
 
 VERIFIED = (
     VerifiedCheckpoint(
-        test_families_decoders,
-        test_families_decoders.DECODERS,
+        test_decoders,
+        test_decoders.DECODERS,
         {
             "answers": "test_a_decoder_predicts_the_same",
             "attends": "test_a_decoder_predicts_the_same",
@@ -65,8 +66,8 @@ VERIFIED = (
         },
     ),
     VerifiedCheckpoint(
-        test_families_encoder_decoders,
-        test_families_encoder_decoders.CASES,
+        test_encoder_decoders,
+        test_encoder_decoders.CASES,
         {
             "answers": "test_it_predicts_the_same",
             "attends": "test_it_attends_the_same",
@@ -76,8 +77,8 @@ VERIFIED = (
         },
     ),
     VerifiedCheckpoint(
-        test_families_encoders,
-        test_families_encoders.ENCODERS,
+        test_encoders,
+        test_encoders.ENCODERS,
         {
             "answers": "test_an_encoder_answers_the_same",
             "attends": "test_every_head_of_an_encoder_can_be_looked_at",
@@ -85,8 +86,8 @@ VERIFIED = (
         },
     ),
     VerifiedCheckpoint(
-        test_families_vision,
-        test_families_vision.CASES,
+        test_vision,
+        test_vision.CASES,
         {
             "answers": "test_an_image_is_answered_the_same",
             "attends": "test_an_image_is_answered_the_same",
@@ -94,8 +95,8 @@ VERIFIED = (
         },
     ),
     VerifiedCheckpoint(
-        test_families_vision,
-        test_families_vision.TEXTS,
+        test_vision,
+        test_vision.TEXTS,
         {
             "answers": "test_a_text_is_answered_the_same",
             "attends": "test_a_text_is_answered_the_same",
@@ -103,8 +104,8 @@ VERIFIED = (
         },
     ),
     VerifiedCheckpoint(
-        test_families_vision,
-        [test_families_vision.CLIP],
+        test_vision,
+        [test_vision.CLIP],
         {
             "answers": "test_clip_compares_the_same",
             "attends": "test_clip_compares_the_same",
@@ -112,8 +113,8 @@ VERIFIED = (
         },
     ),
     VerifiedCheckpoint(
-        test_families_speech,
-        [test_families_speech.WHISPER],
+        test_speech_parity,
+        [test_speech_parity.WHISPER],
         {
             "answers": "test_whisper_predicts_the_same",
             "attends": "test_whisper_predicts_the_same",
@@ -123,8 +124,8 @@ VERIFIED = (
         },
     ),
     VerifiedCheckpoint(
-        test_families_speech,
-        test_families_speech.LISTENERS,
+        test_speech_parity,
+        test_speech_parity.LISTENERS,
         {
             "answers": "test_a_listener_hears_the_same",
             "attends": "test_a_listener_hears_the_same",
@@ -132,8 +133,8 @@ VERIFIED = (
         },
     ),
     VerifiedCheckpoint(
-        test_families_control,
-        test_families_control.AGENTS,
+        test_decision_transformer,
+        test_decision_transformer.AGENTS,
         {
             "answers": "test_an_agent_predicts_the_same",
             "attends": "test_an_agent_attends_the_same",
@@ -141,7 +142,7 @@ VERIFIED = (
         },
     ),
     VerifiedCheckpoint(
-        test_families_marian,
+        test_marian,
         (),
         {
             "answers": "test_it_computes_what_marian_does",
@@ -151,7 +152,7 @@ VERIFIED = (
         ("marian_own",),
     ),
     VerifiedCheckpoint(
-        test_families_gru,
+        test_gru,
         (),
         {
             "answers": "test_a_random_one_is_the_plain_formula",
@@ -163,14 +164,14 @@ VERIFIED = (
 )
 
 WEIGHTS = {
-    "llama": ("SmolLM2-135M (GGUF), stories260K (llama2.c)", test_families_decoders, "test_smollm2_knows_the_capital_of_france"),  # noqa: E501
-    "gpt2": ("minGPT's sorter", test_families_decoders, "test_mingpt_sorts_as_its_author_recorded"),
-    "bert": ("all-MiniLM-L6-v2", test_families_encoders, "test_minilm_has_its_published_similarities"),
-    "albert": ("ALBERT of RXNMapper", test_families_encoders, "test_the_albert_of_rxnmapper_answers_the_same"),
-    "dinov2": ("ViT-S/14 (ONNX)", test_families_vision, "test_a_published_backbone_in_a_graph_gives_what_onnxruntime_gives"),  # noqa: E501
-    "marian_own": ("Bergamot en-pt, pt-en", test_families_marian, "TestTheTranslator"),
+    "llama": ("SmolLM2-135M (GGUF), stories260K (llama2.c)", test_decoders, "test_smollm2_knows_the_capital_of_france"),  # noqa: E501
+    "gpt2": ("minGPT's sorter", test_decoders, "test_mingpt_sorts_as_its_author_recorded"),
+    "bert": ("all-MiniLM-L6-v2", test_encoders, "test_minilm_has_its_published_similarities"),
+    "albert": ("ALBERT of RXNMapper", test_encoders, "test_the_albert_of_rxnmapper_answers_the_same"),
+    "dinov2": ("ViT-S/14 (ONNX)", test_vision, "test_a_published_backbone_in_a_graph_gives_what_onnxruntime_gives"),  # noqa: E501
+    "marian_own": ("Bergamot en-pt, pt-en", test_marian, "TestTheTranslator"),
     "whisper": ("tiny.en (CTranslate2)", test_speech, "test_whisper_writes_down_a_speech_and_when_it_was_said"),
-    "g2p_gru": ("g2p-en", test_families_gru, "test_the_published_one_is_the_plain_formula"),
+    "g2p_gru": ("g2p-en", test_gru, "test_the_published_one_is_the_plain_formula"),
 }  # fmt: skip
 """`model_type` -> which published weights are tried, and the test that does."""
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_convert import LLAMA, convert, write_published
 
-from published import assert_close, load_model, make_tokens, transformers
 from qkv import pretrained
 from qkv.pretrained import tokenizers
+from tests.pretrained.test_exporting import LLAMA, convert, write_published
+from tests.published import assert_close, load_model, make_tokens, transformers
 
 TEXTS = [
     "The capital of France is Paris, isn't it?  2024\n\tdef f(x): return x",

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_spec import build_small_spec, draw_spec
 from torch import Tensor
 
 from qkv import spec
@@ -17,6 +16,7 @@ from qkv.layers import Attention, set_dropout
 from qkv.models import build
 from qkv.presets import encoder_decoder
 from qkv.tap import Site, Tap
+from tests.core.test_spec import build_small_spec, draw_spec
 
 
 def assert_close(left: Tensor, right: Tensor) -> None:

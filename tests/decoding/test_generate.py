@@ -139,7 +139,7 @@ def test_stopping_at_the_bound_loses_nothing(seed, size, alpha, rule, data):
     options = Beam(size, LengthPenalty(rule, alpha), n_best=n_best)
     early = run_decoding(model, options, longest=12)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qkv.decoding.beam_search.may_stop", lambda *_: False)
+        patch.setattr("qkv.decoding.beam_search.can_stop", lambda *_: False)
         full = run_decoding(model, options, longest=12)
     for quick, whole in zip(early, full, strict=True):
         assert [one.tokens for one in quick] == [one.tokens for one in whole]

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_lens import causal_model
 
 import qkv
 from qkv.attend import attend
@@ -24,6 +23,7 @@ from qkv.lens import (
     trace_of,
     words_of,
 )
+from tests.lens.test_trace import causal_model
 
 PLACE = "decoder.0.cross_attention"
 

@@ -12,14 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_lens import step_through, tokens
-from test_lens_statistics import attentions, make_attention_trace
-from test_spec import build_small_spec, draw_spec
 
 from qkv import spec
 from qkv.errors import CheckpointError, QkvError, StorageError
 from qkv.lens import Recorder, Trace, capture, look, measure, read_capture, trace_of, write_capture
 from qkv.models import build
+from tests.core.test_spec import build_small_spec, draw_spec
+from tests.lens.test_statistics import attentions, make_attention_trace
+from tests.lens.test_trace import step_through, tokens
 
 
 def assert_same(found: Trace, right: Trace) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_spec import build_small_spec
 
 from qkv import spec
 from qkv.lens import Recorder, Together, ablate, knock_out, look, patch, swap_values, trace_of
 from qkv.models import SequenceModel, build
+from tests.core.test_spec import build_small_spec
 
 CROSS, SELF = "decoder.0.cross_attention", "decoder.1.self_attention"
 

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_lens import causal_model
-from test_spec import build_small_spec
 from torch import Tensor
 
 import qkv
@@ -18,6 +16,8 @@ from qkv.lens import Together, knock_out, why
 from qkv.lens.interventions import Intervene
 from qkv.models import SequenceModel, build
 from qkv.tap import NO_TAP, Tap
+from tests.core.test_spec import build_small_spec
+from tests.lens.test_trace import causal_model
 
 SOURCE, TARGET = [1, 2, 3, 4], [1, 4, 5, 6]
 

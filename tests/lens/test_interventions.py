@@ -9,8 +9,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_lens import step_through, tokens
-from test_spec import build_small_spec, draw_spec
 from torch import Tensor
 from torch.nn import functional
 
@@ -22,6 +20,8 @@ from qkv.lens import Together, ablate, knock_out, look, patch, swap_values
 from qkv.mask import Mask
 from qkv.models import SequenceModel, build
 from qkv.tap import NO_TAP, Tap
+from tests.core.test_spec import build_small_spec, draw_spec
+from tests.lens.test_trace import step_through, tokens
 
 CROSS, SELF = "decoder.0.cross_attention", "decoder.0.self_attention"
 

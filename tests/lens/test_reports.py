@@ -9,9 +9,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_lens import tokens
-from test_spec import build_small_spec, draw_spec
-from test_view import make_traces
 from torch import Tensor
 
 from qkv import spec
@@ -23,6 +20,9 @@ from qkv.lens.circuits import LowRank, composition, copying, on_tokens, output_v
 from qkv.lens.reports import dead, report, report_of, similarity
 from qkv.models import build
 from qkv.models.transformer import Transformer
+from tests.core.test_spec import build_small_spec, draw_spec
+from tests.lens.test_trace import tokens
+from tests.view.test_document import make_traces
 
 
 def assert_close(left: Tensor, right: Tensor) -> None:

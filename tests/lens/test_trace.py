@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from test_spec import build_small_spec, draw_spec
 from torch import Tensor
 
 from qkv import spec
@@ -18,6 +17,7 @@ from qkv.lens import AttentionTrace, Intervene, Recorder, Trace, look, trace_of
 from qkv.mask import Mask
 from qkv.models import SequenceModel, build
 from qkv.tap import Site, Tap
+from tests.core.test_spec import build_small_spec, draw_spec
 
 
 def tokens(choice: spec.Spec, rows: int = 2, sources: int = 5, targets: int = 6) -> dict[str, Any]:

@@ -16,11 +16,11 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from published import Case, WriteModel, assert_close, load_model, make_writer
 from qkv import lens, pretrained, spec, tasks
 from qkv.cli import main
 from qkv.errors import CheckpointError, DataError, SpecError
 from qkv.models import build
+from tests.published import Case, WriteModel, assert_close, load_model, make_writer
 
 SIZES = {
     "state_dim": 5, "act_dim": 3, "max_ep_len": 40, "hidden_size": 32, "n_layer": 3, "n_head": 4, "n_positions": 64,

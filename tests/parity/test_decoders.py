@@ -26,8 +26,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import published
-from published import Case, WriteModel, assert_close, generate, load_model, make_mask, make_tokens, make_writer
 from qkv import layers, lens, pretrained
 from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, LengthPenalty, generate_batch
 from qkv.errors import CheckpointError, SpecError
@@ -36,6 +34,8 @@ from qkv.pretrained.families import family_of
 from qkv.pretrained.family import fill
 from qkv.pretrained.quantised import Quantised
 from qkv.spec import Experts, FeedForward, from_json, to_json
+from tests import published
+from tests.published import Case, WriteModel, assert_close, generate, load_model, make_mask, make_tokens, make_writer
 
 
 @pytest.fixture(scope="module")

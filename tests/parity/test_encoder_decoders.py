@@ -19,13 +19,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from published import Case, WriteModel, assert_close, load_model, make_mask, make_tokens, make_writer, transformers
 from qkv import lens, pretrained, spec
 from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, LengthPenalty, generate_batch
 from qkv.errors import CheckpointError
 from qkv.models import SequenceModel
 from qkv.positions import RelativeBias
 from qkv.pretrained.generation import Generation
+from tests.published import (
+    Case,
+    WriteModel,
+    assert_close,
+    load_model,
+    make_mask,
+    make_tokens,
+    make_writer,
+    transformers,
+)
 
 SIZES = {
     "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,

@@ -21,11 +21,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from published import Case, WriteModel, assert_close, make_mask, make_tokens, make_writer
 from qkv import lens, pretrained, spec
 from qkv.errors import CheckpointError
 from qkv.models.transformer import Transformer
 from qkv.pretrained import tokenizers
+from tests.published import Case, WriteModel, assert_close, make_mask, make_tokens, make_writer
 
 transformers: Any = pytest.importorskip("transformers")
 

@@ -16,13 +16,13 @@ import torch
 from click.testing import CliRunner
 from numpy.typing import NDArray
 
-from published import assert_close
 from qkv import pretrained, spec, tasks
 from qkv.cli import main
 from qkv.decoding import DecodingConfig, Greedy, LengthLimit, generate_batch
 from qkv.errors import CheckpointError, SpecError
 from qkv.models import build
 from qkv.pretrained.families.gru import LETTERS, PHONEMES
+from tests.published import assert_close
 
 DATA = os.environ.get("QKV_DATA")
 FILE = Path(DATA or "", "models-small", "g2p-gru", "checkpoint20.npz")

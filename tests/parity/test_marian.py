@@ -21,12 +21,12 @@ import yaml
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from published import assert_close
 from qkv import lens, pretrained, tasks
 from qkv.decoding import DecodingConfig, Greedy, LengthLimit, generate_batch
 from qkv.errors import CheckpointError
 from qkv.pretrained import tokenizers, weights
 from qkv.pretrained.weights.marian import SETTINGS
+from tests.published import assert_close
 
 Array = NDArray[np.float64]
 MARIAN_SETTINGS = {

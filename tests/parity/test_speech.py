@@ -21,7 +21,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from published import Case, WriteModel, assert_close, load_model, make_mask, make_tokens, make_writer
 from qkv import lens, pretrained, spec
 from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, LengthPenalty, generate_batch
 from qkv.errors import CheckpointError, DataError, SpecError
@@ -32,6 +31,7 @@ from qkv.pretrained.family import fill
 from qkv.pretrained.generation import Generation
 from qkv.pretrained.weights import Weights
 from qkv.pretrained.weights.mapping import Entry
+from tests.published import Case, WriteModel, assert_close, load_model, make_mask, make_tokens, make_writer
 
 WHISPER = Case(
     "Whisper", "WhisperConfig", "WhisperForConditionalGeneration",

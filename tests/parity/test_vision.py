@@ -23,11 +23,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from published import Case, WriteModel, assert_close, make_mask, make_writer
 from qkv import compare, lens, models, pretrained, spec, tasks
 from qkv.errors import CheckpointError, DataError, QkvError, SpecError
 from qkv.inputs import reader
 from qkv.presets import vision_transformer
+from tests.published import Case, WriteModel, assert_close, make_mask, make_writer
 
 IMAGE = {"image_size": 12, "patch_size": 4, "num_channels": 2}
 TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}

@@ -16,7 +16,6 @@ import torch
 from click.testing import CliRunner, Result
 from torch import Tensor
 
-from published import Case, load_model, make_mask, make_tokens
 from qkv import presets, pretrained, spec, tasks
 from qkv.cli import main
 from qkv.decoding import DecodingConfig, Greedy, LengthLimit
@@ -26,6 +25,7 @@ from qkv.pretrained import exporting
 from qkv.pretrained.exporting import folders
 from qkv.tasks.speech.config import AudioClassifier, SpeechTransformer
 from qkv.text import SpecialTokenIds, Tokenizer, train
+from tests.published import Case, load_model, make_mask, make_tokens
 
 SIZES = {
     "d_model": 32, "encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 4,

@@ -10,7 +10,12 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from test_convert import (
+from torch import Tensor
+
+from qkv import presets, pretrained, spec, tasks
+from qkv.models import SequenceModel
+from qkv.pretrained import exporting
+from tests.pretrained.test_exporting import (
     SOURCE,
     assert_close,
     build_random,
@@ -20,12 +25,7 @@ from test_convert import (
     open_session,
     run_graph,
 )
-from torch import Tensor
-
-from published import make_mask, make_tokens
-from qkv import presets, pretrained, spec, tasks
-from qkv.models import SequenceModel
-from qkv.pretrained import exporting
+from tests.published import make_mask, make_tokens
 
 __all__ = ["make_traceable"]  # a fixture is imported to be used by its name
 

@@ -7,9 +7,9 @@ import shlex
 
 import pytest
 
-from checked_families import COLUMNS, PAGE, VERIFIED, WEIGHTS, group_by_column, render_page
 from qkv.cli import main
 from qkv.pretrained.families import FAMILIES
+from tests.checked_families import COLUMNS, PAGE, VERIFIED, WEIGHTS, group_by_column, render_page
 
 
 def test_the_table_is_what_is_checked() -> None:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from test_hear import RATE, TEXTS, synthesize, write_npz
-from test_see import make_images
 
 from qkv import tasks
 from qkv.cli import main
 from qkv.training.reporters import NullReporter
+from tests.tasks.test_image_classification import make_images
+from tests.tasks.test_speech import RATE, TEXTS, synthesize, write_npz
 
 SMALL = {"d_model": 16, "heads": 2, "d_ff": 16}
 PAIR = {**SMALL, "kind": "transformer", "encoder_layers": 1, "decoder_layers": 1}

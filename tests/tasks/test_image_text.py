@@ -16,8 +16,6 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
-from test_published_tasks import invoke, invoke_refused, invoke_successfully
-from test_view import Parts
 from torch import Tensor
 
 from qkv import tasks
@@ -25,6 +23,8 @@ from qkv.data.images import processing
 from qkv.errors import QkvError
 from qkv.text import train
 from qkv.view import Session
+from tests.tasks.test_published import invoke, invoke_refused, invoke_successfully
+from tests.view.test_document import Parts
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

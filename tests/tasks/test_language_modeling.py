@@ -93,12 +93,14 @@ def test_a_long_text_is_read_and_shown_from_afar(folder: Path, monkeypatch: pyte
     text, counted = "the cat sat on the dog. the cat sat on the dog.", []
     runner = tasks.load(folder / "run")
     assert isinstance(runner, tasks.TextGenerator) and view.encode_long_text(runner, text) is None
-    monkeypatch.setattr(builder, "LONGEST", 20)
-    monkeypatch.setattr(builder, "_STEP", 7)
-    monkeypatch.setattr(overview, "_LONG", 100)
-    monkeypatch.setattr(models, "_SLOW", 20)
+    monkeypatch.setattr(builder, "MAX_INPUT_TOKENS", 20)
+    monkeypatch.setattr(builder, "_CHUNK_SIZE", 7)
+    monkeypatch.setattr(overview, "_MAX_MATRIX_SIZE", 100)
+    monkeypatch.setattr(models, "_SLOW_TOKENS", 20)
     measure = lens.measure
-    monkeypatch.setattr(lens, "measure", lambda one, **more: (counted.append(more["heads"]), measure(one, **more))[1])
+    monkeypatch.setattr(
+        lens, "evaluate_agent", lambda one, **more: (counted.append(more["heads"]), measure(one, **more))[1]
+    )
     ids = view.encode_long_text(runner, text)
     assert ids is not None and len(ids) == len(text)
     session = view.Session([("mine", runner)], text)

@@ -23,18 +23,18 @@ import tokenizers
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
-from test_families_encoder_decoders import CASES as ENCODER_DECODERS
-from test_view import Parts
 from torch import Tensor
 
 import qkv
-from published import Case, assert_close
 from qkv import lens, pretrained, tasks
 from qkv.cli import main
 from qkv.decoding import DecodingConfig, Greedy, LengthLimit
 from qkv.errors import CheckpointError, DownloadError
 from qkv.models import build, outline
 from qkv.pretrained import hub, int8
+from tests.parity.test_encoder_decoders import CASES as ENCODER_DECODERS
+from tests.published import Case, assert_close
+from tests.view.test_document import Parts
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

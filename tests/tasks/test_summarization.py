@@ -209,7 +209,7 @@ def test_abstracts_come_with_every_summary(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("QKV_DATA", str(tmp_path))
     recorded = (CorpusFile("scitldr-a/dev.jsonl.gz", len(text), hashlib.sha256(text).hexdigest()),)
     entry = replace(corpora.find_corpus("scitldr-a"), files=recorded)
-    monkeypatch.setattr(corpora, "ENTRIES", (entry,))
+    monkeypatch.setattr(corpora, "CORPORA", (entry,))
     assert list(Corpus("scitldr-a", "valid")) == [("One. Two.", "1, 2"), ("One. Two.", "12")]
 
 

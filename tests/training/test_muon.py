@@ -14,7 +14,7 @@ from qkv.models import build
 from qkv.tasks.image_classification.config import ViT
 from qkv.training import MuonConfig, OptimizerConfig, optim
 from qkv.training.optim import Optimizers, orthogonalize
-from training_runs import Tiny
+from tests.training_runs import Tiny
 
 
 def orthogonalize(values: Tensor, iterations: int) -> Tensor:

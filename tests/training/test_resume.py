@@ -15,13 +15,20 @@ from hypothesis import strategies as st
 
 from qkv.errors import CheckpointError, StorageError
 from qkv.training import TrainingConfig, checkpoints
-from training_runs import INTERRUPTED_OPTIONS, OPTIONS, build_trainer, read_metrics, read_weights, validate_on_three
+from tests.training_runs import (
+    INTERRUPTED_OPTIONS,
+    OPTIONS,
+    build_trainer,
+    read_metrics,
+    read_weights,
+    validate_on_three,
+)
 
 RUN = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from training_runs import INTERRUPTED_OPTIONS, NullReporter, validate_on_three, build_trainer
+from tests.training_runs import INTERRUPTED_OPTIONS, NullReporter, validate_on_three, build_trainer
 import torch._dynamo  # which every optimizer imports: once here, rather than in each child
 
 class KillingReporter(NullReporter):
@@ -42,7 +49,7 @@ def test_killed_runs_end_in_the_same_bytes_as_one_that_was_not(tmp_path: Path) -
     whole.train()
     assert whole.state.examples > 2 * whole.examples_per_epoch  # it went past the first epochs
     steps = ["2", "10", "23"]  # before the first save, within the first epochs, past them
-    command = [sys.executable, "-c", RUN, str(Path(__file__).parent), str(tmp_path / "parts"), *steps]
+    command = [sys.executable, "-c", RUN, str(Path(__file__).parents[2]), str(tmp_path / "parts"), *steps]
     killed = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert killed.stdout.split() == ["True"] * 3, killed.stderr
     parts = build_trainer(tmp_path / "parts", INTERRUPTED_OPTIONS, validate=validate_on_three)

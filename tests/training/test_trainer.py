@@ -33,7 +33,7 @@ from qkv.training import (
 from qkv.training.loss import IGNORE_INDEX, cross_entropy, loss_normalizer
 from qkv.training.optim import ExponentialMovingAverage, Optimizers, lr_multiplier
 from qkv.training.reporters import LineReporter, LiveReporter, NullReporter, make_reporter
-from training_runs import (
+from tests.training_runs import (
     LENGTHS,
     OPTIONS,
     VOCAB,

@@ -17,7 +17,7 @@ from qkv.models import build
 from qkv.presets import encoder_decoder
 from qkv.training import CheckpointingConfig, OptimizerConfig, Trainer, TrainingConfig
 from qkv.training.reporters import NullReporter
-from training_runs import read_metrics
+from tests.training_runs import read_metrics
 
 
 class Special:

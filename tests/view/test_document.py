@@ -18,7 +18,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_spec import build_small_spec
 from torch import Tensor
 from torch.nn import functional
 
@@ -31,6 +30,7 @@ from qkv.presets import encoder_decoder
 from qkv.view import Run, axes, encode_document, overview, write_html
 from qkv.view.blocks import Blocks, quantize_int8, round_trip
 from qkv.view.run import shorten_names
+from tests.core.test_spec import build_small_spec
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -293,9 +293,9 @@ def test_axes_of_images_sounds_and_trajectories() -> None:
 
 
 def test_a_long_run_is_told_from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(overview, "_LONG", 100)
+    monkeypatch.setattr(overview, "_MAX_MATRIX_SIZE", 100)
     monkeypatch.setattr(overview, "SIDE", 8)
-    monkeypatch.setattr(overview, "_CELLS", 64)
+    monkeypatch.setattr(overview, "_MAX_WEIGHTS_AT_ONCE", 64)
     trace = make_traces()["step by step"]
     made = encode_document(trace)
     (run,) = made.data["runs"]

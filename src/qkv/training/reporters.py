@@ -70,7 +70,7 @@ class MetricsWindow:
         self.target_tokens += target_tokens
         self.filled_positions += target_tokens
         for batch in batches:
-            self.positions += batch.labelled
+            self.positions += batch.label_positions
             if batch.source_mask is not None:
                 self.positions += batch.source_mask.numel()
                 self.filled_positions += int(batch.source_mask.count_nonzero())

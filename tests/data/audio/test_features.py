@@ -83,7 +83,7 @@ def test_a_file_gives_its_samples_mixed_down(tmp_path: Path, ending: str, error:
 def test_long_files_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "sound.wav"
     soundfile.write(path, make_noise(1_000).numpy(), 8_000, subtype="FLOAT")
-    monkeypatch.setattr(audio, "_BLOCK", 64)
+    monkeypatch.setattr(audio, "_BLOCK_SIZE", 64)
     assert torch.equal(audio.read_audio(path, 8_000), make_noise(1_000))
     with pytest.raises(DataError, match=r"sound\.wav is longer than 0\.1 seconds"):
         audio.read_audio(path, 8_000, max_seconds=0.1)

