@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from qkv.pretrained.families import FAMILIES, family_of
+from qkv.pretrained.families import FAMILIES, get_family
 from qkv.pretrained.family import Family
 from tests.lens import test_speech
 from tests.parity import (
@@ -185,7 +185,7 @@ def group_by_column(family: Family) -> dict[str, list[VerifiedCheckpoint]]:
     """Column -> what checks it, for a family."""
     found: dict[str, list[VerifiedCheckpoint]] = {}
     for checked in VERIFIED:
-        if any(family_of({"model_type": kind}) is family for kind in find_types(checked)):
+        if any(get_family({"model_type": kind}) is family for kind in find_types(checked)):
             for column in checked.tests:
                 found.setdefault(column, []).append(checked)
     return found
@@ -203,8 +203,8 @@ def _lines() -> Iterator[str]:
     for family in FAMILIES:
         columns = group_by_column(family)
         marks = ["yes" if column in columns else "" for column in COLUMNS]
-        real = ", ".join(WEIGHTS[kind][0] for kind in family.types if kind in WEIGHTS)
-        types = ", ".join(f"`{kind}`" for kind in family.types)
+        real = ", ".join(WEIGHTS[kind][0] for kind in family.model_types if kind in WEIGHTS)
+        types = ", ".join(f"`{kind}`" for kind in family.model_types)
         yield f"| {' | '.join([family.name, types, *marks, real])} |".replace("  ", " ")
 
 

@@ -277,7 +277,7 @@ def test_data_report_counts_what_is_left_out_and_what_leaks(tmp_path: Path) -> N
     path = tmp_path / "recipe.yaml"
     path.write_text(
         "task: pronunciation\n"
-        "training: {steps: 10}\n"
+        "training: {max_steps: 10}\n"
         f"data:\n  train: [{{kind: tsv, path: {tmp_path}/train.tsv}}]\n"
         f"  valid: {{kind: tsv, path: {tmp_path}/valid.tsv}}\n"
         f"  exclude: [{{kind: tsv, path: {tmp_path}/hidden.tsv}}]\n"

@@ -60,7 +60,7 @@ def assert_same_weights(path: Path, folder: Path) -> None:
     """What transformers makes of a converted file cuts texts and predicts as ours does from the file itself."""
     done = convert(path, folder, "--to", "hugging-face")
     assert done.exit_code == 0, done.output
-    ours = tokenizers.read(tokenizers.beside(path))
+    ours = tokenizers.load(tokenizers.find_tokenizer(path))
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     for text in TEXTS:
         assert theirs(text)["input_ids"] == ours.encode_with_special_tokens(text).ids
@@ -70,7 +70,7 @@ def assert_same_weights(path: Path, folder: Path) -> None:
     assert json.loads((folder / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     given = torch.tensor([ours.encode_with_special_tokens(TEXTS[0]).ids])
     model = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
-    assert_close(pretrained.read(path).model(target=given), model(given).logits)
+    assert_close(pretrained.load(path).model(target=given), model(given).logits)
 
 
 @torch.no_grad()

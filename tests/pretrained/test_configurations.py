@@ -15,14 +15,14 @@ from typing import Any
 import pytest
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.families import FAMILIES, family_of
+from qkv.pretrained.families import FAMILIES, get_family
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import transformers
 
 OURS_ALONE = {"marian_own", "g2p_gru"}
-KINDS = [kind for family in FAMILIES for kind in family.types if kind not in OURS_ALONE]
+KINDS = [kind for family in FAMILIES for kind in family.model_types if kind not in OURS_ALONE]
 
 
 def default_configuration(kind: str) -> dict[str, Any]:
@@ -35,11 +35,11 @@ def default_configuration(kind: str) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_field_left_out_means_its_default_or_is_asked_for(kind: str) -> None:
     config = default_configuration(kind)
-    family, expected = family_of(config), family_of(config).spec(config)
+    family, expected = get_family(config), get_family(config).build_spec(config)
     wrong = []
     for field in config.keys() - {"model_type"}:
         try:
-            found = family.spec({name: value for name, value in config.items() if name != field})
+            found = family.build_spec({name: value for name, value in config.items() if name != field})
         except KeyError:
             continue  # said by name, see `read`
         if found != expected:
@@ -78,12 +78,12 @@ def test_an_older_form_means_the_same(kind: str, what: str, says: dict[str, Any]
     older = {**{name: value for name, value in default_configuration(kind).items() if name not in NEWER}, **says}
     (tmp_path / "config.json").write_text(json.dumps(older))
     newer = transformers.AutoConfig.from_pretrained(tmp_path).to_dict()
-    family = family_of(older)
-    assert family.spec(older) == family.spec(newer)
+    family = get_family(older)
+    assert family.build_spec(older) == family.build_spec(newer)
 
 
 @pytest.mark.parametrize("kind", ["gemma", "gemma2", "gemma3_text"])
 def test_a_decoder_that_looks_ahead_is_refused(kind: str) -> None:
     config = {**default_configuration(kind), "use_bidirectional_attention": True}
     with pytest.raises(CheckpointError, match="use_bidirectional_attention=True"):
-        family_of(config).spec(config)
+        get_family(config).build_spec(config)

@@ -21,8 +21,8 @@ from qkv.cli import main
 from qkv.decoding import DecodingConfig, Greedy, LengthLimit
 from qkv.errors import CheckpointError, MissingExtraError, QkvError, SpecError, StorageError, VocabularyError
 from qkv.models import SequenceModel, build
-from qkv.pretrained import exporting
-from qkv.pretrained.exporting import folders
+from qkv.pretrained import export
+from qkv.pretrained.export import folders
 from qkv.tasks.speech.config import AudioClassifier, SpeechTransformer
 from qkv.text import SpecialTokenIds, Tokenizer, train
 from tests.published import Case, load_model, make_mask, make_tokens
@@ -153,22 +153,22 @@ def test_a_published_model_becomes_a_folder_of_this_package(tmp_path: Path) -> N
 
 
 def test_nothing_half_written_stays(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError), exporting.whole_folder(tmp_path / "new") as part:
+    with pytest.raises(CheckpointError), export.create_folder(tmp_path / "new") as part:
         (part / "half").write_text("half")
         raise CheckpointError("in the middle")
     assert not any(tmp_path.iterdir())
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_text("whole")
-    with pytest.raises(StorageError, match="there already"), exporting.whole_folder(tmp_path / "kept"):
+    with pytest.raises(StorageError, match="there already"), export.create_folder(tmp_path / "kept"):
         pass
     assert (tmp_path / "kept" / "file").read_text() == "whole"
-    with pytest.raises(StorageError, match="could not be written"), exporting.whole_folder(tmp_path / "kept/file/new"):
+    with pytest.raises(StorageError, match="could not be written"), export.create_folder(tmp_path / "kept/file/new"):
         pass
 
 
 def test_a_missing_library_names_its_extra() -> None:
     with pytest.raises(MissingExtraError, match=r"qkv\[onnx\]"):
-        folders.library("no_such_library", "onnx")
+        folders.import_library("no_such_library", "onnx")
 
 
 # CTranslate2
@@ -222,10 +222,10 @@ def translate_with_ctranslate2(folder: Path, names: list[str]) -> list[list[int]
 def test_ctranslate2_continues_the_same(case: Case, tmp_path: Path) -> None:
     engine = pytest.importorskip("ctranslate2", reason="needs the package ctranslate2")
     case.build().save_pretrained(tmp_path)
-    model, names = pretrained.read(tmp_path).model, train_word_tokenizer().vocabulary()
+    model, names = pretrained.load(tmp_path).model, train_word_tokenizer().vocabulary()
     out = tmp_path / "out"
     out.mkdir()
-    exporting.to_ctranslate2(model, out, train_word_tokenizer(), train_word_tokenizer(), bos=None, eos=2, never=(0,))
+    export.to_ctranslate2(model, out, train_word_tokenizer(), train_word_tokenizer(), bos=None, eos=2, suppress_tokens=(0,))
     generator = engine.Generator(str(out))
     rows = [name_tokens(row, names) for row in SOURCE.tolist()]
     theirs = torch.from_numpy(numpy.array(generator.forward_batch(rows)))
@@ -245,7 +245,7 @@ def test_ctranslate2_translates_the_same(case: Case, tmp_path: Path) -> None:
     assert isinstance(runner, tasks.TextGenerator) and runner.generation is not None
     bos = runner.generation.bos
     assert bos is not None
-    never = set(runner.generation.never)
+    never = set(runner.generation.suppress_tokens)
     expected = [decode_greedily(runner.model, row[:length], [bos]) for row, length in zip(SOURCE, LENGTHS, strict=True)]
     assert never <= {0}
     assert translate_with_ctranslate2(tmp_path / "out", runner.target_tokenizer.vocabulary()) == expected
@@ -255,7 +255,7 @@ def test_ctranslate2_translates_the_same(case: Case, tmp_path: Path) -> None:
 def test_ctranslate2_translates_the_same_with_models_of_our_own(choice: spec.Transformer, tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="needs the package ctranslate2")
     model = build_random(choice)
-    exporting.to_ctranslate2(model, tmp_path, train_word_tokenizer(), train_word_tokenizer(), bos=1, eos=2, never=(0,))
+    export.to_ctranslate2(model, tmp_path, train_word_tokenizer(), train_word_tokenizer(), bos=1, eos=2, suppress_tokens=(0,))
     expected = [decode_greedily(model, row[:length], [1]) for row, length in zip(SOURCE, LENGTHS, strict=True)]
     assert translate_with_ctranslate2(tmp_path, train_word_tokenizer().vocabulary()) == expected
 
@@ -274,13 +274,13 @@ def test_what_ctranslate2_does_not_have_is_named(tmp_path: Path) -> None:
         (spec.Recurrent("gru", 8, 1, spec.Tokens(99), spec.Tokens(99)), ["a Recurrent"]),
     ):
         with pytest.raises(SpecError) as caught:
-            exporting.to_ctranslate2(
+            export.to_ctranslate2(
                 build(choice), tmp_path, train_word_tokenizer(), train_word_tokenizer(), bos=1, eos=2
             )
         assert all(what in str(caught.value) for what in told), str(caught.value)
     small = presets.encoder_decoder(source_vocab=50, target_vocab=50, d_model=8, heads=2, d_ff=8, layers=1)
     with pytest.raises(VocabularyError, match="99 tokens and the model 50"):
-        exporting.to_ctranslate2(build(small), tmp_path, train_word_tokenizer(), train_word_tokenizer(), bos=1, eos=2)
+        export.to_ctranslate2(build(small), tmp_path, train_word_tokenizer(), train_word_tokenizer(), bos=1, eos=2)
     assert not any(tmp_path.iterdir())
 
 
@@ -345,7 +345,7 @@ def generate(graph: Any, begin: Tensor, longest: int = 10, **given: Any) -> list
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("traceable")
+@pytest.mark.usefixtures("make_traceable")
 @torch.no_grad()
 def test_an_onnx_decoder_steps_as_ours_does(tmp_path: Path) -> None:
     write_published(MISTRAL, tmp_path / "there")
@@ -353,7 +353,7 @@ def test_an_onnx_decoder_steps_as_ours_does(tmp_path: Path) -> None:
     done = convert(tmp_path / "there", tmp_path / "out", "--to", "onnx")
     assert done.exit_code == 0, done.output
     assert (tmp_path / "out" / "tokenizer.json").is_file() and logging.getLogger("torch.onnx").level == level
-    model, graph = pretrained.read(tmp_path / "there").model, open_session(tmp_path / "out" / "model.onnx")
+    model, graph = pretrained.load(tmp_path / "there").model, open_session(tmp_path / "out" / "model.onnx")
     for rows, length in ((1, 1), (3, 9)):
         given = make_tokens(rows, length)
         assert_close(run_graph(graph, tokens=given, **make_empty_past(graph, rows))["logits"], model(target=given))
@@ -361,7 +361,7 @@ def test_an_onnx_decoder_steps_as_ours_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("traceable")
+@pytest.mark.usefixtures("make_traceable")
 @torch.no_grad()
 def test_onnx_graphs_translate_as_ours_do(tmp_path: Path) -> None:
     runner = build_trained(tmp_path / "run")
@@ -380,7 +380,7 @@ def test_onnx_graphs_translate_as_ours_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("traceable")
+@pytest.mark.usefixtures("make_traceable")
 @pytest.mark.parametrize("length", [None, 4], ids=["all", "window"])
 @torch.no_grad()
 def test_an_onnx_encoder_answers_as_ours_does(length: int | None, tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_an_onnx_encoder_answers_as_ours_does(length: int | None, tmp_path: Path
     positions = spec.Learned(20) if length else spec.Learned(10)
     answers = spec.Labels(5) if length else spec.Vector("first", 6)
     model = build_random(spec.Transformer(spec.Stack(32, (block,), reads, positions), None, answers))
-    exporting.to_onnx(model, tmp_path)
+    export.to_onnx(model, tmp_path)
     graph = open_session(tmp_path / "model.onnx")
     if not length:
         images = torch.randn(3, 3, 12, 12)
@@ -403,11 +403,11 @@ def test_an_onnx_encoder_answers_as_ours_does(length: int | None, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("traceable")
+@pytest.mark.usefixtures("make_traceable")
 @torch.no_grad()
 def test_onnx_graphs_write_down_sounds_as_ours_do(tmp_path: Path) -> None:
     model = build_random(SpeechTransformer(32, 4, 64, 2, 2).spec(16, 30, ctc=False))
-    exporting.to_onnx(model, tmp_path)
+    export.to_onnx(model, tmp_path)
     encoder, decoder = open_session(tmp_path / "encoder.onnx"), open_session(tmp_path / "decoder.onnx")
     for rows, frames in ((1, 8), (3, 51)):
         sound, target = torch.randn(rows, 16, frames), make_tokens(rows, 5) % 26 + 4
@@ -418,12 +418,12 @@ def test_onnx_graphs_write_down_sounds_as_ours_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("traceable")
+@pytest.mark.usefixtures("make_traceable")
 @torch.no_grad()
 def test_an_onnx_classifier_hears_as_ours_does(tmp_path: Path) -> None:
     stem = (spec.Convolution(6, 3, 2), spec.Convolution(6, 3, 1))
     model = build_random(AudioClassifier(32, 4, 48, 1, stem=stem, stem_norm="batch", stem_residual=True).spec(16, 5))
-    exporting.to_onnx(model, tmp_path)
+    export.to_onnx(model, tmp_path)
     graph = open_session(tmp_path / "model.onnx")
     for rows, frames in ((1, 8), (3, 51)):
         sound = torch.randn(rows, 16, frames)
@@ -431,13 +431,13 @@ def test_an_onnx_classifier_hears_as_ours_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("traceable")
+@pytest.mark.usefixtures("make_traceable")
 @torch.no_grad()
 def test_an_onnx_encoder_reads_samples_as_ours_does(tmp_path: Path) -> None:
     reads = spec.Waveform((spec.Convolution(8, 10, 5), spec.Convolution(8, 3, 2)))
     block = spec.Block(spec.Attention(4, 8), spec.FeedForward(48))
     model = build_random(spec.Transformer(spec.Stack(32, (block,), reads), None, spec.Labels(5)))
-    exporting.to_onnx(model, tmp_path)
+    export.to_onnx(model, tmp_path)
     graph = open_session(tmp_path / "model.onnx")
     for rows, samples in ((1, 100), (2, 1234)):
         sound = torch.randn(rows, samples)
@@ -449,5 +449,5 @@ def test_what_has_no_graph_is_named(tmp_path: Path) -> None:
     mixed = spec.Block(attention, spec.Experts(2, 1, spec.FeedForward(8)))
     decoder = spec.Transformer(None, spec.Stack(8, (mixed,), spec.Tokens(9)), spec.Vocabulary())
     with pytest.raises(QkvError, match="feed_forward=Experts"):
-        exporting.to_onnx(build(decoder), tmp_path)
+        export.to_onnx(build(decoder), tmp_path)
     assert not any(tmp_path.iterdir())

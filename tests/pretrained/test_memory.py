@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from qkv import pretrained
 from qkv.models import build
 from qkv.pretrained import int8, weights
-from qkv.pretrained.families import family_of
-from qkv.pretrained.weights.cursor import release
+from qkv.pretrained.families import get_family
+from qkv.pretrained.weights.cursor import release_memory
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/smaps").is_file(), reason="needs Linux")
 
@@ -43,29 +43,29 @@ def test_memory_of_a_file_is_given_back_where_another_tensor_was_made_of_it(tmp_
     stored = weights.read(path)
     made = stored["a"].bfloat16()
     assert count_resident_bytes(path) >= 4_000_000
-    release(stored["a"])
+    release_memory(stored["a"])
     assert count_resident_bytes(path) < 200_000
     assert torch.equal(stored["a"].bfloat16(), made)  # it is read again
     elsewhere = torch.ones(10_000)
-    release(elsewhere)
+    release_memory(elsewhere)
     assert bool((elsewhere == 1).all())
 
 
 @torch.no_grad()
 def test_a_model_in_other_numbers_leaves_its_file(tmp_path: Path) -> None:
-    family = family_of(LLAMA)
-    pretrained.write(pretrained.Published(family, LLAMA, build(family.spec(LLAMA))), tmp_path)
+    family = get_family(LLAMA)
+    pretrained.save(pretrained.PretrainedModel(family, LLAMA, build(family.build_spec(LLAMA))), tmp_path)
     path, given = tmp_path / "model.safetensors", torch.arange(20)[None]
-    whole = pretrained.read(tmp_path).model
+    whole = pretrained.load(tmp_path).model
     expected = whole(target=given)
     assert count_resident_bytes(path) > path.stat().st_size // 2  # parameters lie in the file
     del whole
-    smaller = pretrained.read(tmp_path, dtype=torch.bfloat16).model
+    smaller = pretrained.load(tmp_path, dtype=torch.bfloat16).model
     torch.testing.assert_close(smaller(target=given).float(), expected, rtol=0.1, atol=0.1)
     assert count_resident_bytes(path) < path.stat().st_size // 10
     del smaller
-    model = pretrained.read(tmp_path, dtype=None).model
-    int8.quantise(model)
+    model = pretrained.load(tmp_path, dtype=None).model
+    int8.quantize(model)
     torch.testing.assert_close(model(target=given), expected, rtol=0.1, atol=0.1)
     kept = 2 * 4 * LLAMA["vocab_size"] * LLAMA["hidden_size"]  # embeddings stay where they are
     assert count_resident_bytes(path) < kept

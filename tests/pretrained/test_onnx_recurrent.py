@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qkv import presets, pretrained, spec, tasks
 from qkv.models import SequenceModel
-from qkv.pretrained import exporting
+from qkv.pretrained import export
 from tests.pretrained.test_exporting import (
     SOURCE,
     assert_close,
@@ -100,7 +100,7 @@ def assert_same_steps(model: SequenceModel, folder: Path, begin: int = 1, pieces
 @torch.no_grad()
 def test_onnx_graphs_of_a_recurrent_model_write_as_ours_does(choice: spec.Recurrent, tmp_path: Path) -> None:
     model = build_random(choice)
-    exporting.to_onnx(model, tmp_path)
+    export.to_onnx(model, tmp_path)
     assert_same_steps(model, tmp_path, pieces=(1,) * 6 if choice.attention == "additive" else (3, 1, 2))
 
 
@@ -124,7 +124,7 @@ DECODERS = {
 @torch.no_grad()
 def test_an_onnx_decoder_carries_its_past_as_ours_does(stack: spec.Stack, tmp_path: Path) -> None:
     model = build_random(spec.Transformer(None, stack, spec.Vocabulary()))
-    exporting.to_onnx(model, tmp_path)
+    export.to_onnx(model, tmp_path)
     graph = open_session(tmp_path / "model.onnx")
     given, past, whole = make_tokens(3, 8), make_first_state(graph, 3), []
     for piece in given.split([4, 1, 3], dim=1):
@@ -143,7 +143,7 @@ def test_onnx_graphs_with_recurrence_on_both_sides_translate_as_ours_do(tmp_path
     encoder = build_stack(replace(CARRYING, norm_at="post"), positions=spec.Sinusoidal())
     decoder = build_stack(crossing, crossing, positions=spec.Sinusoidal())
     model = build_random(spec.Transformer(encoder, decoder, spec.Vocabulary(), shared_embedding=True))
-    exporting.to_onnx(model, tmp_path)
+    export.to_onnx(model, tmp_path)
     assert_same_translations(model, tmp_path)
 
 
@@ -170,7 +170,7 @@ def test_onnx_graphs_copy_as_ours_do(tmp_path: Path) -> None:
         source_vocab=99, target_vocab=99, d_model=32, heads=4, d_ff=48, layers=2, shared_embedding=True
     )
     model = build_random(replace(choice, answers=spec.PointerGenerator(8, spec.Vocabulary())))
-    exporting.to_onnx(model, tmp_path)
+    export.to_onnx(model, tmp_path)
     assert_same_translations(model, tmp_path)
 
 
@@ -182,7 +182,7 @@ def test_an_onnx_graph_acts_as_ours_does(returns: bool, tmp_path: Path) -> None:
     block = spec.Block(spec.Attention(4, 8, causal=True), spec.FeedForward(48))
     stack = spec.Stack(32, (block,) * 2, spec.Trajectory(3, 2, 30, returns))
     model = build_random(spec.Transformer(stack, None, spec.Actions(bounded=True)))
-    exporting.to_onnx(model, tmp_path)
+    export.to_onnx(model, tmp_path)
     graph = open_session(tmp_path / "model.onnx")
     for rows, steps in ((1, 1), (3, 9)):
         seen = torch.cat([torch.arange(steps).expand(rows, steps)[..., None], torch.randn(rows, steps, 6)], dim=-1)
@@ -199,8 +199,8 @@ class TestPublished:
     @torch.no_grad()
     def test_the_pronouncer_of_g2p_en(self, tmp_path: Path) -> None:
         file = next(self.folder.glob("g2p-en/**/checkpoint20.npz"))
-        model = pretrained.read(file).model
-        exporting.to_onnx(model, tmp_path)
+        model = pretrained.load(file).model
+        export.to_onnx(model, tmp_path)
         assert_same_steps(model, tmp_path)
 
     @pytest.mark.usefixtures("traceable")

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from qkv.errors import CheckpointError
 from qkv.pretrained import weights
-from qkv.pretrained.quantised import Quantised
+from qkv.pretrained.quantized_tensor import QuantizedTensor
 
 gguf = pytest.importorskip("gguf", reason="needs the extra qkv[gguf]")
 
@@ -53,17 +53,17 @@ def test_a_matrix_in_blocks_multiplies_as_the_whole_one(
 ) -> None:
     path, expected = write_gguf(folder / "a.gguf", kind, rows, 32 * blocks, seed=rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qkv.pretrained.quantised._PIECE", 96)
-        kept, whole = weights.read(path, blocks=True)["matrix"], weights.read(path)["matrix"]
+        patch.setattr("qkv.pretrained.quantized_tensor._PIECE", 96)
+        kept, whole = weights.read(path, keep_quantized=True)["matrix"], weights.read(path)["matrix"]
     assert type(whole) is torch.Tensor and torch.equal(whole, expected)
-    assert isinstance(kept, Quantised) and kept.shape == expected.shape
-    assert torch.equal(kept.widened(), expected)
+    assert isinstance(kept, QuantizedTensor) and kept.shape == expected.shape
+    assert torch.equal(kept.dequantize(), expected)
     assert torch.equal(kept.contiguous(), expected)
     assert torch.equal(kept + 0, expected)  # whatever else is done with it is done with the whole
     bias = torch.randn(rows) if biased else None
     hidden = torch.randn(*lead, 32 * blocks, requires_grad=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qkv.pretrained.quantised._AT_ONCE", at_once)
+        patch.setattr("qkv.pretrained.quantized_tensor._AT_ONCE", at_once)
         product = functional.linear(hidden, kept, bias)
     whole = functional.linear(hidden, expected, bias)
     torch.testing.assert_close(product, whole, rtol=1e-5, atol=1e-5)
@@ -73,14 +73,14 @@ def test_a_matrix_in_blocks_multiplies_as_the_whole_one(
     assert torch.equal(functional.embedding(chosen, kept), expected[chosen])
     order = torch.randperm(rows)
     chosen_rows = kept[order]
-    assert isinstance(chosen_rows, Quantised) and torch.equal(chosen_rows.widened(), expected[order])
+    assert isinstance(chosen_rows, QuantizedTensor) and torch.equal(chosen_rows.dequantize(), expected[order])
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("Q4_0", 4.5), ("Q4_1", 5), ("Q8_0", 8.5)])
 def test_blocks_take_no_more_than_in_the_file(kind: str, bits: float, tmp_path: Path) -> None:
-    kept = weights.read(write_gguf(tmp_path / "a.gguf", kind, 64, 96)[0], blocks=True)["matrix"]
-    assert isinstance(kept, Quantised)
-    parts = [part for part in (kept.codes, kept.scale, kept.least) if part is not None]
+    kept = weights.read(write_gguf(tmp_path / "a.gguf", kind, 64, 96)[0], keep_quantized=True)["matrix"]
+    assert isinstance(kept, QuantizedTensor)
+    parts = [part for part in (kept.codes, kept.scale, kept.block_min) if part is not None]
     assert sum(part.untyped_storage().nbytes() for part in parts) * 8 == bits * kept.numel()
 
 
@@ -88,4 +88,4 @@ def test_a_file_that_is_cut_short_is_named(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "a.gguf", "Q4_1", 64, 96)[0]
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match="'matrix' lies at bytes"):
-        weights.read(path, blocks=True)
+        weights.read(path, keep_quantized=True)

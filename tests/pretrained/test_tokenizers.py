@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from qkv.errors import VocabularyError
 from qkv.pretrained import sentencepiece, tokenizers
-from qkv.pretrained.sentencepiece import Model, Piece
+from qkv.pretrained.sentencepiece import SentencePieceModel, Piece
 from qkv.text import SpecialTokenIds, Tokenizer, train
 
 spm = pytest.importorskip("sentencepiece", reason="needs the package sentencepiece")
@@ -140,7 +140,7 @@ SPM = {
 @pytest.mark.parametrize("kind", SPM)
 def test_a_sentencepiece_model_reads_and_writes_as_its_library(kind: str, tmp_path: Path) -> None:
     (tmp_path / "a.model").write_bytes(SPM[kind]())
-    ours, theirs = tokenizers.read(tmp_path / "a.model"), spm.SentencePieceProcessor(model_proto=SPM[kind]())
+    ours, theirs = tokenizers.load(tmp_path / "a.model"), spm.SentencePieceProcessor(model_proto=SPM[kind]())
     for line in draw_lines():
         assert ours.encode(line) == theirs.encode(line), line
         assert ours.encode_with_special_tokens(line).ids == [*theirs.encode(line), theirs.eos_id()]
@@ -152,7 +152,7 @@ def test_a_sentencepiece_model_reads_and_writes_as_its_library(kind: str, tmp_pa
 def test_t5_has_sentinels(tmp_path: Path) -> None:
     content = build_unigram(pad_id=0, eos_id=1, unk_id=2, bos_id=-1)
     place = write_folder(tmp_path, {"tokenizer_class": "T5Tokenizer"}, spiece__model=content)
-    ours, theirs = tokenizers.read(place), transformers.T5Tokenizer.from_pretrained(place)
+    ours, theirs = tokenizers.load(place), transformers.T5Tokenizer.from_pretrained(place)
     assert_same(ours, theirs)
     assert ours.size == len(theirs)
     text = "fill <extra_id_0> in <extra_id_99>."
@@ -163,19 +163,19 @@ def test_t5_has_sentinels(tmp_path: Path) -> None:
 def test_albert_simplifies_its_text(tmp_path: Path) -> None:
     content = build_unigram(pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, control_symbols="[CLS],[SEP],[MASK]")
     place = write_folder(tmp_path, {"tokenizer_class": "AlbertTokenizer"}, spiece__model=content)
-    assert_same(tokenizers.read(place), transformers.AlbertTokenizer.from_pretrained(place))
+    assert_same(tokenizers.load(place), transformers.AlbertTokenizer.from_pretrained(place))
 
 
 def test_marian_reads_and_answers_with_two_models_and_one_table(tmp_path: Path) -> None:
     source, target = build_unigram(), build_unigram(character_coverage=0.98)
-    here, there = ([piece.text for piece in sentencepiece.parse(one, "").pieces[3:]] for one in (source, target))
+    here, there = ([piece.text for piece in sentencepiece.parse_model(one, "").pieces[3:]] for one in (source, target))
     table = {token: number for number, token in enumerate(dict.fromkeys(["</s>", "<unk>", *there[::-1], *here[:-30]]))}
     assert set(here) - set(table), "some pieces must have no number"
     place = write_folder(
         tmp_path, {}, source__spm=source, target__spm=target, vocab__json=table | {"<pad>": len(table)}
     )
     theirs = transformers.MarianTokenizer.from_pretrained(place)
-    reads, answers = tokenizers.read_pair(place, {"model_type": "marian"})
+    reads, answers = tokenizers.load_pair(place, {"model_type": "marian"})
     assert_same(reads, theirs)
     known = spm.SentencePieceProcessor(model_proto=target)
     for line in [line for line in draw_lines() if known.unk_id() not in known.encode(line)]:
@@ -185,12 +185,12 @@ def test_marian_reads_and_answers_with_two_models_and_one_table(tmp_path: Path) 
 
 def test_m2m100_puts_languages_after_its_pieces(tmp_path: Path) -> None:
     content = build_bpe()
-    pieces = [piece.text for piece in sentencepiece.parse(content, "").pieces[3:]]
+    pieces = [piece.text for piece in sentencepiece.parse_model(content, "").pieces[3:]]
     table = {token: number for number, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *pieces[::-1]])}
     place = write_folder(tmp_path, {"src_lang": "fr"}, sentencepiece__bpe__model=content, vocab__json=table)
     theirs = transformers.M2M100Tokenizer.from_pretrained(place)
     theirs.save_pretrained(place)
-    ours = tokenizers.read(place)
+    ours = tokenizers.load(place)
     for line in [line for line in draw_lines() if "__" not in line]:
         assert ours.encode_with_special_tokens(line).ids == theirs(line)["input_ids"], line
     theirs.src_lang = "de"
@@ -204,10 +204,10 @@ def test_nllb_in_another_language(tmp_path: Path) -> None:
     theirs = transformers.NllbTokenizer.from_pretrained(
         write_folder(tmp_path, says, sentencepiece__bpe__model=build_bpe())
     )
-    bare = tokenizers.read(tmp_path)
+    bare = tokenizers.load(tmp_path)
     assert bare.token_to_id("eng_Latn") == bare.token_to_id("fra_Latn") - 1 == bare.special_tokens.mask - 3  # type: ignore[operator]
     theirs.save_pretrained(tmp_path / "saved")
-    ours = tokenizers.read(tmp_path / "saved")
+    ours = tokenizers.load(tmp_path / "saved")
     assert_same(ours, theirs)
     theirs.src_lang = "fra_Latn"
     french = ours.for_language("fra_Latn")
@@ -233,7 +233,7 @@ WORDS += [".", ",", "?", "'", "it", "is", "t", "世", "界", "Man", "##ä"]
 )
 def test_word_pieces_with_case_and_accents_as_configured(says: dict[str, Any], tmp_path: Path) -> None:
     place = write_folder(tmp_path, says, vocab__txt=("\n".join(WORDS) + "\n").encode())
-    ours, theirs = tokenizers.read(place), transformers.BertTokenizer.from_pretrained(place)
+    ours, theirs = tokenizers.load(place), transformers.BertTokenizer.from_pretrained(place)
     assert_same(ours, theirs)
     assert ours.display_tokens(ours.encode_with_special_tokens("it [MASK] snows").ids) == [
         "[CLS]",
@@ -264,7 +264,7 @@ def byte_level_files(before: tuple[str, ...] = (), published: bool = False) -> d
 
 def test_gpt2_has_no_pad(tmp_path: Path) -> None:
     place = write_folder(tmp_path, {"tokenizer_class": "GPT2Tokenizer"}, **byte_level_files(published=REAL))
-    ours = tokenizers.read(place, {"model_type": "gpt2"})
+    ours = tokenizers.load(place, {"model_type": "gpt2"})
     assert_same(ours, transformers.GPT2Tokenizer.from_pretrained(place))
     assert ours.special_tokens.pad is None and ours.bos == ours.eos == ours.size - 1
     assert ours.encode("a<|endoftext|>")[-1] == ours.eos and ours.decode([ours.bos, *ours.encode("a")]) == "a"
@@ -298,7 +298,7 @@ ROBERTA = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 )
 def test_byte_level_with_other_frames(says: dict[str, Any], tmp_path: Path) -> None:
     place = write_folder(tmp_path, says, **byte_level_files(ROBERTA))
-    ours, theirs = tokenizers.read(place), transformers.AutoTokenizer.from_pretrained(place)
+    ours, theirs = tokenizers.load(place), transformers.AutoTokenizer.from_pretrained(place)
     assert_same(ours, theirs)
     assert ours.encode("to <mask>!") == theirs.encode("to <mask>!", add_special_tokens=False)
 
@@ -309,11 +309,11 @@ def test_tokenizer_json_of_another_library(tmp_path: Path) -> None:
     inner.enable_truncation(3)
     inner.enable_padding(length=40)
     inner.save(str(tmp_path / "tokenizer.json"))
-    ours = tokenizers.read(tmp_path)
+    ours = tokenizers.load(tmp_path)
     assert len(ours.encode("Ein Mann läuft")) > 3
     assert (ours.pad, ours.bos, ours.eos, ours.unk) == (0, 1, 2, 3)
     write_folder(tmp_path, {"add_bos_token": True, "add_eos_token": True, "bos_token": "<s>", "eos_token": "[END]"})
-    ours = tokenizers.read(tmp_path)
+    ours = tokenizers.load(tmp_path)
     assert ours.encode_with_special_tokens("a", "b").ids == [1, *ours.encode("a"), 290, 1, *ours.encode("b"), 290]
     assert ours.size == 291 and ours.special_tokens == SpecialTokenIds(291, bos=1, eos=290)
 
@@ -321,7 +321,7 @@ def test_tokenizer_json_of_another_library(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["unigram", "bytes"])
 def test_a_published_tokenizer_is_kept_in_one_file(kind: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(SPM[kind]())
-    ours = tokenizers.read(tmp_path, {"model_type": "llama"})
+    ours = tokenizers.load(tmp_path, {"model_type": "llama"})
     ours.save(tmp_path / "kept.json")
     again = Tokenizer.load(tmp_path / "kept.json")
     assert again == ours and again.special_tokens == ours.special_tokens
@@ -347,7 +347,7 @@ def load_gguf(cut: str, **more: Any) -> Tokenizer:
     tokens = ["<|end|>", *(word for word in made["vocab"] if not word.startswith(("<s", "</s", "<p", "<u")))]
     says = {"tokens": tokens, "merges": list(map(" ".join, made["merges"])), "pre": cut}
     says["token_type"] = [3, *[1] * (len(tokens) - 1)]
-    return tokenizers.from_gguf(GGUF | {f"tokenizer.ggml.{key}": value for key, value in (says | more).items()})
+    return tokenizers.build_gguf_tokenizer(GGUF | {f"tokenizer.ggml.{key}": value for key, value in (says | more).items()})
 
 
 @pytest.mark.parametrize("cut", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
@@ -371,16 +371,16 @@ def test_gguf_cuts_digits_as_its_name_says() -> None:
 
 
 def test_gguf_sentencepiece_vocabulary() -> None:
-    pieces = sentencepiece.parse(SPM["bytes"](), "").pieces
+    pieces = sentencepiece.parse_model(SPM["bytes"](), "").pieces
     columns = zip(("tokens", "scores", "token_type"), zip(*pieces, strict=True), strict=True)
     says = {f"tokenizer.ggml.{key}": list(values) for key, values in columns}
     numbers = {"tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2}
-    ours = tokenizers.from_gguf(says | numbers | {"tokenizer.ggml.model": "llama"})
+    ours = tokenizers.build_gguf_tokenizer(says | numbers | {"tokenizer.ggml.model": "llama"})
     theirs = spm.SentencePieceProcessor(model_proto=SPM["bytes"]())
     for line in draw_lines():
         assert ours.encode_with_special_tokens(line).ids == [1, *theirs.encode(line)]
     with pytest.raises(VocabularyError, match="scores"):
-        tokenizers.from_gguf(says | {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [0.0]})
+        tokenizers.build_gguf_tokenizer(says | {"tokenizer.ggml.model": "llama", "tokenizer.ggml.scores": [0.0]})
 
 
 def encode_llama2c(pieces: tuple[Piece, ...]) -> bytes:
@@ -393,18 +393,18 @@ def encode_llama2c(pieces: tuple[Piece, ...]) -> bytes:
 
 
 def test_vocabulary_of_llama2c(tmp_path: Path) -> None:
-    (tmp_path / "tok.bin").write_bytes(encode_llama2c(sentencepiece.parse(SPM["bytes"](), "").pieces))
-    ours, theirs = tokenizers.read(tmp_path / "tok.bin"), spm.SentencePieceProcessor(model_proto=SPM["bytes"]())
+    (tmp_path / "tok.bin").write_bytes(encode_llama2c(sentencepiece.parse_model(SPM["bytes"](), "").pieces))
+    ours, theirs = tokenizers.load(tmp_path / "tok.bin"), spm.SentencePieceProcessor(model_proto=SPM["bytes"]())
     for line in draw_lines():
         assert ours.encode_with_special_tokens(line).ids == [1, *theirs.encode(line)]
     (tmp_path / "tok.bin").write_bytes((tmp_path / "tok.bin").read_bytes()[:-1])
     with pytest.raises(VocabularyError, match="no whole vocabulary of llama2.c"):
-        tokenizers.read(tmp_path / "tok.bin")
+        tokenizers.load(tmp_path / "tok.bin")
 
 
 @needs_data
 def test_stories260k_reads_its_own_story() -> None:
-    ours = tokenizers.read(DATA / "models-small/stories260K/tok512.bin")
+    ours = tokenizers.load(DATA / "models-small/stories260K/tok512.bin")
     framed = ours.encode_with_special_tokens("Once upon a time, there was a little girl 日")
     assert framed.ids[:6] == [1, 403, 407, 261, 378, 432]
     assert ours.display_tokens(framed.ids)[-3:] == ["<0xE6>", "<0x97>", "<0xA5>"]
@@ -421,7 +421,7 @@ def test_a_damaged_sentencepiece_model_is_named_or_read(cut: int, flips: list[tu
         if at < len(content):
             content[at] = value
     try:
-        assert sentencepiece.parse(bytes(content), "here.model").pieces
+        assert sentencepiece.parse_model(bytes(content), "here.model").pieces
     except VocabularyError as error:
         assert "here.model is no whole SentencePiece model" in str(error)
 
@@ -458,21 +458,21 @@ def test_a_bad_file_is_named(kind: str, tmp_path: Path) -> None:
     make, message = BAD[kind]
     write_folder(tmp_path, None, **make())
     with pytest.raises(VocabularyError, match=message) as caught:
-        tokenizers.read(tmp_path)
+        tokenizers.load(tmp_path)
     assert str(tmp_path) in str(caught.value)
 
 
 def test_what_cannot_be_read_alike_is_refused() -> None:
     with pytest.raises(VocabularyError, match="model_type is 4"):
-        sentencepiece.parse(build_sentencepiece(model_type="char"), "c.model")
+        sentencepiece.parse_model(build_sentencepiece(model_type="char"), "c.model")
     with pytest.raises(VocabularyError, match="cannot be used"):
-        sentencepiece.build(Model((Piece("a"),), charsmap=b"\x04\0\0\0\xff"), "x.model")
+        sentencepiece.build_tokenizer(SentencePieceModel((Piece("a"),), precompiled_charsmap=b"\x04\0\0\0\xff"), "x.model")
     with pytest.raises(VocabularyError, match="pad=9 names no token"):
         SpecialTokenIds(3, pad=9)
     with pytest.raises(VocabularyError, match="kind 'rwkv'"):
-        tokenizers.from_gguf({"tokenizer.ggml.model": "rwkv", "tokenizer.ggml.tokens": ["a"]})
+        tokenizers.build_gguf_tokenizer({"tokenizer.ggml.model": "rwkv", "tokenizer.ggml.tokens": ["a"]})
     with pytest.raises(VocabularyError, match="tokens is NoneType"):
-        tokenizers.from_gguf({})
+        tokenizers.build_gguf_tokenizer({})
 
 
 @given(line=TEXT)

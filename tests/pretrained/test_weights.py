@@ -490,7 +490,7 @@ def test_legacy_files_are_opened_only_when_asked_for(zipped: bool, tmp_path: Pat
     for place in (path, tmp_path):
         with pytest.raises(CheckpointError, match="is a pickle.*legacy=True"):
             weights.read(place)
-        opened = weights.read(place, legacy=True)
+        opened = weights.read(place, allow_pickle=True)
         assert list(opened) == ["a", "b"] and opened.metadata == {"epoch": 3}
         assert is_same(opened["a"], MATRIX)
 
@@ -502,8 +502,8 @@ def test_legacy_shards_and_wrapped_dicts(tmp_path: Path) -> None:
         weights.read(tmp_path)
     with pytest.raises(CheckpointError, match="legacy=True"):
         weights.read(tmp_path / "pytorch_model.bin.index.json")
-    assert is_same(weights.read(tmp_path, legacy=True)["a"], MATRIX)
-    assert weights.read(tmp_path / "one.bin", legacy=True).metadata == {"step": 7}
+    assert is_same(weights.read(tmp_path, allow_pickle=True)["a"], MATRIX)
+    assert weights.read(tmp_path / "one.bin", allow_pickle=True).metadata == {"step": 7}
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -511,7 +511,7 @@ def test_legacy_files_run_no_code(zipped: bool, tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     torch.save({"a": MATRIX, "b": Boom()}, "a.pt", _use_new_zipfile_serialization=zipped)
     with pytest.raises(CheckpointError, match="torch cannot read it as plain tensors"):
-        weights.read("a.pt", legacy=True)
+        weights.read("a.pt", allow_pickle=True)
     assert not Path("boom").exists()
 
 
@@ -522,7 +522,7 @@ def test_legacy_files_run_no_code(zipped: bool, tmp_path: Path, monkeypatch: pyt
 def test_legacy_files_hold_one_dict_of_tensors(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match="Expected"):
-        weights.read(tmp_path / "a.pt", legacy=True)
+        weights.read(tmp_path / "a.pt", allow_pickle=True)
 
 
 # Damage is named.
@@ -681,7 +681,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path
     for writer in WRITERS + PICKLED:
         path = writer(tmp_path_factory.mktemp(writer.__name__))
         list(
-            weights.read(path, legacy=writer in PICKLED).values()
+            weights.read(path, allow_pickle=writer in PICKLED).values()
         )  # imports what reading imports, before memory is measured
         found[writer.__name__] = path
     yield found
@@ -693,7 +693,7 @@ def open_damaged(path: Path, content: bytes, legacy: bool = False) -> None:
     damaged.write_bytes(content)
     tracemalloc.start()
     try:
-        opened = weights.read(damaged, legacy=legacy)
+        opened = weights.read(damaged, allow_pickle=legacy)
         for name, tensor in opened.items():
             assert tuple(tensor.shape) == opened.shape(name)
             assert tensor.numel() <= 8 * len(content)
@@ -782,7 +782,7 @@ def find_published(pattern: str) -> Path:
 )
 def test_published_weights_open(pattern: str, tensors: int, numbers: int) -> None:
     path = find_published(pattern)
-    opened = weights.read(path, legacy=path.name == "pytorch_model.bin")
+    opened = weights.read(path, allow_pickle=path.name == "pytorch_model.bin")
     assert len(opened) == tensors
     assert sum(int(np.prod(opened.shape(name))) for name in opened) == numbers
     for name in list(opened)[:: max(1, tensors // 10)]:

@@ -30,7 +30,7 @@ data:
   batch_tokens: 600
 tokenizer: {{source: {{kind: character}}, target: {{kind: word}}}}
 model: {{kind: transformer, d_model: 8, heads: 2, d_ff: 8, encoder_layers: 1, decoder_layers: 1}}
-training: {{steps: 2, precision: float32, validation: {{every: 2}}}}
+training: {{max_steps: 2, precision: float32, validation: {{every: 2}}}}
 decoding: {{length: {{factor: 0, constant: 3}}}}
 """
 

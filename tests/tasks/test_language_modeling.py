@@ -99,7 +99,7 @@ def test_a_long_text_is_read_and_shown_from_afar(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(models, "_SLOW_TOKENS", 20)
     measure = lens.measure
     monkeypatch.setattr(
-        lens, "evaluate_agent", lambda one, **more: (counted.append(more["heads"]), measure(one, **more))[1]
+        lens, "measure", lambda one, **more: (counted.append(more["heads"]), measure(one, **more))[1]
     )
     ids = view.encode_long_text(runner, text)
     assert ids is not None and len(ids) == len(text)
@@ -160,7 +160,7 @@ def test_going_on_from_a_model(folder: Path) -> None:
     with pytest.raises(VocabularyError, match="3 of 19 characters are unknown|unknown to the model"):
         tasks.train(again, folder=folder / "other", reporter=NullReporter())
     with pytest.raises(ConfigError, match="tokenizer: given beside model.path"):
-        config.from_dict(tasks.LanguageModelingConfig, config.apply_overrides(tree, ["text.kind=byte"]))
+        config.from_dict(tasks.LanguageModelingConfig, config.apply_overrides(tree, ["tokenizer.kind=byte"]))
 
 
 @pytest.mark.parametrize(

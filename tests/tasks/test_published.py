@@ -397,7 +397,7 @@ def test_numbers_may_be_kept_smaller(kind: str, kept: PublishedModels) -> None:
     small = tasks.load(folder, dtype="int8").model
     quantised = [one for one in small.modules() if isinstance(one, int8.Int8Linear)]
     assert quantised and not any(isinstance(one, torch.nn.Linear) for one in small.modules())
-    assert sum(one.whole.numel() for one in quantised) * 4 == matrices
+    assert sum(one.int8_weight.numel() for one in quantised) * 4 == matrices
     half = tasks.load(folder, dtype="bfloat16").model
     assert parameters(half) * 2 == parameters(whole.model)
 
@@ -461,7 +461,7 @@ def test_a_name_without_a_network(kept: PublishedModels, monkeypatch: pytest.Mon
     said = invoke_refused("run", "someone/a-model", "text")
     assert "'someone/a-model'" in said and "check its spelling and the network" in said
     with pytest.raises(DownloadError):
-        hub.fetch("someone/a-model")
+        hub.download("someone/a-model")
     commit, place = "0" * 40, tmp_path / "models--someone--a-model"
     (place / "refs").mkdir(parents=True)
     (place / "refs" / "main").write_text(commit)
@@ -568,7 +568,7 @@ def test_wrong_places_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["continue", "translate", "classify", "see"])
 def test_an_outline_has_the_shapes_of_the_model(kind: str, kept: PublishedModels) -> None:
-    shape = pretrained.read_spec(kept(kind)[2])
+    shape = pretrained.load_spec(kept(kind)[2])
     built, drawn = build(shape), outline(shape)
     shapes = {name: one.shape for name, one in built.named_parameters()}
     assert shapes == {name: one.shape for name, one in drawn.named_parameters()}

@@ -442,7 +442,7 @@ def test_a_model_without_a_world_is_judged_by_episodes(tmp_path: Path) -> None:
 def test_a_card_of_another_model_is_refused(tmp_path: Path) -> None:
     tasks.train(build_recipe(), folder=tmp_path, reporter=NullReporter())
     card = json.loads((tmp_path / "card.json").read_text())
-    card["shown"]["sizes"]["action"] = 3
+    card["normalizer"]["space"]["action"] = 3
     (tmp_path / "card.json").write_text(json.dumps(card))
     with pytest.raises(CheckpointError, match="take both files from the same run"):
         tasks.load(tmp_path)
@@ -457,7 +457,7 @@ def test_commands(tmp_path: Path) -> None:
     lines = run.invoke(main, ["run", model, "1", "0"]).output.splitlines()
     assert len(lines) == 2 and lines[0].startswith("achieved ")
     [[answer]] = [json.loads(line) for line in run.invoke(main, ["run", model, "1", "--json"]).output.splitlines()]
-    assert answer["asked"] == 1 and len(answer["states"]) == len(answer["actions"])
+    assert answer["target_return"] == 1 and len(answer["states"]) == len(answer["actions"])
     wrong = run.invoke(main, ["run", model, "1", "lots"])
     assert wrong.exit_code == 2 and "line 2" in wrong.output and wrong.output.startswith("achieved")
     assert run.invoke(main, ["run", model, "1", "--n-best", "2"]).exit_code == 2

@@ -33,7 +33,7 @@ from qkv.data.cleaning import CleaningConfig
 from qkv.decoding.ctc import ctc_greedy_decode, ctc_log_probabilities, forced_align
 from qkv.errors import ConfigError, CorpusError, DataError, MissingExtraError, SpecError, StorageError, VocabularyError
 from qkv.models import build
-from qkv.pretrained import Generation
+from qkv.pretrained import GenerationConfig
 from qkv.tasks.speech.classification import LabelEncoder
 from qkv.tasks.speech.config import AudioClassifier, AudioData
 from qkv.tasks.speech.training import build_training_setup, joint_ctc_loss, load_data
@@ -222,7 +222,7 @@ def test_digits_are_split_by_take_and_by_speaker(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("QKV_DATA", str(tmp_path))
     with pytest.raises(CorpusError, match="QKV_DATA"):
         Fsdd().list_recordings()
-    for digit, speaker, take in itertools.product(range(10), corpora.digits.SPEAKERS, range(50)):
+    for digit, speaker, take in itertools.product(range(10), corpora.fsdd.SPEAKERS, range(50)):
         (place / f"{digit}_{speaker}_{take}.wav").touch()
     parts = {split: Fsdd(split).list_recordings() for split in ("train", "valid", "test")}
     assert {split: len(part) for split, part in parts.items()} == corpora.find_corpus("fsdd").splits
@@ -264,7 +264,7 @@ def make_preparation(**changes: Any) -> frames.SpeechPreprocessor:
         "cleaning": CleaningConfig(),
         "max_seconds": 1.0,
     }
-    return frames.SpeechPreprocessor(**{**given, "labels": False, "prepare": str.strip, **changes})
+    return frames.SpeechPreprocessor(**{**given, "fits_ctc": False, "normalize_text": str.strip, **changes})
 
 
 def make_recording(text: str, samples: Tensor, rate: int = RATE, stamp: str = "1") -> Recording:
@@ -550,7 +550,7 @@ def test_a_published_listener_goes_on_with_recordings(folder: Path) -> None:
     assert isinstance(runner, tasks.TextGenerator)
     first = runner.target_tokenizer.encode("high")
     replace(
-        runner, generation=Generation(runner.target_tokenizer.bos, (runner.target_tokenizer.eos,), (), tuple(first))
+        runner, generation=GenerationConfig(runner.target_tokenizer.bos, (runner.target_tokenizer.eos,), (), tuple(first))
     ).save(folder / "p")
     start = f"model={{kind: pretrained, path: {folder / 'p'}}}", "tokenizer={}"
     further = build_recipe(folder, *start, "data.features={}", "data.augmentation.time_stretch=0.5")
@@ -569,7 +569,7 @@ def test_a_published_listener_goes_on_with_recordings(folder: Path) -> None:
     assert (
         isinstance(again, tasks.TextGenerator)
         and again.generation is not None
-        and again.generation.first == tuple(first)
+        and again.generation.forced_prefix == tuple(first)
     )
     assert again.frontend == runner.frontend and learned.result.step == 8
     answers = [one.text for one, *_ in again.predict([str(folder / "low.wav")])]

@@ -17,7 +17,7 @@ from qkv.training.optim import Optimizers, orthogonalize
 from tests.training_runs import Tiny
 
 
-def orthogonalize(values: Tensor, iterations: int) -> Tensor:
+def iterate_singular_values(values: Tensor, iterations: int) -> Tensor:
     """What the iteration makes of singular values, which it moves each by itself."""
     values = values / values.square().sum().sqrt()
     for _ in range(iterations):
@@ -32,7 +32,7 @@ def test_singular_vectors_stay_and_singular_values_go_to_one(rows: int, columns:
     found = orthogonalize(matrices, turns)
     for matrix, one in zip(matrices, found, strict=True):
         left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
-        wanted = left @ torch.diag(orthogonalize(values, turns)) @ right
+        wanted = left @ torch.diag(iterate_singular_values(values, turns)) @ right
         torch.testing.assert_close(one.double(), wanted, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(orthogonalize(matrices.mT, turns), found.mT, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(orthogonalize(1000 * matrices, turns), found, rtol=1e-3, atol=1e-3)

@@ -49,7 +49,7 @@ def _to_hugging_face(place: Path, folder: Path, dtype_name: str, allow_pickle: b
     import torch
 
     from qkv import pretrained
-    from qkv.pretrained import exporting
+    from qkv.pretrained import export
 
     if place.is_dir() and ((place / "spec.json").is_file() or not (place / "config.json").is_file()):
         raise CheckpointError(
@@ -57,17 +57,17 @@ def _to_hugging_face(place: Path, folder: Path, dtype_name: str, allow_pickle: b
             "a spec that no family of transformers says, so convert it to onnx instead"
         )
     dtype = None if dtype_name == "stored" else getattr(torch, dtype_name)
-    exporting.to_hugging_face(pretrained.read(place, dtype=dtype, legacy=allow_pickle), place, folder)
+    export.to_hugging_face(pretrained.load(place, dtype=dtype, allow_pickle=allow_pickle), place, folder)
 
 
 def _to_onnx(model: TaskModel, place: Path, folder: Path) -> None:
     from qkv import tasks
-    from qkv.pretrained import exporting
+    from qkv.pretrained import export
 
-    with exporting.whole_folder(folder) as part:
-        exporting.to_onnx(model.model, part)
+    with export.create_folder(folder) as part:
+        export.to_onnx(model.model, part)
         if (place / "config.json").is_file():
-            exporting.copied(place, part)
+            export.copy_sidecar_files(place, part)
         elif isinstance(model, tasks.TextGenerator):
             model.source_tokenizer.save(part / "source.tokenizer.json")
             model.target_tokenizer.save(part / "target.tokenizer.json")
@@ -75,7 +75,7 @@ def _to_onnx(model: TaskModel, place: Path, folder: Path) -> None:
 
 def _to_ctranslate2(model: TaskModel, place: Path, folder: Path) -> None:
     from qkv import tasks
-    from qkv.pretrained import exporting
+    from qkv.pretrained import export
 
     if not isinstance(model, tasks.TextGenerator):
         raise CheckpointError(f"{place} gives no text; CTranslate2 takes decoders, and encoders with a decoder")
@@ -83,33 +83,33 @@ def _to_ctranslate2(model: TaskModel, place: Path, folder: Path) -> None:
     ends = (model.target_tokenizer.eos,) if rules is None else rules.eos
     if not ends:
         raise CheckpointError(f"{place} says no token that ends an answer; add eos_token_id to its config.json")
-    with exporting.whole_folder(folder) as part:
-        exporting.to_ctranslate2(
+    with export.create_folder(folder) as part:
+        export.to_ctranslate2(
             model.model,
             part,
             model.source_tokenizer,
             model.target_tokenizer,
             bos=model.target_tokenizer.bos if rules is None else rules.bos,
             eos=ends[0],
-            never=(model.target_tokenizer.pad, model.target_tokenizer.bos, model.target_tokenizer.unk)
+            suppress_tokens=(model.target_tokenizer.pad, model.target_tokenizer.bos, model.target_tokenizer.unk)
             if rules is None
-            else rules.never,
-            ends_source=rules is None,
+            else rules.suppress_tokens,
+            add_source_eos=rules is None,
         )
     names = model.target_tokenizer.vocabulary()
     if len(ends) > 1:
         shown = ", ".join(names[number] for number in ends)
         click.echo(f"Note: answers end at any of {shown}: give these to the engine as end_token.", err=True)
-    if rules is not None and rules.first:
-        shown = " ".join(names[number] for number in rules.first)
+    if rules is not None and rules.forced_prefix:
+        shown = " ".join(names[number] for number in rules.forced_prefix)
         click.echo(f"Note: answers begin with {shown}: give this to the engine as target_prefix.", err=True)
 
 
 def _to_qkv(model: TaskModel, place: Path, folder: Path) -> None:
     from qkv import tasks
-    from qkv.pretrained import exporting
+    from qkv.pretrained import export
 
     if isinstance(model, tasks.TextGenerator) and model.frontend is not None:
         raise CheckpointError(f"{place} hears and writes; a folder of this package holds other models: use it as it is")
-    with exporting.whole_folder(folder) as part:
+    with export.create_folder(folder) as part:
         model.save(part)

@@ -57,7 +57,7 @@ def find_spec(name: str) -> spec.Spec:
     if one_file or ((place / "config.json").is_file() and not (place / "spec.json").is_file()):
         from qkv import pretrained
 
-        return pretrained.read_spec(place)
+        return pretrained.load_spec(place)
     for path in (place, place / "spec.json", _SHIPPED / name / "spec.json"):
         if path.is_file():
             try:
@@ -66,10 +66,10 @@ def find_spec(name: str) -> spec.Spec:
                 raise SpecError(f"{path}: {error}") from error
     from qkv.pretrained import hub
 
-    if hub.is_name(name) and not place.exists():
+    if hub.is_repo_id(name) and not place.exists():
         from qkv import pretrained
 
-        return pretrained.read_spec(hub.fetch(name, weights=False))
+        return pretrained.load_spec(hub.download(name, with_weights=False))
     near = difflib.get_close_matches(name, presets.PRESETS, n=1)
     raise SpecError(
         f"{name}: there is no such spec.json, model folder or preset; the presets are {', '.join(presets.PRESETS)}"

@@ -1,6 +1,6 @@
 """Published models: their weights, their tokenizers, and the tables that place both in the project's own modules."""
 
-from qkv.pretrained.generation import Generation
-from qkv.pretrained.reading import Published, read, read_spec, write
+from qkv.pretrained.generation_config import GenerationConfig
+from qkv.pretrained.checkpoint import PretrainedModel, load, load_spec, save
 
-__all__ = ["Generation", "Published", "read", "read_spec", "write"]
+__all__ = ["GenerationConfig", "PretrainedModel", "load", "load_spec", "save"]

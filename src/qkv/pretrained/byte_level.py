@@ -10,46 +10,46 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 
 from qkv.errors import VocabularyError
 
-_GPT2: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_CASELESS: Final = (
+_GPT2_PATTERN: Final = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_CASELESS_PATTERN: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_DIGIT: Final = r"\p{N}"
+_DIGIT_PATTERN: Final = r"\p{N}"
 
-CUTS: Final[Mapping[str, tuple[str, ...]]] = {
-    **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "roberta-bpe", "mpt", "olmo", "jina-es", "jina-de"), (_GPT2,)),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), (_DIGIT, _GPT2)),
-    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"), (_CASELESS % "{1,3}",)),
-    **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen"), (_CASELESS % "",)),
+PRE_TOKENIZER_PATTERNS: Final[Mapping[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "roberta-bpe", "mpt", "olmo", "jina-es", "jina-de"), (_GPT2_PATTERN,)),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), (_DIGIT_PATTERN, _GPT2_PATTERN)),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"), (_CASELESS_PATTERN % "{1,3}",)),
+    **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen"), (_CASELESS_PATTERN % "",)),
 }
 """Name -> the patterns that cut a text one after the other."""
 
-WHOLE_WORDS: Final = frozenset({"llama-bpe", "llama3", "llama-v3"})
+IGNORE_MERGES: Final = frozenset({"llama-bpe", "llama3", "llama-v3"})
 """Those where a word that is a token is never cut, whatever the merges say."""
 
 
-def build(
+def build_tokenizer(
     vocab: Mapping[str, int],
     merges: Iterable[tuple[str, str]],
     name: str,
     *,
-    cut: str = "gpt2",
-    prefix_space: bool = False,
+    pre_tokenizer: str = "gpt2",
+    add_prefix_space: bool = False,
 ) -> tokenizers.Tokenizer:
     """Make the tokenizer. Raises VocabularyError, with `name`, for an unknown cut or merges that do not fit."""
-    if cut not in CUTS:
+    if pre_tokenizer not in PRE_TOKENIZER_PATTERNS:
         raise VocabularyError(
-            f"{name} cuts text in the way called {cut!r}, which is not known here; known are {', '.join(sorted(CUTS))}"
+            f"{name} cuts text in the way called {pre_tokenizer!r}, which is not known here; known are {', '.join(sorted(PRE_TOKENIZER_PATTERNS))}"
         )
     try:
-        model = models.BPE(vocab=dict(vocab), merges=list(merges), ignore_merges=cut in WHOLE_WORDS)
+        model = models.BPE(vocab=dict(vocab), merges=list(merges), ignore_merges=pre_tokenizer in IGNORE_MERGES)
     except Exception as error:  # the library raises plain Exception, whatever is wrong
         raise VocabularyError(f"{name} is no table of merges over its vocabulary: {error}; copy it again") from error
     inner = tokenizers.Tokenizer(model)
-    if CUTS[cut] == (_GPT2,):
-        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space)
+    if PRE_TOKENIZER_PATTERNS[pre_tokenizer] == (_GPT2_PATTERN,):
+        inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     else:
-        steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in CUTS[cut]]
+        steps = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in PRE_TOKENIZER_PATTERNS[pre_tokenizer]]
         last = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         inner.pre_tokenizer = pre_tokenizers.Sequence([*steps, last])
     inner.decoder = decoders.ByteLevel()

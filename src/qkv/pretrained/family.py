@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from qkv import spec
 from qkv.errors import CheckpointError
 from qkv.models import SequenceModel, outline
-from qkv.pretrained.operations import Adjusting, Older, Operation, Unused, same
-from qkv.pretrained.quantised import Quantised
-from qkv.pretrained.weights import Weights
-from qkv.pretrained.weights.cursor import release
+from qkv.pretrained.conversions import Adjustment, LegacyName, Conversion, WriteZeros, rename
+from qkv.pretrained.quantized_tensor import QuantizedTensor
+from qkv.pretrained.weights import LazyWeights
+from qkv.pretrained.weights.cursor import release_memory
 
-Config: TypeAlias = Mapping[str, Any]
+HFConfig: TypeAlias = Mapping[str, Any]
 """A model's config.json, or what another format says in its place."""
 
-WholeFile: TypeAlias = Callable[[Weights], tuple[Config, Mapping[str, Tensor]] | None]
+SingleFileReader: TypeAlias = Callable[[LazyWeights], tuple[HFConfig, Mapping[str, Tensor]] | None]
 """What one file says of its model, and its tensors under a family's names; None for a file of another kind."""
 
-Table: TypeAlias = Mapping[str, str | Operation]
-"""Names in the family's files -> where they go (see `qkv.pretrained.operations`)."""
+WeightTable: TypeAlias = Mapping[str, str | Conversion]
+"""Names in the family's files -> where they go (see `qkv.pretrained.conversions`)."""
 
 
 @dataclass(frozen=True)
@@ -41,36 +41,36 @@ class Family:
     """
 
     name: str
-    types: tuple[str, ...]
-    spec: Callable[[Config], spec.Spec]
-    table: Callable[[Config], Table]
-    zeros: tuple[str, ...] = ()
-    prefix: str = ""
-    beside: tuple[Callable[[Path, Config], Config], ...] = ()
+    model_types: tuple[str, ...]
+    build_spec: Callable[[HFConfig], spec.Spec]
+    build_table: Callable[[HFConfig], WeightTable]
+    zero_suffixes: tuple[str, ...] = ()
+    base_model_prefix: str = ""
+    sidecar_readers: tuple[Callable[[Path, HFConfig], HFConfig], ...] = ()
 
 
-def fill(family: Family, config: Config, stored: Mapping[str, Tensor], dtype: torch.dtype | None) -> SequenceModel:
+def build_model(family: Family, config: HFConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> SequenceModel:
     """Build the model that a configuration describes from the tensors of its file, in `dtype` (None: as stored).
 
     Tensors that need no change stay where they are, memory-mapped if they were. Raises CheckpointError, with every
     problem in it, for a tensor that has no place, a parameter that has no tensor, or a shape that differs.
     """
-    model = outline(family.spec(config))
+    model = outline(family.build_spec(config))
     places = dict(model.named_parameters(remove_duplicate=False))
     placed: dict[str, Tensor] = {}
-    adjustments: list[tuple[str, Adjusting, Tensor]] = []
+    adjustments: list[tuple[str, Adjustment, Tensor]] = []
     problems: list[str] = []
-    table = family.table(config)
-    for name in stored:
-        found = _entry(table, name) or _entry(table, name.removeprefix(family.prefix))
+    table = family.build_table(config)
+    for name in tensors:
+        found = _find_entry(table, name) or _find_entry(table, name.removeprefix(family.base_model_prefix))
         if found is None:
             problems.append(f"{name} has no place in this family")
             continue
         operation, targets = found
-        if isinstance(operation, Adjusting):
+        if isinstance(operation, Adjustment):
             ends = ("", ".weight", ".bias")
-            adjusted = [target for end in ends for target in _ending(targets, end, places)]
-            adjustments += [(target, operation, stored[name]) for target in adjusted]
+            adjusted = [target for end in ends for target in _with_suffix(targets, end, places)]
+            adjustments += [(target, operation, tensors[name]) for target in adjusted]
             continue
         unknown = [target for target in targets if target not in places]
         if unknown:
@@ -78,15 +78,15 @@ def fill(family: Family, config: Config, stored: Mapping[str, Tensor], dtype: to
                 f"{name} would go to {', '.join(unknown)}, which the model of this config.json does not have"
             )
             continue
-        _place(name, operation, targets, stored[name], places, placed, dtype, problems)
+        _convert_tensor(name, operation, targets, tensors[name], places, placed, dtype, problems)
     for target, adjusting, tensor in adjustments:
         if target in placed:
             placed[target] = adjusting.adjust(placed[target], tensor.to(placed[target].dtype))
-    problems += _untied(places, placed)
-    problems += _missing(family, model, places, placed, dtype)
-    done = {target for target, adjusting, _ in adjustments if not isinstance(adjusting, Unused)}
-    for entry in (one for one in table.values() if not isinstance(one, Unused)):
-        problems += [f"nothing that adjusts {name}" for name in _adjusted(entry, places) if name not in done]
+    problems += _find_untied(places, placed)
+    problems += _fill_missing(family, model, places, placed, dtype)
+    done = {target for target, adjusting, _ in adjustments if not isinstance(adjusting, WriteZeros)}
+    for entry in (one for one in table.values() if not isinstance(one, WriteZeros)):
+        problems += [f"nothing that adjusts {name}" for name in _iter_adjusted(entry, places) if name not in done]
     if problems:
         raise CheckpointError(
             f"the tensors do not fit the {family.name} model that config.json describes: "
@@ -94,17 +94,17 @@ def fill(family: Family, config: Config, stored: Mapping[str, Tensor], dtype: to
             + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
             + ". Expected the files of one model: download it again"
         )
-    _assign(model, placed)
+    _assign_parameters(model, placed)
     return model.eval()
 
 
-def drain(family: Family, config: Config, model: SequenceModel) -> dict[str, Tensor]:
-    """Write a model's parameters under the names and in the form of its family's files: `fill` backwards.
+def export_tensors(family: Family, config: HFConfig, model: SequenceModel) -> dict[str, Tensor]:
+    """Write a model's parameters under the names and in the form of its family's files: `build_model` backwards.
 
     Raises CheckpointError for a parameter that the family has no name for.
     """
     parameters = {
-        name: parameter.widened() if isinstance(parameter, Quantised) else parameter.detach()
+        name: parameter.dequantize() if isinstance(parameter, QuantizedTensor) else parameter.detach()
         for name, parameter in model.named_parameters()
     }
     shape = model.spec
@@ -113,25 +113,25 @@ def drain(family: Family, config: Config, model: SequenceModel) -> dict[str, Ten
     kept = {
         name: parameter
         for name, parameter in parameters.items()
-        if not (family.zeros and name.endswith(family.zeros) and not parameter.any())
+        if not (family.zero_suffixes and name.endswith(family.zero_suffixes) and not parameter.any())
     }
-    table, written, left = family.table(config), dict[str, Tensor](), set(kept)
+    table, written, left = family.build_table(config), dict[str, Tensor](), set(kept)
     for key, target in table.items():
-        operation = same(target) if isinstance(target, str) else target
-        if not operation.targets or isinstance(operation, Older):
+        operation = rename(target) if isinstance(target, str) else target
+        if not operation.targets or isinstance(operation, LegacyName):
             continue
-        pattern = _pattern(operation.targets[0])
+        pattern = _compile_pattern(operation.targets[0])
         for name in [name for name in kept if pattern.fullmatch(name)]:
             match = pattern.fullmatch(name)
             assert match is not None
             number, rest = match.groupdict().get("n"), match["rest"] or ""
-            targets = [_numbered(one, number) + rest for one in operation.targets]
-            if isinstance(operation, Adjusting):
-                if name in _adjusted(operation, [name]):
-                    written[_numbered(key, number)] = operation.out([kept[name]]).contiguous()
+            targets = [_insert_number(one, number) + rest for one in operation.targets]
+            if isinstance(operation, Adjustment):
+                if name in _iter_adjusted(operation, [name]):
+                    written[_insert_number(key, number)] = operation.to_checkpoint([kept[name]]).contiguous()
             elif set(targets) <= set(kept) and set(targets) & left:
-                tensor = operation.out([kept[one] for one in targets])
-                written[_numbered(key, number) + rest] = tensor.contiguous()
+                tensor = operation.to_checkpoint([kept[one] for one in targets])
+                written[_insert_number(key, number) + rest] = tensor.contiguous()
                 left -= set(targets)
     if left:
         raise CheckpointError(
@@ -139,64 +139,64 @@ def drain(family: Family, config: Config, model: SequenceModel) -> dict[str, Ten
             "expected a model as it was read, or trained from there: save it as a folder of this package instead"
         )
     return {
-        name if not headed or name.startswith(family.prefix) or _headless(name, table) else family.prefix + name: tensor
+        name if not headed or name.startswith(family.base_model_prefix) or _is_head_tensor(name, table) else family.base_model_prefix + name: tensor
         for name, tensor in written.items()
     }
 
 
-def _adjusted(operation: str | Operation, places: Iterable[str]) -> Iterator[str]:
+def _iter_adjusted(operation: str | Conversion, names: Iterable[str]) -> Iterator[str]:
     """The parameters, but for biases beside them, that an operation changes once they are placed."""
-    for target in operation.targets if isinstance(operation, Adjusting) else ():
-        pattern = _pattern(target)
-        for name in places:
+    for target in operation.targets if isinstance(operation, Adjustment) else ():
+        pattern = _compile_pattern(target)
+        for name in names:
             match = pattern.fullmatch(name)
             if match is not None and match["rest"] in ("", ".weight"):
                 yield name
 
 
-def _headless(name: str, table: Table) -> bool:
+def _is_head_tensor(name: str, table: WeightTable) -> bool:
     """Whether a name stands beside the body of the model, as its answering head does, and takes no prefix."""
-    found = _entry(table, name)
+    found = _find_entry(table, name)
     return found is not None and all(target.startswith("answer.") for target in found[1])
 
 
-def _entry(table: Table, name: str) -> tuple[Operation, list[str]] | None:
+def _find_entry(table: WeightTable, name: str) -> tuple[Conversion, list[str]] | None:
     """The operation for a name in a file and the names of its targets here."""
     for key, target in table.items():
-        match = _pattern(key).fullmatch(name)
+        match = _compile_pattern(key).fullmatch(name)
         if match is not None:
-            operation = same(target) if isinstance(target, str) else target
-            operation = operation.like if isinstance(operation, Older) else operation
+            operation = rename(target) if isinstance(target, str) else target
+            operation = operation.conversion if isinstance(operation, LegacyName) else operation
             number, rest = match.groupdict().get("n"), match["rest"] or ""
-            return operation, [_numbered(one, number) + rest for one in operation.targets]
+            return operation, [_insert_number(one, number) + rest for one in operation.targets]
     return None
 
 
-def _pattern(key: str) -> re.Pattern[str]:
+def _compile_pattern(key: str) -> re.Pattern[str]:
     return re.compile(re.escape(key).replace(r"\{n\}", r"(?P<n>\d+)") + r"(?P<rest>(\.[^.]+)*)")
 
 
-def _numbered(name: str, number: str | None) -> str:
+def _insert_number(name: str, number: str | None) -> str:
     return name if number is None else name.replace("{n}", number)
 
 
-def _ending(targets: list[str], end: str, places: Mapping[str, Tensor]) -> Iterator[str]:
-    return (target + end for target in targets if target + end in places)
+def _with_suffix(targets: list[str], suffix: str, parameters: Mapping[str, Tensor]) -> Iterator[str]:
+    return (target + suffix for target in targets if target + suffix in parameters)
 
 
-def _place(
+def _convert_tensor(
     name: str,
-    operation: Operation,
+    operation: Conversion,
     targets: list[str],
     tensor: Tensor,
-    places: Mapping[str, Tensor],
-    placed: dict[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    converted: dict[str, Tensor],
     dtype: torch.dtype | None,
     problems: list[str],
 ) -> None:
-    shapes = [tuple(places[target].shape) for target in targets]
+    shapes = [tuple(parameters[target].shape) for target in targets]
     try:
-        parts = operation.into(tensor, shapes)
+        parts = operation.to_parameters(tensor, shapes)
     except (RuntimeError, ValueError):
         problems.append(f"{name} has shape {tuple(tensor.shape)}, which cannot be cut into {shapes}")
         return
@@ -205,56 +205,56 @@ def _place(
             problems.append(f"{name} gives {target} the shape {tuple(part.shape)}, and config.json makes it {shape}")
             continue
         part = part if dtype is None else part.to(dtype)
-        if target in placed and not torch.equal(placed[target], part):
+        if target in converted and not torch.equal(converted[target], part):
             problems.append(f"{name} differs from another tensor for {target}, to which it should be tied")
-        placed.setdefault(target, part)
-    if not isinstance(tensor, Quantised) and not any(_shares(placed.get(target), tensor) for target in targets):
-        release(tensor)
+        converted.setdefault(target, part)
+    if not isinstance(tensor, QuantizedTensor) and not any(_shares_memory(converted.get(target), tensor) for target in targets):
+        release_memory(tensor)
 
 
-def _shares(part: Tensor | None, tensor: Tensor) -> bool:
+def _shares_memory(part: Tensor | None, tensor: Tensor) -> bool:
     """Whether a placed part lies where the tensor it came from does."""
-    if part is None or isinstance(part, Quantised):
+    if part is None or isinstance(part, QuantizedTensor):
         return False
     return part.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
 
 
-def _untied(places: Mapping[str, Tensor], placed: Mapping[str, Tensor]) -> Iterator[str]:
+def _find_untied(parameters: Mapping[str, Tensor], converted: Mapping[str, Tensor]) -> Iterator[str]:
     """Name the tensors that differ where the model has one parameter under two names."""
     first: dict[int, str] = {}
-    for name, tensor in placed.items():
-        other = first.setdefault(id(places[name]), name)
-        if other != name and not torch.equal(placed[other], tensor):
+    for name, tensor in converted.items():
+        other = first.setdefault(id(parameters[name]), name)
+        if other != name and not torch.equal(converted[other], tensor):
             yield f"the tensors for {other} and {name} differ, and config.json says that they are tied"
 
 
-def _missing(
+def _fill_missing(
     family: Family,
     model: nn.Module,
-    places: Mapping[str, Tensor],
-    placed: dict[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    converted: dict[str, Tensor],
     dtype: torch.dtype | None,
 ) -> list[str]:
     """Fill what is 0 by the family's rule; name the parameters that have no tensor."""
-    filled = {id(places[name]) for name in placed}
-    first = next(iter(placed.values()), torch.zeros(()))
+    filled = {id(parameters[name]) for name in converted}
+    first = next(iter(converted.values()), torch.zeros(()))
     problems = []
     for name, parameter in model.named_parameters():
         if id(parameter) in filled:
             continue
-        if family.zeros and name.endswith(family.zeros):
-            placed[name] = torch.zeros(parameter.shape, dtype=dtype or first.dtype)
+        if family.zero_suffixes and name.endswith(family.zero_suffixes):
+            converted[name] = torch.zeros(parameter.shape, dtype=dtype or first.dtype)
         else:
             problems.append(f"no tensor for {name}")
     return problems
 
 
-def _assign(model: nn.Module, placed: Mapping[str, Tensor]) -> None:
+def _assign_parameters(model: nn.Module, converted: Mapping[str, Tensor]) -> None:
     """Put the tensors where the parameters without memory stand, the same one wherever they are tied."""
     places = dict(model.named_parameters(remove_duplicate=False))
     fresh: dict[int, nn.Parameter] = {}
-    for name, tensor in placed.items():
-        trained = tensor.is_floating_point() and not isinstance(tensor, Quantised)
+    for name, tensor in converted.items():
+        trained = tensor.is_floating_point() and not isinstance(tensor, QuantizedTensor)
         fresh.setdefault(id(places[name]), nn.Parameter(tensor, requires_grad=trained))
     for name, old in places.items():
         owner, _, last = name.rpartition(".")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from qkv.pretrained.weights.cursor import release
+from qkv.pretrained.weights.cursor import release_memory
 
 
 class Int8Linear(nn.Module):
@@ -16,31 +16,31 @@ class Int8Linear(nn.Module):
     and shows the matrix in float32, and is not to be trained.
     """
 
-    whole: Tensor
+    int8_weight: Tensor
     scale: Tensor
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         matrix = linear.weight.detach().float()
         scale = matrix.abs().amax(dim=1).clamp(min=torch.finfo(torch.float32).tiny) / 127
-        self.register_buffer("whole", (matrix / scale[:, None]).round().to(torch.int8))
+        self.register_buffer("int8_weight", (matrix / scale[:, None]).round().to(torch.int8))
         self.register_buffer("scale", scale)
-        release(linear.weight)
+        release_memory(linear.weight)
         self.bias = None if linear.bias is None else nn.Parameter(linear.bias.detach().float(), requires_grad=False)
         self.in_features, self.out_features = linear.in_features, linear.out_features
 
     @property
     def weight(self) -> Tensor:
         """The matrix (out, in) that the whole numbers stand for."""
-        return self.whole.to(self.scale.dtype) * self.scale[:, None]
+        return self.int8_weight.to(self.scale.dtype) * self.scale[:, None]
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        product = functional.linear(hidden, self.whole.to(hidden.dtype)) * self.scale.to(hidden.dtype)
+        product = functional.linear(hidden, self.int8_weight.to(hidden.dtype)) * self.scale.to(hidden.dtype)
         return product if self.bias is None else product + self.bias
 
 
-def quantise(model: nn.Module) -> None:
+def quantize(model: nn.Module) -> None:
     """Replace every linear layer of a model by its `Int8Linear`, one after the other; embeddings and norms stay."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):

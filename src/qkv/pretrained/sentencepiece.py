@@ -20,7 +20,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
 
 _SPACE: Final = "▁"
-_NEVER: Final = -1e9
+_UNUSED_SCORE: Final = -1e9
 """The score of a piece that must not be chosen while there is any other way to spell a text."""
 
 
@@ -29,109 +29,109 @@ class Piece(NamedTuple):
 
     text: str
     score: float = 0.0
-    kind: int = NORMAL
+    type: int = NORMAL
 
 
 @dataclass(frozen=True)
-class Model:
+class SentencePieceModel:
     """What a SentencePiece model says: its pieces by number, how it cuts and what it does to a text before.
 
     specials: role -> number for those of pad, bos, eos, unk that it has.
     """
 
     pieces: tuple[Piece, ...]
-    kind: int = UNIGRAM
-    specials: tuple[tuple[str, int], ...] = ()
+    model_type: int = UNIGRAM
+    special_ids: tuple[tuple[str, int], ...] = ()
     byte_fallback: bool = False
-    charsmap: bytes = b""
-    dummy_prefix: bool = True
-    trims: bool = True
+    precompiled_charsmap: bytes = b""
+    add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = True
 
     @property
-    def unk(self) -> int | None:
+    def unk_id(self) -> int | None:
         """The number of the unknown piece, None if it has none."""
-        return next((number for number, piece in enumerate(self.pieces) if piece.kind == UNKNOWN), None)
+        return next((number for number, piece in enumerate(self.pieces) if piece.type == UNKNOWN), None)
 
 
-def parse(content: bytes, name: str) -> Model:
+def parse_model(content: bytes, name: str) -> SentencePieceModel:
     """Read the bytes of a `.model` file. Raises VocabularyError, with `name`, for what is cut short or not known."""
     try:
-        return _model(content)
+        return _parse_model(content)
     except (ValueError, struct.error) as error:
         raise VocabularyError(f"{name} is no whole SentencePiece model: {error}; copy it again") from error
 
 
-def _model(content: bytes) -> Model:
+def _parse_model(content: bytes) -> SentencePieceModel:
     pieces, trainer, normalizer = [], b"", b""
-    for field, value in _fields(content):
+    for field, value in _iter_fields(content):
         if field == 1:
-            pieces.append(_piece(_bytes(value)))
+            pieces.append(_parse_piece(_require_bytes(value)))
         elif field == 2:
-            trainer = _bytes(value)
+            trainer = _require_bytes(value)
         elif field == 3:
-            normalizer = _bytes(value)
-        elif field == 5 and dict(_fields(_bytes(value))).get(2):
+            normalizer = _require_bytes(value)
+        elif field == 5 and dict(_iter_fields(_require_bytes(value))).get(2):
             raise ValueError("it changes the text after decoding, which is not supported")
     if not pieces:
         raise ValueError("it has no pieces")
-    says, does = dict(_fields(trainer)), dict(_fields(normalizer))
-    kind = _int(says.get(3, UNIGRAM))
+    says, does = dict(_iter_fields(trainer)), dict(_iter_fields(normalizer))
+    kind = _require_int(says.get(3, UNIGRAM))
     if kind not in (UNIGRAM, BPE):
         raise ValueError(f"its model_type is {kind}, expected 1 (unigram) or 2 (BPE)")
-    if _int(says.get(24, 0)) or not _int(does.get(5, 1)):
+    if _require_int(says.get(24, 0)) or not _require_int(does.get(5, 1)):
         raise ValueError("it marks spaces after a word or not at all, which is not supported")
     roles = {"unk": (40, 0), "bos": (41, 1), "eos": (42, 2), "pad": (43, -1)}
-    numbers = {role: _int(says.get(field, default)) for role, (field, default) in roles.items()}
+    numbers = {role: _require_int(says.get(field, default)) for role, (field, default) in roles.items()}
     if any(number >= len(pieces) for number in numbers.values()):
         raise ValueError(f"its special tokens are {numbers} and it has {len(pieces)} pieces")
-    charsmap = _bytes(does.get(2, b""))
+    charsmap = _require_bytes(does.get(2, b""))
     if charsmap and (len(charsmap) < 4 or struct.unpack_from("<I", charsmap)[0] not in range(4, len(charsmap) - 3, 4)):
         raise ValueError("the table of its normaliser is cut short")
-    return Model(
+    return SentencePieceModel(
         tuple(pieces),
         kind,
         tuple((role, number) for role, number in numbers.items() if number >= 0),
-        byte_fallback=bool(_int(says.get(35, 0))),
-        charsmap=charsmap,
-        dummy_prefix=bool(_int(does.get(3, 1))),
-        trims=bool(_int(does.get(4, 1))),
+        byte_fallback=bool(_require_int(says.get(35, 0))),
+        precompiled_charsmap=charsmap,
+        add_dummy_prefix=bool(_require_int(does.get(3, 1))),
+        remove_extra_whitespaces=bool(_require_int(does.get(4, 1))),
     )
 
 
-def _piece(content: bytes) -> Piece:
-    says = dict(_fields(content))
-    score = struct.unpack("<f", _bytes(says.get(2, bytes(4))))[0]
-    return Piece(_bytes(says.get(1, b"")).decode(), repeatable(score), _int(says.get(3, NORMAL)))
+def _parse_piece(content: bytes) -> Piece:
+    says = dict(_iter_fields(content))
+    score = struct.unpack("<f", _require_bytes(says.get(2, bytes(4))))[0]
+    return Piece(_require_bytes(says.get(1, b"")).decode(), round_score(score), _require_int(says.get(3, NORMAL)))
 
 
-def repeatable(score: float) -> float:
+def round_score(score: float) -> float:
     """A float32 score with the nine digits that tell it from any other: more are not read back as they were written."""
     return float(f"{score:.9g}")
 
 
-def _fields(content: bytes) -> Iterator[tuple[int, int | bytes]]:
+def _iter_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """The fields of a protocol buffers message: whole numbers as int, everything else as its bytes."""
     at = 0
-    while at < len(content):
-        key, at = _varint(content, at)
+    while at < len(message):
+        key, at = _read_varint(message, at)
         wire = key & 7
         if wire == 0:
-            value, at = _varint(content, at)
+            value, at = _read_varint(message, at)
             yield key >> 3, value
             continue
         if wire == 2:
-            length, at = _varint(content, at)
+            length, at = _read_varint(message, at)
         elif wire in (1, 5):
             length = 8 if wire == 1 else 4
         else:
             raise ValueError(f"byte {at} starts no field")
-        if length > len(content) - at:
-            raise ValueError(f"a field of {length} bytes starts at byte {at} of {len(content)}")
-        yield key >> 3, content[at : at + length]
+        if length > len(message) - at:
+            raise ValueError(f"a field of {length} bytes starts at byte {at} of {len(message)}")
+        yield key >> 3, message[at : at + length]
         at += length
 
 
-def _varint(content: bytes, at: int) -> tuple[int, int]:
+def _read_varint(content: bytes, at: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(content):
@@ -143,20 +143,20 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
     raise ValueError(f"the number before byte {at} is too long")
 
 
-def _int(value: int | bytes) -> int:
+def _require_int(value: int | bytes) -> int:
     if isinstance(value, bytes):
         raise ValueError("it has text where a number belongs")
     return value - (1 << 64) if value >> 63 else value
 
 
-def _bytes(value: int | bytes) -> bytes:
+def _require_bytes(value: int | bytes) -> bytes:
     if isinstance(value, int):
         raise ValueError("it has a number where text belongs")
     return value
 
 
-def build(
-    model: Model, name: str, before: Sequence[normalizers.Normalizer] = (), strips: bool = False
+def build_tokenizer(
+    model: SentencePieceModel, name: str, pre_normalizers: Sequence[normalizers.Normalizer] = (), strip_spaces: bool = False
 ) -> tokenizers.Tokenizer:
     """Make the tokenizer that cuts and joins text as the SentencePiece model does; control pieces are special.
 
@@ -164,40 +164,40 @@ def build(
     strips: whether spaces at both ends of a decoded text go, and not one at its start.
     """
     try:
-        inner = tokenizers.Tokenizer(_unigram(model) if model.kind == UNIGRAM else _bpe(model))
-        steps = [*before, *([normalizers.Precompiled(model.charsmap)] if model.charsmap else [])]
+        inner = tokenizers.Tokenizer(_build_unigram(model) if model.model_type == UNIGRAM else _build_bpe(model))
+        steps = [*pre_normalizers, *([normalizers.Precompiled(model.precompiled_charsmap)] if model.precompiled_charsmap else [])]
     except Exception as error:  # the library raises plain Exception, whatever is wrong
         raise VocabularyError(f"the SentencePiece model {name} cannot be used: {error}; copy it again") from error
-    if model.trims:
+    if model.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
-    if model.dummy_prefix:
+    if model.add_dummy_prefix:
         steps.append(normalizers.Prepend(_SPACE))
     inner.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
-    own = sorted((p.text for p in model.pieces if p.kind == USER_DEFINED and p.text), key=len, reverse=True)
+    own = sorted((p.text for p in model.pieces if p.type == USER_DEFINED and p.text), key=len, reverse=True)
     if own:  # they are never cut nor joined to what is beside them
         inner.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(re.escape(text) for text in own)), "isolated")
     joined = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if strips:
+    if strip_spaces:
         joined.append(decoders.Replace(Regex("^ +| +$"), ""))
-    elif model.dummy_prefix:
+    elif model.add_dummy_prefix:
         joined.append(decoders.Strip(" ", 1, 0))
     inner.decoder = decoders.Sequence(joined)
-    special = [piece.text for piece in model.pieces if piece.kind in (CONTROL, UNKNOWN)]
+    special = [piece.text for piece in model.pieces if piece.type in (CONTROL, UNKNOWN)]
     inner.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in special])
     return inner
 
 
-def _unigram(model: Model) -> models.Unigram:
+def _build_unigram(model: SentencePieceModel) -> models.Unigram:
     # the library takes the unknown's score from the lowest of all, so pieces that only stand for bytes get no lower
-    lowest = min((piece.score for piece in model.pieces if piece.kind == NORMAL), default=0.0)
-    scores = {BYTE: lowest, UNUSED: _NEVER}
-    table = [(piece.text, scores.get(piece.kind, piece.score)) for piece in model.pieces]
-    return models.Unigram(table, unk_id=model.unk, byte_fallback=model.byte_fallback)
+    lowest = min((piece.score for piece in model.pieces if piece.type == NORMAL), default=0.0)
+    scores = {BYTE: lowest, UNUSED: _UNUSED_SCORE}
+    table = [(piece.text, scores.get(piece.type, piece.score)) for piece in model.pieces]
+    return models.Unigram(table, unk_id=model.unk_id, byte_fallback=model.byte_fallback)
 
 
-def _bpe(model: Model) -> models.BPE:
+def _build_bpe(model: SentencePieceModel) -> models.BPE:
     """Pairs of pieces are joined by the score of what they make, the best first, so a merge ranks by that score."""
-    scores = {piece.text: piece.score for piece in model.pieces if piece.kind == NORMAL}
+    scores = {piece.text: piece.score for piece in model.pieces if piece.type == NORMAL}
     merges = [
         (-score, -at, (text[:at], text[at:]))
         for text, score in scores.items()
@@ -207,8 +207,8 @@ def _bpe(model: Model) -> models.BPE:
     return models.BPE(
         vocab={piece.text: number for number, piece in enumerate(model.pieces)},
         merges=[pair for _, _, pair in sorted(merges)],
-        unk_token=None if model.unk is None else model.pieces[model.unk].text,
+        unk_token=None if model.unk_id is None else model.pieces[model.unk_id].text,
         fuse_unk=True,
         byte_fallback=model.byte_fallback,
-        ignore_merges=any(piece.kind == USER_DEFINED for piece in model.pieces),
+        ignore_merges=any(piece.type == USER_DEFINED for piece in model.pieces),
     )

@@ -49,7 +49,7 @@ def load(name: str | Path, *, dtype: Dtype = "float32", allow_pickle: bool = Fal
     else:
         opened = _load_trained(place, dtype, allow_pickle)
     if dtype == "int8":
-        int8.quantise(opened.model)
+        int8.quantize(opened.model)
         opened.model.float()  # what is no matrix
     return opened
 
@@ -86,14 +86,14 @@ def find_model_path(name: str | Path) -> Path:
     if not place.exists() and str(name) in SHIPPED_MODELS:
         place = Path(str(resources.files("qkv") / "shipped" / str(name)))
     if not place.exists():
-        if not hub.is_name(str(name)) or place.is_absolute():
+        if not hub.is_repo_id(str(name)) or place.is_absolute():
             near = difflib.get_close_matches(str(name), SHIPPED_MODELS, n=1)
             raise CheckpointError(
                 f"there is no model folder {str(name)!r}; expected the folder of a finished run, a published "
                 f"checkpoint, a name on the hub, or a model that comes with the package: {', '.join(SHIPPED_MODELS)}"
                 + (f"; did you mean {near[0]}?" if near else "")
             )
-        place = hub.fetch(str(name))
+        place = hub.download(str(name))
     return place
 
 

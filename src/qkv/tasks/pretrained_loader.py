@@ -15,7 +15,7 @@ from qkv.data.trajectories.windows import TrajectoryNormalizer
 from qkv.decoding import DecodingConfig, Greedy, LengthLimit
 from qkv.errors import CheckpointError
 from qkv.models.towers import Towers
-from qkv.pretrained import Published, tokenizers
+from qkv.pretrained import PretrainedModel, tokenizers
 from qkv.tasks.encoder_model import EncoderModel
 from qkv.tasks.image_text.model import ImageTextModel
 from qkv.tasks.model_folder import read_json
@@ -35,12 +35,12 @@ def load_pretrained(
 
     Raises CheckpointError or VocabularyError for files that are missing, damaged or of an unknown kind.
     """
-    published = pretrained.read(path, dtype=dtype, legacy=allow_pickle, blocks=blocks)
+    published = pretrained.load(path, dtype=dtype, allow_pickle=allow_pickle, keep_quantized=blocks)
     shape = published.model.spec
     if isinstance(shape, spec.Towers):
         assert isinstance(published.model, Towers)
         preparation = processing.image_processor_from_config(_read_preprocessor_config(path, "CLIPImageProcessor"))
-        return ImageTextModel(published.model, preparation, tokenizers.read(path, published.config))
+        return ImageTextModel(published.model, preparation, tokenizers.load(path, published.config))
     if isinstance(shape, spec.Recurrent):
         return _build_text_generator(published, path, "pronunciation")
     if shape.decoder is not None:
@@ -58,7 +58,7 @@ def load_pretrained(
     named = tuple(str(labels[key]) for key in sorted(labels, key=int))
     task = _select_task(shape.answers)
     if isinstance(shape.encoder.reads, spec.Tokens):
-        return EncoderModel(published.model, tokenizers.read(path, published.config), task, named)
+        return EncoderModel(published.model, tokenizers.load(path, published.config), task, named)
     if isinstance(shape.encoder.reads, spec.Patches):
         usual = _DEFAULT_IMAGE_PROCESSORS.get(str(published.config.get("model_type")), "none")
         return EncoderModel(
@@ -77,18 +77,18 @@ def _select_task(answers: spec.Answers) -> Task:
     return TASKS[names.get(type(answers), "feature-extraction")]
 
 
-def _build_text_generator(published: Published, path: Path, task: str) -> TextGenerator:
-    own = tokenizers.of_symbols(published.config)
+def _build_text_generator(published: PretrainedModel, path: Path, task: str) -> TextGenerator:
+    own = tokenizers.build_symbol_tokenizers(published.config)
     if path.is_file() and path.suffix == ".gguf":  # its header has been read
-        own = (tokenizers.from_gguf(published.metadata, str(path)),) * 2
-    source, target = own or tokenizers.read_pair(tokenizers.beside(path), published.config)
+        own = (tokenizers.build_gguf_tokenizer(published.metadata, str(path)),) * 2
+    source, target = own or tokenizers.load_pair(tokenizers.find_tokenizer(path), published.config)
     decoding = (
         DecodingConfig() if task == "translation" else DecodingConfig(Greedy(), LengthLimit(0.0, _MAX_NEW_TOKENS))
     )
     return TextGenerator(published.model, source, target, TASKS[task], decoding, {}, published.generation)
 
 
-def _build_speech_recognizer(published: Published, path: Path) -> TextGenerator:
+def _build_speech_recognizer(published: PretrainedModel, path: Path) -> TextGenerator:
     """A model that hears and writes: its features, and answers as long as its decoder can count.
 
     A folder of CTranslate2's may hold no preprocessor_config.json: its features are those of every Whisper.
@@ -103,7 +103,7 @@ def _build_speech_recognizer(published: Published, path: Path) -> TextGenerator:
     hearing = features.features_from_config(said)
     if not isinstance(hearing, features.LogMel):
         raise CheckpointError(f"{path}/preprocessor_config.json makes no spectrogram, which this model reads")
-    tokenizer = tokenizers.read(path, published.config)
+    tokenizer = tokenizers.load(path, published.config)
     decoding = DecodingConfig(Greedy(), LengthLimit(0.0, 200))
     return TextGenerator(
         published.model,

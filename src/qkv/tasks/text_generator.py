@@ -17,7 +17,7 @@ from qkv.errors import ConfigError, DataError, SpecError, VocabularyError
 from qkv.lens import Trace
 from qkv.lens.speech import Span
 from qkv.models import SequenceModel
-from qkv.pretrained import Generation
+from qkv.pretrained import GenerationConfig
 from qkv.tap import NO_TAP, Tap
 from qkv.tasks import model_folder
 from qkv.tasks.output_constraints import OutputConstraints, build_phrase_constraints
@@ -105,7 +105,7 @@ class TextGenerator:
     task: Task
     decoding: DecodingConfig = DecodingConfig()
     card: dict[str, Any] | None = None
-    generation: Generation | None = None
+    generation: GenerationConfig | None = None
     frontend: SpeechFrontend | None = None
 
     def __post_init__(self) -> None:
@@ -185,7 +185,7 @@ class TextGenerator:
     def generation_kwargs(self) -> dict[str, Any]:
         """What answers begin and end with and may not hold, as keywords of `qkv.decoding.generate_batch`."""
         if self.generation is not None:
-            return self.generation.rules()
+            return self.generation.to_kwargs()
         target = self.target_tokenizer
         never = {target.pad, target.bos, target.unk} - {target.eos}  # one token may be several of these
         return {"bos": target.bos, "eos": target.eos, "suppress_tokens": tuple(sorted(never))}
@@ -398,7 +398,7 @@ class TextGenerator:
             raise model_folder.make_tokenizer_mismatch_error(folder)
         decoding = config.from_dict(DecodingConfig, card.get("decoding", {}), str(folder / "card.json"))
         said = card.pop("generation", None)
-        rules = None if said is None else Generation(**{name: _to_tuple(value) for name, value in said.items()})
+        rules = None if said is None else GenerationConfig(**{name: _to_tuple(value) for name, value in said.items()})
         heard = card.pop("frontend", None)
         hearing = None if heard is None else config.from_dict(SpeechFrontend, heard, str(folder / "card.json"))
         return cls(loaded.model, source, target, loaded.task, decoding, card, rules, hearing)

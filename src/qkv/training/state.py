@@ -36,8 +36,8 @@ class TrainState:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TrainState:
         """Return what `to_json` wrote down."""
-        best = [(float(metric), int(step)) for metric, step in values["best"]]
-        return cls(**{**values, "best": best})
+        best = [(float(metric), int(step)) for metric, step in values["best_checkpoints"]]
+        return cls(**{**values, "best_checkpoints": best})
 
     def update_best(self, metric: float, config: TrainingConfig) -> bool:
         """Take in a validation's metric at this step (NaN is the worst); return whether it is the best so far."""

@@ -337,7 +337,7 @@ class Trainer:
             name for name, value in _settings_fixed_on_resume(self.config).items() if state["config"].get(name) != value
         ]
         if changed:
-            was = ", ".join(f"{name}={state['options'].get(name)}" for name in changed)
+            was = ", ".join(f"{name}={state['config'].get(name)}" for name in changed)
             raise TrainingError(
                 f"This run began with {was} and would go on with another {', '.join(changed)}. Expected the same: only "
                 "when it ends, validation and checkpointing may change on resuming. Change it back, or begin a new run."

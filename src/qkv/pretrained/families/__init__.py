@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.families import bart, bert, control, gpt2, gru, llama, marian, modernbert, speech, t5, vision, whole
-from qkv.pretrained.family import Config, Family, WholeFile
+from qkv.pretrained.families import bart, bert, gpt2, llama, marian, modernbert, speech, t5, vision
+from qkv.pretrained.families import decision_transformer
+from qkv.pretrained.families import g2p
+from qkv.pretrained.families import single_file
+from qkv.pretrained.family import HFConfig, Family, SingleFileReader
 
 FAMILIES: tuple[Family, ...] = (
     *llama.FAMILIES,
@@ -14,22 +17,22 @@ FAMILIES: tuple[Family, ...] = (
     *bart.FAMILIES,
     *t5.FAMILIES,
     *marian.FAMILIES,
-    *gru.FAMILIES,
+    *g2p.FAMILIES,
     *vision.FAMILIES,
     *speech.FAMILIES,
-    *control.FAMILIES,
+    *decision_transformer.FAMILIES,
 )
 """Every family that can be read."""
 
-FILES: tuple[WholeFile, ...] = (*vision.FILES, *speech.FILES, *whole.FILES, *marian.FILES, *gru.FILES)
+SINGLE_FILE_READERS: tuple[SingleFileReader, ...] = (*vision.SINGLE_FILE_READERS, *speech.SINGLE_FILE_READERS, *single_file.SINGLE_FILE_READERS, *marian.SINGLE_FILE_READERS, *g2p.SINGLE_FILE_READERS)
 """Every kind of file that needs no config.json beside it."""
 
 
-def family_of(config: Config) -> Family:
+def get_family(config: HFConfig) -> Family:
     """The family of a configuration, by its `model_type`; CheckpointError if there is none."""
     kind = config.get("model_type")
     for family in FAMILIES:
-        if kind in family.types:
+        if kind in family.model_types:
             return family
-    known = ", ".join(name for family in FAMILIES for name in family.types)
+    known = ", ".join(name for family in FAMILIES for name in family.model_types)
     raise CheckpointError(f"config.json says model_type={kind!r}; expected one of {known}")

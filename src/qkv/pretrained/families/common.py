@@ -8,7 +8,7 @@ from typing import Any
 
 from qkv import spec
 from qkv.errors import CheckpointError
-from qkv.pretrained.family import Config
+from qkv.pretrained.family import HFConfig
 
 _ACTIVATIONS: Mapping[str, spec.Activation] = {
     "relu": "relu",
@@ -24,7 +24,7 @@ _ACTIVATIONS: Mapping[str, spec.Activation] = {
 }
 
 
-def activation(name: str) -> spec.Activation:
+def parse_activation(name: str) -> spec.Activation:
     """The activation a configuration names; CheckpointError for one that is not known."""
     if name not in _ACTIVATIONS:
         raise CheckpointError(
@@ -33,32 +33,32 @@ def activation(name: str) -> spec.Activation:
     return _ACTIVATIONS[name]
 
 
-def said(config: Config, *names: str) -> Any:
+def get_field(config: HFConfig, *names: str) -> Any:
     """What a configuration says under the first of several names that it has; KeyError, with the first, for none."""
     return config[next((name for name in names if config.get(name) is not None), names[0])]
 
 
-def only(config: Config, field: str, value: object) -> None:
+def require(config: HFConfig, name: str, value: object) -> None:
     """Refuse a configuration whose `field` is not `value`, which it is where nothing is said: CheckpointError."""
-    if config.get(field, value) != value:
+    if config.get(name, value) != value:
         raise CheckpointError(
-            f"the configuration says {field}={config[field]!r}; expected {value!r}, the only one known"
+            f"the configuration says {name}={config[name]!r}; expected {value!r}, the only one known"
         )
 
 
-def rotary(config: Config, kind: str = "full_attention") -> spec.Rotary:
+def build_rotary(config: HFConfig, layer_type: str = "full_attention") -> spec.Rotary:
     """The rotary positions of a configuration, in its older form (rope_theta, rope_scaling) or its newer one
     (rope_parameters, perhaps one for each kind of layer). CheckpointError for a scaling that is not known."""
     rope: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    rope = rope.get(kind, rope)
+    rope = rope.get(layer_type, rope)
     base = rope.get("rope_theta", config.get("rope_theta", 10000.0))
-    if kind == "sliding_attention" and "rope_theta" not in rope:
+    if layer_type == "sliding_attention" and "rope_theta" not in rope:
         base, rope = config.get("rope_local_base_freq", base), {}
     fraction = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", config.get("rotary_pct", 1.0)))
-    return spec.Rotary(float(base), fraction, _scaling(rope, config))
+    return spec.Rotary(float(base), fraction, _build_scaling(rope, config))
 
 
-def _scaling(rope: Mapping[str, Any], config: Config) -> spec.Scaling | None:
+def _build_scaling(rope: Mapping[str, Any], config: HFConfig) -> spec.Scaling | None:
     kind = rope.get("rope_type", rope.get("type", "default"))
     longest = config.get("max_position_embeddings", 0)
     learned = rope.get("original_max_position_embeddings") or config.get("original_max_position_embeddings") or longest

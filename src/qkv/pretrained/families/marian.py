@@ -12,41 +12,41 @@ from torch import Tensor
 
 from qkv import spec
 from qkv.errors import CheckpointError
-from qkv.pretrained.families.bart import SHARED, WAVES, side, stack
-from qkv.pretrained.families.common import activation, only
-from qkv.pretrained.family import Config, Family, Table, WholeFile
-from qkv.pretrained.operations import longer, shaped, transposed
-from qkv.pretrained.weights import Weights
-from qkv.pretrained.weights.marian import SETTINGS
+from qkv.pretrained.families.bart import SHARED_TABLE, SINUSOIDAL_TABLE, build_block_table, build_stack
+from qkv.pretrained.families.common import parse_activation, require
+from qkv.pretrained.family import HFConfig, Family, WeightTable, SingleFileReader
+from qkv.pretrained.conversions import append_rows, reshape, transpose
+from qkv.pretrained.weights import LazyWeights
+from qkv.pretrained.weights.marian import SETTINGS_KEY
 
-_TABLE: Table = {**SHARED, **WAVES, **side("encoder", "last"), **side("decoder", "last")}
-_APART: Table = {
+_TABLE: WeightTable = {**SHARED_TABLE, **SINUSOIDAL_TABLE, **build_block_table("encoder", "last"), **build_block_table("decoder", "last")}
+_UNTIED_TABLE: WeightTable = {
     **{name: target for name, target in _TABLE.items() if name != "shared"},
     "decoder.embed_tokens": "decoder.embedding.tokens",
 }
 
 
-def _marian(config: Config) -> spec.Transformer:
+def _build_marian(config: HFConfig) -> spec.Transformer:
     sides: dict[str, Any] = {"positions": spec.Sinusoidal("halves")}
     sources, targets = config["vocab_size"], config.get("decoder_vocab_size") or config["vocab_size"]
     return spec.Transformer(
-        stack(config, "encoder", "post", sources, **sides),
-        stack(config, "decoder", "post", targets, **sides),
+        build_stack(config, "encoder", "post", sources, **sides),
+        build_stack(config, "decoder", "post", targets, **sides),
         spec.Vocabulary(bias=True),
-        shared_embedding=_shared(config),
+        shared_embedding=_has_shared_embedding(config),
     )
 
 
-def _shared(config: Config) -> bool:
+def _has_shared_embedding(config: HFConfig) -> bool:
     return bool(config.get("share_encoder_decoder_embeddings", True))
 
 
 # Marian's own files. Their decoder begins with a vector of zeros that is no token's; here it is a token after the
 # others, which no answer holds.
 
-_END, _UNKNOWN = 0, 1
+_EOS, _UNK = 0, 1
 """The numbers that every vocabulary of Marian gives them."""
-_ALWAYS: Config = {
+_REQUIRED_SETTINGS: HFConfig = {
     "type": "transformer",
     "tied-embeddings-all": True,
     "transformer-preprocess": "",
@@ -62,20 +62,20 @@ _ALWAYS: Config = {
 """What is known of settings that change the result: add and normalise after each part, tie all embeddings."""
 
 
-def _own(config: Config) -> spec.Transformer:
-    for field, value in _ALWAYS.items():
-        only(config, field, value)
+def _build_native(config: HFConfig) -> spec.Transformer:
+    for field, value in _REQUIRED_SETTINGS.items():
+        require(config, field, value)
     sources, targets = config["dim-vocabs"]
-    only({"dim-vocabs": config["dim-vocabs"]}, "dim-vocabs", [sources, sources])
+    require({"dim-vocabs": config["dim-vocabs"]}, "dim-vocabs", [sources, sources])
     width, heads = config["dim-emb"], config["transformer-heads"]
     attention = spec.Attention(heads, width // heads)
     feed_forward = spec.FeedForward(
-        config["transformer-dim-ffn"], activation(config.get("transformer-ffn-activation", "relu"))
+        config["transformer-dim-ffn"], parse_activation(config.get("transformer-ffn-activation", "relu"))
     )
     block = spec.Block(attention, feed_forward, norm=spec.Norm(eps=1e-6), norm_at="post")
     past: spec.Attention | spec.Recurrence = replace(attention, causal=True)
-    if _recurrent(config):
-        only(config, "dec-cell", "ssru")
+    if _is_recurrent(config):
+        require(config, "dec-cell", "ssru")
         past = spec.Recurrence()
     decoding = replace(block, self_attention=past, cross_attention=attention)
     whole = spec.Stack(
@@ -88,56 +88,56 @@ def _own(config: Config) -> spec.Transformer:
     return spec.Transformer(whole, replace(whole, blocks=(decoding,) * config["dec-depth"]), answers, True)
 
 
-def _recurrent(config: Config) -> bool:
+def _is_recurrent(config: HFConfig) -> bool:
     kind = config.get("transformer-decoder-autoreg", "self-attention")
     if kind not in ("self-attention", "rnn"):
         raise CheckpointError(f"the decoder takes its past along by {kind!r}; expected 'self-attention' or 'rnn'")
     return bool(kind == "rnn")
 
 
-def _own_table(config: Config) -> Table:
+def _build_native_table(config: HFConfig) -> WeightTable:
     table: dict[str, Any] = {
-        "Wemb": longer("encoder.embedding.tokens.weight", 1),
-        "decoder_ff_logit_out_b": longer("answer.bias", 1, fill=-1e4),
+        "Wemb": append_rows("encoder.embedding.tokens.weight", 1),
+        "decoder_ff_logit_out_b": append_rows("answer.bias", 1, fill_value=-1e4),
     }
     parts = {"self": "self_attention", "context": "cross_attention"}
     for name in ("encoder", "decoder"):
         theirs, ours = f"{name}_l{{n}}_", f"{name}.blocks.{{n}}."
-        table |= _normed(f"{theirs}ffn_ffn", f"{ours}feed_forward")
-        table |= _linear(f"{theirs}ffn", {"1": "widen", "2": "narrow"}, f"{ours}feed_forward")
+        table |= _iter_norm_entries(f"{theirs}ffn_ffn", f"{ours}feed_forward")
+        table |= _iter_linear_entries(f"{theirs}ffn", {"1": "up_proj", "2": "down_proj"}, f"{ours}feed_forward")
         for part, target in parts.items():
-            table |= _normed(f"{theirs}{part}_Wo", f"{ours}{target}")
+            table |= _iter_norm_entries(f"{theirs}{part}_Wo", f"{ours}{target}")
             linear = {"q": "query", "k": "key", "v": "value", "o": "output"}
-            table |= _linear(f"{theirs}{part}", linear, f"{ours}{target}")
-        table |= _normed(f"{theirs}rnn_ffn", f"{ours}self_attention")
-        table |= _linear(f"{theirs}rnn", {"": "value", "f": "forget"}, f"{ours}self_attention")
+            table |= _iter_linear_entries(f"{theirs}{part}", linear, f"{ours}{target}")
+        table |= _iter_norm_entries(f"{theirs}rnn_ffn", f"{ours}self_attention")
+        table |= _iter_linear_entries(f"{theirs}rnn", {"": "value", "f": "forget"}, f"{ours}self_attention")
     return table
 
 
-def _linear(theirs: str, parts: Mapping[str, str], ours: str) -> Iterator[tuple[str, Any]]:
+def _iter_linear_entries(theirs: str, parts: Mapping[str, str], ours: str) -> Iterator[tuple[str, Any]]:
     for letter, part in parts.items():
-        yield f"{theirs}_W{letter}", transposed(f"{ours}.{part}.weight")
-        yield f"{theirs}_b{letter}", shaped(f"{ours}.{part}.bias", (1, -1))
+        yield f"{theirs}_W{letter}", transpose(f"{ours}.{part}.weight")
+        yield f"{theirs}_b{letter}", reshape(f"{ours}.{part}.bias", (1, -1))
 
 
-def _normed(theirs: str, ours: str) -> Iterator[tuple[str, Any]]:
-    yield f"{theirs}_ln_scale", shaped(f"{ours}_residual.last.weight", (1, -1))
-    yield f"{theirs}_ln_bias", shaped(f"{ours}_residual.last.bias", (1, -1))
+def _iter_norm_entries(theirs: str, ours: str) -> Iterator[tuple[str, Any]]:
+    yield f"{theirs}_ln_scale", reshape(f"{ours}_residual.last.weight", (1, -1))
+    yield f"{theirs}_ln_bias", reshape(f"{ours}_residual.last.bias", (1, -1))
 
 
-class _Counted(Mapping[str, Tensor]):
+class _ZeroBasedWeights(Mapping[str, Tensor]):
     """A file's tensors with blocks that count from 0, without what its quantised products were scaled by."""
 
-    def __init__(self, stored: Weights) -> None:
-        self._stored = stored
+    def __init__(self, file_weights: LazyWeights) -> None:
+        self._file_weights = file_weights
         self._names = {
             re.sub(r"(?<=coder_l)\d+", lambda number: str(int(number[0]) - 1), name): name
-            for name in stored
+            for name in file_weights
             if not name.endswith("_QuantMultA")
         }
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._stored[self._names[name]]
+        return self._file_weights[self._names[name]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -146,36 +146,36 @@ class _Counted(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _settled(stored: Weights) -> tuple[Config, Mapping[str, Tensor]] | None:
+def _read_native(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tensor]] | None:
     """The model in a file of Marian's, whose settings are YAML inside. Raises CheckpointError if they are not."""
-    if SETTINGS not in stored.metadata:
+    if SETTINGS_KEY not in file_weights.metadata:
         return None
     try:
-        says = yaml.safe_load(stored.metadata[SETTINGS])
+        says = yaml.safe_load(file_weights.metadata[SETTINGS_KEY])
         begin = int(says["dim-vocabs"][-1])
     except (yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(
-            f"{stored.path}: its settings ({SETTINGS}) are no YAML with dim-vocabs ({error}); convert the model again"
+            f"{file_weights.path}: its settings ({SETTINGS_KEY}) are no YAML with dim-vocabs ({error}); convert the model again"
         ) from error
     rules = {
         "decoder_start_token_id": begin,
         "pad_token_id": begin,
-        "eos_token_id": _END,
-        "bad_words_ids": [[_UNKNOWN], [begin]],
+        "eos_token_id": _EOS,
+        "bad_words_ids": [[_UNK], [begin]],
         "tokenizer_class": "MarianTokenizer",  # a source ends with the end token, which their files do not say
     }
-    return {**says, "model_type": "marian_own", **rules}, _Counted(stored)
+    return {**says, "model_type": "marian_native", **rules}, _ZeroBasedWeights(file_weights)
 
 
-FILES: tuple[WholeFile, ...] = (_settled,)
+SINGLE_FILE_READERS: tuple[SingleFileReader, ...] = (_read_native,)
 FAMILIES = (
     Family(
         "Marian",
         ("marian",),
-        _marian,
-        lambda config: _TABLE if _shared(config) else _APART,
-        zeros=("answer.bias",),
-        prefix="model.",
+        _build_marian,
+        lambda config: _TABLE if _has_shared_embedding(config) else _UNTIED_TABLE,
+        zero_suffixes=("answer.bias",),
+        base_model_prefix="model.",
     ),
-    Family("Marian's own", ("marian_own",), _own, _own_table),
+    Family("Marian (native)", ("marian_native",), _build_native, _build_native_table),
 )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from qkv import spec
-from qkv.pretrained.beside import sentences
-from qkv.pretrained.families.bert import BARE, Head, Heads, chosen, count, tables
-from qkv.pretrained.families.common import activation, rotary
-from qkv.pretrained.family import Config, Family, Table
-from qkv.pretrained.operations import stacked
+from qkv.pretrained.sidecar import read_sentence_pooling
+from qkv.pretrained.families.bert import NO_HEAD, HeadDefinition, HeadDefinitions, select_head, count_labels, combine_tables
+from qkv.pretrained.families.common import parse_activation, build_rotary
+from qkv.pretrained.family import HFConfig, Family, WeightTable
+from qkv.pretrained.conversions import concatenate_rows
 
-_BASES = {"full_attention": ("global_rope_theta", 160000.0), "sliding_attention": ("local_rope_theta", 10000.0)}
+_ROTARY_BASES = {"full_attention": ("global_rope_theta", 160000.0), "sliding_attention": ("local_rope_theta", 10000.0)}
 """Each kind of block -> the older name of its rotary base, and what it is where nothing is said."""
 
 
-def _encoder(config: Config) -> spec.Transformer:
+def _build_encoder(config: HFConfig) -> spec.Transformer:
     d_model, heads = config["hidden_size"], config["num_attention_heads"]
     every = config.get("global_attn_every_n_layers", 3)
     kinds = config.get("layer_types") or [
@@ -22,7 +22,7 @@ def _encoder(config: Config) -> spec.Transformer:
     norm = spec.Norm(eps=config.get("norm_eps", 1e-5))
     feed_forward = spec.FeedForward(
         config["intermediate_size"],
-        activation(config.get("hidden_activation", "gelu")),
+        parse_activation(config.get("hidden_activation", "gelu")),
         gated=True,
         bias=config.get("mlp_bias", False),
     )
@@ -31,7 +31,7 @@ def _encoder(config: Config) -> spec.Transformer:
             spec.Attention(
                 heads,
                 d_model // heads,
-                position=_turned(config, kind),
+                position=_build_layer_rotary(config, kind),
                 # a token sees half of local_attention to either side, and itself
                 window=config.get("local_attention", 128) // 2 + 1 if kind == "sliding_attention" else None,
                 bias=config.get("attention_bias", False),
@@ -43,52 +43,52 @@ def _encoder(config: Config) -> spec.Transformer:
         for number, kind in enumerate(kinds)
     )
     encoder = spec.Stack(d_model, blocks, spec.Tokens(config["vocab_size"]), embed_norm=norm, final_norm=norm)
-    return spec.Transformer(encoder, None, chosen(config, _HEADS).answers(config))
+    return spec.Transformer(encoder, None, select_head(config, _HEADS).build_head(config))
 
 
-def _turned(config: Config, kind: str) -> spec.Rotary:
-    name, usual = _BASES[kind]
-    rope = config.get("rope_scaling") or (config.get("rope_parameters") or {}).get(kind) or {}
+def _build_layer_rotary(config: HFConfig, layer_type: str) -> spec.Rotary:
+    name, usual = _ROTARY_BASES[layer_type]
+    rope = config.get("rope_scaling") or (config.get("rope_parameters") or {}).get(layer_type) or {}
     base = rope.get("rope_theta") or config.get(name) or usual
-    return rotary({**config, "rope_scaling": None, "rope_parameters": {**rope, "rope_theta": base}}, kind)
+    return build_rotary({**config, "rope_scaling": None, "rope_parameters": {**rope, "rope_theta": base}}, layer_type)
 
 
-def _dense(config: Config) -> spec.Dense:
+def _build_dense(config: HFConfig) -> spec.Dense:
     return spec.Dense(
-        activation(config.get("classifier_activation", "gelu")), spec.Norm(eps=config.get("norm_eps", 1e-5))
+        parse_activation(config.get("classifier_activation", "gelu")), spec.Norm(eps=config.get("norm_eps", 1e-5))
     )
 
 
-def _classes(config: Config) -> spec.Classes:
+def _build_classes(config: HFConfig) -> spec.Classes:
     pool: spec.Pool = "mean" if config.get("classifier_pooling", "cls") == "mean" else "first"
-    return spec.Classes(count(config), pool, _dense(config))
+    return spec.Classes(count_labels(config), pool, _build_dense(config))
 
 
-_DENSE: Table = {"head.dense": "answer.dense.linear", "head.norm": "answer.dense.norm"}
-_CLASSIFIED: Table = {**_DENSE, "classifier": "answer.linear"}
-_LABELS = Head(lambda config: spec.Labels(count(config), _dense(config)), _CLASSIFIED)
-_HEADS: Heads = {
-    "Model": BARE,
-    "ForMaskedLM": Head(
+_DENSE_TABLE: WeightTable = {"head.dense": "answer.dense.linear", "head.norm": "answer.dense.norm"}
+_CLASSIFIER_TABLE: WeightTable = {**_DENSE_TABLE, "classifier": "answer.linear"}
+_LABEL_HEAD = HeadDefinition(lambda config: spec.Labels(count_labels(config), _build_dense(config)), _CLASSIFIER_TABLE)
+_HEADS: HeadDefinitions = {
+    "Model": NO_HEAD,
+    "ForMaskedLM": HeadDefinition(
         lambda config: spec.Vocabulary(
-            config.get("tie_word_embeddings", True), bias=config.get("decoder_bias", True), dense=_dense(config)
+            config.get("tie_word_embeddings", True), bias=config.get("decoder_bias", True), dense=_build_dense(config)
         ),
-        {**_DENSE, "decoder.weight": "answer.vectors", "decoder.bias": "answer.bias"},
+        {**_DENSE_TABLE, "decoder.weight": "answer.vectors", "decoder.bias": "answer.bias"},
     ),
-    "ForSequenceClassification": Head(_classes, _CLASSIFIED),
-    "ForTokenClassification": _LABELS,
-    "ForQuestionAnswering": _LABELS,
+    "ForSequenceClassification": HeadDefinition(_build_classes, _CLASSIFIER_TABLE),
+    "ForTokenClassification": _LABEL_HEAD,
+    "ForQuestionAnswering": _LABEL_HEAD,
 }
 _BLOCK = "encoder.blocks.{n}."
-_BODY: Table = {
+_BODY_TABLE: WeightTable = {
     "embeddings.tok_embeddings": "encoder.embedding.tokens",
     "embeddings.norm": "encoder.embedding.norm",
     "layers.{n}.attn_norm": f"{_BLOCK}self_attention_residual.before",
-    "layers.{n}.attn.Wqkv": stacked(*(f"{_BLOCK}self_attention.{one}" for one in ("query", "key", "value"))),
+    "layers.{n}.attn.Wqkv": concatenate_rows(*(f"{_BLOCK}self_attention.{one}" for one in ("query", "key", "value"))),
     "layers.{n}.attn.Wo": f"{_BLOCK}self_attention.output",
     "layers.{n}.mlp_norm": f"{_BLOCK}feed_forward_residual.before",
-    "layers.{n}.mlp.Wi": stacked(f"{_BLOCK}feed_forward.gate", f"{_BLOCK}feed_forward.widen"),
-    "layers.{n}.mlp.Wo": f"{_BLOCK}feed_forward.narrow",
+    "layers.{n}.mlp.Wi": concatenate_rows(f"{_BLOCK}feed_forward.gate", f"{_BLOCK}feed_forward.up_proj"),
+    "layers.{n}.mlp.Wo": f"{_BLOCK}feed_forward.down_proj",
     "final_norm": "encoder.final_norm",
 }
 
@@ -96,10 +96,10 @@ FAMILIES = (
     Family(
         "ModernBERT",
         ("modernbert",),
-        _encoder,
-        lambda config: tables(config, _HEADS, _BODY),
-        zeros=("norm.bias", "before.bias", "answer.dense.linear.bias"),
-        prefix="model.",
-        beside=(sentences,),
+        _build_encoder,
+        lambda config: combine_tables(config, _HEADS, _BODY_TABLE),
+        zero_suffixes=("norm.bias", "before.bias", "answer.dense.linear.bias"),
+        base_model_prefix="model.",
+        sidecar_readers=(read_sentence_pooling,),
     ),
 )

@@ -13,15 +13,15 @@ from torch import Tensor
 
 from qkv import spec
 from qkv.errors import CheckpointError
-from qkv.pretrained.families.bart import side, stack
-from qkv.pretrained.families.common import activation, only
-from qkv.pretrained.family import Config, Family, Table
-from qkv.pretrained.operations import ignored, older, slice_gain, unit_slices, unused
-from qkv.pretrained.weights import Weights
+from qkv.pretrained.families.bart import build_block_table, build_stack
+from qkv.pretrained.families.common import parse_activation, require
+from qkv.pretrained.family import HFConfig, Family, WeightTable
+from qkv.pretrained.conversions import ignore, accept_legacy_name, set_weight_magnitude, set_weight_direction, write_zeros
+from qkv.pretrained.weights import LazyWeights
 
 # Whisper (Radford et al. 2022)
 
-_WHISPER: Config = {
+_WHISPER_DEFAULTS: HFConfig = {
     "vocab_size": 51865, "num_mel_bins": 80, "d_model": 384, "max_source_positions": 1500, "max_target_positions": 448,
     **{f"{one}_{name}": value for one in ("encoder", "decoder")
        for name, value in (("layers", 4), ("attention_heads", 6), ("ffn_dim", 1536))},
@@ -29,11 +29,11 @@ _WHISPER: Config = {
 """What transformers takes a configuration to mean that does not say it."""
 
 
-def _whisper(config: Config) -> spec.Transformer:
-    config = {**_WHISPER, **config, "scale_embedding": False}  # nothing is scaled, whatever a file says
+def _build_whisper(config: HFConfig) -> spec.Transformer:
+    config = {**_WHISPER_DEFAULTS, **config, "scale_embedding": False}  # nothing is scaled, whatever a file says
     sides = {
         name: replace(
-            stack(config, name, "pre", config["vocab_size"], final_norm=spec.Norm()),
+            build_stack(config, name, "pre", config["vocab_size"], final_norm=spec.Norm()),
             positions=spec.Learned(config[f"max_{length}_positions"]),
         )
         for name, length in (("encoder", "source"), ("decoder", "target"))
@@ -42,21 +42,21 @@ def _whisper(config: Config) -> spec.Transformer:
     return spec.Transformer(encoder, sides["decoder"], spec.Vocabulary())
 
 
-_WHISPER_TABLE: Table = {
+_WHISPER_TABLE: WeightTable = {
     "encoder.conv1": "encoder.embedding.first",
     "encoder.conv2": "encoder.embedding.second",
     "decoder.embed_tokens": "decoder.embedding.tokens",
     **{f"{one}.embed_positions": f"{one}.embedding.positions" for one in ("encoder", "decoder")},
     **{f"{one}.layer_norm": f"{one}.final_norm" for one in ("encoder", "decoder")},
-    **side("encoder", "before"),
-    **side("decoder", "before"),
-    "proj_out.weight": older("answer.vectors"),
+    **build_block_table("encoder", "before"),
+    **build_block_table("decoder", "before"),
+    "proj_out.weight": accept_legacy_name("answer.vectors"),
 }
 
 
 # Whisper in CTranslate2's form
 
-_PARTS = {
+_CTRANSLATE2_NAMES = {
     "self_attention/linear_0": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "self_attention/linear_1": ("self_attn.out_proj",),
     "self_attention/layer_norm": ("self_attn_layer_norm",),
@@ -72,7 +72,7 @@ _PARTS = {
     **{name: (name,) for name in ("conv1", "conv2", "layer_norm")},
 }
 """CTranslate2's names -> those of transformers, of which some are there one below the other."""
-_ENDS = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "encodings": "weight"}
+_PARAMETER_NAMES = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "encodings": "weight"}
 _CONSTANTS = {
     "decoder/activation": 3,  # GELU
     "decoder/alibi": 0,
@@ -80,35 +80,35 @@ _CONSTANTS = {
     "decoder/scale_embeddings": 0,
     "decoder/start_from_zero_embedding": 0,
 }
-_ENGLISH_ALONE = 50257
+_ENGLISH_ONLY_START = 50257
 """The number of the token that begins, where no tokens of languages follow: the others have one token more."""
-_SAID = {
+_SETTINGS = {
     *_CONSTANTS, "encoder/num_heads", "decoder/num_heads", "decoder/alignment_heads", "decoder/alignment_layer",
 }  # fmt: skip
 """Names that are settings."""
 
 
-class _Converted(Mapping[str, Tensor]):
+class _RenamedWeights(Mapping[str, Tensor]):
     """The tensors of a Whisper model of CTranslate2 under transformers' names, each read when it is asked for."""
 
-    def __init__(self, stored: Weights) -> None:
-        self._stored = stored
+    def __init__(self, file_weights: LazyWeights) -> None:
+        self._file_weights = file_weights
         self._names: dict[str, tuple[str, int, int]] = {}
-        for name in stored:
+        for name in file_weights:
             match = re.fullmatch(r"(encoder|decoder)/(?:layer_(\d+)/)?(.+)/([a-z]+)", name)
-            if name in _SAID or name in stored.metadata["aliases"]:
+            if name in _SETTINGS or name in file_weights.metadata["aliases"]:
                 continue
-            if match is None or match[3] not in _PARTS or match[4] not in _ENDS:
+            if match is None or match[3] not in _CTRANSLATE2_NAMES or match[4] not in _PARAMETER_NAMES:
                 self._names[name] = name, 0, 1  # has no place in the family, which says so
                 continue
             within = f"model.{match[1]}." + (f"layers.{match[2]}." if match[2] else "")
-            parts = _PARTS[match[3]]
+            parts = _CTRANSLATE2_NAMES[match[3]]
             for number, part in enumerate(parts):
-                self._names[f"{within}{part}.{_ENDS[match[4]]}"] = name, number, len(parts)
+                self._names[f"{within}{part}.{_PARAMETER_NAMES[match[4]]}"] = name, number, len(parts)
 
     def __getitem__(self, name: str) -> Tensor:
         stored, number, count = self._names[name]
-        tensor = self._stored[stored]
+        tensor = self._file_weights[stored]
         return tensor if count == 1 or not tensor.ndim else tensor.chunk(count)[number]
 
     def __iter__(self) -> Iterator[str]:
@@ -118,47 +118,47 @@ class _Converted(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def ctranslate2_whisper(stored: Weights) -> tuple[Config, Mapping[str, Tensor]] | None:
+def read_ctranslate2_whisper(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tensor]] | None:
     """The Whisper model in a model.bin of CTranslate2, with what config.json and the vocabulary beside it say.
 
     Its configuration is given in the words of transformers. Raises CheckpointError for what is no Whisper.
     """
-    if stored.metadata.get("specification") != "WhisperSpec":
+    if file_weights.metadata.get("specification") != "WhisperSpec":
         return None
     for name, value in _CONSTANTS.items():
-        if name in stored and (stored[name].numel() != 1 or stored[name].item() != value):
+        if name in file_weights and (file_weights[name].numel() != 1 or file_weights[name].item() != value):
             raise CheckpointError(
-                f"{stored.path} says {name}={stored[name].tolist()}; expected {value}, the only one known of Whisper"
+                f"{file_weights.path} says {name}={file_weights[name].tolist()}; expected {value}, the only one known of Whisper"
             )
     config: dict[str, Any] = {
         "model_type": "whisper",
         "architectures": ["WhisperForConditionalGeneration"],
-        "vocab_size": _size(stored, "decoder/embeddings/weight", 0),
-        "d_model": _size(stored, "decoder/embeddings/weight", 1),
-        "num_mel_bins": _size(stored, "encoder/conv1/weight", 1),
-        "max_source_positions": _size(stored, "encoder/position_encodings/encodings", 0),
-        "max_target_positions": _size(stored, "decoder/position_encodings/encodings", 0),
+        "vocab_size": _get_size(file_weights, "decoder/embeddings/weight", 0),
+        "d_model": _get_size(file_weights, "decoder/embeddings/weight", 1),
+        "num_mel_bins": _get_size(file_weights, "encoder/conv1/weight", 1),
+        "max_source_positions": _get_size(file_weights, "encoder/position_encodings/encodings", 0),
+        "max_target_positions": _get_size(file_weights, "decoder/position_encodings/encodings", 0),
     }
     for one in ("encoder", "decoder"):
-        blocks = {found[1] for name in stored if (found := re.match(rf"{one}/layer_(\d+)/", name))}
-        heads = stored[f"{one}/num_heads"] if f"{one}/num_heads" in stored else None
+        blocks = {found[1] for name in file_weights if (found := re.match(rf"{one}/layer_(\d+)/", name))}
+        heads = file_weights[f"{one}/num_heads"] if f"{one}/num_heads" in file_weights else None
         if heads is None or heads.numel() != 1 or heads.item() < 1:
-            raise CheckpointError(f"{stored.path} does not say {one}/num_heads; expected a number of heads")
+            raise CheckpointError(f"{file_weights.path} does not say {one}/num_heads; expected a number of heads")
         config[f"{one}_layers"] = len(blocks)
         config[f"{one}_attention_heads"] = int(heads.item())
-        config[f"{one}_ffn_dim"] = _size(stored, f"{one}/layer_0/ffn/linear_0/weight", 0)
-    return {**config, **_spoken(stored.path.parent)}, _Converted(stored)
+        config[f"{one}_ffn_dim"] = _get_size(file_weights, f"{one}/layer_0/ffn/linear_0/weight", 0)
+    return {**config, **_read_generation_settings(file_weights.path.parent)}, _RenamedWeights(file_weights)
 
 
-def _size(stored: Weights, name: str, axis: int) -> int:
+def _get_size(file_weights: LazyWeights, name: str, axis: int) -> int:
     """The length of a tensor that a model's sizes are known by; CheckpointError if it is missing or too flat."""
-    shape = stored.shape(name) if name in stored else ()
+    shape = file_weights.shape(name) if name in file_weights else ()
     if len(shape) <= axis:
-        raise CheckpointError(f"{stored.path} has no {name}, or one of shape {shape}; expected a whole Whisper model")
+        raise CheckpointError(f"{file_weights.path} has no {name}, or one of shape {shape}; expected a whole Whisper model")
     return shape[axis]
 
 
-def _spoken(folder: Path) -> Config:
+def _read_generation_settings(folder: Path) -> HFConfig:
     """What is generated, by config.json and the vocabulary of a CTranslate2 folder, as far as they are there."""
     says: dict[str, Any] = {}
     names = {
@@ -166,21 +166,21 @@ def _spoken(folder: Path) -> Config:
         "suppress_ids_begin": "begin_suppress_tokens",
         "alignment_heads": "alignment_heads",
     }
-    given = _json(folder / "config.json")
+    given = _read_json(folder / "config.json")
     if isinstance(given, Mapping):
         says |= {ours: given[theirs] for theirs, ours in names.items() if theirs in given}
-    vocabulary = _json(folder / "vocabulary.json")
+    vocabulary = _read_json(folder / "vocabulary.json")
     if not isinstance(vocabulary, list):
         lines = folder / "vocabulary.txt"
         vocabulary = lines.read_text(encoding="utf-8", errors="replace").split("\n") if lines.is_file() else []
     roles = {"decoder_start_token_id": "<|startoftranscript|>", "eos_token_id": "<|endoftext|>"}
     says |= {role: vocabulary.index(token) for role, token in roles.items() if token in vocabulary}
-    if "<|notimestamps|>" in vocabulary and says.get("decoder_start_token_id") == _ENGLISH_ALONE:
+    if "<|notimestamps|>" in vocabulary and says.get("decoder_start_token_id") == _ENGLISH_ONLY_START:
         says["forced_decoder_ids"] = [[1, vocabulary.index("<|notimestamps|>")]]
     return says
 
 
-def _json(file: Path) -> Any:
+def _read_json(file: Path) -> Any:
     """What a file says, or None if there is none; CheckpointError if it is damaged."""
     if not file.is_file():
         return None
@@ -192,12 +192,12 @@ def _json(file: Path) -> Any:
 
 # wav2vec 2.0 (Baevski et al. 2020)
 
-_WAV2VEC2: Config = {
+_WAV2VEC2_DEFAULTS: HFConfig = {
     "vocab_size": 32, "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
     "intermediate_size": 3072, "conv_dim": (512,) * 7, "conv_stride": (5, 2, 2, 2, 2, 2, 2),
     "conv_kernel": (10, 3, 3, 3, 3, 2, 2), "num_conv_pos_embeddings": 128, "num_conv_pos_embedding_groups": 16,
 }  # fmt: skip
-_HEARD: Mapping[str, Callable[[Config], spec.Answers]] = {
+_WAV2VEC2_HEADS: Mapping[str, Callable[[HFConfig], spec.Answers]] = {
     "Wav2Vec2Model": lambda config: spec.States(),
     "Wav2Vec2ForPreTraining": lambda config: spec.States(),
     "Wav2Vec2ForCTC": lambda config: spec.Labels(config["vocab_size"]),
@@ -205,11 +205,11 @@ _HEARD: Mapping[str, Callable[[Config], spec.Answers]] = {
 """What each class answers; the labels' blank is the token config.json calls pad."""
 
 
-def _wav2vec2(config: Config) -> spec.Transformer:
+def _build_wav2vec2(config: HFConfig) -> spec.Transformer:
     for name, value in (("feat_extract_activation", "gelu"), ("layer_norm_eps", 1e-5), ("add_adapter", False)):
-        only(config, name, value)
-    only(config, "adapter_attn_dim", None)
-    config = {**_WAV2VEC2, **config}
+        require(config, name, value)
+    require(config, "adapter_attn_dim", None)
+    config = {**_WAV2VEC2_DEFAULTS, **config}
     width, heads, norm = config["hidden_size"], config["num_attention_heads"], spec.Norm()
     stable = config.get("do_stable_layer_norm", False)
     if (kind := config.get("feat_extract_norm", "group")) not in ("group", "layer"):
@@ -222,7 +222,7 @@ def _wav2vec2(config: Config) -> spec.Transformer:
     )
     block = spec.Block(
         spec.Attention(heads, width // heads),
-        spec.FeedForward(config["intermediate_size"], activation(config.get("hidden_act", "gelu"))),
+        spec.FeedForward(config["intermediate_size"], parse_activation(config.get("hidden_act", "gelu"))),
         norm_at="pre" if stable else "post",
     )
     positions = spec.Convolved(config["num_conv_pos_embeddings"], config["num_conv_pos_embedding_groups"])
@@ -234,17 +234,17 @@ def _wav2vec2(config: Config) -> spec.Transformer:
         None if stable else norm,
         norm if stable else None,
     )
-    if (name := (config.get("architectures") or ["Wav2Vec2Model"])[0]) not in _HEARD:
-        raise CheckpointError(f"the configuration says architectures={name}; expected one of {', '.join(_HEARD)}")
-    return spec.Transformer(stack, None, _HEARD[name](config))
+    if (name := (config.get("architectures") or ["Wav2Vec2Model"])[0]) not in _WAV2VEC2_HEADS:
+        raise CheckpointError(f"the configuration says architectures={name}; expected one of {', '.join(_WAV2VEC2_HEADS)}")
+    return spec.Transformer(stack, None, _WAV2VEC2_HEADS[name](config))
 
 
-def _wav2vec2_table(config: Config) -> Table:
+def _build_wav2vec2_table(config: HFConfig) -> WeightTable:
     stable = config.get("do_stable_layer_norm", False)
     layer, block = "encoder.layers.{n}.", "encoder.blocks.{n}."
     hides = config.get("mask_time_prob", 0.05) > 0 or config.get("mask_feature_prob", 0.0) > 0  # sound, in training
     around, norm = "encoder.embedding.around", "before" if stable else "last"
-    lengths, directions = slice_gain(f"{around}.weight"), unit_slices(f"{around}.weight")
+    lengths, directions = set_weight_magnitude(f"{around}.weight"), set_weight_direction(f"{around}.weight")
     return {
         "feature_extractor.conv_layers.{n}.conv": "encoder.embedding.layers.{n}.convolution",
         "feature_extractor.conv_layers.{n}.layer_norm": "encoder.embedding.layers.{n}.norm",
@@ -252,8 +252,8 @@ def _wav2vec2_table(config: Config) -> Table:
         "feature_projection.projection": "encoder.embedding.projection",
         "encoder.pos_conv_embed.conv.weight_g": lengths,
         "encoder.pos_conv_embed.conv.weight_v": directions,
-        "encoder.pos_conv_embed.conv.parametrizations.weight.original0": older(lengths),
-        "encoder.pos_conv_embed.conv.parametrizations.weight.original1": older(directions),
+        "encoder.pos_conv_embed.conv.parametrizations.weight.original0": accept_legacy_name(lengths),
+        "encoder.pos_conv_embed.conv.parametrizations.weight.original1": accept_legacy_name(directions),
         "encoder.pos_conv_embed.conv.bias": f"{around}.bias",
         "encoder.layer_norm": "encoder.final_norm" if stable else "encoder.embedding.norm",
         **{
@@ -261,19 +261,19 @@ def _wav2vec2_table(config: Config) -> Table:
             for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value"), ("out_proj", "output"))
         },
         f"{layer}layer_norm": f"{block}self_attention_residual.{norm}",
-        f"{layer}feed_forward.intermediate_dense": f"{block}feed_forward.widen",
-        f"{layer}feed_forward.output_dense": f"{block}feed_forward.narrow",
+        f"{layer}feed_forward.intermediate_dense": f"{block}feed_forward.up_proj",
+        f"{layer}feed_forward.output_dense": f"{block}feed_forward.down_proj",
         f"{layer}final_layer_norm": f"{block}feed_forward_residual.{norm}",
         "lm_head": "answer.linear",
-        "masked_spec_embed": unused(f"{around}.bias") if hides else ignored(),
-        **{name: ignored() for name in ("quantizer", "project_q", "project_hid")},
+        "masked_spec_embed": write_zeros(f"{around}.bias") if hides else ignore(),
+        **{name: ignore() for name in ("quantizer", "project_q", "project_hid")},
     }
 
 
 FAMILIES = (
     Family(
-        "Whisper", ("whisper",), _whisper, lambda config: _WHISPER_TABLE, zeros=("attention.key.bias",), prefix="model."
+        "Whisper", ("whisper",), _build_whisper, lambda config: _WHISPER_TABLE, zero_suffixes=("attention.key.bias",), base_model_prefix="model."
     ),
-    Family("wav2vec 2.0", ("wav2vec2",), _wav2vec2, _wav2vec2_table, prefix="wav2vec2."),
+    Family("wav2vec 2.0", ("wav2vec2",), _build_wav2vec2, _build_wav2vec2_table, base_model_prefix="wav2vec2."),
 )
-FILES = (ctranslate2_whisper,)
+SINGLE_FILE_READERS = (read_ctranslate2_whisper,)

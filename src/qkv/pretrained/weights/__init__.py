@@ -8,23 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.weights import (
-    ctranslate2,
-    gguf,
-    llama2c,
-    marian,
-    npz,
-    onnx,
-    pickled,
-    safetensors,
-    shards,
-)
-from qkv.pretrained.weights.cursor import mapped
-from qkv.pretrained.weights.mapping import UnknownTensorError, Weights
+from qkv.pretrained.weights import ctranslate2, gguf, llama2c, marian, npz, onnx, safetensors, shards
+from qkv.pretrained.weights import pickle
+from qkv.pretrained.weights.cursor import map_file
+from qkv.pretrained.weights.lazy_weights import UnknownTensorError, LazyWeights
 
-__all__ = ["UnknownTensorError", "Weights", "read"]
+__all__ = ["UnknownTensorError", "LazyWeights", "read"]
 
-_WHOLE = (
+_WEIGHT_PATTERNS = (
     "model.safetensors",
     "model.safetensors.index.json",
     "*.safetensors",
@@ -33,34 +24,34 @@ _WHOLE = (
     "*.npz",
     "*.onnx",
 )
-_LEGACY = ("pytorch_model.bin", "pytorch_model.bin.index.json", "*.pt", "*.pth")
-_KINDS = (
+_PICKLE_PATTERNS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "*.pt", "*.pth")
+_SUPPORTED_FORMATS = (
     "safetensors (also an index of its parts), GGUF, CTranslate2's model.bin, Marian's .bin and .npz, NumPy's .npz, "
-    "ONNX, llama2.c's .bin, and with legacy=True files of torch.save"
+    "ONNX, llama2.c's .bin, and with allow_pickle=True files of torch.save"
 )
 
 
-def read(path: str | Path, *, legacy: bool = False, blocks: bool = False) -> Weights:
+def read(path: str | Path, *, allow_pickle: bool = False, keep_quantized: bool = False) -> LazyWeights:
     """Open published weights: a file of any kind known here, or a folder with one; the content says which kind it is.
 
     In a folder, model.safetensors or the index of its parts comes first; otherwise there must be one file only.
-    Files of torch.save are pickles: they are opened only with `legacy=True`, and then by torch's restricted reader.
-    blocks: whether matrices in GGUF's simple blocks are given as `Quantised`, and not widened.
+    Files of torch.save are pickles: they are opened only with `allow_pickle=True`, and then by torch's restricted reader.
+    blocks: whether matrices in GGUF's simple blocks are given as `QuantizedTensor`, and not widened.
     Raises CheckpointError for a file that is missing, damaged, of no known kind, or legacy and not asked for, and
     MissingExtraError if its library is not installed (GGUF, ONNX).
     """
     path = Path(path)
     if path.is_dir():
-        path = _chosen(path, legacy)
+        path = _find_weights_file(path, allow_pickle)
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file or folder. Expected {_KINDS}: check the path.")
-    if path.name.endswith(shards.ENDING):
-        return shards.read(path, lambda part: _reader(part, legacy, blocks)(part))
-    return _reader(path, legacy, blocks)(path)
+        raise CheckpointError(f"{path}: there is no such file or folder. Expected {_SUPPORTED_FORMATS}: check the path.")
+    if path.name.endswith(shards.INDEX_SUFFIX):
+        return shards.read(path, lambda part: _select_reader(part, allow_pickle, keep_quantized)(part))
+    return _select_reader(path, allow_pickle, keep_quantized)(path)
 
 
-def _chosen(folder: Path, legacy: bool) -> Path:
-    for pattern in _WHOLE + _LEGACY * legacy:
+def _find_weights_file(folder: Path, allow_pickle: bool) -> Path:
+    for pattern in _WEIGHT_PATTERNS + _PICKLE_PATTERNS * allow_pickle:
         found = sorted(file for file in folder.glob(pattern) if file.is_file())
         if len(found) > 1:
             raise CheckpointError(
@@ -69,35 +60,35 @@ def _chosen(folder: Path, legacy: bool) -> Path:
             )
         if found:
             return found[0]
-    pickles = [file for pattern in _LEGACY for file in sorted(folder.glob(pattern))]
+    pickles = [file for pattern in _PICKLE_PATTERNS for file in sorted(folder.glob(pattern))]
     if pickles:
-        raise _unasked(pickles[0])
-    raise CheckpointError(f"{folder} holds no weights. Expected {_KINDS}: name the file, or another folder.")
+        raise _pickle_error(pickles[0])
+    raise CheckpointError(f"{folder} holds no weights. Expected {_SUPPORTED_FORMATS}: name the file, or another folder.")
 
 
-def _unasked(path: Path) -> CheckpointError:
+def _pickle_error(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path} is a file of torch.save, which is a pickle. Expected a file without code, such as safetensors: "
-        "fetch that one, or, if you trust who made this, open it with legacy=True (--allow-pickle on the command line)."
+        "fetch that one, or, if you trust who made this, open it with allow_pickle=True (--allow-pickle on the command line)."
     )
 
 
-def _reader(path: Path, legacy: bool, blocks: bool) -> Callable[[Path], Weights]:
+def _select_reader(path: Path, allow_pickle: bool, keep_quantized: bool) -> Callable[[Path], LazyWeights]:
     """Return the reader for what a file holds, from its first bytes, its size and, for a zip archive, its contents."""
-    view = mapped(path)
+    view = map_file(path)
     head, size = view[:64], len(view)
     first = int.from_bytes(head[:8], "little")
     if head[:4] == b"GGUF":
-        return functools.partial(gguf.read, blocks=blocks)
+        return functools.partial(gguf.read, keep_quantized=keep_quantized)
     if head[:4] == b"PK\3\4" and view[30 : 30 + int.from_bytes(head[26:28], "little")].endswith(b".npy"):
         return npz.read  # the length of the first member's name stands at byte 26, the name at byte 30
     if head[:4] == b"PK\3\4" or re.match(rb"\x80[\x02-\x05]", head):
-        if not legacy:
-            raise _unasked(path)
-        return pickled.read
+        if not allow_pickle:
+            raise _pickle_error(path)
+        return pickle.read
     if head[8:9] == b"{" and first > 1:
         return safetensors.read
-    if llama2c.fits(head, size):
+    if llama2c.is_llama2c(head, size):
         return llama2c.read
     if first == 1:
         return marian.read
@@ -105,4 +96,4 @@ def _reader(path: Path, legacy: bool, blocks: bool) -> Callable[[Path], Weights]
         return ctranslate2.read
     if re.match(rb"\x08[\x01-\x1f][\x08-\xff]", head) or path.suffix == ".onnx":
         return onnx.read
-    raise CheckpointError(f"{path} begins with the bytes {head[:16].hex(' ')}. Expected {_KINDS}: check what it is.")
+    raise CheckpointError(f"{path} begins with the bytes {head[:16].hex(' ')}. Expected {_SUPPORTED_FORMATS}: check what it is.")

@@ -17,27 +17,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qkv.pretrained.weights.cursor import Cursor, as_tensor, elements
-from qkv.pretrained.weights.mapping import Entry, Weights
+from qkv.pretrained.weights.cursor import Cursor, view_as_tensor, count_elements
+from qkv.pretrained.weights.lazy_weights import TensorEntry, LazyWeights
 
 _DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)
 _VERSIONS = range(4, 7)
-_QUANTISED = (torch.int8, torch.int16)
-_SCALE = "_scale"
+_QUANTIZED_DTYPES = (torch.int8, torch.int16)
+_SCALE_SUFFIX = "_scale"
 
 
 @dataclass(frozen=True)
 class _Variable:
-    at: int
+    offset: int
     dtype: torch.dtype
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
 
     def load(self) -> Tensor:
-        return as_tensor(self.data, self.dtype, self.shape)
+        return view_as_tensor(self.data, self.dtype, self.shape)
 
 
-def read(path: Path) -> Weights:
+def read(path: Path) -> LazyWeights:
     """Map a CTranslate2 model: its own names ("encoder/layer_0/ffn/linear_0/weight") and aliases, tensors as stored.
 
     A variable that was quantised, `NAME` beside `NAME_scale`, is offered as float32 under NAME alone: the integers
@@ -45,73 +45,73 @@ def read(path: Path) -> Weights:
     Raises CheckpointError for anything that is not whole.
     """
     cursor = Cursor(path)
-    version = cursor.number("I", "the version")
+    version = cursor.read_number("I", "the version")
     if version not in _VERSIONS:
-        raise cursor.fault(f"binary version {version}", "4, 5 or 6", "Convert the model with a newer CTranslate2.", 0)
-    specification, revision = _text(cursor, "the model's kind"), cursor.number("I", "the revision")
+        raise cursor.make_error(f"binary version {version}", "4, 5 or 6", "Convert the model with a newer CTranslate2.", 0)
+    specification, revision = _read_text(cursor, "the model's kind"), cursor.read_number("I", "the revision")
     variables: dict[str, _Variable] = {}
-    for _ in range(cursor.count("I", 9, "variables")):
-        at = cursor.at
-        name = _text(cursor, "a variable's name")
+    for _ in range(cursor.read_count("I", 9, "variables")):
+        at = cursor.offset
+        name = _read_text(cursor, "a variable's name")
         if name in variables:
-            raise cursor.fault(f"a second variable {name!r}", "each name once", at=at)
-        variables[name] = _variable(cursor, name)
+            raise cursor.make_error(f"a second variable {name!r}", "each name once", offset=at)
+        variables[name] = _read_variable(cursor, name)
     aliases: dict[str, str] = {}
-    for _ in range(cursor.count("I", 6, "aliases")):
-        at = cursor.at
-        alias, name = _text(cursor, "an alias"), _text(cursor, "an alias's variable")
+    for _ in range(cursor.read_count("I", 6, "aliases")):
+        at = cursor.offset
+        alias, name = _read_text(cursor, "an alias"), _read_text(cursor, "an alias's variable")
         if alias in variables or alias in aliases or name not in variables:
-            raise cursor.fault(f"the alias {alias!r} of {name!r}", "a new name for a variable of the file", at=at)
+            raise cursor.make_error(f"the alias {alias!r} of {name!r}", "a new name for a variable of the file", offset=at)
         aliases[alias] = name
-    cursor.end()
-    entries = _entries(cursor, variables)
+    cursor.require_end()
+    entries = _build_entries(cursor, variables)
     entries |= {alias: entries[name] for alias, name in aliases.items() if name in entries}
-    return Weights(path, entries, {"specification": specification, "revision": revision, "aliases": aliases})
+    return LazyWeights(path, entries, {"specification": specification, "revision": revision, "aliases": aliases})
 
 
-def _text(cursor: Cursor, what: str) -> str:
-    at = cursor.at
-    text = cursor.text(cursor.number("H", f"the length of {what}"), what)
+def _read_text(cursor: Cursor, description: str) -> str:
+    at = cursor.offset
+    text = cursor.read_text(cursor.read_number("H", f"the length of {description}"), description)
     if not text.endswith("\0"):
-        raise cursor.fault(f"{what} does not end in a zero byte", "a text that does", at=at)
+        raise cursor.make_error(f"{description} does not end in a zero byte", "a text that does", offset=at)
     return text[:-1]
 
 
-def _variable(cursor: Cursor, name: str) -> _Variable:
-    at = cursor.at
-    rank = cursor.number("B", f"the rank of {name!r}")
-    shape = cursor.numbers("I", rank, f"the shape of {name!r}")
-    kind, size = cursor.number("B", f"the dtype of {name!r}"), cursor.number("I", f"the size of {name!r}")
+def _read_variable(cursor: Cursor, name: str) -> _Variable:
+    at = cursor.offset
+    rank = cursor.read_number("B", f"the rank of {name!r}")
+    shape = cursor.read_numbers("I", rank, f"the shape of {name!r}")
+    kind, size = cursor.read_number("B", f"the dtype of {name!r}"), cursor.read_number("I", f"the size of {name!r}")
     if kind >= len(_DTYPES):
-        raise cursor.fault(f"{name!r} has the dtype {kind}", f"a number below {len(_DTYPES)}", at=at)
-    wanted = elements(shape) * _DTYPES[kind].itemsize
+        raise cursor.make_error(f"{name!r} has the dtype {kind}", f"a number below {len(_DTYPES)}", offset=at)
+    wanted = count_elements(shape) * _DTYPES[kind].itemsize
     if size != wanted:
-        raise cursor.fault(f"{name!r} of shape {shape} has {size:,} bytes", f"{wanted:,} ({_DTYPES[kind]})", at=at)
-    return _Variable(at, _DTYPES[kind], shape, cursor.take(size, f"the data of {name!r}"))
+        raise cursor.make_error(f"{name!r} of shape {shape} has {size:,} bytes", f"{wanted:,} ({_DTYPES[kind]})", offset=at)
+    return _Variable(at, _DTYPES[kind], shape, cursor.read_bytes(size, f"the data of {name!r}"))
 
 
-def _entries(cursor: Cursor, variables: dict[str, _Variable]) -> dict[str, Entry]:
-    entries: dict[str, Entry] = {}
+def _build_entries(cursor: Cursor, variables: dict[str, _Variable]) -> dict[str, TensorEntry]:
+    entries: dict[str, TensorEntry] = {}
     for name, variable in variables.items():
-        scale = variables.get(name + _SCALE)
-        plain = variables.get(name.removesuffix(_SCALE)) if name.endswith(_SCALE) else None
-        if plain is not None and plain.dtype in _QUANTISED:
+        scale = variables.get(name + _SCALE_SUFFIX)
+        plain = variables.get(name.removesuffix(_SCALE_SUFFIX)) if name.endswith(_SCALE_SUFFIX) else None
+        if plain is not None and plain.dtype in _QUANTIZED_DTYPES:
             continue
-        if variable.dtype not in _QUANTISED or scale is None:
-            entries[name] = Entry(variable.shape, variable.load)
+        if variable.dtype not in _QUANTIZED_DTYPES or scale is None:
+            entries[name] = TensorEntry(variable.shape, variable.load)
             continue
         rows = variable.shape[:1]
         if scale.dtype != torch.float32 or scale.shape not in (rows, (), (1,)):
-            raise cursor.fault(
+            raise cursor.make_error(
                 f"the scale of {name!r} is {scale.dtype} of shape {scale.shape}",
                 f"float32 of {rows} or ()",
-                at=scale.at,
+                offset=scale.offset,
             )
-        entries[name] = Entry(variable.shape, functools.partial(_dequantised, variable, scale))
+        entries[name] = TensorEntry(variable.shape, functools.partial(_dequantize, variable, scale))
     return entries
 
 
-def _dequantised(variable: _Variable, scale: _Variable) -> Tensor:
+def _dequantize(variable: _Variable, scale: _Variable) -> Tensor:
     scales = scale.load()
     if scale.shape == variable.shape[:1]:
         scales = scales.view(-1, *[1] * (len(variable.shape) - 1))

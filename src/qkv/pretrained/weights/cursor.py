@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.weights.mapping import FETCH_AGAIN, fault
+from qkv.pretrained.weights.lazy_weights import DOWNLOAD_AGAIN, make_error
 
 
-def mapped(path: Path) -> mmap.mmap:
+def map_file(path: Path) -> mmap.mmap:
     """Map a file into memory so that its bytes are read on demand and writing to them never reaches it.
 
     Raises CheckpointError if it cannot be read or is empty.
@@ -32,33 +32,33 @@ def mapped(path: Path) -> mmap.mmap:
         raise CheckpointError(
             f"{path} cannot be read: {error.strerror}. Expected a file of weights: check its place and its permissions."
         ) from error
-    raise fault(path, "it is empty", "a file of weights")
+    raise make_error(path, "it is empty", "a file of weights")
 
 
-_MAPS: weakref.WeakKeyDictionary[mmap.mmap, int] = weakref.WeakKeyDictionary()
+_OPEN_MAPS: weakref.WeakKeyDictionary[mmap.mmap, int] = weakref.WeakKeyDictionary()
 """The maps that are open, and where each begins in memory."""
 
 
-def release(tensor: Tensor) -> None:
+def release_memory(tensor: Tensor) -> None:
     """Give back the memory of a tensor in a mapped file that another was made of: asked for again, it is read again.
 
     What was written to it is lost. A tensor that lies elsewhere stays as it is.
     """
     storage = tensor.untyped_storage()
-    for view, begin in list(_MAPS.items()):
+    for view, begin in list(_OPEN_MAPS.items()):
         start = storage.data_ptr() - begin
         if 0 <= start and start + storage.nbytes() <= len(view):
-            _drop(view, start, start + storage.nbytes())
+            _drop_pages(view, start, start + storage.nbytes())
 
 
-def _drop(view: mmap.mmap, start: int, end: int) -> None:
+def _drop_pages(view: mmap.mmap, start: int, end: int) -> None:
     """Give the memory of the whole pages within back to the system."""
     first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first and hasattr(mmap, "MADV_DONTNEED"):
         view.madvise(mmap.MADV_DONTNEED, first, last - first)
 
 
-def as_tensor(data: NDArray[Any], dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+def view_as_tensor(data: NDArray[Any], dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
     """Return bytes of a mapped file as a tensor, without a copy where the processor can read them in place."""
     if not data.size:
         return torch.empty(tuple(shape), dtype=dtype)
@@ -75,59 +75,59 @@ class Cursor:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.at = 0
-        self._map = mapped(path)
+        self.offset = 0
+        self._map = map_file(path)
         self.bytes: NDArray[np.uint8] = np.frombuffer(self._map, dtype=np.uint8)
-        _MAPS[self._map] = self.bytes.ctypes.data
+        _OPEN_MAPS[self._map] = self.bytes.ctypes.data
 
     @property
-    def left(self) -> int:
-        return len(self._map) - self.at
+    def num_bytes_left(self) -> int:
+        return len(self._map) - self.offset
 
-    def fault(self, found: str, expected: str, advice: str = FETCH_AGAIN, at: int | None = None) -> CheckpointError:
+    def make_error(self, found: str, expected: str, advice: str = DOWNLOAD_AGAIN, offset: int | None = None) -> CheckpointError:
         """Return the error for what stands at this place (or at byte `at`)."""
-        return fault(self.path, found, expected, advice, self.at if at is None else at)
+        return make_error(self.path, found, expected, advice, self.offset if offset is None else offset)
 
-    def skip(self, count: int, what: str) -> int:
+    def skip(self, count: int, description: str) -> int:
         """Step over `count` bytes and return where they began. Raises CheckpointError beyond the end."""
-        if count > self.left:
-            raise self.fault(f"{what} of {count:,} bytes, and {self.left:,} are left", "a whole file")
-        start = self.at
-        self.at += count
+        if count > self.num_bytes_left:
+            raise self.make_error(f"{description} of {count:,} bytes, and {self.num_bytes_left:,} are left", "a whole file")
+        start = self.offset
+        self.offset += count
         return start
 
-    def take(self, count: int, what: str) -> NDArray[np.uint8]:
+    def read_bytes(self, count: int, description: str) -> NDArray[np.uint8]:
         """Return the next `count` bytes, not yet read from the disk."""
-        start = self.skip(count, what)
+        start = self.skip(count, description)
         return self.bytes[start : start + count]
 
-    def forget(self, start: int, end: int) -> None:
+    def release_memory(self, start: int, end: int) -> None:
         """Give the memory of whole pages of bytes back; they are read again from the file if they are asked for."""
-        _drop(self._map, start, end)
+        _drop_pages(self._map, start, end)
 
-    def number(self, code: str, what: str) -> Any:
+    def read_number(self, code: str, description: str) -> Any:
         """Return the next number, of a struct code such as "I" or "q"."""
         layout = "<" + code
-        return struct.unpack_from(layout, self._map, self.skip(struct.calcsize(layout), what))[0]
+        return struct.unpack_from(layout, self._map, self.skip(struct.calcsize(layout), description))[0]
 
-    def numbers(self, code: str, count: int, what: str) -> tuple[int, ...]:
+    def read_numbers(self, code: str, count: int, description: str) -> tuple[int, ...]:
         """Return the next `count` numbers of one struct code."""
         size = struct.calcsize("<" + code)
-        start = self.skip(size * count, what)
+        start = self.skip(size * count, description)
         return struct.unpack_from(f"<{count}{code}", self._map, start)
 
-    def text(self, count: int, what: str) -> str:
+    def read_text(self, count: int, description: str) -> str:
         """Return the next `count` bytes as UTF-8. Raises CheckpointError if they are not."""
-        start = self.skip(count, what)
+        start = self.skip(count, description)
         try:
-            return str(self._map[start : self.at], "utf-8")
+            return str(self._map[start : self.offset], "utf-8")
         except UnicodeDecodeError as error:
-            raise self.fault(f"{what} is not UTF-8 text", "UTF-8", at=start) from error
+            raise self.make_error(f"{description} is not UTF-8 text", "UTF-8", offset=start) from error
 
-    def texts(self, count: int, what: str) -> list[str]:
+    def read_texts(self, count: int, description: str) -> list[str]:
         """Return the next `count` texts of a u64 length and UTF-8 bytes each: there may be 100,000 of them."""
         length = struct.Struct("<Q").unpack_from
-        found, at, size = [], self.at, len(self._map)
+        found, at, size = [], self.offset, len(self._map)
         try:
             for _ in range(count):
                 start = at + 8
@@ -136,29 +136,29 @@ class Cursor:
                     break
                 found.append(str(self._map[start:at], "utf-8"))
         except (struct.error, UnicodeDecodeError) as error:
-            raise self.fault(f"{what} number {len(found):,} is not whole UTF-8 text", "text", at=at) from error
+            raise self.make_error(f"{description} number {len(found):,} is not whole UTF-8 text", "text", offset=at) from error
         if len(found) < count:
-            raise self.fault(f"{what} number {len(found):,} ends beyond the file", "a whole file", at=start)
-        self.at = at
+            raise self.make_error(f"{description} number {len(found):,} ends beyond the file", "a whole file", offset=start)
+        self.offset = at
         return found
 
-    def count(self, code: str, smallest: int, what: str) -> int:
+    def read_count(self, code: str, min_item_size: int, description: str) -> int:
         """Return a number of things of at least `smallest` bytes each, checked against what is left of the file."""
-        start, count = self.at, int(self.number(code, f"the number of {what}"))
-        if count * smallest > self.left:
-            raise self.fault(
-                f"{count:,} {what} are announced, and {self.left:,} bytes are left",
-                f"at most {self.left // smallest:,}",
-                at=start,
+        start, count = self.offset, int(self.read_number(code, f"the number of {description}"))
+        if count * min_item_size > self.num_bytes_left:
+            raise self.make_error(
+                f"{count:,} {description} are announced, and {self.num_bytes_left:,} bytes are left",
+                f"at most {self.num_bytes_left // min_item_size:,}",
+                offset=start,
             )
         return count
 
-    def end(self) -> None:
+    def require_end(self) -> None:
         """Raise CheckpointError if anything follows."""
-        if self.left:
-            raise self.fault(f"{self.left:,} bytes follow the last entry", "the end of the file")
+        if self.num_bytes_left:
+            raise self.make_error(f"{self.num_bytes_left:,} bytes follow the last entry", "the end of the file")
 
 
-def elements(shape: Sequence[int]) -> int:
+def count_elements(shape: Sequence[int]) -> int:
     """Return how many numbers a shape holds, without overflow."""
     return math.prod(shape)

@@ -14,46 +14,46 @@ from pathlib import Path
 
 import torch
 
-from qkv.pretrained.weights.cursor import Cursor, as_tensor, elements
-from qkv.pretrained.weights.mapping import Entry, Weights
+from qkv.pretrained.weights.cursor import Cursor, view_as_tensor, count_elements
+from qkv.pretrained.weights.lazy_weights import TensorEntry, LazyWeights
 
-_FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
-_LAYERS = 100_000  # more than any model has, and few enough to count through
+_HEADER_FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
+_MAX_LAYERS = 100_000  # more than any model has, and few enough to count through
 
 
-def fits(head: bytes, size: int) -> bool:
+def is_llama2c(head: bytes, size: int) -> bool:
     """Say whether a file of `size` bytes that begins with `head` is one, to the byte."""
-    return len(head) >= 28 and size == _size(dict(zip(_FIELDS, struct.unpack_from("<7i", head), strict=True)))
+    return len(head) >= 28 and size == _compute_size(dict(zip(_HEADER_FIELDS, struct.unpack_from("<7i", head), strict=True)))
 
 
-def read(path: Path) -> Weights:
+def read(path: Path) -> LazyWeights:
     """Map a llama2.c model: names as in Meta's Llama ("layers.0.attention.wq.weight"), float32, (outputs, inputs).
 
     Also "freqs_cos" and "freqs_sin", the tables of angles in the file. metadata: the seven numbers by name, and
     "shared_classifier". Raises CheckpointError if the sizes do not fit exactly.
     """
     cursor = Cursor(path)
-    header = dict(zip(_FIELDS, cursor.numbers("i", len(_FIELDS), "the header"), strict=True))
-    if _size(header) != len(cursor.bytes):
-        raise cursor.fault(f"sizes {header}", f"numbers that make {len(cursor.bytes):,} bytes", at=0)
-    entries: dict[str, Entry] = {}
-    for name, count, shape in _tensors(header):
+    header = dict(zip(_HEADER_FIELDS, cursor.read_numbers("i", len(_HEADER_FIELDS), "the header"), strict=True))
+    if _compute_size(header) != len(cursor.bytes):
+        raise cursor.make_error(f"sizes {header}", f"numbers that make {len(cursor.bytes):,} bytes", offset=0)
+    entries: dict[str, TensorEntry] = {}
+    for name, count, shape in _iter_tensors(header):
         for layer in range(count):
-            data = cursor.take(4 * elements(shape), name)
-            entries[name.format(layer)] = Entry(shape, functools.partial(as_tensor, data, torch.float32, shape))
-    cursor.end()
+            data = cursor.read_bytes(4 * count_elements(shape), name)
+            entries[name.format(layer)] = TensorEntry(shape, functools.partial(view_as_tensor, data, torch.float32, shape))
+    cursor.require_end()
     shared = header["vocab_size"] > 0
-    return Weights(path, entries, header | {"vocab_size": abs(header["vocab_size"]), "shared_classifier": shared})
+    return LazyWeights(path, entries, header | {"vocab_size": abs(header["vocab_size"]), "shared_classifier": shared})
 
 
-def _size(header: dict[str, int]) -> int | None:
-    small = all(value > 0 for name, value in header.items() if name != "vocab_size") and header["n_layers"] <= _LAYERS
+def _compute_size(header: dict[str, int]) -> int | None:
+    small = all(value > 0 for name, value in header.items() if name != "vocab_size") and header["n_layers"] <= _MAX_LAYERS
     if not small or not header["vocab_size"] or header["dim"] % header["n_heads"]:
         return None
-    return 28 + 4 * sum(count * elements(shape) for _, count, shape in _tensors(header))
+    return 28 + 4 * sum(count * count_elements(shape) for _, count, shape in _iter_tensors(header))
 
 
-def _tensors(header: dict[str, int]) -> Iterator[tuple[str, int, tuple[int, ...]]]:
+def _iter_tensors(header: dict[str, int]) -> Iterator[tuple[str, int, tuple[int, ...]]]:
     dim, hidden, layers, heads, kv_heads, vocab, length = header.values()
     head = dim // heads
     keys = head * kv_heads

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qkv.pretrained.weights.cursor import Cursor, as_tensor, elements
-from qkv.pretrained.weights.mapping import Entry, Weights
+from qkv.pretrained.weights.cursor import Cursor, view_as_tensor, count_elements
+from qkv.pretrained.weights.lazy_weights import TensorEntry, LazyWeights
 
-SETTINGS = "special:model.yml"
+SETTINGS_KEY = "special:model.yml"
 _DTYPES = {
     0x0101: torch.int8,
     0x0102: torch.int16,
@@ -29,11 +29,11 @@ _DTYPES = {
     0x0404: torch.float32,
     0x0408: torch.float64,
 }
-_QUANTISED = {0x4101: torch.int8, 0x4102: torch.int16}  # intgemm, in the order that is the same on all processors
+_QUANTIZED_DTYPES = {0x4101: torch.int8, 0x4102: torch.int16}  # intgemm, in the order that is the same on all processors
 _PADDING = 256  # Marian's memory comes in such pieces, and items are written as long as they are
 
 
-def read(path: Path) -> Weights:
+def read(path: Path) -> LazyWeights:
     """Map a Marian binary: matrices under Marian's names, (inputs, outputs) as Marian multiplies them (x @ W).
 
     Quantised matrices come as float32, turned round where the file holds them transposed (all but the embeddings,
@@ -41,63 +41,63 @@ def read(path: Path) -> Weights:
     Raises CheckpointError for anything that is not whole.
     """
     cursor = Cursor(path)
-    version = cursor.number("Q", "the version")
+    version = cursor.read_number("Q", "the version")
     if version != 1:
-        raise cursor.fault(f"binary version {version}", "1", "Convert the model again.", 0)
-    headers = [cursor.numbers("Q", 4, "an item") for _ in range(cursor.count("Q", 32, "items"))]
-    names = [_name(cursor, length) for length, _, _, _ in headers]
+        raise cursor.make_error(f"binary version {version}", "1", "Convert the model again.", 0)
+    headers = [cursor.read_numbers("Q", 4, "an item") for _ in range(cursor.read_count("Q", 32, "items"))]
+    names = [_read_name(cursor, length) for length, _, _, _ in headers]
     if len(set(names)) != len(names):
-        raise cursor.fault("a name stands for two items", "each name once")
+        raise cursor.make_error("a name stands for two items", "each name once")
     shapes = [
-        cursor.numbers("i", length, f"the shape of {name!r}")
+        cursor.read_numbers("i", length, f"the shape of {name!r}")
         for name, (_, _, length, _) in zip(names, headers, strict=True)
     ]
-    cursor.take(cursor.number("Q", "the length of the padding"), "the padding")
-    entries: dict[str, Entry] = {}
+    cursor.read_bytes(cursor.read_number("Q", "the length of the padding"), "the padding")
+    entries: dict[str, TensorEntry] = {}
     metadata: dict[str, str] = {}
     for name, (_, kind, _, size), shape in zip(names, headers, shapes, strict=True):
-        if name == SETTINGS:
-            metadata[name] = cursor.text(size, "the model's settings").rstrip("\0")
+        if name == SETTINGS_KEY:
+            metadata[name] = cursor.read_text(size, "the model's settings").rstrip("\0")
         else:
-            entries[name] = _item(cursor, name, kind, shape, size)
-    cursor.end()
-    return Weights(path, entries, metadata)
+            entries[name] = _read_item(cursor, name, kind, shape, size)
+    cursor.require_end()
+    return LazyWeights(path, entries, metadata)
 
 
-def _name(cursor: Cursor, length: int) -> str:
-    at = cursor.at
-    name = cursor.text(length, "a name")
+def _read_name(cursor: Cursor, length: int) -> str:
+    at = cursor.offset
+    name = cursor.read_text(length, "a name")
     if not name.endswith("\0"):
-        raise cursor.fault("a name does not end in a zero byte", "one that does", at=at)
+        raise cursor.make_error("a name does not end in a zero byte", "one that does", offset=at)
     return name[:-1]
 
 
-def _item(cursor: Cursor, name: str, kind: int, shape: tuple[int, ...], size: int) -> Entry:
-    at = cursor.at
-    dtype = _DTYPES.get(kind) or _QUANTISED.get(kind)
+def _read_item(cursor: Cursor, name: str, kind: int, shape: tuple[int, ...], size: int) -> TensorEntry:
+    at = cursor.offset
+    dtype = _DTYPES.get(kind) or _QUANTIZED_DTYPES.get(kind)
     if dtype is None:
-        raise cursor.fault(
+        raise cursor.make_error(
             f"{name!r} has the type {kind:#06x}",
             "numbers, or intgemm8 or intgemm16 for all processors",
             "Convert the model with marian-conv without packing it for one processor.",
         )
-    quantised = kind in _QUANTISED
+    quantised = kind in _QUANTIZED_DTYPES
     if not shape or min(shape) < 0 or (quantised and len(shape) != 2):
-        raise cursor.fault(f"{name!r} has the shape {shape}", "a matrix" if quantised else "dimensions from 0 on")
-    used = elements(shape) * dtype.itemsize
+        raise cursor.make_error(f"{name!r} has the shape {shape}", "a matrix" if quantised else "dimensions from 0 on")
+    used = count_elements(shape) * dtype.itemsize
     if not 0 <= size - used - 4 * quantised < _PADDING:
-        raise cursor.fault(f"{name!r} of shape {shape} has {size:,} bytes", f"{used + 4 * quantised:,}")
-    data = cursor.take(size, f"the data of {name!r}")
+        raise cursor.make_error(f"{name!r} of shape {shape} has {size:,} bytes", f"{used + 4 * quantised:,}")
+    data = cursor.read_bytes(size, f"the data of {name!r}")
     if not quantised:
-        return Entry(shape, functools.partial(as_tensor, data[:used], dtype, shape))
+        return TensorEntry(shape, functools.partial(view_as_tensor, data[:used], dtype, shape))
     multiplier = float(data[used : used + 4].view("<f4")[0])
     if not np.isfinite(multiplier) or multiplier <= 0:
-        raise cursor.fault(f"{name!r} was multiplied by {multiplier}", "a positive number", at=at + used)
-    return Entry(shape, functools.partial(_dequantised, data[:used], dtype, shape, multiplier, "Wemb" not in name))
+        raise cursor.make_error(f"{name!r} was multiplied by {multiplier}", "a positive number", offset=at + used)
+    return TensorEntry(shape, functools.partial(_dequantize, data[:used], dtype, shape, multiplier, "Wemb" not in name))
 
 
-def _dequantised(
+def _dequantize(
     data: NDArray[np.uint8], dtype: torch.dtype, shape: tuple[int, ...], multiplier: float, transposed: bool
 ) -> Tensor:
-    matrix = as_tensor(data, dtype, shape[::-1] if transposed else shape).to(torch.float32).div_(multiplier)
+    matrix = view_as_tensor(data, dtype, shape[::-1] if transposed else shape).to(torch.float32).div_(multiplier)
     return matrix.T if transposed else matrix

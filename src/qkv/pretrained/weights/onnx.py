@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 
 from qkv.errors import MissingExtraError
-from qkv.pretrained.weights.cursor import Cursor, as_tensor, elements
-from qkv.pretrained.weights.mapping import Entry, Weights, fault
+from qkv.pretrained.weights.cursor import Cursor, view_as_tensor, count_elements
+from qkv.pretrained.weights.lazy_weights import TensorEntry, LazyWeights, make_error
 
-_MODEL_GRAPH, _GRAPH_INITIALISER, _INITIALISER_RAW = 7, 5, 9
-_EXTERNAL = 1
+_GRAPH_FIELD, _INITIALIZER_FIELD, _RAW_DATA_FIELD = 7, 5, 9
+_EXTERNAL_LOCATION = 1
 _DTYPES = {
     1: torch.float32,
     2: torch.uint8,
@@ -40,7 +40,7 @@ _DTYPES = {
 }
 
 
-def read(path: Path) -> Weights:
+def read(path: Path) -> LazyWeights:
     """Map an ONNX file's initialisers under their names, and anonymous matrices under the names of their biases.
 
     The matrix of a MatMul or Gemm whose result gets the bias `x.bias` is offered as `x.weight`, (outputs, inputs) as
@@ -49,33 +49,33 @@ def read(path: Path) -> Weights:
     the nodes themselves and in inner graphs are not read. Raises CheckpointError for anything that is not whole or
     lies outside the file's folder, MissingExtraError without the package `onnx`.
     """
-    library, message = _library()
+    library, message = _import_onnx()
     cursor = Cursor(path)
-    skeleton, spans = _skeleton(cursor)
+    skeleton, spans = _strip_raw_data(cursor)
     try:
         model = library.ModelProto.FromString(skeleton)
     except message.DecodeError as error:
-        raise fault(path, f"not a whole ONNX file ({error})", "a protobuf message of onnx.proto") from error
-    if any(isinstance(text, bytes) for text in _texts(model)):  # protobuf gives what is no UTF-8 as bytes
-        raise fault(path, "a name or a text that is not UTF-8", "UTF-8")
+        raise make_error(path, f"not a whole ONNX file ({error})", "a protobuf message of onnx.proto") from error
+    if any(isinstance(text, bytes) for text in _iter_texts(model)):  # protobuf gives what is no UTF-8 as bytes
+        raise make_error(path, "a name or a text that is not UTF-8", "UTF-8")
     if model.graph.sparse_initializer:
-        raise fault(path, "sparse initialisers", "dense ones", "Export the model again without sparsity.")
-    entries: dict[str, Entry] = {}
+        raise make_error(path, "sparse initialisers", "dense ones", "Export the model again without sparsity.")
+    entries: dict[str, TensorEntry] = {}
     files: dict[str, Cursor] = {}
     for proto, span in zip(model.graph.initializer, spans, strict=True):
         if not proto.name or proto.name in entries:
-            raise fault(path, f"no name or a second {proto.name!r} among its initialisers", "each name once")
-        entries[proto.name] = _entry(cursor, library, proto, span, files)
-    derived = _derived(model.graph, entries)
+            raise make_error(path, f"no name or a second {proto.name!r} among its initialisers", "each name once")
+        entries[proto.name] = _build_entry(cursor, library, proto, span, files)
+    derived = _derive_names(model.graph, entries)
     entries = {name: entry for name, entry in entries.items() if name not in {old for old, _ in derived.values()}} | {
-        name: _turned(entries[old]) if turned else entries[old] for name, (old, turned) in derived.items()
+        name: _transpose_entry(entries[old]) if turned else entries[old] for name, (old, turned) in derived.items()
     }
     metadata = {item.key: item.value for item in model.metadata_props}
     metadata |= {"producer": model.producer_name, "opset": {item.domain: item.version for item in model.opset_import}}
-    return Weights(path, entries, metadata | {"derived": {name: old for name, (old, _) in derived.items()}})
+    return LazyWeights(path, entries, metadata | {"derived": {name: old for name, (old, _) in derived.items()}})
 
 
-def _library() -> tuple[Any, Any]:
+def _import_onnx() -> tuple[Any, Any]:
     try:
         return importlib.import_module("onnx"), importlib.import_module("google.protobuf.message")
     except ModuleNotFoundError as error:
@@ -84,7 +84,7 @@ def _library() -> tuple[Any, Any]:
         ) from error
 
 
-def _texts(model: Any) -> Iterator[str | bytes]:
+def _iter_texts(model: Any) -> Iterator[str | bytes]:
     """Yield every text of the message that is used here."""
     yield model.producer_name
     yield from (item.domain for item in model.opset_import)
@@ -95,42 +95,42 @@ def _texts(model: Any) -> Iterator[str | bytes]:
         yield from (node.op_type, *node.input, *node.output, *(attribute.name for attribute in node.attribute))
 
 
-def _varint(cursor: Cursor, what: str) -> int:
+def _read_varint(cursor: Cursor, description: str) -> int:
     value = 0
     for shift in range(0, 70, 7):
-        byte: int = cursor.number("B", what)
+        byte: int = cursor.read_number("B", description)
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value
-    raise cursor.fault(f"{what} of more than ten bytes", "a varint")
+    raise cursor.make_error(f"{description} of more than ten bytes", "a varint")
 
 
-def _fields(cursor: Cursor, end: int) -> Iterator[tuple[int, int, int, int]]:
+def _iter_fields(cursor: Cursor, end: int) -> Iterator[tuple[int, int, int, int]]:
     """Yield each field up to byte `end`: its number, where it begins, where its content begins, where it ends."""
-    while cursor.at < end:
-        start = cursor.at
-        tag = _varint(cursor, "a field's tag")
-        content = cursor.at
+    while cursor.offset < end:
+        start = cursor.offset
+        tag = _read_varint(cursor, "a field's tag")
+        content = cursor.offset
         match tag & 7:
             case 0:
-                _varint(cursor, "a number")
+                _read_varint(cursor, "a number")
             case 1:
                 cursor.skip(8, "a number")
             case 2:
-                size = _varint(cursor, "a field's length")
+                size = _read_varint(cursor, "a field's length")
                 content = cursor.skip(size, "a field")
             case 5:
                 cursor.skip(4, "a number")
             case kind:
-                raise cursor.fault(f"a field of kind {kind}", "0, 1, 2 or 5 (protobuf)", at=start)
-        if cursor.at > end:
-            raise cursor.fault("a field beyond its message's end", f"at most byte {end:,}", at=start)
-        stop = cursor.at
+                raise cursor.make_error(f"a field of kind {kind}", "0, 1, 2 or 5 (protobuf)", offset=start)
+        if cursor.offset > end:
+            raise cursor.make_error("a field beyond its message's end", f"at most byte {end:,}", offset=start)
+        stop = cursor.offset
         yield (tag >> 3 if tag & 7 == 2 else 0), start, content, stop
-        cursor.at = stop  # whoever asked may have read inside the field
+        cursor.offset = stop  # whoever asked may have read inside the field
 
 
-def _skeleton(cursor: Cursor) -> tuple[bytes, list[tuple[int, int] | None]]:
+def _strip_raw_data(cursor: Cursor) -> tuple[bytes, list[tuple[int, int] | None]]:
     """Return the message without the initialisers' raw bytes, and where in the file these are."""
     spans: list[tuple[int, int] | None] = []
 
@@ -141,38 +141,38 @@ def _skeleton(cursor: Cursor) -> tuple[bytes, list[tuple[int, int] | None]]:
             span.append((start, end))
             return b""
 
-        message = _without(cursor, start, end, _INITIALISER_RAW, raw)
+        message = _change_fields(cursor, start, end, _RAW_DATA_FIELD, raw)
         if len(span) > 1:
-            raise cursor.fault("two raw contents of one initialiser", "one", at=span[1][0])
+            raise cursor.make_error("two raw contents of one initialiser", "one", offset=span[1][0])
         spans.append(span[0] if span else None)
         return message
 
     def graph(start: int, end: int) -> bytes:
         graphs.append(start)
-        return _without(cursor, start, end, _GRAPH_INITIALISER, initialiser)
+        return _change_fields(cursor, start, end, _INITIALIZER_FIELD, initialiser)
 
     graphs: list[int] = []
-    skeleton = _without(cursor, 0, len(cursor.bytes), _MODEL_GRAPH, graph)
+    skeleton = _change_fields(cursor, 0, len(cursor.bytes), _GRAPH_FIELD, graph)
     if len(graphs) != 1:
-        raise cursor.fault(f"{len(graphs)} graphs", "one", at=0)
+        raise cursor.make_error(f"{len(graphs)} graphs", "one", offset=0)
     return skeleton, spans
 
 
-def _without(cursor: Cursor, start: int, end: int, number: int, change: Callable[[int, int], bytes]) -> bytes:
+def _change_fields(cursor: Cursor, start: int, end: int, number: int, change: Callable[[int, int], bytes]) -> bytes:
     """Return the message between two bytes with every field of that number changed (left out if nothing remains)."""
-    cursor.at = start
+    cursor.offset = start
     parts = []
-    for field, begin, content, stop in _fields(cursor, end):
+    for field, begin, content, stop in _iter_fields(cursor, end):
         if field != number:
             parts.append(cursor.bytes[begin:stop].tobytes())
             continue
         changed = change(content, stop)
-        if changed or number != _INITIALISER_RAW:
-            parts.append(_encoded(number << 3 | 2) + _encoded(len(changed)) + changed)
+        if changed or number != _RAW_DATA_FIELD:
+            parts.append(_encode_varint(number << 3 | 2) + _encode_varint(len(changed)) + changed)
     return b"".join(parts)
 
 
-def _encoded(value: int) -> bytes:
+def _encode_varint(value: int) -> bytes:
     encoded = bytearray()
     while value > 0x7F:
         encoded.append(value & 0x7F | 0x80)
@@ -180,53 +180,53 @@ def _encoded(value: int) -> bytes:
     return bytes([*encoded, value])
 
 
-def _entry(cursor: Cursor, library: Any, proto: Any, span: tuple[int, int] | None, files: dict[str, Cursor]) -> Entry:
+def _build_entry(cursor: Cursor, library: Any, proto: Any, span: tuple[int, int] | None, files: dict[str, Cursor]) -> TensorEntry:
     shape = tuple(proto.dims)
     dtype = _DTYPES.get(proto.data_type)
     if dtype is None or min(shape, default=0) < 0:
-        raise fault(cursor.path, f"{proto.name!r} has the type {proto.data_type} and shape {shape}", "plain numbers")
-    if proto.data_location == _EXTERNAL:
-        data = _external(cursor.path, proto, files)
+        raise make_error(cursor.path, f"{proto.name!r} has the type {proto.data_type} and shape {shape}", "plain numbers")
+    if proto.data_location == _EXTERNAL_LOCATION:
+        data = _read_external_data(cursor.path, proto, files)
     elif span is not None:
         data = cursor.bytes[slice(*span)]
     else:
         try:
             data = np.array(library.numpy_helper.to_array(proto)).reshape(-1).view(np.uint8)
         except (ValueError, TypeError) as error:
-            raise fault(cursor.path, f"{proto.name!r} of shape {shape} ({error})", "as many numbers") from error
-    if len(data) != elements(shape) * dtype.itemsize:
-        raise fault(
+            raise make_error(cursor.path, f"{proto.name!r} of shape {shape} ({error})", "as many numbers") from error
+    if len(data) != count_elements(shape) * dtype.itemsize:
+        raise make_error(
             cursor.path,
             f"{proto.name!r} of shape {shape} has {len(data):,} bytes",
-            f"{elements(shape) * dtype.itemsize:,} ({dtype})",
-            at=span[0] if span else None,
+            f"{count_elements(shape) * dtype.itemsize:,} ({dtype})",
+            offset=span[0] if span else None,
         )
-    return Entry(shape, functools.partial(as_tensor, data, dtype, shape))
+    return TensorEntry(shape, functools.partial(view_as_tensor, data, dtype, shape))
 
 
-def _external(path: Path, proto: Any, files: dict[str, Cursor]) -> NDArray[np.uint8]:
+def _read_external_data(path: Path, proto: Any, files: dict[str, Cursor]) -> NDArray[np.uint8]:
     said = {item.key: item.value for item in proto.external_data}
     location = said.get("location", "")
     # As text, not after following links: a cache may keep the files elsewhere and link to them.
     place = PurePosixPath(location)
     if not location or place.is_absolute() or ".." in place.parts or "\\" in location or ":" in location:
-        raise fault(path, f"{proto.name!r} is said to lie in {location!r}", "a file in the model's own folder")
+        raise make_error(path, f"{proto.name!r} is said to lie in {location!r}", "a file in the model's own folder")
     if location not in files:
         files[location] = Cursor(path.parent / place)
     cursor = files[location]
     try:
-        cursor.at = int(said.get("offset", "0"))
-        size = int(said["length"]) if "length" in said else cursor.left
+        cursor.offset = int(said.get("offset", "0"))
+        size = int(said["length"]) if "length" in said else cursor.num_bytes_left
     except ValueError as error:
-        raise fault(path, f"{proto.name!r} lies at {said}", "numbers for offset and length") from error
-    if min(cursor.at, size, cursor.left) < 0:
-        raise fault(
+        raise make_error(path, f"{proto.name!r} lies at {said}", "numbers for offset and length") from error
+    if min(cursor.offset, size, cursor.num_bytes_left) < 0:
+        raise make_error(
             cursor.path, f"{proto.name!r} is said to lie at {said}", f"a place within {len(cursor.bytes):,} bytes"
         )
-    return cursor.take(size, f"the data of {proto.name!r}")
+    return cursor.read_bytes(size, f"the data of {proto.name!r}")
 
 
-def _derived(graph: Any, entries: dict[str, Entry]) -> dict[str, tuple[str, bool]]:
+def _derive_names(graph: Any, entries: dict[str, TensorEntry]) -> dict[str, tuple[str, bool]]:
     """Return names for matrices found from their biases: the name in the file, and whether to transpose it."""
     products: dict[str, tuple[str, bool]] = {}  # a product's output: its matrix, and whether to transpose that
     pairs: list[tuple[str, str, bool]] = []
@@ -251,5 +251,5 @@ def _derived(graph: Any, entries: dict[str, Entry]) -> dict[str, tuple[str, bool
     return {name: found for name, found in derived.items() if name not in ambiguous}
 
 
-def _turned(entry: Entry) -> Entry:
-    return Entry(entry.shape[::-1], lambda: entry.load().T)
+def _transpose_entry(entry: TensorEntry) -> TensorEntry:
+    return TensorEntry(entry.shape[::-1], lambda: entry.load().T)

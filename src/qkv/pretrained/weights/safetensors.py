@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from qkv.pretrained.weights.cursor import Cursor, as_tensor
-from qkv.pretrained.weights.mapping import Entry, Weights, fault
+from qkv.pretrained.weights.cursor import Cursor, view_as_tensor
+from qkv.pretrained.weights.lazy_weights import TensorEntry, LazyWeights, make_error
 
-_TYPES = {
+_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -30,7 +30,7 @@ _TYPES = {
 }
 
 
-def read(path: Path) -> Weights:
+def read(path: Path) -> LazyWeights:
     """Map a safetensors file: its own names, tensors as stored; metadata is its `__metadata__`.
 
     Raises CheckpointError for anything that is not whole.
@@ -40,19 +40,19 @@ def read(path: Path) -> Weights:
         with checked as file:
             names, metadata = list(file.keys()), dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
-        raise fault(path, f"not a whole safetensors file ({error})", "one") from error
+        raise make_error(path, f"not a whole safetensors file ({error})", "one") from error
     cursor = Cursor(path)
-    said = json.loads(cursor.text(cursor.number("Q", "the header's length"), "the header"))
-    return Weights(path, {name: _entry(cursor, name, said[name]) for name in names}, metadata)
+    said = json.loads(cursor.read_text(cursor.read_number("Q", "the header's length"), "the header"))
+    return LazyWeights(path, {name: _build_entry(cursor, name, said[name]) for name in names}, metadata)
 
 
-def _entry(cursor: Cursor, name: str, said: dict[str, Any]) -> Entry:
-    begin, end = (cursor.at + offset for offset in said["data_offsets"])
-    shape = tuple(said["shape"])
-    return Entry(shape, functools.partial(_load, cursor, name, said["dtype"], shape, begin, end))
+def _build_entry(cursor: Cursor, name: str, header: dict[str, Any]) -> TensorEntry:
+    begin, end = (cursor.offset + offset for offset in header["data_offsets"])
+    shape = tuple(header["shape"])
+    return TensorEntry(shape, functools.partial(_load, cursor, name, header["dtype"], shape, begin, end))
 
 
-def _load(cursor: Cursor, name: str, kind: str, shape: tuple[int, ...], begin: int, end: int) -> Tensor:
-    if kind not in _TYPES:
-        raise fault(cursor.path, f"{name!r} holds numbers of the type {kind}", f"one of {', '.join(_TYPES)}")
-    return as_tensor(cursor.bytes[begin:end], _TYPES[kind], shape)
+def _load(cursor: Cursor, name: str, dtype: str, shape: tuple[int, ...], begin: int, end: int) -> Tensor:
+    if dtype not in _DTYPES:
+        raise make_error(cursor.path, f"{name!r} holds numbers of the type {dtype}", f"one of {', '.join(_DTYPES)}")
+    return view_as_tensor(cursor.bytes[begin:end], _DTYPES[dtype], shape)

@@ -8,22 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.weights.mapping import Entry, Weights, fault
+from qkv.pretrained.weights.lazy_weights import TensorEntry, LazyWeights, make_error
 
-ENDING = ".index.json"
+INDEX_SUFFIX = ".index.json"
 
 
-def read(index: Path, part: Callable[[Path], Weights]) -> Weights:
+def read(index: Path, read_part: Callable[[Path], LazyWeights]) -> LazyWeights:
     """Open every file that the index names with `part`; metadata is the index's own.
 
     Raises CheckpointError if the index is not one, if it names a file outside its folder or one that is not there, or
     if it and the files do not hold the same names.
     """
-    content = _content(index)
+    content = _read_index(index)
     places: dict[str, list[str]] = {}
     for name, file in content["weight_map"].items():
         places.setdefault(file, []).append(name)
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorEntry] = {}
     for file, names in places.items():
         # Compared as text, not after following links: a cache may keep the files elsewhere and link to them.
         if (
@@ -33,37 +33,37 @@ def read(index: Path, part: Callable[[Path], Weights]) -> Weights:
             or ":" in file
             or file in ("", ".", "..")
         ):
-            raise fault(index, f"the file {file!r} is outside its folder", "the plain names of files beside the index")
+            raise make_error(index, f"the file {file!r} is outside its folder", "the plain names of files beside the index")
         path = index.parent / file
         if not path.is_file():
             raise CheckpointError(
                 f"{path} is not there. Expected a file with {len(names)} tensors ({names[0]}, ...), because {index} "
                 f"names it: fetch all {len(places)} parts."
             )
-        weights = part(path)
+        weights = read_part(path)
         if absent := [name for name in names if name not in weights]:
-            raise fault(path, f"no tensor {absent[0]!r}", f"{len(names)} tensors, as {index.name} says")
+            raise make_error(path, f"no tensor {absent[0]!r}", f"{len(names)} tensors, as {index.name} says")
         if extra := weights.keys() - set(names):
-            raise fault(path, f"a tensor {min(extra)!r} that {index.name} does not place there", "what the index says")
-        entries |= {name: Entry(weights.shape(name), _loader(weights, name)) for name in names}
-    return Weights(index, {name: entries[name] for name in content["weight_map"]}, content.get("metadata") or {})
+            raise make_error(path, f"a tensor {min(extra)!r} that {index.name} does not place there", "what the index says")
+        entries |= {name: TensorEntry(weights.shape(name), _make_loader(weights, name)) for name in names}
+    return LazyWeights(index, {name: entries[name] for name in content["weight_map"]}, content.get("metadata") or {})
 
 
-def _loader(weights: Weights, name: str) -> Callable[[], Any]:
+def _make_loader(weights: LazyWeights, name: str) -> Callable[[], Any]:
     return lambda: weights[name]
 
 
-def _content(index: Path) -> dict[str, Any]:
+def _read_index(index: Path) -> dict[str, Any]:
     try:
-        content = json.loads(index.read_bytes(), object_pairs_hook=_once)
+        content = json.loads(index.read_bytes(), object_pairs_hook=_require_unique)
     except (OSError, ValueError, RecursionError) as error:
-        raise fault(index, f"it is not an index ({error})", 'JSON with a "weight_map"') from error
+        raise make_error(index, f"it is not an index ({error})", 'JSON with a "weight_map"') from error
     if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict) or not content["weight_map"]:
-        raise fault(index, "it names no tensors", 'a "weight_map" from names of tensors to files')
+        raise make_error(index, "it names no tensors", 'a "weight_map" from names of tensors to files')
     return content
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a name stands there twice")

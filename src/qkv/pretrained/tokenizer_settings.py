@@ -17,15 +17,15 @@ from qkv.errors import VocabularyError
 from qkv.text import SpecialTokenIds, Tokenizer
 
 ROLES: Final = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
-_NO_LANGUAGE: Final = re.compile(r"(?!)")
+_NO_LANGUAGE_TOKEN: Final = re.compile(r"(?!)")
 
-_BERT: Final = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
-_PLAIN: Final = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
-_PADDED: Final = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
-_ROBERTA: Final = {**_PLAIN, "sep": "</s>", "cls": "<s>", "pad": "<pad>", "mask": "<mask>"}
-_GPT2: Final = dict.fromkeys(("bos", "eos", "unk"), "<|endoftext|>")
-_GEMMA: Final = {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>"}
-_ALBERT: Final = {"bos": "[CLS]", "eos": "[SEP]", "unk": "<unk>", "sep": "[SEP]", "pad": "<pad>", "cls": "[CLS]"}
+_BERT_TOKENS: Final = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+_LLAMA_TOKENS: Final = {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}
+_T5_TOKENS: Final = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
+_ROBERTA_TOKENS: Final = {**_LLAMA_TOKENS, "sep": "</s>", "cls": "<s>", "pad": "<pad>", "mask": "<mask>"}
+_GPT2_TOKENS: Final = dict.fromkeys(("bos", "eos", "unk"), "<|endoftext|>")
+_GEMMA_TOKENS: Final = {"bos": "<bos>", "eos": "<eos>", "unk": "<unk>", "pad": "<pad>"}
+_ALBERT_TOKENS: Final = {"bos": "[CLS]", "eos": "[SEP]", "unk": "<unk>", "sep": "[SEP]", "pad": "<pad>", "cls": "[CLS]"}
 _M2M100_LANGUAGES: Final = tuple(
     f"__{code}__"
     for code in (
@@ -37,7 +37,7 @@ _M2M100_LANGUAGES: Final = tuple(
 
 
 @dataclass(frozen=True)
-class Form:
+class TokenizerDefaults:
     """What a kind of tokenizer takes for granted where its files say nothing.
 
     single, pair: what stands around one text ($A) and two ($B), by role ("cls $A sep", ":1" for segment 1); without
@@ -51,50 +51,50 @@ class Form:
     single: str | None = None
     pair: str | None = None
     tokens: Mapping[str, str] = field(default_factory=dict)
-    adds_bos: bool = False
-    sentinels: int = 0
-    fairseq: bool = False
-    plain_quotes: bool = False
-    language: re.Pattern[str] = _NO_LANGUAGE
-    source: str | None = None
-    languages: tuple[str, ...] = ()
+    add_bos: bool = False
+    extra_ids: int = 0
+    has_fairseq_ids: bool = False
+    normalize_quotes: bool = False
+    language_pattern: re.Pattern[str] = _NO_LANGUAGE_TOKEN
+    source_language: str | None = None
+    language_tokens: tuple[str, ...] = ()
 
     @staticmethod
-    def named(name: str) -> Form:
+    def for_class(name: str) -> TokenizerDefaults:
         """The form of a kind that is in the table."""
-        return _FORMS[name]
+        return _DEFAULTS[name]
 
 
-_ENCODER: Final = ("cls $A sep", "cls $A sep $B:1 sep:1")
-_FORMS: Final[Mapping[str, Form]] = {
-    **dict.fromkeys(("bert", "distilbert", "electra", "mobilebert"), Form(*_ENCODER, _BERT)),
-    **dict.fromkeys(("roberta", "bart"), Form("cls $A sep", "cls $A sep sep $B sep", _ROBERTA)),
-    **dict.fromkeys(("gpt2", "gptneo", "opt"), Form(tokens=_GPT2)),
-    **dict.fromkeys(("t5", "mt5"), Form("$A eos", "$A eos $B eos", _PADDED, sentinels=100)),
-    **dict.fromkeys(("llama", "mistral"), Form(tokens=_PLAIN, adds_bos=True)),
-    **dict.fromkeys(("gemma", "gemma2", "gemma3"), Form(tokens=_GEMMA, adds_bos=True)),
-    "albert": Form(*_ENCODER, {**_ALBERT, "mask": "[MASK]"}, plain_quotes=True),
-    "marian": Form("$A eos", "$A $B eos", _PADDED, language=re.compile(r">>.+<<")),
-    "xlmroberta": Form("bos $A eos", "bos $A eos eos $B eos", _ROBERTA, fairseq=True),
-    "mbart": Form("$A eos lang", "$A $B eos lang", _ROBERTA, fairseq=True, source="en_XX"),
-    "mbart50": Form("lang $A eos", "lang $A $B eos", _ROBERTA, fairseq=True, source="en_XX"),
-    "nllb": Form("lang $A eos", "lang $A $B eos", _ROBERTA, fairseq=True, source="eng_Latn"),
-    "m2m100": Form(
-        "lang $A eos", "lang $A $B eos", {**_PLAIN, "pad": "<pad>"}, source="__en__", languages=_M2M100_LANGUAGES
+_BERT_TEMPLATES: Final = ("cls $A sep", "cls $A sep $B:1 sep:1")
+_DEFAULTS: Final[Mapping[str, TokenizerDefaults]] = {
+    **dict.fromkeys(("bert", "distilbert", "electra", "mobilebert"), TokenizerDefaults(*_BERT_TEMPLATES, _BERT_TOKENS)),
+    **dict.fromkeys(("roberta", "bart"), TokenizerDefaults("cls $A sep", "cls $A sep sep $B sep", _ROBERTA_TOKENS)),
+    **dict.fromkeys(("gpt2", "gptneo", "opt"), TokenizerDefaults(tokens=_GPT2_TOKENS)),
+    **dict.fromkeys(("t5", "mt5"), TokenizerDefaults("$A eos", "$A eos $B eos", _T5_TOKENS, extra_ids=100)),
+    **dict.fromkeys(("llama", "mistral"), TokenizerDefaults(tokens=_LLAMA_TOKENS, add_bos=True)),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3"), TokenizerDefaults(tokens=_GEMMA_TOKENS, add_bos=True)),
+    "albert": TokenizerDefaults(*_BERT_TEMPLATES, {**_ALBERT_TOKENS, "mask": "[MASK]"}, normalize_quotes=True),
+    "marian": TokenizerDefaults("$A eos", "$A $B eos", _T5_TOKENS, language_pattern=re.compile(r">>.+<<")),
+    "xlmroberta": TokenizerDefaults("bos $A eos", "bos $A eos eos $B eos", _ROBERTA_TOKENS, has_fairseq_ids=True),
+    "mbart": TokenizerDefaults("$A eos lang", "$A $B eos lang", _ROBERTA_TOKENS, has_fairseq_ids=True, source_language="en_XX"),
+    "mbart50": TokenizerDefaults("lang $A eos", "lang $A $B eos", _ROBERTA_TOKENS, has_fairseq_ids=True, source_language="en_XX"),
+    "nllb": TokenizerDefaults("lang $A eos", "lang $A $B eos", _ROBERTA_TOKENS, has_fairseq_ids=True, source_language="eng_Latn"),
+    "m2m100": TokenizerDefaults(
+        "lang $A eos", "lang $A $B eos", {**_LLAMA_TOKENS, "pad": "<pad>"}, source_language="__en__", language_tokens=_M2M100_LANGUAGES
     ),
 }
 
 
 @dataclass(frozen=True)
-class Says:
+class TokenizerSettings:
     """What the files beside a vocabulary say: `tokenizer_config.json` (with the older files), then the model's own."""
 
     name: str
-    own: Mapping[str, Any]
-    config: Mapping[str, Any]
+    tokenizer_config: Mapping[str, Any]
+    model_config: Mapping[str, Any]
 
     @classmethod
-    def of(cls, folder: Path, config: Mapping[str, Any]) -> Says:
+    def from_folder(cls, folder: Path, model_config: Mapping[str, Any]) -> TokenizerSettings:
         """Read what a folder says; VocabularyError for a file that is not whole."""
         own: dict[str, Any] = {}
         if (folder / "tokenizer_config.json").is_file():
@@ -106,38 +106,38 @@ class Says:
                 own["added_tokens_decoder"] = {
                     str(number): token for token, number in read_json(folder / "added_tokens.json").items()
                 }
-        return cls(str(folder), own, config)
+        return cls(str(folder), own, model_config)
 
     def get(self, key: str, default: Any = None) -> Any:
         """What the tokenizer's own files say of a key."""
-        return self.own.get(key, default)
+        return self.tokenizer_config.get(key, default)
 
     @cached_property
-    def form(self) -> Form | None:
+    def defaults(self) -> TokenizerDefaults | None:
         """The form of the tokenizer's declared class, or else of the model; None if neither is known."""
         for said in (
-            self.own.get("tokenizer_class"),
-            self.config.get("tokenizer_class"),
-            self.config.get("model_type"),
+            self.tokenizer_config.get("tokenizer_class"),
+            self.model_config.get("tokenizer_class"),
+            self.model_config.get("model_type"),
         ):
             name = re.sub(r"Tokenizer(Fast)?$|[-_]", "", str(said)).lower()
-            if name in _FORMS:
-                return _FORMS[name]
+            if name in _DEFAULTS:
+                return _DEFAULTS[name]
         return None
 
-    def token(self, role: str) -> str | None:
+    def get_token(self, role: str) -> str | None:
         """How the files spell the token of a role."""
-        added = self.added(self.own.get(f"{role}_token"))
+        added = self.parse_added_token(self.tokenizer_config.get(f"{role}_token"))
         return None if added is None else str(added.content)
 
     @cached_property
     def extra_tokens(self) -> list[str]:
         """The special tokens without a role, e.g. languages, in order."""
-        listed = self.own.get("extra_special_tokens") or self.own.get("additional_special_tokens") or ()
+        listed = self.tokenizer_config.get("extra_special_tokens") or self.tokenizer_config.get("additional_special_tokens") or ()
         values = listed.values() if isinstance(listed, Mapping) else listed
-        return [str(one.content) for one in map(self.added, values) if one is not None]
+        return [str(one.content) for one in map(self.parse_added_token, values) if one is not None]
 
-    def added(self, value: Any, special: bool = True) -> AddedToken | None:
+    def parse_added_token(self, value: Any, special: bool = True) -> AddedToken | None:
         """A token as the files write it, text or object; VocabularyError for anything else."""
         if value is None:
             return None
@@ -150,33 +150,33 @@ class Says:
         raise VocabularyError(f"{self.name} has {value!r:.60} where a token belongs; copy its tokenizer files again")
 
 
-def finish(inner: tokenizers.Tokenizer, says: Says, form: Form | None, size: int | None = None) -> Tokenizer:
+def finalize_tokenizer(inner: tokenizers.Tokenizer, settings: TokenizerSettings, defaults: TokenizerDefaults | None, size: int | None = None) -> Tokenizer:
     """Give a tokenizer its special tokens, what stands around a text, and how a decoded text is cleaned.
 
     form: None for one that says by itself what stands around a text. size: numbers from there on mean the unknown.
     """
-    kind = form or says.form or Form()
+    kind = defaults or settings.defaults or TokenizerDefaults()
     spelt = {
-        role: says.token(role) if f"{role}_token" in says.own else kind.tokens.get(role, _usual(inner, says, role))
+        role: settings.get_token(role) if f"{role}_token" in settings.tokenizer_config else kind.tokens.get(role, _find_common_token(inner, settings, role))
         for role in ROLES
     }
-    _add_tokens(inner, says, spelt, strict=form is not None)
-    size = _size(inner) if size is None else size
+    _add_tokens(inner, settings, spelt, strict=defaults is not None)
+    size = _count_ids(inner) if size is None else size
     numbers: dict[str, int | None] = {}
     for role in ROLES:
         text = spelt[role]
-        number = says.config.get(f"{role}_token_id") if text is None else inner.token_to_id(text)
+        number = settings.model_config.get(f"{role}_token_id") if text is None else inner.token_to_id(text)
         numbers[role] = number if type(number) is int and 0 <= number < size else None
-    explicit = "add_bos_token" in says.own or "add_eos_token" in says.own
-    if form is not None or inner.post_processor is None or (explicit and kind.single is None):
-        inner.post_processor = _frame(inner, says, kind, numbers)
-    if says.get("clean_up_tokenization_spaces") and not isinstance(inner.model, models.BPE):
-        _clean(inner)
+    explicit = "add_bos_token" in settings.tokenizer_config or "add_eos_token" in settings.tokenizer_config
+    if defaults is not None or inner.post_processor is None or (explicit and kind.single is None):
+        inner.post_processor = _build_template(inner, settings, kind, numbers)
+    if settings.get("clean_up_tokenization_spaces") and not isinstance(inner.model, models.BPE):
+        _clean_up_spaces(inner)
     kept = {role: numbers[role] for role in ("pad", "bos", "eos", "unk", "mask")}
-    return Tokenizer(inner, says.name, special_tokens=SpecialTokenIds(size, **kept))
+    return Tokenizer(inner, settings.name, special_tokens=SpecialTokenIds(size, **kept))
 
 
-def _size(inner: tokenizers.Tokenizer) -> int:
+def _count_ids(inner: tokenizers.Tokenizer) -> int:
     """One more than the highest number: more than the count, where numbers are left out."""
     count = max(inner.get_vocab_size(), *inner.get_added_tokens_decoder(), 0)
     if inner.id_to_token(count - 1) is not None and inner.id_to_token(count) is None:
@@ -184,7 +184,7 @@ def _size(inner: tokenizers.Tokenizer) -> int:
     return max(inner.get_vocab(with_added_tokens=True).values(), default=0) + 1  # slow where there are many
 
 
-_USUAL: Final = {
+_COMMON_TOKENS: Final = {
     "bos": ("<s>", "<bos>", "<|begin_of_text|>"),
     "eos": ("</s>", "<eos>", "<|endoftext|>", "<|end_of_text|>"),
     "unk": ("<unk>", "[UNK]"),
@@ -193,84 +193,84 @@ _USUAL: Final = {
 }
 
 
-def _usual(inner: tokenizers.Tokenizer, says: Says, role: str) -> str | None:
+def _find_common_token(inner: tokenizers.Tokenizer, settings: TokenizerSettings, role: str) -> str | None:
     """The usual spelling that is among the special tokens, for a tokenizer with nothing said beside it."""
-    if says.own or says.form or f"{role}_token_id" in says.config:
+    if settings.tokenizer_config or settings.defaults or f"{role}_token_id" in settings.model_config:
         return None
     special = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
-    return next((spelling for spelling in _USUAL.get(role, ()) if spelling in special), None)
+    return next((spelling for spelling in _COMMON_TOKENS.get(role, ()) if spelling in special), None)
 
 
-def _add_tokens(inner: tokenizers.Tokenizer, says: Says, spelt: Mapping[str, str | None], strict: bool) -> None:
+def _add_tokens(inner: tokenizers.Tokenizer, settings: TokenizerSettings, role_tokens: Mapping[str, str | None], strict: bool) -> None:
     """Add what the files list beyond the vocabulary; strict: at the number they give, or VocabularyError."""
     there = {token.content for token in inner.get_added_tokens_decoder().values()}
-    roles = set(spelt.values()) | set(says.extra_tokens)
-    listed = says.get("added_tokens_decoder") or {}
+    roles = set(role_tokens.values()) | set(settings.extra_tokens)
+    listed = settings.get("added_tokens_decoder") or {}
     if not isinstance(listed, Mapping) or not all(str(number).isdecimal() for number in listed):
-        raise VocabularyError(f"{says.name}: added_tokens_decoder must map numbers to tokens; copy the file again")
+        raise VocabularyError(f"{settings.name}: added_tokens_decoder must map numbers to tokens; copy the file again")
     for number, value in sorted(listed.items(), key=lambda item: int(item[0])):
-        token = says.added(value, special=value in roles if isinstance(value, str) else False)
+        token = settings.parse_added_token(value, special=value in roles if isinstance(value, str) else False)
         if token is None or token.content in there:
             continue
         inner.add_tokens([token])
         there.add(token.content)
         if strict and inner.token_to_id(token.content) != int(number):
             raise VocabularyError(
-                f"{says.name} puts the token {token.content!r} at {number}, and it came at "
+                f"{settings.name} puts the token {token.content!r} at {number}, and it came at "
                 f"{inner.token_to_id(token.content)}; the vocabulary is of another model, copy all files again"
             )
-    for role, text in spelt.items():
-        said = says.added(says.get(f"{role}_token"))
+    for role, text in role_tokens.items():
+        said = settings.parse_added_token(settings.get(f"{role}_token"))
         if text is None or text in there or (said is None and inner.token_to_id(text) is None):
             continue
         inner.add_special_tokens([said or AddedToken(text, normalized=False, special=True)])
         there.add(text)
-    rest = [text for text in says.extra_tokens if text not in there]
+    rest = [text for text in settings.extra_tokens if text not in there]
     inner.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in rest])
 
 
-def _frame(
-    inner: tokenizers.Tokenizer, says: Says, kind: Form, numbers: Mapping[str, int | None]
+def _build_template(
+    inner: tokenizers.Tokenizer, settings: TokenizerSettings, defaults: TokenizerDefaults, token_ids: Mapping[str, int | None]
 ) -> processors.PostProcessor:
-    single, pair = kind.single or "", kind.pair
+    single, pair = defaults.single or "", defaults.pair
     if not single:
-        bos = numbers["bos"] is not None and says.get("add_bos_token", kind.adds_bos)
-        eos = numbers["eos"] is not None and says.get("add_eos_token", False)
+        bos = token_ids["bos"] is not None and settings.get("add_bos_token", defaults.add_bos)
+        eos = token_ids["eos"] is not None and settings.get("add_eos_token", False)
         single = " ".join(["bos"] * bool(bos) + ["$A"] + ["eos"] * bool(eos))
         pair = single + " " + " ".join(["bos:1"] * bool(bos) + ["$B:1"] + ["eos:1"] * bool(eos))
     known: dict[str, int] = {}
     steps = [
-        [_step(inner, says, kind, numbers, word, known) for word in (said or "$A $B").split()]
+        [_build_template_item(inner, settings, defaults, token_ids, word, known) for word in (said or "$A $B").split()]
         for said in (single, pair)
     ]
     return processors.TemplateProcessing(single=steps[0], pair=steps[1], special_tokens=list(known.items()))
 
 
-def _step(
+def _build_template_item(
     inner: tokenizers.Tokenizer,
-    says: Says,
-    kind: Form,
-    numbers: Mapping[str, int | None],
-    word: str,
-    known: dict[str, int],
+    settings: TokenizerSettings,
+    defaults: TokenizerDefaults,
+    token_ids: Mapping[str, int | None],
+    item: str,
+    special_tokens: dict[str, int],
 ) -> str:
-    role, _, segment = word.partition(":")
+    role, _, segment = item.partition(":")
     if role.startswith("$"):
         return f"{role}:{segment or 0}"
     if role == "lang":
-        said = str(says.get("src_lang") or kind.source)
+        said = str(settings.get("src_lang") or defaults.source_language)
         spellings = [text for text in (said, f"__{said}__") if inner.token_to_id(text) is not None]
         number = inner.token_to_id(spellings[0]) if spellings else None
     else:
-        said, number = role, numbers[role]
+        said, number = role, token_ids[role]
     if number is None:
-        raise VocabularyError(f"{says.name} lacks the token for {said!r}, which its model expects around a text")
+        raise VocabularyError(f"{settings.name} lacks the token for {said!r}, which its model expects around a text")
     text = str(inner.id_to_token(number))
-    known[text] = number
+    special_tokens[text] = number
     return f"{text}:{segment or 0}"
 
 
-_CLEANED: Final = (
+_CLEAN_UP_REPLACEMENTS: Final = (
     *((f" {mark}", mark) for mark in ".?!,"),
     (" ' ", "'"),
     *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
@@ -278,14 +278,14 @@ _CLEANED: Final = (
 """What `clean_up_tokenization_spaces` changes in a decoded text: replaced one after the other."""
 
 
-def _clean(inner: tokenizers.Tokenizer) -> None:
+def _clean_up_spaces(inner: tokenizers.Tokenizer) -> None:
     if inner.decoder is None:
         return
-    steps = [decoders.Replace(found, put) for found, put in _CLEANED]
+    steps = [decoders.Replace(found, put) for found, put in _CLEAN_UP_REPLACEMENTS]
     inner.decoder = decoders.Sequence([inner.decoder, decoders.Fuse(), *steps])
 
 
-def as_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """The text of a file; VocabularyError if it cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
@@ -295,14 +295,14 @@ def as_text(path: Path) -> str:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of a file, which only a line feed ends; VocabularyError as `as_text`."""
-    lines = as_text(path).replace("\r\n", "\n").split("\n")
+    lines = read_text(path).replace("\r\n", "\n").split("\n")
     return lines[:-1] if lines and not lines[-1] else lines
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file; VocabularyError if it is cut short or no object."""
     try:
-        value = json.loads(as_text(path))
+        value = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
         raise VocabularyError(f"{path} is cut short or altered: {error}; copy it again") from error
     if not isinstance(value, dict):

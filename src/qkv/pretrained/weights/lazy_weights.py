@@ -11,12 +11,12 @@ from torch import Tensor
 
 from qkv.errors import CheckpointError
 
-FETCH_AGAIN = "It is cut short, altered or of another kind: fetch or convert it again."
+DOWNLOAD_AGAIN = "It is cut short, altered or of another kind: fetch or convert it again."
 
 
-def fault(path: Path, found: str, expected: str, advice: str = FETCH_AGAIN, at: int | None = None) -> CheckpointError:
+def make_error(path: Path, found: str, expected: str, advice: str = DOWNLOAD_AGAIN, offset: int | None = None) -> CheckpointError:
     """Return the error that says what a file holds (and at which byte), what was expected there and what to do."""
-    place = "" if at is None else f" at byte {at:,}"
+    place = "" if offset is None else f" at byte {offset:,}"
     return CheckpointError(f"{path}: {found}{place}. Expected {expected}. {advice}")
 
 
@@ -28,14 +28,14 @@ class UnknownTensorError(CheckpointError, KeyError):
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """One tensor of a file: its shape, known from the header, and how to read it."""
 
     shape: tuple[int, ...]
     load: Callable[[], Tensor]
 
 
-class Weights(Mapping[str, Tensor]):
+class LazyWeights(Mapping[str, Tensor]):
     """The tensors of a file or folder by name, in the file's order, each read only when it is asked for.
 
     A tensor may share its memory with the mapped file: writing to it changes what this object gives next, never the
@@ -45,7 +45,7 @@ class Weights(Mapping[str, Tensor]):
     path: Path
     metadata: Mapping[str, Any]  # what the file says beside its tensors
 
-    def __init__(self, path: Path, entries: Mapping[str, Entry], metadata: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, entries: Mapping[str, TensorEntry], metadata: Mapping[str, Any]) -> None:
         self.path = path
         self.metadata = metadata
         self._entries = entries
@@ -64,13 +64,13 @@ class Weights(Mapping[str, Tensor]):
         return name in self._entries
 
     def __repr__(self) -> str:
-        return f"Weights({str(self.path)!r}, {len(self)} tensors)"
+        return f"LazyWeights({str(self.path)!r}, {len(self)} tensors)"
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return a tensor's shape from the header alone. Raises UnknownTensorError."""
         return self._entry(name).shape
 
-    def _entry(self, name: str) -> Entry:
+    def _entry(self, name: str) -> TensorEntry:
         try:
             return self._entries[name]
         except KeyError:

@@ -10,7 +10,7 @@ from qkv.errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerationConfig:
     """The rules of a model's answers, under the names that `qkv.decoding.generate_batch` takes them by.
 
     bos: what the decoder is fed before the first token; None where a prompt does that. eos: any of these ends an
@@ -20,66 +20,66 @@ class Generation:
 
     bos: int | None
     eos: tuple[int, ...]
-    never: tuple[int, ...] = ()
-    first: tuple[int, ...] = ()
-    last: int | None = None
-    never_first: tuple[int, ...] = ()
+    suppress_tokens: tuple[int, ...] = ()
+    forced_prefix: tuple[int, ...] = ()
+    forced_eos: int | None = None
+    begin_suppress_tokens: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, says: Mapping[str, Any], *, reads_source: bool) -> Generation:
+    def from_hugging_face(cls, fields: Mapping[str, Any], *, has_encoder: bool) -> GenerationConfig:
         """The rules that generation_config.json, or config.json in its place, says in transformers' words.
 
         reads_source: whether an encoder does, so that the decoder needs a token to begin with. Raises CheckpointError
         for a rule that is no token's number, or forbids a sequence of tokens.
         """
         begin = None
-        if reads_source:
-            begin = says.get("decoder_start_token_id")
-            begin = says.get("bos_token_id") if begin is None else begin
-        forbidden = says.get("bad_words_ids") or ()
+        if has_encoder:
+            begin = fields.get("decoder_start_token_id")
+            begin = fields.get("bos_token_id") if begin is None else begin
+        forbidden = fields.get("bad_words_ids") or ()
         if any(len(word) != 1 for word in forbidden):
             raise CheckpointError(
                 f"bad_words_ids={forbidden!r} forbids a word of several tokens; expected words of one token each"
             )
-        never = (*(word[0] for word in forbidden), *(says.get("suppress_tokens") or ()))
-        last = tuple(_tokens(says, "forced_eos_token_id"))
+        never = (*(word[0] for word in forbidden), *(fields.get("suppress_tokens") or ()))
+        last = tuple(_parse_token_ids(fields, "forced_eos_token_id"))
         return cls(
-            None if begin is None else next(iter(_numbers("decoder_start_token_id", [begin]))),
-            tuple(_tokens(says, "eos_token_id")),
-            tuple(sorted(set(_numbers("bad_words_ids", never)))),
-            (*_tokens(says, "forced_bos_token_id"), *_forced(says)),
+            None if begin is None else next(iter(_validate_token_ids("decoder_start_token_id", [begin]))),
+            tuple(_parse_token_ids(fields, "eos_token_id")),
+            tuple(sorted(set(_validate_token_ids("bad_words_ids", never)))),
+            (*_parse_token_ids(fields, "forced_bos_token_id"), *_parse_forced_decoder_ids(fields)),
             last[0] if last else None,
-            tuple(_numbers("begin_suppress_tokens", says.get("begin_suppress_tokens") or ())),
+            tuple(_validate_token_ids("begin_suppress_tokens", fields.get("begin_suppress_tokens") or ())),
         )
 
-    def rules(self) -> dict[str, Any]:
+    def to_kwargs(self) -> dict[str, Any]:
         """All of it as keywords of `decode`."""
         return {
             "bos": self.bos,
             "eos": self.eos,
-            "suppress_tokens": self.never,
-            "forced_prefix": self.first,
-            "forced_eos": self.last,
-            "begin_suppress_tokens": self.never_first,
+            "suppress_tokens": self.suppress_tokens,
+            "forced_prefix": self.forced_prefix,
+            "forced_eos": self.forced_eos,
+            "begin_suppress_tokens": self.begin_suppress_tokens,
         }
 
 
-def _tokens(says: Mapping[str, Any], name: str) -> Iterator[int]:
+def _parse_token_ids(fields: Mapping[str, Any], name: str) -> Iterator[int]:
     """The token, or the tokens, that a rule names."""
-    given = says.get(name)
-    return _numbers(name, given if isinstance(given, list) else [] if given is None else [given])
+    given = fields.get(name)
+    return _validate_token_ids(name, given if isinstance(given, list) else [] if given is None else [given])
 
 
-def _forced(says: Mapping[str, Any]) -> Iterator[int]:
+def _parse_forced_decoder_ids(fields: Mapping[str, Any]) -> Iterator[int]:
     """The tokens, given with their places, that an answer begins with, up to one that is left open (a language)."""
-    for place, (number, token) in enumerate(says.get("forced_decoder_ids") or (), start=1):
+    for place, (number, token) in enumerate(fields.get("forced_decoder_ids") or (), start=1):
         if number != place or token is None:
             return
-        yield from _numbers("forced_decoder_ids", [token])
+        yield from _validate_token_ids("forced_decoder_ids", [token])
 
 
-def _numbers(name: str, given: Any) -> Iterator[int]:
-    for token in given:
+def _validate_token_ids(name: str, values: Any) -> Iterator[int]:
+    for token in values:
         if type(token) is not int or token < 0:
             raise CheckpointError(f"{name}={token!r} was given; expected the number of a token: download it again")
         yield token

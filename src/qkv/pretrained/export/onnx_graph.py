@@ -16,14 +16,14 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 OPSET = 23
-BATCH, LENGTH, PAST, SOURCES = 2, 3, 4, 5  # of the example that is traced; none equals another by accident
+EXAMPLE_BATCH, EXAMPLE_LENGTH, EXAMPLE_PAST, EXAMPLE_SOURCES = 2, 3, 4, 5  # of the example that is traced; none equals another by accident
 
 Axes = Mapping[int, str]
 Inputs = dict[str, tuple[Tensor, Axes]]
 
 
 @dataclass(frozen=True)
-class Graph:
+class OnnxGraph:
     """A module without state, what it takes, by name, and the names of what it gives.
 
     inputs: for each argument, an example or several, each with the names of those of its axes whose size may change;
@@ -35,7 +35,7 @@ class Graph:
     outputs: tuple[str, ...]
 
 
-class _WholeMasks(TorchFunctionMode):
+class _ExpandMasks(TorchFunctionMode):
     """Gives every attention a mask with a row for each query: onnxruntime takes none that broadcasts over them."""
 
     def __torch_function__(
@@ -48,17 +48,17 @@ class _WholeMasks(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def save(graph: Graph, path: Path) -> None:
+def save_graph(graph: OnnxGraph, path: Path) -> None:
     """Trace a module with its example and write the graph, with the parameters in it or, from 2 GB on, beside it."""
-    example = tuple(_form([tensor for tensor, _ in one.values()]) for one in graph.inputs)
+    example = tuple(_unwrap_single([tensor for tensor, _ in one.values()]) for one in graph.inputs)
     free = tuple(
-        _form([dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for _, axes in one.values()]) for one in graph.inputs
+        _unwrap_single([dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for _, axes in one.values()]) for one in graph.inputs
     )
-    named = tuple(_form([dict(axes) for _, axes in one.values()]) for one in graph.inputs)
-    with torch.no_grad(), _quiet():
+    named = tuple(_unwrap_single([dict(axes) for _, axes in one.values()]) for one in graph.inputs)
+    with torch.no_grad(), _silence_exporter():
         # What a model asks of sizes, such as no more tokens than there are positions, must not bind the graph to
         # the example's: it is left to the operators.
-        with _WholeMasks():
+        with _ExpandMasks():
             traced = torch.export.export(
                 graph.module, example, dynamic_shapes=free, prefer_deferred_runtime_asserts_over_guards=True
             )
@@ -74,12 +74,12 @@ def save(graph: Graph, path: Path) -> None:
     program.save(path)
 
 
-def _form(one: list[Any]) -> Any:
-    return one[0] if len(one) == 1 else one
+def _unwrap_single(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silence_exporter() -> Iterator[None]:
     """Keep what the exporter says of itself, and of libraries it looks for, from the user's screen."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

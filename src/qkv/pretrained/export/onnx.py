@@ -23,11 +23,11 @@ from qkv.models.recurrent import Recurrent
 from qkv.models.towers import Towers
 from qkv.models.transformer import Transformer
 from qkv.outputs import PointerGeneratorAnswer
-from qkv.pretrained.exporting.folders import library
-from qkv.pretrained.exporting.graphs import BATCH, LENGTH, PAST, SOURCES, Graph, Inputs, save
-from qkv.pretrained.exporting.onnx_recurrent import recurrent_graphs, without_loops
+from qkv.pretrained.export.output_folder import import_library
+from qkv.pretrained.export.onnx_graph import EXAMPLE_BATCH, EXAMPLE_LENGTH, EXAMPLE_PAST, EXAMPLE_SOURCES, OnnxGraph, Inputs, save_graph
+from qkv.pretrained.export.onnx_recurrent import build_recurrent_graphs, replace_recurrences
 
-_FRAMES, _SAMPLES = 20, 16_000
+_EXAMPLE_FRAMES, _EXAMPLE_SAMPLES = 20, 16_000
 
 
 def to_onnx(model: SequenceModel, folder: Path) -> None:
@@ -46,31 +46,31 @@ def to_onnx(model: SequenceModel, folder: Path) -> None:
     of, with the other's are answer @ answer.T. Masks are bool, True = real.
     Raises SpecError for a model of another kind, MissingExtraError without onnxscript.
     """
-    library("onnxscript", "onnx")
+    import_library("onnxscript", "onnx")
     model.eval()
-    for name, graph in _graphs(model).items():
-        save(graph, folder / name)
+    for name, graph in _build_graphs(model).items():
+        save_graph(graph, folder / name)
 
 
-def _graphs(model: SequenceModel) -> dict[str, Graph]:
+def _build_graphs(model: SequenceModel) -> dict[str, OnnxGraph]:
     """The graphs of a model, by the names of their files."""
     if isinstance(model, Recurrent):
-        return recurrent_graphs(model)
+        return build_recurrent_graphs(model)
     if isinstance(model, Towers):
-        [source], [target] = (_graphs(tower).values() for tower in (model.source, model.target))
-        return {"source.onnx": replace(source, module=_Scaled(source.module, model.log_factor)), "target.onnx": target}
+        [source], [target] = (_build_graphs(tower).values() for tower in (model.source, model.target))
+        return {"source.onnx": replace(source, module=_ScaledEncoder(source.module, model.log_factor)), "target.onnx": target}
     if not isinstance(model, Transformer):
         raise SpecError(f"a {type(model).__name__} was given; ONNX graphs are made of the models of a spec alone")
     _require_traceable(model.spec)
-    model = without_loops(model)
+    model = replace_recurrences(model)
     if model.decoder is None:
-        return {"model.onnx": _alone(model)}
+        return {"model.onnx": _build_encoder_only_graph(model)}
     if model.encoder is None:
-        return {"model.onnx": _decoder(model)}
-    return {"encoder.onnx": _encoder(model), "decoder.onnx": _decoder(model)}
+        return {"model.onnx": _build_decoder_graph(model)}
+    return {"encoder.onnx": _build_encoder_graph(model), "decoder.onnx": _build_decoder_graph(model)}
 
 
-class _Given(KeyValues):
+class _ExternalKeyValues(KeyValues):
     """Keys and values that are handed in and out, where the model's own cache writes into buffers."""
 
     def __init__(self, key: Tensor | None = None, value: Tensor | None = None) -> None:
@@ -86,7 +86,7 @@ class _Given(KeyValues):
         return key, value
 
 
-class _Alone(nn.Module):
+class _EncoderOnly(nn.Module):
     """An encoder and its answer."""
 
     def __init__(self, model: Transformer) -> None:
@@ -98,16 +98,16 @@ class _Alone(nn.Module):
         return answer
 
 
-class _Scaled(nn.Module):
+class _ScaledEncoder(nn.Module):
     """The first of two towers, with the factor of the comparison in its vectors."""
 
-    def __init__(self, tower: nn.Module, log_factor: nn.Parameter) -> None:
+    def __init__(self, encoder: nn.Module, log_factor: nn.Parameter) -> None:
         super().__init__()
-        self.tower, self.log_factor = tower, log_factor
+        self.encoder, self.log_factor = encoder, log_factor
 
     def forward(self, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
         given = (source,) if source_mask is None else (source, source_mask)
-        answer: Tensor = self.log_factor.exp() * self.tower(*given)
+        answer: Tensor = self.log_factor.exp() * self.encoder(*given)
         return answer
 
 
@@ -125,7 +125,7 @@ class _Encoder(nn.Module):
         memory = self.model.encode(source, source_mask)
         assert memory is not None
         pairs: list[Tensor] = []
-        for attention in _crossing(self.model):
+        for attention in _iter_cross_attentions(self.model):
             pairs += attention.keys_and_values(memory.states, memory.states, Placing(), None)
         if memory.key is not None:
             pairs += [memory.states, memory.key]
@@ -151,17 +151,17 @@ class _Decoder(nn.Module):
         assert decoder is not None
         pasts, rest = iter([past] if isinstance(past, Tensor) else past), iter(memories)
         caches, length = decoder.caches(), 0
-        for block, cache in zip([*decoder.blocks] * decoder.choice.repeats, caches, strict=True):
+        for block, cache in zip([*decoder.blocks] * decoder.config.repeats, caches, strict=True):
             if isinstance(cache.self_attention, Carried):
                 cache.self_attention.state = next(pasts)
             else:
-                cache.self_attention = _Given(next(pasts), next(pasts))
+                cache.self_attention = _ExternalKeyValues(next(pasts), next(pasts))
                 length = cache.self_attention.length
             if block.cross_attention is not None:
-                cache.cross_attention = _Given(next(rest), next(rest))
+                cache.cross_attention = _ExternalKeyValues(next(rest), next(rest))
         told = next(pasts, None)
         if told is not None:
-            length = _told(told, tokens.shape[1], decoder.choice.positions)
+            length = _read_length(told, tokens.shape[1], decoder.config.positions)
         memory = None
         if isinstance(answer, PointerGeneratorAnswer):
             memory = Memory(next(rest), source_mask, source, next(rest))
@@ -175,7 +175,7 @@ class _Decoder(nn.Module):
         return found if told is None else [*found, told + tokens.shape[1]]
 
 
-def _told(past: Tensor, length: int, positions: object) -> int:
+def _read_length(past: Tensor, length: int, positions: object) -> int:
     """A length that is a number in the graph, and not an axis of something."""
     number: Any = past.item()
     promise: Any = torch._check  # what the trace may take for granted, since it cannot look
@@ -186,12 +186,12 @@ def _told(past: Tensor, length: int, positions: object) -> int:
     return told
 
 
-def _require_traceable(choice: Any) -> None:
+def _require_traceable(config: Any) -> None:
     """Raise SpecError for what reads no tokens, and for blocks whose computation depends on what is computed."""
-    if choice.decoder is not None:
-        _require_tokens(choice.decoder, "decoder")
+    if config.decoder is not None:
+        _require_tokens(config.decoder, "decoder")
     for name in ("encoder", "decoder"):
-        stack = getattr(choice, name)
+        stack = getattr(config, name)
         for block in stack.blocks if stack else ():
             if not isinstance(block.feed_forward, spec.FeedForward):
                 raise SpecError(
@@ -200,105 +200,105 @@ def _require_traceable(choice: Any) -> None:
                 )
 
 
-def _alone(model: Transformer) -> Graph:
+def _build_encoder_only_graph(model: Transformer) -> OnnxGraph:
     """The graph of an encoder alone."""
     choice: Any = model.spec
-    return Graph(_Alone(model), _sources(choice.encoder), ("answer",))
+    return OnnxGraph(_EncoderOnly(model), _build_source_inputs(choice.encoder), ("answer",))
 
 
-def _encoder(model: Transformer) -> Graph:
+def _build_encoder_graph(model: Transformer) -> OnnxGraph:
     choice: Any = model.spec
-    return Graph(_Encoder(model), _sources(choice.encoder), tuple(_memories(model)))
+    return OnnxGraph(_Encoder(model), _build_source_inputs(choice.encoder), tuple(_build_memory_inputs(model)))
 
 
-def _decoder(model: Transformer) -> Graph:
+def _build_decoder_graph(model: Transformer) -> OnnxGraph:
     whole: Any = model.spec
     choice, decoder = whole.decoder, model.decoder
     assert decoder is not None
-    tokens = torch.zeros(BATCH, LENGTH, dtype=torch.long)
+    tokens = torch.zeros(EXAMPLE_BATCH, EXAMPLE_LENGTH, dtype=torch.long)
     past: Inputs = {}
     for number in range(decoder.depth):
         attention = choice.blocks[number % len(choice.blocks)].self_attention
         if isinstance(attention, spec.Recurrence):
-            past[f"past.{number}.state"] = (torch.zeros(BATCH, choice.d_model), {0: "batch"})
+            past[f"past.{number}.state"] = (torch.zeros(EXAMPLE_BATCH, choice.d_model), {0: "batch"})
         else:
-            past |= _pair(f"past.{number}", attention, PAST, "past")
+            past |= _build_key_value_inputs(f"past.{number}", attention, EXAMPLE_PAST, "past")
     if choice.positions is not None and all(
         isinstance(block.self_attention, spec.Recurrence) for block in choice.blocks
     ):
-        past["past.length"] = (torch.tensor(PAST), {})
+        past["past.length"] = (torch.tensor(EXAMPLE_PAST), {})
     inputs: list[Inputs] = [{"tokens": (tokens, {0: "batch", 1: "length"})}, past]
     if model.encoder is not None:
-        mask = torch.ones(BATCH, SOURCES, dtype=torch.bool)
-        inputs += [_memories(model), {"source_mask": (mask, {0: "batch", 1: "sources"})}]
+        mask = torch.ones(EXAMPLE_BATCH, EXAMPLE_SOURCES, dtype=torch.bool)
+        inputs += [_build_memory_inputs(model), {"source_mask": (mask, {0: "batch", 1: "sources"})}]
         if isinstance(model.answer, PointerGeneratorAnswer):
-            source = torch.zeros(BATCH, SOURCES, dtype=torch.long)
+            source = torch.zeros(EXAMPLE_BATCH, EXAMPLE_SOURCES, dtype=torch.long)
             inputs.append({"source": (source, {0: "batch", 1: "sources"})})
-    return Graph(_Decoder(model), tuple(inputs), ("logits", *(name.replace("past", "present") for name in past)))
+    return OnnxGraph(_Decoder(model), tuple(inputs), ("logits", *(name.replace("past", "present") for name in past)))
 
 
-def _memories(model: Transformer) -> Inputs:
+def _build_memory_inputs(model: Transformer) -> Inputs:
     """Keys and values of each attention over the memory, by name; of a model that copies, the memory and its keys."""
     pairs: Inputs = {}
-    for number, attention in enumerate(_crossing(model)):
-        pairs |= _pair(f"memory.{number}", attention.choice, SOURCES, "sources")
+    for number, attention in enumerate(_iter_cross_attentions(model)):
+        pairs |= _build_key_value_inputs(f"memory.{number}", attention.config, EXAMPLE_SOURCES, "sources")
     whole: Any = model.spec
-    if isinstance(whole.answers, spec.PointerGenerator):
-        states = torch.zeros(BATCH, SOURCES, whole.encoder.d_model)
+    if isinstance(whole.head, spec.PointerGenerator):
+        states = torch.zeros(EXAMPLE_BATCH, EXAMPLE_SOURCES, whole.encoder.d_model)
         pairs["memory.states"] = (states, {0: "batch", 1: "sources"})
-        key = torch.zeros(BATCH, 1, SOURCES, whole.answers.d_key)
+        key = torch.zeros(EXAMPLE_BATCH, 1, EXAMPLE_SOURCES, whole.head.d_key)
         pairs["memory.key"] = (key, {0: "batch", 2: "sources"})
     return pairs
 
 
-def _pair(name: str, choice: spec.Attention, length: int, axis: str) -> Inputs:
-    heads = choice.kv_heads or choice.heads
+def _build_key_value_inputs(name: str, config: spec.Attention, length: int, axis: str) -> Inputs:
+    heads = config.kv_heads or config.heads
     axes = {0: "batch", 2: axis}
     return {
-        f"{name}.key": (torch.zeros(BATCH, heads, length, choice.d_key), axes),
-        f"{name}.value": (torch.zeros(BATCH, heads, length, choice.d_value or choice.d_key), axes),
+        f"{name}.key": (torch.zeros(EXAMPLE_BATCH, heads, length, config.d_key), axes),
+        f"{name}.value": (torch.zeros(EXAMPLE_BATCH, heads, length, config.d_value or config.d_key), axes),
     }
 
 
-def _crossing(model: Transformer) -> Iterator[Attention]:
+def _iter_cross_attentions(model: Transformer) -> Iterator[Attention]:
     """The attentions over the memory, in the order in which they look at it."""
     decoder = model.decoder
     assert decoder is not None
-    for block in [*decoder.blocks] * decoder.choice.repeats:
+    for block in [*decoder.blocks] * decoder.config.repeats:
         if isinstance(block.cross_attention, Attention):
             yield block.cross_attention
 
 
-def _sources(choice: spec.Stack) -> tuple[Inputs, ...]:
+def _build_source_inputs(config: spec.Stack) -> tuple[Inputs, ...]:
     """What an encoder reads: tokens and which of them are real, images of the one size it has positions for, or sounds
     of equal length, which it is if there are positions for so many frames alone.
     """
-    if isinstance(choice.reads, spec.Frames):
-        learned = choice.positions.length if isinstance(choice.positions, spec.Learned) else None
-        frames = torch.zeros(BATCH, choice.reads.mels, choice.reads.each * (learned or _FRAMES))
+    if isinstance(config.reads, spec.Frames):
+        learned = config.positions.length if isinstance(config.positions, spec.Learned) else None
+        frames = torch.zeros(EXAMPLE_BATCH, config.reads.mels, config.reads.each * (learned or _EXAMPLE_FRAMES))
         return ({"source": (frames, {0: "batch"} if learned else {0: "batch", 2: "frames"})},)
-    if isinstance(choice.reads, spec.Waveform):
-        return ({"source": (torch.zeros(BATCH, _SAMPLES), {0: "batch", 1: "samples"})},)
-    if isinstance(choice.reads, spec.Patches) and isinstance(choice.positions, spec.Learned):
-        side = math.isqrt(choice.positions.length - choice.reads.leading) * choice.reads.size
-        return ({"source": (torch.zeros(BATCH, choice.reads.channels, side, side), {0: "batch"})},)
+    if isinstance(config.reads, spec.Waveform):
+        return ({"source": (torch.zeros(EXAMPLE_BATCH, _EXAMPLE_SAMPLES), {0: "batch", 1: "samples"})},)
+    if isinstance(config.reads, spec.Patches) and isinstance(config.positions, spec.Learned):
+        side = math.isqrt(config.positions.length - config.reads.leading) * config.reads.size
+        return ({"source": (torch.zeros(EXAMPLE_BATCH, config.reads.channels, side, side), {0: "batch"})},)
     axes = {0: "batch", 1: "sources"}
-    if isinstance(choice.reads, spec.Trajectory):
-        steps = torch.zeros(BATCH, SOURCES, 2 + choice.reads.state + choice.reads.action)
+    if isinstance(config.reads, spec.Trajectory):
+        steps = torch.zeros(EXAMPLE_BATCH, EXAMPLE_SOURCES, 2 + config.reads.state + config.reads.action)
         return (
             {"source": (steps, {0: "batch", 1: "steps"})},
-            {"source_mask": (torch.ones(BATCH, SOURCES, dtype=torch.bool), {0: "batch", 1: "steps"})},
+            {"source_mask": (torch.ones(EXAMPLE_BATCH, EXAMPLE_SOURCES, dtype=torch.bool), {0: "batch", 1: "steps"})},
         )
-    _require_tokens(choice, "encoder")
+    _require_tokens(config, "encoder")
     return (
-        {"source": (torch.zeros(BATCH, SOURCES, dtype=torch.long), axes)},
-        {"source_mask": (torch.ones(BATCH, SOURCES, dtype=torch.bool), axes)},
+        {"source": (torch.zeros(EXAMPLE_BATCH, EXAMPLE_SOURCES, dtype=torch.long), axes)},
+        {"source_mask": (torch.ones(EXAMPLE_BATCH, EXAMPLE_SOURCES, dtype=torch.bool), axes)},
     )
 
 
-def _require_tokens(choice: spec.Stack, name: str) -> None:
-    if not isinstance(choice.reads, spec.Tokens):
+def _require_tokens(config: spec.Stack, name: str) -> None:
+    if not isinstance(config.reads, spec.Tokens):
         raise SpecError(
-            f"the {name} reads {type(choice.reads).__name__}; ONNX graphs are made of models that read Tokens, or of "
+            f"the {name} reads {type(config.reads).__name__}; ONNX graphs are made of models that read Tokens, or of "
             "encoders that read Frames, a Waveform, a Trajectory, or Patches with Learned positions"
         )

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils import _pytree
 
-BLOCK = 32
-_AT_ONCE = 2**19  # numbers; 2 MiB of them stay in the processor's cache between widening and multiplying
-_HALF = 16
-_PIECE = 2**16  # numbers that are taken apart at a time
+BLOCK_SIZE = 32
+_MATMUL_CHUNK = 2**19  # numbers; 2 MiB of them stay in the processor's cache between widening and multiplying
+_HALF_BLOCK = 16
+_UNPACK_CHUNK = 2**16  # numbers that are taken apart at a time
 
 
-class Quantised(Tensor):
+class QuantizedTensor(Tensor):
     """A matrix (rows, columns) that says it is float32, and is kept in blocks.
 
     codes: (rows, columns) int8, or (rows, columns / 2) uint8 of two half bytes, the lower of a column in the first
@@ -32,41 +32,41 @@ class Quantised(Tensor):
 
     codes: Tensor
     scale: Tensor
-    least: Tensor | None
-    middle: int
+    block_min: Tensor | None
+    zero_point: int
 
     @staticmethod
-    def __new__(cls, codes: Tensor, scale: Tensor, least: Tensor | None = None, middle: int = 0) -> Quantised:
-        shape = (scale.shape[0], scale.shape[1] * BLOCK)
-        made: Quantised = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)
-        made.codes, made.scale, made.least, made.middle = codes, scale, least, middle
+    def __new__(cls, codes: Tensor, scale: Tensor, block_min: Tensor | None = None, zero_point: int = 0) -> QuantizedTensor:
+        shape = (scale.shape[0], scale.shape[1] * BLOCK_SIZE)
+        made: QuantizedTensor = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)
+        made.codes, made.scale, made.block_min, made.zero_point = codes, scale, block_min, zero_point
         return made
 
-    def __init__(self, codes: Tensor, scale: Tensor, least: Tensor | None = None, middle: int = 0) -> None:
+    def __init__(self, codes: Tensor, scale: Tensor, block_min: Tensor | None = None, zero_point: int = 0) -> None:
         super().__init__()
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
-        return f"Quantised({tuple(self.shape)}, {8 * self.codes[0].numel() // self.shape[1]} bits)"
+        return f"QuantizedTensor({tuple(self.shape)}, {8 * self.codes[0].numel() // self.shape[1]} bits)"
 
-    def rows(self, chosen: Tensor | slice) -> Quantised:
+    def select_rows(self, index: Tensor | slice) -> QuantizedTensor:
         """Some rows, as they are kept."""
-        least = None if self.least is None else self.least[chosen]
-        return Quantised(self.codes[chosen], self.scale[chosen], least, self.middle)
+        least = None if self.block_min is None else self.block_min[index]
+        return QuantizedTensor(self.codes[index], self.scale[index], least, self.zero_point)
 
-    def widened(self, into: Tensor | None = None) -> Tensor:
+    def dequantize(self, out: Tensor | None = None) -> Tensor:
         """The float32 matrix that the blocks stand for, in the first rows of `into` if given."""
         rows, columns = self.shape
-        numbers = torch.empty(rows, columns) if into is None else into[:rows]
+        numbers = torch.empty(rows, columns) if out is None else out[:rows]
         if self.codes.dtype == torch.uint8:
-            numbers[:, : columns // 2] = self.codes & (_HALF - 1)
+            numbers[:, : columns // 2] = self.codes & (_HALF_BLOCK - 1)
             numbers[:, columns // 2 :] = self.codes >> 4
         else:
             numbers.copy_(self.codes)
-        if self.middle:
-            numbers.sub_(self.middle)
-        blocks = numbers.view(rows, -1, BLOCK).mul_(self.scale.float().unsqueeze(-1))
-        if self.least is not None:
-            blocks.add_(self.least.float().unsqueeze(-1))
+        if self.zero_point:
+            numbers.sub_(self.zero_point)
+        blocks = numbers.view(rows, -1, BLOCK_SIZE).mul_(self.scale.float().unsqueeze(-1))
+        if self.block_min is not None:
+            blocks.add_(self.block_min.float().unsqueeze(-1))
         return numbers
 
     @classmethod
@@ -78,14 +78,14 @@ class Quantised(Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         by_itself = not kwargs or set(kwargs) <= {"bias"}
-        if func is functional.linear and by_itself and isinstance(args[1], Quantised):
-            product = _Product.apply(args[0], args[1])  # type: ignore[no-untyped-call]
+        if func is functional.linear and by_itself and isinstance(args[1], QuantizedTensor):
+            product = _QuantizedMatmul.apply(args[0], args[1])  # type: ignore[no-untyped-call]
             bias = args[2] if len(args) == 3 else (kwargs or {}).get("bias")
             return product if bias is None else product + bias
         if func is Tensor.contiguous:  # as everything asks that writes files
             return args[0].widened()
-        if func is functional.embedding and isinstance(args[1], Quantised):
-            chosen = args[1].rows(args[0].reshape(-1)).widened()
+        if func is functional.embedding and isinstance(args[1], QuantizedTensor):
+            chosen = args[1].select_rows(args[0].reshape(-1)).dequantize()
             return chosen.view(*args[0].shape, -1)
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
@@ -96,29 +96,29 @@ class Quantised(Tensor):
     ) -> Any:
         if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
             return args[0].rows(slice(None))
-        if func is torch.ops.aten.index.Tensor and _row_numbers(args[1]):
+        if func is torch.ops.aten.index.Tensor and _is_row_index(args[1]):
             return args[0].rows(args[1][0])
-        args, kwargs = _pytree.tree_map_only(Quantised, Quantised.widened, (args, dict(kwargs or {})))
+        args, kwargs = _pytree.tree_map_only(QuantizedTensor, QuantizedTensor.dequantize, (args, dict(kwargs or {})))
         return func(*args, **kwargs)
 
 
-def _row_numbers(index: Any) -> bool:
+def _is_row_index(index: Any) -> bool:
     return len(index) == 1 and index[0] is not None and index[0].dim() == 1 and index[0].dtype == torch.int64
 
 
-class _Product(torch.autograd.Function):
+class _QuantizedMatmul(torch.autograd.Function):
     """hidden (..., columns) times a quantised matrix -> (..., rows), in one small piece of memory for its rows."""
 
     @staticmethod
-    def forward(context: Any, hidden: Tensor, matrix: Quantised) -> Tensor:
+    def forward(context: Any, hidden: Tensor, matrix: QuantizedTensor) -> Tensor:
         context.matrix = matrix
         rows, columns = matrix.shape
-        step = min(rows, max(1, _AT_ONCE // columns))
+        step = min(rows, max(1, _MATMUL_CHUNK // columns))
         flat, room = hidden.reshape(-1, columns), torch.empty(step, columns)
         product = flat.new_empty(len(flat), rows)
         for first in range(0, rows, step):
             part = slice(first, min(first + step, rows))
-            torch.mm(flat, matrix.rows(part).widened(room).T, out=product[:, part])
+            torch.mm(flat, matrix.select_rows(part).dequantize(room).T, out=product[:, part])
         return product.view(*hidden.shape[:-1], rows)
 
     @staticmethod
@@ -126,62 +126,62 @@ class _Product(torch.autograd.Function):
         return gradients[0] @ context.matrix.widened(), None
 
 
-def numbers(kind: str, data: Tensor) -> Tensor:
+def dequantize_blocks(format: str, data: Tensor) -> Tensor:
     """The numbers (blocks, 32), float32, of blocks Q8_0, Q4_0 or Q4_1 as a file has them. data: uint8.
 
     The same numbers as `Quantised.widened` gives, without its form between.
     """
-    head = 4 if kind == "Q4_1" else 2
-    blocks = data.view(-1, head + (BLOCK if kind == "Q8_0" else _HALF))
-    found = torch.empty(len(blocks), BLOCK)
-    step = _PIECE // BLOCK
+    head = 4 if format == "Q4_1" else 2
+    blocks = data.view(-1, head + (BLOCK_SIZE if format == "Q8_0" else _HALF_BLOCK))
+    found = torch.empty(len(blocks), BLOCK_SIZE)
+    step = _UNPACK_CHUNK // BLOCK_SIZE
     for part, own in zip(torch.split(blocks, step), torch.split(found, step), strict=True):
-        scale, codes = _float16(part[:, :head]).float(), part[:, head:]
-        if kind == "Q8_0":
+        scale, codes = _view_as_float16(part[:, :head]).float(), part[:, head:]
+        if format == "Q8_0":
             own.copy_(codes.view(torch.int8))
         else:
-            own[:, :_HALF], own[:, _HALF:] = codes & (_HALF - 1), codes >> 4
-        if kind == "Q4_0":
+            own[:, :_HALF_BLOCK], own[:, _HALF_BLOCK:] = codes & (_HALF_BLOCK - 1), codes >> 4
+        if format == "Q4_0":
             own.sub_(8)
         own.mul_(scale[:, :1])
-        if kind == "Q4_1":
+        if format == "Q4_1":
             own.add_(scale[:, 1:])
     return found
 
 
-def q8_0(data: Tensor, rows: int) -> Quantised:
+def unpack_q8_0(data: Tensor, rows: int) -> QuantizedTensor:
     """Of each 32 numbers a scale (float16), and a byte for each. data: uint8."""
-    blocks = data.view(rows, -1, 2 + BLOCK)
-    return Quantised(blocks[..., 2:].contiguous().view(torch.int8).flatten(1), _float16(blocks[..., :2])[..., 0])
+    blocks = data.view(rows, -1, 2 + BLOCK_SIZE)
+    return QuantizedTensor(blocks[..., 2:].contiguous().view(torch.int8).flatten(1), _view_as_float16(blocks[..., :2])[..., 0])
 
 
-def q4_0(data: Tensor, rows: int) -> Quantised:
+def unpack_q4_0(data: Tensor, rows: int) -> QuantizedTensor:
     """Of each 32 numbers a scale (float16), and half a byte for each, less 8; upper halves are the later 16."""
-    blocks = data.view(rows, -1, 2 + BLOCK // 2)
-    return Quantised(_halves(blocks[..., 2:]), _float16(blocks[..., :2])[..., 0], middle=8)
+    blocks = data.view(rows, -1, 2 + BLOCK_SIZE // 2)
+    return QuantizedTensor(_rearrange_nibbles(blocks[..., 2:]), _view_as_float16(blocks[..., :2])[..., 0], zero_point=8)
 
 
-def q4_1(data: Tensor, rows: int) -> Quantised:
+def unpack_q4_1(data: Tensor, rows: int) -> QuantizedTensor:
     """As Q4_0, above the least of the 32, which follows the scale."""
-    blocks = data.view(rows, -1, 4 + BLOCK // 2)
-    scale, least = _float16(blocks[..., :4]).unbind(-1)
-    return Quantised(_halves(blocks[..., 4:]), scale.contiguous(), least.contiguous())
+    blocks = data.view(rows, -1, 4 + BLOCK_SIZE // 2)
+    scale, least = _view_as_float16(blocks[..., :4]).unbind(-1)
+    return QuantizedTensor(_rearrange_nibbles(blocks[..., 4:]), scale.contiguous(), least.contiguous())
 
 
-def _float16(pairs: Tensor) -> Tensor:
+def _view_as_float16(data: Tensor) -> Tensor:
     """Bytes (..., 2 n) as (..., n), with memory of their own."""
-    return pairs.contiguous().view(torch.float16)
+    return data.contiguous().view(torch.float16)
 
 
-def _halves(packed: Tensor) -> Tensor:
+def _rearrange_nibbles(packed: Tensor) -> Tensor:
     """Half bytes by block (rows, blocks, 16) as half bytes by half of the row (rows, columns / 2).
 
     Some rows at a time: large pieces of memory that are wanted for a moment leave holes behind.
     """
     codes = packed.new_empty(len(packed), packed[0].numel())
-    step = max(1, _PIECE // codes.shape[1])
+    step = max(1, _UNPACK_CHUNK // codes.shape[1])
     for first in range(0, len(packed), step):
         part = packed[first : first + step]
-        split = torch.stack((part & (_HALF - 1), part >> 4), dim=2).view(len(part), 2, -1)
+        split = torch.stack((part & (_HALF_BLOCK - 1), part >> 4), dim=2).view(len(part), 2, -1)
         torch.bitwise_or(split[:, 1] << 4, split[:, 0], out=codes[first : first + step])
     return codes

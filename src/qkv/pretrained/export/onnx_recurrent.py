@@ -17,16 +17,16 @@ from qkv import spec
 from qkv.cache import Carried, Memory
 from qkv.layers import Block, Placing, Recurrence
 from qkv.models.recurrent import Recurrent, RecurrentState
-from qkv.pretrained.exporting.graphs import BATCH, LENGTH, OPSET, SOURCES, Axes, Graph, Inputs
+from qkv.pretrained.export.onnx_graph import EXAMPLE_BATCH, EXAMPLE_LENGTH, OPSET, EXAMPLE_SOURCES, Axes, OnnxGraph, Inputs
 from qkv.tap import NO_TAP, Tap
 
-_ORDER = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
+_GATE_ORDER = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
 """Which of torch's gates comes when: update, reset, new; and input, output, forget, new."""
 
-Given = TypeVar("Given", bound=nn.Module)
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def without_loops(model: Given) -> Given:
+def replace_recurrences(model: ModuleT) -> ModuleT:
     """A copy of a model, with the same parameters, whose recurrences are operators where they were loops."""
     copied = copy.deepcopy(model, {id(one): one for one in model.parameters()})
     for module in list(copied.modules()):
@@ -35,11 +35,11 @@ def without_loops(model: Given) -> Given:
         elif isinstance(module, nn.ModuleList):
             for number, layer in enumerate(module):
                 if isinstance(layer, nn.GRU | nn.LSTM):
-                    module[number] = _Layer(layer)
+                    module[number] = _RecurrentLayer(layer)
     return copied
 
 
-class _Operator(nn.Module):
+class _RecurrentOperator(nn.Module):
     """The operator GRU or LSTM with its parameters: each (directions, ...), gates in the order of ONNX."""
 
     weight: Tensor
@@ -74,7 +74,7 @@ class _Operator(nn.Module):
         return found[0].permute(2, 0, 1, 3).flatten(2), tuple(found[1:])
 
 
-class _Layer(nn.Module):
+class _RecurrentLayer(nn.Module):
     """A layer of torch's, called as it is."""
 
     def __init__(self, layer: nn.GRU | nn.LSTM) -> None:
@@ -85,12 +85,12 @@ class _Layer(nn.Module):
         def whole(*parts: str) -> Tensor:
             """Some of its parameters after each other, for each direction."""
             chosen = [[getattr(layer, f"{part}_l0{end}") for part in parts] for end in ends]
-            return torch.stack([torch.cat([_ordered(one, name) for one in parts]) for parts in chosen])
+            return torch.stack([torch.cat([_reorder_gates(one, name) for one in parts]) for parts in chosen])
 
         # torch resets what the state has become, not the state
         more: dict[str, Any] = {"linear_before_reset": 1} if name == "GRU" else {}
         weights = whole("weight_ih"), whole("weight_hh"), whole("bias_ih", "bias_hh")
-        self.operator = _Operator(name, *weights, **more)
+        self.operator = _RecurrentOperator(name, *weights, **more)
 
     def forward(
         self, inputs: Tensor, first: Tensor | tuple[Tensor, ...] = (), lengths: Tensor | None = None
@@ -99,9 +99,9 @@ class _Layer(nn.Module):
         return states, last if len(last) > 1 else last[0]
 
 
-def _ordered(parameter: Tensor, name: str) -> Tensor:
-    gates = parameter.chunk(len(_ORDER[name]))
-    return torch.cat([gates[number] for number in _ORDER[name]])
+def _reorder_gates(parameter: Tensor, name: str) -> Tensor:
+    gates = parameter.chunk(len(_GATE_ORDER[name]))
+    return torch.cat([gates[number] for number in _GATE_ORDER[name]])
 
 
 class _Recurrence(nn.Module):
@@ -111,7 +111,7 @@ class _Recurrence(nn.Module):
         super().__init__()
         forget, value = layer.forget.weight, layer.value.weight
         bias = torch.cat([layer.forget.bias, forget.new_zeros(5 * len(forget))])
-        self.operator = _Operator(
+        self.operator = _RecurrentOperator(
             "GRU",
             torch.cat([forget, torch.zeros_like(forget), value])[None],
             forget.new_zeros(1, 3 * len(forget), len(forget)),
@@ -174,33 +174,33 @@ class _Decoder(nn.Module):
         return [self.model.answer(result), *(part for layer in after.hidden for part in layer)]
 
 
-def recurrent_graphs(model: Recurrent) -> dict[str, Graph]:
+def build_recurrent_graphs(model: Recurrent) -> dict[str, OnnxGraph]:
     """The graphs of a recurrent model, by the names of their files."""
     choice: Any = model.spec
     assert isinstance(choice, spec.Recurrent)
-    model = without_loops(model)
-    mask: Inputs = {"source_mask": (torch.ones(BATCH, SOURCES, dtype=torch.bool), {0: "batch", 1: "sources"})}
-    source: Inputs = {"source": (torch.zeros(BATCH, SOURCES, dtype=torch.long), {0: "batch", 1: "sources"})}
+    model = replace_recurrences(model)
+    mask: Inputs = {"source_mask": (torch.ones(EXAMPLE_BATCH, EXAMPLE_SOURCES, dtype=torch.bool), {0: "batch", 1: "sources"})}
+    source: Inputs = {"source": (torch.zeros(EXAMPLE_BATCH, EXAMPLE_SOURCES, dtype=torch.long), {0: "batch", 1: "sources"})}
     # who looks back before each step takes one at a time
-    steps = 1 if choice.attention == "additive" else LENGTH
+    steps = 1 if choice.attention == "additive" else EXAMPLE_LENGTH
     axes: Axes = {0: "batch"} if steps == 1 else {0: "batch", 1: "length"}
-    tokens: Inputs = {"tokens": (torch.zeros(BATCH, steps, dtype=torch.long), axes)}
+    tokens: Inputs = {"tokens": (torch.zeros(EXAMPLE_BATCH, steps, dtype=torch.long), axes)}
     parts = ("state", "cell") if choice.cell == "lstm" else ("state",)
     past: Inputs = {
-        f"past.{number}.{part}": (torch.zeros(BATCH, choice.d_model), {0: "batch"})
+        f"past.{number}.{part}": (torch.zeros(EXAMPLE_BATCH, choice.d_model), {0: "batch"})
         for number in range(choice.layers)
         for part in parts
     }
     memory: Inputs = {}
     if choice.attention is not None:
         memory = {
-            "memory.states": (torch.zeros(BATCH, SOURCES, choice.d_model), {0: "batch", 1: "sources"}),
-            "memory.key": (torch.zeros(BATCH, 1, SOURCES, choice.d_model), {0: "batch", 2: "sources"}),
+            "memory.states": (torch.zeros(EXAMPLE_BATCH, EXAMPLE_SOURCES, choice.d_model), {0: "batch", 1: "sources"}),
+            "memory.key": (torch.zeros(EXAMPLE_BATCH, 1, EXAMPLE_SOURCES, choice.d_model), {0: "batch", 2: "sources"}),
         }
     present = (name.replace("past", "present") for name in past)
     return {
-        "encoder.onnx": Graph(_Encoder(model), (source, mask), (*memory, *past)),
-        "decoder.onnx": Graph(
+        "encoder.onnx": OnnxGraph(_Encoder(model), (source, mask), (*memory, *past)),
+        "decoder.onnx": OnnxGraph(
             _Decoder(model), (tokens, past, *((memory, mask) if memory else ())), ("logits", *present)
         ),
     }

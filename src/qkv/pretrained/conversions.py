@@ -18,19 +18,19 @@ from qkv.errors import CheckpointError
 
 
 @dataclass(frozen=True)
-class Operation:
+class Conversion:
     """Moves one tensor of a file to the `targets`, unchanged unless a subclass says otherwise.
 
-    `into` gets the shapes that the targets have here, `out` the tensors they hold.
+    `to_parameters` gets the shapes that the targets have here, `to_checkpoint` the tensors they hold.
     """
 
     targets: tuple[str, ...]
 
-    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """The targets' tensors from the file's; each has its own memory, so that training changes one."""
         return [tensor.clone() if number else tensor for number in range(len(self.targets))]
 
-    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+    def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
         """The file's tensor from the targets'. Raises CheckpointError for targets that have one place and differ."""
         if any(not torch.equal(one, tensors[0]) for one in tensors[1:]):
             raise CheckpointError(
@@ -40,324 +40,324 @@ class Operation:
         return tensors[0]
 
 
-def same(*targets: str) -> Operation:
+def rename(*targets: str) -> Conversion:
     """The tensor as it is; in several places if there are several targets."""
-    return Operation(targets)
+    return Conversion(targets)
 
 
-class Transposed(Operation):
+class Transpose(Conversion):
     """A matrix stored as (in, out); vectors stay."""
 
-    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         return [tensor.mT if tensor.ndim == 2 else tensor]
 
-    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+    def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
         return tensors[0].mT if tensors[0].ndim == 2 else tensors[0]
 
 
-def transposed(target: str) -> Operation:
+def transpose(target: str) -> Conversion:
     """A matrix stored as (in, out)."""
-    return Transposed((target,))
+    return Transpose((target,))
 
 
 @dataclass(frozen=True)
-class Stacked(Operation):
+class ConcatenateRows(Conversion):
     """Several parameters one below the other; `transpose` if the file stores (in, out)."""
 
     transpose: bool = False
 
-    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         rows = tensor.mT if self.transpose and tensor.ndim == 2 else tensor
         return list(torch.split(rows, [shape[0] for shape in shapes]))
 
-    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+    def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
         rows = torch.cat(list(tensors))
         return rows.mT if self.transpose and rows.ndim == 2 else rows
 
 
-def stacked(*targets: str, transpose: bool = False) -> Operation:
+def concatenate_rows(*targets: str, transpose: bool = False) -> Conversion:
     """Parameters one below the other in one tensor, such as query, key and value."""
-    return Stacked(targets, transpose)
+    return ConcatenateRows(targets, transpose)
 
 
 @dataclass(frozen=True)
-class Grouped(Operation):
+class InterleaveHeads(Conversion):
     """Query, key and value of each key-value head side by side: its queries, its key, its value."""
 
     kv_heads: int = 1
 
-    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         sizes = [shape[0] // self.kv_heads for shape in shapes]
         groups = tensor.reshape(self.kv_heads, -1, *tensor.shape[1:])
         return [part.flatten(0, 1) for part in torch.split(groups, sizes, dim=1)]
 
-    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+    def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
         groups = [part.reshape(self.kv_heads, -1, *part.shape[1:]) for part in tensors]
         return torch.cat(groups, dim=1).flatten(0, 1)
 
 
-def grouped(*targets: str, kv_heads: int) -> Operation:
+def interleave_heads(*targets: str, kv_heads: int) -> Conversion:
     """Query, key and value, taken in turns by key-value head."""
-    return Grouped(targets, kv_heads)
+    return InterleaveHeads(targets, kv_heads)
 
 
-class Plus1(Operation):
+class AddOne(Conversion):
     """A norm's gain stored as its distance from 1."""
 
-    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         return [tensor + 1]
 
-    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+    def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
         return tensors[0] - 1
 
 
-def plus1(target: str) -> Operation:
+def add_one(target: str) -> Conversion:
     """A gain stored as its distance from 1."""
-    return Plus1((target,))
+    return AddOne((target,))
 
 
 @dataclass(frozen=True)
-class From(Operation):
+class SkipRows(Conversion):
     """A table whose first `first` and last `last` rows are never used; written back as zeros."""
 
-    first: int = 0
-    last: int = 0
+    leading: int = 0
+    trailing: int = 0
 
-    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        return [tensor[self.first : len(tensor) - self.last]]
+    def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        return [tensor[self.leading : len(tensor) - self.trailing]]
 
-    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+    def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
         used = tensors[0]
-        before, after = (used.new_zeros(unused, *used.shape[1:]) for unused in (self.first, self.last))
+        before, after = (used.new_zeros(unused, *used.shape[1:]) for unused in (self.leading, self.trailing))
         return torch.cat([before, used, after])
 
 
-def rows_from(first: int, target: str, last: int = 0) -> Operation:
+def skip_rows(leading: int, target: str, trailing: int = 0) -> Conversion:
     """A table whose first (and `last`) rows are never used, such as positions that count from 2."""
-    return From((target,), first, last)
+    return SkipRows((target,), leading, trailing)
 
 
 @dataclass(frozen=True)
-class Longer(Operation):
+class AppendRows(Conversion):
     """A table with `more` rows here than in the file, in any shape; they hold `fill` and are not written back."""
 
-    more: int = 1
-    fill: float = 0.0
+    count: int = 1
+    fill_value: float = 0.0
 
-    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         rows = tensor.reshape(-1, *shapes[0][1:])
-        return [torch.cat([rows, rows.new_full((self.more, *rows.shape[1:]), self.fill)])]
+        return [torch.cat([rows, rows.new_full((self.count, *rows.shape[1:]), self.fill_value)])]
 
-    def out(self, tensors: Sequence[Tensor]) -> Tensor:
-        return tensors[0][: -self.more]
+    def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0][: -self.count]
 
 
-def longer(target: str, more: int, fill: float = 0.0) -> Operation:
+def append_rows(target: str, count: int, fill_value: float = 0.0) -> Conversion:
     """A table that has rows here which the file does without, such as a token to begin with."""
-    return Longer((target,), more, fill)
+    return AppendRows((target,), count, fill_value)
 
 
 @dataclass(frozen=True)
-class Unpaired(Operation):
+class PermuteForRotary(Conversion):
     """Rows whose rotary pairs stand side by side in each of `heads` heads; here they stand half a head apart."""
 
     heads: int = 1
 
-    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         return [tensor.reshape(self.heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).flatten(0, 2)]
 
-    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+    def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
         paired = tensors[0].reshape(self.heads, 2, -1, *tensors[0].shape[1:])
         return paired.transpose(1, 2).flatten(0, 2)
 
 
-def unpaired(target: str, heads: int) -> Operation:
+def permute_for_rotary(target: str, heads: int) -> Conversion:
     """Query or key rows with interleaved rotary pairs."""
-    return Unpaired((target,), heads)
+    return PermuteForRotary((target,), heads)
 
 
 @dataclass(frozen=True)
-class Shaped(Operation):
+class Reshape(Conversion):
     """The same numbers in another shape."""
 
-    stored: tuple[int, ...] = ()
+    stored_shape: tuple[int, ...] = ()
 
-    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         return [tensor.reshape(shapes[0])]
 
-    def out(self, tensors: Sequence[Tensor]) -> Tensor:
-        return tensors[0].reshape(self.stored)
+    def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0].reshape(self.stored_shape)
 
 
-def shaped(target: str, stored: tuple[int, ...]) -> Operation:
+def reshape(target: str, stored_shape: tuple[int, ...]) -> Conversion:
     """A tensor that the file keeps in the shape `stored` (-1: whatever is left)."""
-    return Shaped((target,), stored)
+    return Reshape((target,), stored_shape)
 
 
-class Columns(Operation):
+class ConcatenateColumns(Conversion):
     """Matrices side by side in one."""
 
-    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         return list(torch.split(tensor, [shape[1] for shape in shapes], dim=1))
 
-    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+    def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(tensors), dim=1)
 
 
-def columns(*targets: str) -> Operation:
+def concatenate_columns(*targets: str) -> Conversion:
     """Matrices side by side, each for one of several vectors that are read together."""
-    return Columns(targets)
+    return ConcatenateColumns(targets)
 
 
 @dataclass(frozen=True)
-class Scaled(Operation):
+class Scale(Conversion):
     """A tensor that is `by` times as large here."""
 
-    by: float = 1.0
+    factor: float = 1.0
 
-    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        return [tensor * self.by]
+    def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        return [tensor * self.factor]
 
-    def out(self, tensors: Sequence[Tensor]) -> Tensor:
-        return tensors[0] / self.by
+    def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0] / self.factor
 
 
-def scaled(target: str, by: float) -> Operation:
+def scale(target: str, factor: float) -> Conversion:
     """A tensor times a number, such as each part of a mean."""
-    return Scaled((target,), by)
+    return Scale((target,), factor)
 
 
-class Adjusting(Operation):
+class Adjustment(Conversion):
     """Changes its targets once they are placed, and has no place of its own."""
 
-    def adjust(self, placed: Tensor, tensor: Tensor) -> Tensor:
+    def adjust(self, parameter: Tensor, tensor: Tensor) -> Tensor:
         """A target as it was placed -> as the file's tensor makes it."""
         raise NotImplementedError
 
 
-class RowGain(Adjusting):
+class ScaleRows(Adjustment):
     """A number for each row that multiplies the targets once they are placed; written back as ones.
 
     So a layer scale (Touvron et al. 2021) becomes part of the matrix before it.
     """
 
-    def adjust(self, placed: Tensor, tensor: Tensor) -> Tensor:
-        return placed * (tensor[:, None] if placed.ndim == 2 else tensor)
+    def adjust(self, parameter: Tensor, tensor: Tensor) -> Tensor:
+        return parameter * (tensor[:, None] if parameter.ndim == 2 else tensor)
 
-    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+    def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
         return torch.ones_like(tensors[0][..., 0] if tensors[0].ndim > 1 else tensors[0])
 
 
-def row_gain(*targets: str) -> Operation:
+def scale_rows(*targets: str) -> Conversion:
     """A gain for each row of the targets (weight and bias), multiplied in."""
-    return RowGain(targets)
+    return ScaleRows(targets)
 
 
-class UnitSlices(Operation):
+class WeightNormDirection(Conversion):
     """Directions, whose lengths stand beside them: along the last axis, each slice is made to have length 1."""
 
-    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        return [tensor / _lengths(tensor)]
+    def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        return [tensor / _slice_norms(tensor)]
 
 
-def unit_slices(target: str) -> Operation:
+def set_weight_direction(target: str) -> Conversion:
     """The directions of a normalised weight (Salimans and Kingma 2016), a slice for each place of the last axis."""
-    return UnitSlices((target,))
+    return WeightNormDirection((target,))
 
 
-class SliceGain(Adjusting):
+class WeightNormMagnitude(Adjustment):
     """The length of each slice along the last axis."""
 
-    def adjust(self, placed: Tensor, tensor: Tensor) -> Tensor:
-        return placed * tensor
+    def adjust(self, parameter: Tensor, tensor: Tensor) -> Tensor:
+        return parameter * tensor
 
-    def out(self, tensors: Sequence[Tensor]) -> Tensor:
-        return _lengths(tensors[0])
-
-
-def slice_gain(target: str) -> Operation:
-    """The lengths that go with `unit_slices`."""
-    return SliceGain((target,))
+    def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
+        return _slice_norms(tensors[0])
 
 
-def _lengths(tensor: Tensor) -> Tensor:
+def set_weight_magnitude(target: str) -> Conversion:
+    """The lengths that go with `set_weight_direction`."""
+    return WeightNormMagnitude((target,))
+
+
+def _slice_norms(tensor: Tensor) -> Tensor:
     lengths: Tensor = torch.linalg.vector_norm(tensor, dim=tuple(range(tensor.ndim - 1)), keepdim=True)
     return lengths
 
 
 @dataclass(frozen=True)
-class FirstRow(Adjusting):
+class AddFirstRow(Adjustment):
     """A table of `rows` rows of which the first is added everywhere; written back as zeros."""
 
     rows: int = 1
 
-    def adjust(self, placed: Tensor, tensor: Tensor) -> Tensor:
-        return placed + tensor[0]
+    def adjust(self, parameter: Tensor, tensor: Tensor) -> Tensor:
+        return parameter + tensor[0]
 
-    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+    def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
         return tensors[0].new_zeros(self.rows, *tensors[0].shape)
 
 
-def first_row(target: str, rows: int) -> Operation:
+def add_first_row(target: str, rows: int) -> Conversion:
     """A table whose first row alone is used, and always, so that it becomes part of a bias."""
-    return FirstRow((target,), rows)
+    return AddFirstRow((target,), rows)
 
 
-class Unused(FirstRow):
+class WriteZeros(AddFirstRow):
     """A tensor that says nothing this model needs, but that its files have to hold; written back as zeros."""
 
-    def adjust(self, placed: Tensor, tensor: Tensor) -> Tensor:
-        return placed
+    def adjust(self, parameter: Tensor, tensor: Tensor) -> Tensor:
+        return parameter
 
-    def out(self, tensors: Sequence[Tensor]) -> Tensor:
-        return super().out(tensors) if self.rows else torch.zeros_like(tensors[0])
+    def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
+        return super().to_checkpoint(tensors) if self.rows else torch.zeros_like(tensors[0])
 
 
-def unused(like: str, rows: int = 0) -> Operation:
+def write_zeros(like: str, rows: int = 0) -> Conversion:
     """A tensor without meaning, of the shape of another, or a table of such rows."""
-    return Unused((like,), rows)
+    return WriteZeros((like,), rows)
 
 
 @dataclass(frozen=True)
-class Older(Operation):
+class LegacyName(Conversion):
     """A name that only other files have for a tensor, older ones mostly; it is read `like` another operation."""
 
-    like: Operation = Operation(())
+    conversion: Conversion = Conversion(())
 
 
-def older(target: str | Operation) -> Operation:
+def accept_legacy_name(target: str | Conversion) -> Conversion:
     """A tensor under a name that is read and never written."""
-    like = same(target) if isinstance(target, str) else target
-    return Older(like.targets, like)
+    like = rename(target) if isinstance(target, str) else target
+    return LegacyName(like.targets, like)
 
 
 @dataclass(frozen=True)
-class Experts(Operation):
+class StackExperts(Conversion):
     """Several experts' tensors in one, matrices as (in, out), the columns of `turns` matrices taken in turns."""
 
-    turns: int = 1
+    interleaved: int = 1
 
-    def into(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        if len(tensor) * self.turns != len(shapes):
+    def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        if len(tensor) * self.interleaved != len(shapes):
             raise ValueError("another number of experts")
-        parts = [one[..., turn :: self.turns].contiguous() for one in tensor for turn in range(self.turns)]
+        parts = [one[..., turn :: self.interleaved].contiguous() for one in tensor for turn in range(self.interleaved)]
         return [part.mT if part.ndim == 2 else part for part in parts]
 
-    def out(self, tensors: Sequence[Tensor]) -> Tensor:
+    def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
         parts = [part.mT if part.ndim == 2 else part for part in tensors]
-        firsts = range(0, len(parts), self.turns)
-        return torch.stack([torch.stack(parts[at : at + self.turns], dim=-1).flatten(-2) for at in firsts])
+        firsts = range(0, len(parts), self.interleaved)
+        return torch.stack([torch.stack(parts[at : at + self.interleaved], dim=-1).flatten(-2) for at in firsts])
 
 
-def experts(count: int, *targets: str) -> Operation:
+def stack_experts(num_experts: int, *targets: str) -> Conversion:
     """The same parameters of each of `count` experts, `{e}` in the targets being its number."""
-    return Experts(tuple(one.replace("{e}", str(number)) for number in range(count) for one in targets), len(targets))
+    return StackExperts(tuple(one.replace("{e}", str(number)) for number in range(num_experts) for one in targets), len(targets))
 
 
-class Ignored(Operation):
+class Ignore(Conversion):
     """A tensor that says nothing this model needs: a buffer it computes, or a head it was not asked for."""
 
 
-def ignored() -> Operation:
+def ignore() -> Conversion:
     """A tensor that is left out; a file is written without it."""
-    return Ignored(())
+    return Ignore(())

@@ -10,10 +10,10 @@ from typing import Any
 from qkv import spec
 from qkv.errors import CheckpointError, VocabularyError
 from qkv.pretrained import tokenizers
-from qkv.pretrained.family import Config
+from qkv.pretrained.family import HFConfig
 
-_POOLS: Mapping[str, spec.Pool] = {"cls": "first", "mean": "mean", "lasttoken": "last"}
-_FLAGS = {
+_POOLING_MODES: Mapping[str, spec.Pool] = {"cls": "first", "mean": "mean", "lasttoken": "last"}
+_POOLING_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
     "pooling_mode_mean_tokens": "mean",
@@ -24,51 +24,51 @@ _FLAGS = {
 """How Pooling's older files name its modes, in place of one `pooling_mode`."""
 
 
-def separator(place: Path, config: Config) -> Config:
+def read_separator(folder: Path, config: HFConfig) -> HFConfig:
     """`sep_token_id`, the token that ends each text, of a model that tells texts apart: where config.json leaves it to
     the tokenizer, what that puts after a second text. CheckpointError if there is no tokenizer, or it puts nothing."""
     if config.get("sep_token_id") is not None or config.get("type_vocab_size", 2) < 2:
         return {}
     try:
-        ids = tokenizers.read(place, config).encode_with_special_tokens("", "").ids
+        ids = tokenizers.load(folder, config).encode_with_special_tokens("", "").ids
     except VocabularyError as error:
-        raise _no_separator(place, str(error)) from error
+        raise _missing_separator_error(folder, str(error)) from error
     if not ids:
-        raise _no_separator(place, "the tokenizer puts no token after a text")
+        raise _missing_separator_error(folder, "the tokenizer puts no token after a text")
     return {"sep_token_id": ids[-1]}
 
 
-def _no_separator(place: Path, why: str) -> CheckpointError:
+def _missing_separator_error(folder: Path, reason: str) -> CheckpointError:
     return CheckpointError(
-        f"nothing in {place} says which token ends a text, where this model goes over to its next segment: {why}. "
+        f"nothing in {folder} says which token ends a text, where this model goes over to its next segment: {reason}. "
         'Expected the tokenizer\'s files, or "sep_token_id" in config.json: copy or add them'
     )
 
 
-def sentences(place: Path, config: Config) -> Config:
+def read_sentence_pooling(folder: Path, config: HFConfig) -> HFConfig:
     """`sentence_vector`, the answer of a folder of sentence-transformers (its modules.json and the Pooling's
     config.json); nothing for other folders. CheckpointError for a module or a pooling that is not known."""
-    if not (place / "modules.json").is_file():
+    if not (folder / "modules.json").is_file():
         return {}
-    modules = _read(place / "modules.json")
+    modules = _read_json(folder / "modules.json")
     if not isinstance(modules, list) or not all(isinstance(one, Mapping) for one in modules):
-        raise CheckpointError(f"{place / 'modules.json'} holds no list of modules; download it again")
+        raise CheckpointError(f"{folder / 'modules.json'} holds no list of modules; download it again")
     kinds = [str(one.get("type")).rpartition(".")[2] for one in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise CheckpointError(
-            f"{place / 'modules.json'} lists {', '.join(kinds)}; expected Transformer, Pooling and perhaps Normalize"
+            f"{folder / 'modules.json'} lists {', '.join(kinds)}; expected Transformer, Pooling and perhaps Normalize"
         )
-    path = place / str(modules[1].get("path")) / "config.json"
-    said = _read(path)
-    mode = said.get("pooling_mode") or [name for flag, name in _FLAGS.items() if said.get(flag)] or "mean"
+    path = folder / str(modules[1].get("path")) / "config.json"
+    said = _read_json(path)
+    mode = said.get("pooling_mode") or [name for flag, name in _POOLING_FLAGS.items() if said.get(flag)] or "mean"
     mode = mode[0] if isinstance(mode, list) and len(mode) == 1 else mode
-    if not isinstance(mode, str) or mode not in _POOLS:
-        raise CheckpointError(f"{path} says pooling_mode={mode!r}; expected one of {', '.join(_POOLS)}")
-    return {"sentence_vector": {"pool": _POOLS[mode], "unit": kinds[-1] == "Normalize"}}
+    if not isinstance(mode, str) or mode not in _POOLING_MODES:
+        raise CheckpointError(f"{path} says pooling_mode={mode!r}; expected one of {', '.join(_POOLING_MODES)}")
+    return {"sentence_vector": {"pool": _POOLING_MODES[mode], "unit": kinds[-1] == "Normalize"}}
 
 
-def write(place: Path, config: Config) -> Config:
-    """Write the files that `sentences` reads, and return what is left for config.json."""
+def write_sentence_pooling(folder: Path, config: HFConfig) -> HFConfig:
+    """Write the files that `read_sentence_pooling` reads, and return what is left for config.json."""
     if "sentence_vector" not in config:
         return config
     pool, unit = (config["sentence_vector"][name] for name in ("pool", "unit"))
@@ -77,16 +77,16 @@ def write(place: Path, config: Config) -> Config:
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for number, (kind, path) in enumerate(modules)
     ]
-    (place / "modules.json").write_text(json.dumps(listed, indent=2), encoding="utf-8")
-    chosen = next(mode for mode, ours in _POOLS.items() if ours == pool)
-    flags: dict[str, Any] = {flag: mode == chosen for flag, mode in _FLAGS.items()}
+    (folder / "modules.json").write_text(json.dumps(listed, indent=2), encoding="utf-8")
+    chosen = next(mode for mode, ours in _POOLING_MODES.items() if ours == pool)
+    flags: dict[str, Any] = {flag: mode == chosen for flag, mode in _POOLING_FLAGS.items()}
     flags["word_embedding_dimension"] = config.get("hidden_size") or config["dim"]
-    (place / "1_Pooling").mkdir(exist_ok=True)
-    (place / "1_Pooling" / "config.json").write_text(json.dumps(flags, indent=2), encoding="utf-8")
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(flags, indent=2), encoding="utf-8")
     return {name: value for name, value in config.items() if name != "sentence_vector"}
 
 
-def _read(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

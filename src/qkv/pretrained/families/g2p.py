@@ -7,20 +7,20 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from qkv import spec
-from qkv.pretrained.family import Config, Family, Table, WholeFile
-from qkv.pretrained.weights import Weights
+from qkv.pretrained.family import HFConfig, Family, WeightTable, SingleFileReader
+from qkv.pretrained.weights import LazyWeights
 
 LETTERS = ("<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz")
-_STRESSED = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
-_OTHERS = "B CH D DH F G HH JH K L M N NG P R S SH T TH UW V W Y Z ZH"
+_VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
+_UNSTRESSED = "B CH D DH F G HH JH K L M N NG P R S SH T TH UW V W Y Z ZH"
 PHONEMES = (
     "<pad>", "<unk>", "<s>", "</s>",
-    *sorted([*_OTHERS.split(), *(vowel + stress for vowel in _STRESSED.split() for stress in "012")]),
+    *sorted([*_UNSTRESSED.split(), *(vowel + stress for vowel in _VOWELS.split() for stress in "012")]),
 )  # fmt: skip
 """Those of the CMU dictionary with their stress, and UW without."""
 
-_CELL = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-_TABLE: Table = {
+_CELL_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_TABLE: WeightTable = {
     "enc_emb": "encoder.embedding.tokens.weight",
     "dec_emb": "decoder.embedding.tokens.weight",
     "fc_w": "answer.vectors",
@@ -28,12 +28,12 @@ _TABLE: Table = {
     **{
         f"{short}_{part[0]}_{part[-2:]}": f"{name}.layers.0.{part}_l0"
         for short, name in (("enc", "encoder"), ("dec", "decoder"))
-        for part in _CELL
+        for part in _CELL_PARAMETERS
     },
 }
 
 
-def _spec(config: Config) -> spec.Recurrent:
+def _build_spec(config: HFConfig) -> spec.Recurrent:
     return spec.Recurrent(
         "gru",
         config["d_model"],
@@ -45,14 +45,14 @@ def _spec(config: Config) -> spec.Recurrent:
     )
 
 
-def _said(stored: Weights) -> tuple[Config, Mapping[str, Tensor]] | None:
+def _read_g2p(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tensor]] | None:
     """The model in the archive that the package ships, which says nothing but names and shapes."""
-    if set(stored) != set(_TABLE):
+    if set(file_weights) != set(_TABLE):
         return None
     rules = {"decoder_start_token_id": PHONEMES.index("<s>"), "eos_token_id": PHONEMES.index("</s>")}
-    says = {"letters": list(LETTERS), "phonemes": list(PHONEMES), "d_model": stored.shape("fc_w")[1]}
-    return {"model_type": "g2p_gru", **says, **rules}, stored
+    says = {"letters": list(LETTERS), "phonemes": list(PHONEMES), "d_model": file_weights.shape("fc_w")[1]}
+    return {"model_type": "g2p_gru", **says, **rules}, file_weights
 
 
-FAMILIES = (Family("g2p GRU", ("g2p_gru",), _spec, lambda config: _TABLE),)
-FILES: tuple[WholeFile, ...] = (_said,)
+FAMILIES = (Family("g2p GRU", ("g2p_gru",), _build_spec, lambda config: _TABLE),)
+SINGLE_FILE_READERS: tuple[SingleFileReader, ...] = (_read_g2p,)

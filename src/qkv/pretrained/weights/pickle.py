@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.weights.cursor import mapped
-from qkv.pretrained.weights.mapping import Entry, Weights, fault
+from qkv.pretrained.weights.cursor import map_file
+from qkv.pretrained.weights.lazy_weights import TensorEntry, LazyWeights, make_error
 
 
-def read(path: Path) -> Weights:
+def read(path: Path) -> LazyWeights:
     """Read a state dict with `torch.load(weights_only=True)`, mapped into memory where torch's zip format is used.
 
     A dict with exactly one dict of tensors inside ("model", "state_dict", ...) gives that one, and the rest as
@@ -25,28 +25,28 @@ def read(path: Path) -> Weights:
     try:
         zipped = zipfile.is_zipfile(path)
         # The older format cannot be mapped tensor by tensor; mapped as a whole, it has no more to give than its size.
-        file: Any = path if zipped else mapped(path)
+        file: Any = path if zipped else map_file(path)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # torch raises whatever the damaged bytes run into
-        raise fault(
+        raise make_error(
             path,
             f"torch cannot read it as plain tensors ({str(error).splitlines()[0] if str(error) else type(error)})",
             "a file of torch.save with tensors only",
             "Fetch it again; if it holds other objects, have who made it save the model as safetensors.",
         ) from error
-    tensors, rest = _tensors(path, content)
-    entries = {name: Entry(tuple(tensor.shape), functools.partial(_same, tensor)) for name, tensor in tensors.items()}
-    return Weights(path, entries, rest)
+    tensors, rest = _split_tensors(path, content)
+    entries = {name: TensorEntry(tuple(tensor.shape), functools.partial(_return_tensor, tensor)) for name, tensor in tensors.items()}
+    return LazyWeights(path, entries, rest)
 
 
-def _same(tensor: Tensor) -> Tensor:
+def _return_tensor(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _tensors(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _split_tensors(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(content, Mapping):
-        raise fault(path, f"a {type(content).__name__}", "a dict of tensors", "Save the model's state_dict().")
-    groups = [name for name, value in content.items() if isinstance(value, Mapping) and _of_tensors(value)]
+        raise make_error(path, f"a {type(content).__name__}", "a dict of tensors", "Save the model's state_dict().")
+    groups = [name for name, value in content.items() if isinstance(value, Mapping) and _is_state_dict(value)]
     plain = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if plain and not groups:
         chosen: Mapping[Any, Any] = plain
@@ -60,9 +60,9 @@ def _tensors(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[str, Any
             "of them: save the one that is the model as a file of its own."
         )
     if strange := [name for name in chosen if not isinstance(name, str)]:
-        raise fault(path, f"a tensor under the name {strange[0]!r}", "texts as names", "Save the model's state_dict().")
+        raise make_error(path, f"a tensor under the name {strange[0]!r}", "texts as names", "Save the model's state_dict().")
     return {name: tensor.detach() for name, tensor in chosen.items()}, rest
 
 
-def _of_tensors(value: Mapping[Any, Any]) -> bool:
+def _is_state_dict(value: Mapping[Any, Any]) -> bool:
     return bool(value) and all(isinstance(tensor, Tensor) for tensor in value.values())

@@ -7,32 +7,32 @@ from pathlib import Path
 
 from qkv import spec
 from qkv.pretrained import tokenizers
-from qkv.pretrained.exporting.folders import copied, whole_folder
-from qkv.pretrained.reading import Published, write
+from qkv.pretrained.export.output_folder import copy_sidecar_files, create_folder
+from qkv.pretrained.checkpoint import PretrainedModel, save
 
-_PREPARED = ("preprocessor_config.json", "processor_config.json")
+_PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
-def to_hugging_face(published: Published, came_from: str | Path, folder: str | Path) -> None:
+def to_hugging_face(pretrained: PretrainedModel, source: str | Path, folder: str | Path) -> None:
     """Write a published model under the names of its family, with the tokenizer and all else that it came with.
 
     Of a model in one file that is the tokenizer in it or beside it, or what prepares its images. Raises CheckpointError
     for parameters that its family has no name for, VocabularyError for a tokenizer that cannot be read, StorageError if
     the folder cannot be written.
     """
-    place = Path(came_from)
-    with whole_folder(folder) as part:
-        write(published, part)
+    place = Path(source)
+    with create_folder(folder) as part:
+        save(pretrained, part)
         if place.is_dir():
-            copied(place, part)
+            copy_sidecar_files(place, part)
             return
-        for name in _PREPARED:
+        for name in _PROCESSOR_FILES:
             if (place.parent / name).is_file():
                 shutil.copyfile(place.parent / name, part / name)
-        if _reads_text(published.model.spec):
-            tokenizers.write(tokenizers.read(tokenizers.beside(place), published.config), part)
+        if _has_text_input(pretrained.model.spec):
+            tokenizers.save(tokenizers.load(tokenizers.find_tokenizer(place), pretrained.config), part)
 
 
-def _reads_text(shape: spec.Spec) -> bool:
-    stack = (shape.encoder or shape.decoder) if isinstance(shape, spec.Transformer) else None
+def _has_text_input(config: spec.Spec) -> bool:
+    stack = (config.encoder or config.decoder) if isinstance(config, spec.Transformer) else None
     return stack is not None and isinstance(stack.reads, spec.Tokens)

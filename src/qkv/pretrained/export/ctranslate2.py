@@ -16,11 +16,11 @@ from qkv.layers import Attention
 from qkv.models import SequenceModel
 from qkv.models.transformer import Stack, Transformer
 from qkv.positions import sinusoids
-from qkv.pretrained.exporting.folders import library
+from qkv.pretrained.export.output_folder import import_library
 from qkv.text import Tokenizer
 
-_WAVES = 2048  # positions of a table of sinusoids: the engine takes tables alone
-_NEVER = -65504.0  # the lowest number of half precision, in which the engine may compute
+_SINUSOIDAL_POSITIONS = 2048  # positions of a table of sinusoids: the engine takes tables alone
+_SUPPRESSED_SCORE = -65504.0  # the lowest number of half precision, in which the engine may compute
 _ACTIVATIONS = {
     "relu": "RELU", "gelu": "GELU", "gelu_tanh": "GELUTanh", "gelu_sigmoid": "GELUSigmoid", "silu": "SWISH",
     "tanh": "Tanh",
@@ -35,8 +35,8 @@ def to_ctranslate2(
     *,
     bos: int | None,
     eos: int,
-    never: Sequence[int] = (),
-    ends_source: bool = False,
+    suppress_tokens: Sequence[int] = (),
+    add_source_eos: bool = False,
 ) -> None:
     """Write a decoder, or an encoder with a decoder, to an existing folder for `ctranslate2.Generator` or `Translator`.
 
@@ -44,26 +44,26 @@ def to_ctranslate2(
     answer holds. ends_source: the engine puts eos after each source. Raises SpecError naming everything in the model
     that the engine does not have, VocabularyError for tokenizers of another model, MissingExtraError without it.
     """
-    engine = library("ctranslate2", "ctranslate2").specs
-    unsupported = list(_unsupported(model.spec))
+    engine = import_library("ctranslate2", "ctranslate2").specs
+    unsupported = list(_find_unsupported(model.spec))
     if unsupported:
         raise SpecError(f"CTranslate2 cannot say {'; '.join(unsupported)}. Write the model for ONNX instead")
     assert isinstance(model, Transformer)
     choice: Any = model.spec
-    decoder = _decoder(engine, model, never)
+    decoder = _build_decoder(engine, model, suppress_tokens)
     if choice.encoder is None:
         whole = engine.TransformerDecoderModelSpec(decoder)
-        whole.register_vocabulary(_vocabulary(target, choice.decoder))
+        whole.register_vocabulary(_list_vocabulary(target, choice.decoder))
     else:
         assert model.encoder is not None
         encoder = engine.TransformerEncoderSpec(
-            model.encoder.depth, **_shape(engine, choice.encoder), no_final_norm=choice.encoder.final_norm is None
+            model.encoder.depth, **_stack_options(engine, choice.encoder), no_final_norm=choice.encoder.final_norm is None
         )
-        _fill_stack(encoder, model.encoder)
+        _copy_stack(encoder, model.encoder)
         whole = engine.TransformerSpec(encoder, decoder)
-        whole.register_source_vocabulary(_vocabulary(source, choice.encoder))
-        whole.register_target_vocabulary(_vocabulary(target, choice.decoder))
-        whole.config.add_source_eos = ends_source
+        whole.register_source_vocabulary(_list_vocabulary(source, choice.encoder))
+        whole.register_target_vocabulary(_list_vocabulary(target, choice.decoder))
+        whole.config.add_source_eos = add_source_eos
         whole.config.decoder_start_token = target.vocabulary()[eos if bos is None else bos]
     names, unknown = target.vocabulary(), target.special_tokens.unk
     whole.config.eos_token = names[eos]
@@ -75,28 +75,28 @@ def to_ctranslate2(
     whole.save(str(folder))
 
 
-def _unsupported(choice: spec.Spec) -> Iterator[str]:
+def _find_unsupported(config: spec.Spec) -> Iterator[str]:
     """Yield what the engine does not have, by the names of the spec."""
-    if not isinstance(choice, spec.Transformer):
-        yield f"a {type(choice).__name__}"
+    if not isinstance(config, spec.Transformer):
+        yield f"a {type(config).__name__}"
         return
-    if choice.decoder is None:
+    if config.decoder is None:
         yield "an encoder alone"
         return
-    if isinstance(choice.answers, spec.Vocabulary) and choice.answers.dense is not None:
-        yield "answers.dense"
-    if isinstance(choice.answers, spec.PointerGenerator):
-        yield "answers=PointerGenerator"
-    stacks = {"encoder": choice.encoder, "decoder": choice.decoder}
-    norms = {one for stack in stacks.values() if stack for one in _norms(stack)}
+    if isinstance(config.answers, spec.Vocabulary) and config.answers.dense is not None:
+        yield "head.dense"
+    if isinstance(config.answers, spec.PointerGenerator):
+        yield "head=PointerGenerator"
+    stacks = {"encoder": config.encoder, "decoder": config.decoder}
+    norms = {one for stack in stacks.values() if stack for one in _iter_norms(stack)}
     if len(norms) > 1:
         yield f"norms that differ ({', '.join(f'{one.kind} with eps={one.eps}' for one in sorted(norms, key=str))})"
     for name, stack in stacks.items():
         if stack is not None:
-            yield from (f"{name}.{what}" for what in _unsupported_stack(stack, alone=choice.encoder is None))
+            yield from (f"{name}.{what}" for what in _find_unsupported_in_stack(stack, is_decoder_only=config.encoder is None))
 
 
-def _norms(stack: spec.Stack) -> Iterator[spec.Norm]:
+def _iter_norms(stack: spec.Stack) -> Iterator[spec.Norm]:
     for block in stack.blocks:
         yield block.norm
         if isinstance(block.self_attention, spec.Attention) and isinstance(block.self_attention.qk_norm, spec.Norm):
@@ -104,7 +104,7 @@ def _norms(stack: spec.Stack) -> Iterator[spec.Norm]:
     yield from filter(None, (stack.embed_norm, stack.final_norm))
 
 
-def _unsupported_stack(stack: spec.Stack, alone: bool) -> Iterator[str]:
+def _find_unsupported_in_stack(stack: spec.Stack, is_decoder_only: bool) -> Iterator[str]:
     block = stack.blocks[0]
     position = block.self_attention.position
     if not isinstance(block.self_attention, spec.Attention):
@@ -119,14 +119,14 @@ def _unsupported_stack(stack: spec.Stack, alone: bool) -> Iterator[str]:
     if stack.repeats > 1:
         yield f"repeats={stack.repeats}"
     if not isinstance(stack.reads, spec.Tokens):
-        yield f"reads={type(stack.reads).__name__}"
+        yield f"input={type(stack.reads).__name__}"
     elif stack.reads.width is not None or stack.reads.segments is not None:
-        yield "reads with a width of their own, or segments"
+        yield "input with its own width, or with segments"
     if (stack.positions is None) == (position is None):
         yield "no positions at all" if position is None else "positions of tokens beside those of an attention"
     elif stack.positions is not None and not isinstance(stack.positions, spec.Learned | spec.Sinusoidal):
         yield f"positions={type(stack.positions).__name__}"
-    if block.norm_at == "result" or (block.norm_at == "both" and not alone):
+    if block.norm_at == "result" or (block.norm_at == "both" and not is_decoder_only):
         yield f"norm_at={block.norm_at!r}"
     if block.norm_at == "post" and stack.final_norm is not None:
         yield "final_norm after blocks with norm_at='post'"
@@ -134,10 +134,10 @@ def _unsupported_stack(stack: spec.Stack, alone: bool) -> Iterator[str]:
         yield "first_norm=False"
     if block.parallel and block.norm.kind != "layer":
         yield "parallel blocks with norms of the kind 'rms'"
-    yield from (f"self_attention.{what}" for what in _unsupported_attention(block.self_attention, alone))
+    yield from (f"self_attention.{what}" for what in _find_unsupported_in_attention(block.self_attention, is_decoder_only))
     if block.cross_attention is not None:
         across = block.cross_attention
-        yield from (f"cross_attention.{what}" for what in _unsupported_attention(across, alone))
+        yield from (f"cross_attention.{what}" for what in _find_unsupported_in_attention(across, is_decoder_only))
         same = ("heads", "d_key", "kv_heads", "qk_norm")
         if any(getattr(across, name) != getattr(block.self_attention, name) for name in same):
             yield f"cross_attention with other {', '.join(same)} than self_attention"
@@ -145,31 +145,31 @@ def _unsupported_stack(stack: spec.Stack, alone: bool) -> Iterator[str]:
             yield "cross_attention.position"
 
 
-def _unsupported_attention(choice: spec.Attention, alone: bool) -> Iterator[str]:
+def _find_unsupported_in_attention(config: spec.Attention, is_decoder_only: bool) -> Iterator[str]:
     """A window, which the engine lays over its cache alone, and angles scaled by wavelength, which it computes with
     other numbers, would change what the model predicts."""
-    each = isinstance(choice.qk_norm, spec.Norm) and choice.qk_norm.kind == "rms"
-    if choice.qk_norm is not None and not (alone and each):
-        yield f"qk_norm={choice.qk_norm}"
+    each = isinstance(config.qk_norm, spec.Norm) and config.qk_norm.kind == "rms"
+    if config.qk_norm is not None and not (is_decoder_only and each):
+        yield f"qk_norm={config.qk_norm}"
     for name in ("window", "softcap"):
-        if getattr(choice, name) is not None:
-            yield f"{name}={getattr(choice, name)}"
-    if choice.sinks:
+        if getattr(config, name) is not None:
+            yield f"{name}={getattr(config, name)}"
+    if config.sinks:
         yield "sinks"
-    if choice.d_value not in (None, choice.d_key):
-        yield f"d_value={choice.d_value} beside d_key={choice.d_key}"
-    if choice.kv_heads not in (None, choice.heads) and not alone:
-        yield f"kv_heads={choice.kv_heads} beside heads={choice.heads}"
-    match choice.position:
+    if config.d_value not in (None, config.d_key):
+        yield f"d_value={config.d_value} beside d_key={config.d_key}"
+    if config.kv_heads not in (None, config.heads) and not is_decoder_only:
+        yield f"kv_heads={config.kv_heads} beside heads={config.heads}"
+    match config.position:
         case spec.Rotary(scaling=scaling) if scaling is not None and not isinstance(scaling, spec.Interpolated):
             yield f"position.scaling={type(scaling).__name__}"
-        case spec.Rotary() | spec.Alibi() if not alone:
-            yield f"position={type(choice.position).__name__} beside another stack"
+        case spec.Rotary() | spec.Alibi() if not is_decoder_only:
+            yield f"position={type(config.position).__name__} beside another stack"
         case spec.Alibi(factor) if factor != 1.0:
             yield f"position.factor={factor}"
 
 
-def _shape(engine: Any, stack: spec.Stack) -> dict[str, Any]:
+def _stack_options(engine: Any, stack: spec.Stack) -> dict[str, Any]:
     """What both kinds of stack take, apart from their depth."""
     block: Any = stack.blocks[0]
     attention, position = block.self_attention, block.self_attention.position
@@ -198,26 +198,26 @@ def _shape(engine: Any, stack: spec.Stack) -> dict[str, Any]:
     return shape
 
 
-def _decoder(engine: Any, model: Transformer, never: Sequence[int]) -> Any:
+def _build_decoder(engine: Any, model: Transformer, suppress_tokens: Sequence[int]) -> Any:
     whole: Any = model.spec
     choice, decoder = whole.decoder, model.decoder
     assert decoder is not None
     block = choice.blocks[0]
     written = engine.TransformerDecoderSpec(
         decoder.depth,
-        **_shape(engine, choice),
+        **_stack_options(engine, choice),
         no_final_norm=choice.final_norm is None,
         with_encoder_attention=block.cross_attention is not None,
         alibi=isinstance(block.self_attention.position, spec.Alibi),
         parallel_residual=block.parallel,
     )
-    _fill_stack(written, decoder)
+    _copy_stack(written, decoder)
     answer: Any = model.answer
     written.projection.weight = answer.vectors.detach()
     bias = None if answer.bias is None else answer.bias.detach().clone()
-    if never:
+    if suppress_tokens:
         bias = torch.zeros(len(answer.vectors)) if bias is None else bias
-        bias[list(never)] = _NEVER
+        bias[list(suppress_tokens)] = _SUPPRESSED_SCORE
     if bias is not None:
         written.projection.bias = bias
     if answer.scale is not None:
@@ -227,85 +227,85 @@ def _decoder(engine: Any, model: Transformer, never: Sequence[int]) -> Any:
     return written
 
 
-def _fill_stack(written: Any, stack: Stack) -> None:
+def _copy_stack(target: Any, stack: Stack) -> None:
     embedding: Any = stack.embedding
-    table = written.embeddings[0] if isinstance(written.embeddings, list) else written.embeddings
+    table = target.embeddings[0] if isinstance(target.embeddings, list) else target.embeddings
     table.weight = embedding.tokens.weight.detach()
-    written.scale_embeddings = float(embedding.scale)
+    target.scale_embeddings = float(embedding.scale)
     if embedding.positions is not None:
-        written.position_encodings.encodings = embedding.positions.weight.detach()
-    elif isinstance(stack.choice.positions, spec.Sinusoidal):
-        waves = stack.choice.positions
-        numbers = torch.arange(waves.start, waves.start + _WAVES)
-        written.position_encodings.encodings = sinusoids(numbers, stack.choice.d_model, waves.layout)
-    if stack.choice.embed_norm is not None:
-        _fill_norm(written.layernorm_embedding, embedding.norm)
-    if stack.choice.final_norm is not None:
-        _fill_norm(written.layer_norm, stack.final_norm)
-    for layer, block in zip(written.layer, stack.blocks, strict=True):
-        _fill_block(layer, block)
-        position = stack.choice.blocks[0].self_attention.position
+        target.position_encodings.encodings = embedding.positions.weight.detach()
+    elif isinstance(stack.config.positions, spec.Sinusoidal):
+        waves = stack.config.positions
+        numbers = torch.arange(waves.start, waves.start + _SINUSOIDAL_POSITIONS)
+        target.position_encodings.encodings = sinusoids(numbers, stack.config.d_model, waves.layout)
+    if stack.config.embed_norm is not None:
+        _copy_norm(target.layernorm_embedding, embedding.norm)
+    if stack.config.final_norm is not None:
+        _copy_norm(target.layer_norm, stack.final_norm)
+    for layer, block in zip(target.layer, stack.blocks, strict=True):
+        _copy_block(layer, block)
+        position = stack.config.blocks[0].self_attention.position
         if isinstance(position, spec.RelativeBias):
             shared: Any = stack.position_biases[0]
             layer.self_attention.relative_attention_bias = shared.bias.detach()
             layer.self_attention.relative_attention_max_distance = np.int32(position.max_distance)
 
 
-def _fill_block(layer: Any, block: Any) -> None:
+def _copy_block(layer: Any, block: Any) -> None:
     """Norms stand where the block has them: with the sublayer, or around it."""
     attention, feed_forward = block.self_attention_residual, block.feed_forward_residual
-    if block.choice.parallel:
-        _fill_norm(layer.input_layer_norm, attention.before)
-        _fill_norm(layer.post_attention_layer_norm, feed_forward.before)
-    elif block.choice.norm_at == "both":
-        _fill_norm(layer.input_layer_norm, attention.before)
-        _fill_norm(layer.post_attention_layer_norm, attention.after)
-        _fill_norm(layer.pre_feedforward_layer_norm, feed_forward.before)
-        _fill_norm(layer.post_feedforward_layer_norm, feed_forward.after)
+    if block.config.parallel:
+        _copy_norm(layer.input_layer_norm, attention.before)
+        _copy_norm(layer.post_attention_layer_norm, feed_forward.before)
+    elif block.config.norm_at == "both":
+        _copy_norm(layer.input_layer_norm, attention.before)
+        _copy_norm(layer.post_attention_layer_norm, attention.after)
+        _copy_norm(layer.pre_feedforward_layer_norm, feed_forward.before)
+        _copy_norm(layer.post_feedforward_layer_norm, feed_forward.after)
     else:
-        at = "before" if block.choice.norm_at == "pre" else "last"
-        _fill_norm(layer.self_attention.layer_norm, getattr(attention, at))
-        _fill_norm(layer.ffn.layer_norm, getattr(feed_forward, at))
+        at = "before" if block.config.norm_at == "pre" else "last"
+        _copy_norm(layer.self_attention.layer_norm, getattr(attention, at))
+        _copy_norm(layer.ffn.layer_norm, getattr(feed_forward, at))
         if block.cross_attention is not None:
-            _fill_norm(layer.attention.layer_norm, getattr(block.cross_attention_residual, at))
-    _fill_attention(layer.self_attention, block.self_attention, apart=False)
+            _copy_norm(layer.attention.layer_norm, getattr(block.cross_attention_residual, at))
+    _copy_attention(layer.self_attention, block.self_attention, is_cross_attention=False)
     if block.cross_attention is not None:
-        _fill_attention(layer.attention, block.cross_attention, apart=True)
+        _copy_attention(layer.attention, block.cross_attention, is_cross_attention=True)
     wide = block.feed_forward
-    _fill_linear(layer.ffn.linear_0, wide.widen if wide.gate is None else wide.gate)
+    _copy_linear(layer.ffn.linear_0, wide.up_proj if wide.gate is None else wide.gate)
     if wide.gate is not None:
-        _fill_linear(layer.ffn.linear_0_noact, wide.widen)
-    _fill_linear(layer.ffn.linear_1, wide.narrow)
+        _copy_linear(layer.ffn.linear_0_noact, wide.up_proj)
+    _copy_linear(layer.ffn.linear_1, wide.down_proj)
 
 
-def _fill_attention(written: Any, attention: Attention, apart: bool) -> None:
+def _copy_attention(target: Any, attention: Attention, is_cross_attention: bool) -> None:
     """Query, key and value are one matrix; over a memory, the query is apart."""
     parts = [attention.query, attention.key, attention.value]
-    for place, of in zip(written.linear, [parts[:1], parts[1:]] if apart else [parts], strict=False):
+    for place, of in zip(target.linear, [parts[:1], parts[1:]] if is_cross_attention else [parts], strict=False):
         place.weight = torch.cat([part.weight.detach() for part in of])
-        if attention.choice.bias:
+        if attention.config.bias:
             place.bias = torch.cat([part.bias.detach() for part in of])
-    _fill_linear(written.linear[-1], attention.output)
+    _copy_linear(target.linear[-1], attention.output)
     if attention.query_norm is not None:
-        _fill_norm(written.q_norm, attention.query_norm)
-        _fill_norm(written.k_norm, attention.key_norm)
-    if attention.choice.scale is not None:
-        written.queries_scale = float(attention.choice.scale)
+        _copy_norm(target.q_norm, attention.query_norm)
+        _copy_norm(target.k_norm, attention.key_norm)
+    if attention.config.scale is not None:
+        target.queries_scale = float(attention.config.scale)
 
 
-def _fill_linear(written: Any, linear: nn.Linear) -> None:
-    written.weight = linear.weight.detach()
+def _copy_linear(target: Any, linear: nn.Linear) -> None:
+    target.weight = linear.weight.detach()
     if linear.bias is not None:
-        written.bias = linear.bias.detach()
+        target.bias = linear.bias.detach()
 
 
-def _fill_norm(written: Any, norm: Any) -> None:
-    written.gamma = norm.weight.detach()
+def _copy_norm(target: Any, norm: Any) -> None:
+    target.gamma = norm.weight.detach()
     if isinstance(norm, nn.LayerNorm):
-        written.beta = norm.bias.detach()
+        target.beta = norm.bias.detach()
 
 
-def _vocabulary(tokenizer: Tokenizer, stack: spec.Stack) -> list[str]:
+def _list_vocabulary(tokenizer: Tokenizer, stack: spec.Stack) -> list[str]:
     """The spelling of each token the model has a vector for."""
     assert isinstance(stack.reads, spec.Tokens)
     names, vocab = tokenizer.vocabulary(), stack.reads.vocab

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.family import Config, WholeFile
-from qkv.pretrained.operations import unpaired
-from qkv.pretrained.weights import Weights
+from qkv.pretrained.family import HFConfig, SingleFileReader
+from qkv.pretrained.conversions import permute_for_rotary
+from qkv.pretrained.weights import LazyWeights
 
-_ARCHITECTURES = {"llama": True, "qwen2": False, "qwen3": False}
+_INTERLEAVED_ROTARY = {"llama": True, "qwen2": False, "qwen3": False}
 """What is known of GGUF, and whether rotary pairs stand side by side in it, as Meta has them."""
 
-_SETTINGS = {
+_GGUF_SETTINGS = {
     "block_count": "num_hidden_layers",
     "embedding_length": "hidden_size",
     "feed_forward_length": "intermediate_size",
@@ -34,10 +34,10 @@ _SETTINGS = {
     "rope.freq_base": "rope_theta",
     "vocab_size": "vocab_size",
 }
-_NEEDED = list(_SETTINGS)[:6]
-_TOKENS = {"bos": "bos", "eos": "eos", "padding": "pad"}
+_REQUIRED_SETTINGS = list(_GGUF_SETTINGS)[:6]
+_TOKEN_ROLES = {"bos": "bos", "eos": "eos", "padding": "pad"}
 
-_GGUF = {
+_GGUF_NAMES = {
     "token_embd": "model.embed_tokens",
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -53,7 +53,7 @@ _GGUF = {
     "output_norm": "model.norm",
     "output": "lm_head",
 }
-_LLAMA2C = {
+_LLAMA2C_NAMES = {
     "tok_embeddings": "model.embed_tokens",
     "attention_norm": "input_layernorm",
     "attention.wq": "self_attn.q_proj",
@@ -69,7 +69,7 @@ _LLAMA2C = {
 }
 
 
-class Renamed(Mapping[str, Tensor]):
+class RenamedWeights(Mapping[str, Tensor]):
     """A file's tensors under other names, each read when it is asked for; names that are not known stay.
 
     parts: the names without number and ending. heads: the parts whose rotary pairs stand side by side, and in how
@@ -77,23 +77,23 @@ class Renamed(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, stored: Weights, parts: Mapping[str, str], heads: Mapping[str, int], without: tuple[str, ...] = ()
+        self, file_weights: LazyWeights, names: Mapping[str, str], interleaved_heads: Mapping[str, int], exclude: tuple[str, ...] = ()
     ) -> None:
-        self._stored, self._heads = stored, heads
-        self._names = {_renamed(name, parts): name for name in stored if name not in without}
+        self._file_weights, self._interleaved_heads = file_weights, interleaved_heads
+        self._names = {_rename(name, names): name for name in file_weights if name not in exclude}
 
     def __getitem__(self, name: str) -> Tensor:
         """Read a tensor. Raises CheckpointError if it cannot be cut into heads."""
-        tensor = self._stored[self._names[name]]
-        heads = next((count for part, count in self._heads.items() if part in name), None)
+        tensor = self._file_weights[self._names[name]]
+        heads = next((count for part, count in self._interleaved_heads.items() if part in name), None)
         if heads is None:
             return tensor
         if tensor.shape[0] % (2 * heads):
             raise CheckpointError(
-                f"{self._stored.path}: {self._names[name]} has {tensor.shape[0]} rows; expected pairs of rows in "
+                f"{self._file_weights.path}: {self._names[name]} has {tensor.shape[0]} rows; expected pairs of rows in "
                 f"{heads} heads, which its header says: convert the model again"
             )
-        return tensor[unpaired("", heads).into(torch.arange(len(tensor)), ())[0]]
+        return tensor[permute_for_rotary("", heads).to_parameters(torch.arange(len(tensor)), ())[0]]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -102,70 +102,70 @@ class Renamed(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _renamed(name: str, parts: Mapping[str, str]) -> str:
+def _rename(name: str, names: Mapping[str, str]) -> str:
     match = re.fullmatch(r"(?:(?:blk|layers)\.(\d+)\.)?(.+)\.(weight|bias)", name)
-    if match is None or match[2] not in parts:
+    if match is None or match[2] not in names:
         return name
     within = f"model.layers.{match[1]}." if match[1] else ""
-    return f"{within}{parts[match[2]]}.{match[3]}"
+    return f"{within}{names[match[2]]}.{match[3]}"
 
 
-def _gguf(stored: Weights) -> tuple[Config, Mapping[str, Tensor]] | None:
+def _read_gguf(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tensor]] | None:
     """The model in a GGUF file. Raises CheckpointError for an architecture, or a setting of it, that is not known."""
-    kind = stored.metadata.get("general.architecture")
+    kind = file_weights.metadata.get("general.architecture")
     if kind is None:
         return None
-    if kind not in _ARCHITECTURES:
+    if kind not in _INTERLEAVED_ROTARY:
         raise CheckpointError(
-            f"{stored.path} is of the architecture {kind!r}; expected one of {', '.join(_ARCHITECTURES)}"
+            f"{file_weights.path} is of the architecture {kind!r}; expected one of {', '.join(_INTERLEAVED_ROTARY)}"
         )
     says = {
-        name.removeprefix(f"{kind}."): value for name, value in stored.metadata.items() if name.startswith(f"{kind}.")
+        name.removeprefix(f"{kind}."): value for name, value in file_weights.metadata.items() if name.startswith(f"{kind}.")
     }
     config: dict[str, Any] = {
         "model_type": kind,
         "architectures": [f"{kind.capitalize()}ForCausalLM"],
         "hidden_act": "silu",
-        "tie_word_embeddings": "output.weight" not in stored,
+        "tie_word_embeddings": "output.weight" not in file_weights,
     }
     for name, value in says.items():
-        if name in _SETTINGS:
-            config[_SETTINGS[name]] = _number(stored, f"{kind}.{name}", value)
-    if missing := [f"{kind}.{name}" for name in _NEEDED if name not in says]:
+        if name in _GGUF_SETTINGS:
+            config[_GGUF_SETTINGS[name]] = _parse_number(file_weights, f"{kind}.{name}", value)
+    if missing := [f"{kind}.{name}" for name in _REQUIRED_SETTINGS if name not in says]:
         raise CheckpointError(
-            f"{stored.path} does not say {', '.join(missing)}; expected a whole header: convert again"
+            f"{file_weights.path} does not say {', '.join(missing)}; expected a whole header: convert again"
         )
-    if "token_embd.weight" in stored:
-        config["vocab_size"] = stored.shape("token_embd.weight")[0]
+    if "token_embd.weight" in file_weights:
+        config["vocab_size"] = file_weights.shape("token_embd.weight")[0]
     d_key = config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
-    config["rope_parameters"] = {"rope_theta": config.pop("rope_theta", 10000.0), **_scaling(stored, says, config)}
-    known = {*_SETTINGS, "rope.scaling.type", "rope.scaling.factor"}
+    config["rope_parameters"] = {"rope_theta": config.pop("rope_theta", 10000.0), **_parse_rope_scaling(file_weights, says, config)}
+    known = {*_GGUF_SETTINGS, "rope.scaling.type", "rope.scaling.factor"}
     for name, value in says.items():
         fits = name in known or (name in ("rope.dimension_count", "attention.value_length") and value == d_key)
         if not fits:
             raise CheckpointError(
-                f"{stored.path} says {kind}.{name}={value}, which is not known; use another conversion"
+                f"{file_weights.path} says {kind}.{name}={value}, which is not known; use another conversion"
             )
-    for theirs, ours in _TOKENS.items():
-        if f"tokenizer.ggml.{theirs}_token_id" in stored.metadata:
-            config[f"{ours}_token_id"] = int(stored.metadata[f"tokenizer.ggml.{theirs}_token_id"])
+    for theirs, ours in _TOKEN_ROLES.items():
+        if f"tokenizer.ggml.{theirs}_token_id" in file_weights.metadata:
+            config[f"{ours}_token_id"] = int(file_weights.metadata[f"tokenizer.ggml.{theirs}_token_id"])
     heads = config["num_attention_heads"]
-    paired = {"q_proj": heads, "k_proj": config.get("num_key_value_heads", heads)} if _ARCHITECTURES[kind] else {}
-    return config, Renamed(stored, _GGUF, paired, without=("rope_freqs.weight",))
+    paired = {"q_proj": heads, "k_proj": config.get("num_key_value_heads", heads)} if _INTERLEAVED_ROTARY[kind] else {}
+    return config, RenamedWeights(file_weights, _GGUF_NAMES, paired, exclude=("rope_freqs.weight",))
 
 
-def _number(stored: Weights, name: str, value: Any) -> int | float:
+def _parse_number(file_weights: LazyWeights, name: str, value: Any) -> int | float:
     """A setting as it was before it became a float32: 1e-05, not 9.999999747378752e-06."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise CheckpointError(f"{stored.path} says {name}={value}; expected one number for all blocks")
+        raise CheckpointError(f"{file_weights.path} says {name}={value}; expected one number for all blocks")
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
-def _scaling(stored: Weights, says: Mapping[str, Any], config: Config) -> dict[str, Any]:
+def _parse_rope_scaling(file_weights: LazyWeights, header: Mapping[str, Any], config: HFConfig) -> dict[str, Any]:
     """How rotary positions are scaled: by one number, or by one for each pair (how GGUF keeps Llama 3.1's scaling)."""
-    kind = says.get("rope.scaling.type", "none")
-    if "rope_freqs.weight" in stored:
-        factors = stored["rope_freqs.weight"].tolist()
+    kind = header.get("rope.scaling.type", "none")
+    if "rope_freqs.weight" in file_weights:
+        factors = file_weights["rope_freqs.weight"].tolist()
         length = config["max_position_embeddings"]
         return {
             "rope_type": "longrope",
@@ -177,16 +177,16 @@ def _scaling(stored: Weights, says: Mapping[str, Any], config: Config) -> dict[s
     if kind == "linear":
         return {
             "rope_type": "linear",
-            "factor": _number(stored, "rope.scaling.factor", says.get("rope.scaling.factor")),
+            "factor": _parse_number(file_weights, "rope.scaling.factor", header.get("rope.scaling.factor")),
         }
     if kind != "none":
-        raise CheckpointError(f"{stored.path} scales rotary positions by {kind!r}; expected 'none' or 'linear'")
+        raise CheckpointError(f"{file_weights.path} scales rotary positions by {kind!r}; expected 'none' or 'linear'")
     return {"rope_type": "default"}
 
 
-def _llama2c(stored: Weights) -> tuple[Config, Mapping[str, Tensor]] | None:
+def _read_llama2c(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tensor]] | None:
     """The model in a .bin of llama2.c; what its header leaves open is as that program has it."""
-    says = stored.metadata
+    says = file_weights.metadata
     if "shared_classifier" not in says:
         return None
     config = {
@@ -207,7 +207,7 @@ def _llama2c(stored: Weights) -> tuple[Config, Mapping[str, Tensor]] | None:
         "eos_token_id": 2,
     }
     heads = {"q_proj": says["n_heads"], "k_proj": says["n_kv_heads"]}
-    return config, Renamed(stored, _LLAMA2C, heads, without=("freqs_cos", "freqs_sin"))
+    return config, RenamedWeights(file_weights, _LLAMA2C_NAMES, heads, exclude=("freqs_cos", "freqs_sin"))
 
 
-FILES: tuple[WholeFile, ...] = (_gguf, _llama2c)
+SINGLE_FILE_READERS: tuple[SingleFileReader, ...] = (_read_gguf, _read_llama2c)

@@ -13,12 +13,12 @@ from typing import Any
 
 from qkv.errors import MissingExtraError, StorageError
 
-_BESIDE = (".json", ".txt", ".model", ".spm", ".jinja")
+_SIDECAR_SUFFIXES = (".json", ".txt", ".model", ".spm", ".jinja")
 """The endings of files that say how text is cut, sound and images are prepared, and answers are found."""
 
 
 @contextmanager
-def whole_folder(path: str | Path) -> Iterator[Path]:
+def create_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty folder to write to; on leaving, it becomes `path` in one step, and after an error is gone.
 
     Raises StorageError if something is there already, or if it cannot be written.
@@ -42,13 +42,13 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
             shutil.rmtree(part, ignore_errors=True)
 
 
-def copied(source: str | Path, folder: Path) -> list[str]:
+def copy_sidecar_files(source: str | Path, folder: Path) -> list[str]:
     """Copy what stands beside the weights of a published model and is not in the folder yet; return the names."""
     found = [
         file
         for file in sorted(Path(source).iterdir())
         if file.is_file()
-        and file.suffix in _BESIDE
+        and file.suffix in _SIDECAR_SUFFIXES
         and file.name != "config.json"
         and not file.name.endswith(".index.json")
         and not (folder / file.name).exists()
@@ -58,7 +58,7 @@ def copied(source: str | Path, folder: Path) -> list[str]:
     return [file.name for file in found]
 
 
-def library(name: str, extra: str) -> Any:
+def import_library(name: str, extra: str) -> Any:
     """Import a library that only a conversion needs. Raises MissingExtraError naming the extra that brings it."""
     try:
         return importlib.import_module(name)
