@@ -17,7 +17,7 @@ import measuring
 import torch
 from sizes import SIZES, build_qkv
 
-from qkv.attend import attend
+from qkv.attention import attend
 from qkv.lens import Recorder
 from qkv.mask import Mask
 from qkv.tap import Site, Tap

@@ -66,7 +66,7 @@ def measure_stress(model: TextGenerator, count: int | None) -> None:
         others = [place for place in range(later) if place != first] or [first]
 
         def chance(hidden: Sequence[int], answer: Any = answer, later: int = later, word: str = word) -> float:
-            tap: Tap = lens.knock_out("decoder.*.self_attention", hidden) if hidden else lens.Together()
+            tap: Tap = lens.knock_out("decoder.*.self_attention", hidden) if hidden else lens.Compose()
             logits = model.look(word, answer, tap=tap).trace.logits
             assert logits is not None
             return float(logits[0, later].softmax(-1)[marked].sum())
@@ -88,7 +88,7 @@ def measure_heads(model: TextGenerator, count: int | None) -> None:
         return sum(one[0].text in own for one, (_, own) in zip(answers, drawn, strict=True))
 
     trace = model.look(drawn[0][0]).trace
-    print(f"| switched off | right of {len(drawn)} |\n| --- | ---: |\n| nothing | {right(lens.Together())} |")
+    print(f"| switched off | right of {len(drawn)} |\n| --- | ---: |\n| nothing | {right(lens.Compose())} |")
     for attention in trace:
         for head in range(attention.heads):
             print(
@@ -100,7 +100,7 @@ def measure_gender(runner: TextGenerator, count: int | None) -> None:
     """How probable an article stays where the noun that comes after it, or something else, is hidden from some."""
     lines = [source for source, _ in corpora.load_pairs("multi30k", split="test_2016_flickr", source="en", target="de")]
     looked = [runner.look(line) for line in lines[: count or 200]]
-    best = [head for head, _ in lens.best_heads([one.trace for one in looked[:50]], count=2)]
+    best = [head for head, _ in lens.find_best_heads([one.trace for one in looked[:50]], n_heads=2)]
     numbers = [
         number
         for number, name in enumerate(runner.token_names(range(runner.target_tokenizer.size)))
@@ -142,10 +142,10 @@ def _article_probabilities(
 
     reading = lens.knock_out("encoder.*.self_attention", [noun])
     taps = {
-        "nothing": lens.Together(),
+        "nothing": lens.Compose(),
         "the noun from the decoder": crossing(noun),
         "the noun from the encoder's other tokens": reading,
-        "the noun from both": lens.Together(crossing(noun), reading),
+        "the noun from both": lens.Compose(crossing(noun), reading),
         "the English article from the decoder": crossing(article),
         "another token from the decoder, at random": crossing(other),
     }

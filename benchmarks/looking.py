@@ -25,8 +25,8 @@ import torch
 from sizes import DECODERS, SIZES, build_gpt2, build_marian, build_qkv, build_qkv_decoder
 from torch import Tensor
 
-from qkv.attend import attend
-from qkv.lens import AttentionTrace, Recorder, Statistics, measure, trace_of
+from qkv.attention import attend
+from qkv.lens import AttentionTrace, Recorder, AttentionStatistics, compute_statistics, build_trace
 from qkv.mask import Mask
 from qkv.models import SequenceModel
 from qkv.tap import Tap
@@ -144,9 +144,9 @@ def measure_by_length(options: Any) -> None:
         started = clock()
         attend(*tensors, mask=Mask(causal=True), tap=recorder.at("here"))
         kernel = clock() - started
-        attention = trace_of(recorder, torch.nn.Module())["here"]
+        attention = build_trace(recorder, torch.nn.Module())["here"]
         started = clock()
-        found = measure(attention)
+        found = compute_statistics(attention)
         counted = clock() - started
         rows.append(
             [
@@ -172,7 +172,7 @@ def measure_pages(options: Any) -> None:
     for length in options.page_lengths:
         ids, recorder = torch.randint(4, DECODERS[options.decoder].vocab, (1, length)), Recorder()
         logits = model(target=ids, tap=recorder)
-        trace = trace_of(recorder, model, logits=logits, target=ids)
+        trace = build_trace(recorder, model, logits=logits, target=ids)
         described, taken = [], []
         for _ in range(options.rounds):
             started = time.process_time()
@@ -187,14 +187,14 @@ def measure_pages(options: Any) -> None:
     measuring.print_table(["", "document, s", "file, s", "MB"], rows)
 
 
-def time_on_demand(attention: AttentionTrace, found: Statistics, clock: Callable[[], float]) -> list[float]:
+def time_on_demand(attention: AttentionTrace, found: AttentionStatistics, clock: Callable[[], float]) -> list[float]:
     """Seconds for a whole row, for a tile by itself, and for one whose rows' normalisers are known."""
     last = attention.keys - 1
     rows, keys = (max(0, last - TILE), last), (last // 3, min(last // 3 + TILE, last))
     return [
         time_call(lambda: attention.weights(0, [last]), clock),
         time_call(lambda: attention.tile(0, rows, keys), clock),
-        time_call(lambda: attention.tile(0, rows, keys, found.normaliser), clock),
+        time_call(lambda: attention.tile(0, rows, keys, found.logsumexp), clock),
     ]
 
 
@@ -208,7 +208,7 @@ def time_call(run: Callable[[], object], clock: Callable[[], float], rounds: int
     return statistics.median(taken[1:])
 
 
-def count_kept_bytes(found: Statistics) -> int:
+def count_kept_bytes(found: AttentionStatistics) -> int:
     """The bytes of all statistics."""
     values = [getattr(found, one.name) for one in fields(found)]
     return sum(value.numel() * value.element_size() for value in values if isinstance(value, Tensor))

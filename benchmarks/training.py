@@ -27,7 +27,7 @@ import qkv.models
 from qkv import spec
 from qkv.data import BatchSampler
 from qkv.data.batch import IGNORE_INDEX, Batch
-from qkv.positions import sinusoids
+from qkv.positions import compute_sinusoids
 from qkv.training import OptimizerConfig, Trainer, TrainingConfig
 from qkv.training.reporters import MetricsWindow, NullReporter
 
@@ -121,7 +121,7 @@ class Theirs(nn.Module):
         settings = {"activation": "relu", "batch_first": True, "norm_first": True}
         self.embedding = nn.Embedding(size.vocab, width, padding_idx=None)
         nn.init.normal_(self.embedding.weight, std=width**-0.5)
-        self.register_buffer("positions", sinusoids(torch.arange(64), width))
+        self.register_buffer("positions", compute_sinusoids(torch.arange(64), width))
         self.dropout = nn.Dropout(dropout)
         encoder = nn.TransformerEncoder(
             nn.TransformerEncoderLayer(*shape, **settings), size.layers, nn.LayerNorm(width), enable_nested_tensor=False

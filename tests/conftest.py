@@ -20,7 +20,7 @@ hypothesis.settings.load_profile("laws")
 def pytest_configure(config: pytest.Config) -> None:
     """Check the shapes that the heart promises, except under `-m compile`, which could not trace the checks."""
     if config.option.markexpr != "compile":
-        jaxtyping.install_import_hook(["qkv.attend", "qkv.positions"], "beartype.beartype")
+        jaxtyping.install_import_hook(["qkv.attention", "qkv.positions"], "beartype.beartype")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from qkv.attend import attend
+    from qkv.attention import attend
     from qkv.lens import look
     from qkv.models import build
     from qkv.tasks import load, train
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["__version__", "attend", "build", "load", "look", "train"]
 
 _EXPORTS = {
-    "attend": "qkv.attend",
+    "attend": "qkv.attention",
     "build": "qkv.models",
     "load": "qkv.tasks",
     "look": "qkv.lens",

@@ -29,7 +29,7 @@ class Memory:
         )
 
 
-class KeyValues:
+class KeyValueCache:
     """The keys and values of one attention, in buffers that grow by doubling."""
 
     def __init__(self) -> None:
@@ -42,45 +42,45 @@ class KeyValues:
         end = self.length + key.shape[2]
         if self._key is None or self._value is None or end > self._key.shape[2]:
             capacity = end if self._key is None else 2 * end  # a memory's keys come at once and never grow
-            self._key = _grown(self._key, key, self.length, capacity)
-            self._value = _grown(self._value, value, self.length, capacity)
+            self._key = _grow(self._key, key, self.length, capacity)
+            self._value = _grow(self._value, value, self.length, capacity)
         self._key[:, :, self.length : end] = key
         self._value[:, :, self.length : end] = value
         self.length = end
         return self._key[:, :, :end], self._value[:, :, :end]
 
-    def kept(self) -> tuple[Tensor, Tensor] | None:
+    def get(self) -> tuple[Tensor, Tensor] | None:
         """All keys and values, or None if there are none yet."""
         if self._key is None or self._value is None:
             return None
         return self._key[:, :, : self.length], self._value[:, :, : self.length]
 
-    def cut(self, length: int) -> None:
+    def crop(self, length: int) -> None:
         """Keep the first `length` alone, and forget those after them."""
         self.length = min(self.length, length)
 
     def reorder(self, index: Tensor) -> None:
         """Pick or repeat rows of the batch."""
         if self._key is not None and self._value is not None:
-            self._key = _picked(self._key, index, self.length)
-            self._value = _picked(self._value, index, self.length)
+            self._key = _select_rows(self._key, index, self.length)
+            self._value = _select_rows(self._value, index, self.length)
 
 
-def _grown(buffer: Tensor | None, like: Tensor, length: int, capacity: int) -> Tensor:
+def _grow(buffer: Tensor | None, like: Tensor, length: int, capacity: int) -> Tensor:
     grown = like.new_empty(like.shape[0], like.shape[1], capacity, like.shape[3])
     if buffer is not None:
         grown[:, :, :length] = buffer[:, :, :length]
     return grown
 
 
-def _picked(buffer: Tensor, index: Tensor, length: int) -> Tensor:
+def _select_rows(buffer: Tensor, index: Tensor, length: int) -> Tensor:
     # index_select copies whole rows where buffer[index] goes element by element, and the room beyond is left alone
     picked = buffer.new_empty(len(index), *buffer.shape[1:])
     picked[:, :, :length] = buffer[:, :, :length].index_select(0, index)
     return picked
 
 
-class Carried:
+class SSRUCache:
     """The state (batch, d_model) of one recurrence, which holds all of the past; None before the first token."""
 
     def __init__(self) -> None:
@@ -96,8 +96,8 @@ class Carried:
 class BlockCache:
     """One decoder block's keys and values: of the tokens so far, and of the memory (computed once)."""
 
-    self_attention: KeyValues | Carried = field(default_factory=KeyValues)
-    cross_attention: KeyValues = field(default_factory=KeyValues)
+    self_attention: KeyValueCache | SSRUCache = field(default_factory=KeyValueCache)
+    cross_attention: KeyValueCache = field(default_factory=KeyValueCache)
 
 
 @dataclass

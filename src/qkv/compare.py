@@ -34,8 +34,8 @@ def describe_design(model_spec: spec.Spec) -> dict[str, str]:
     """Everything a spec chooses beside its sizes, by what it is about, in words."""
     if isinstance(model_spec, spec.Recurrent):
         read = _describe_input("source", model_spec.source) | _describe_input("target", model_spec.target)
-        return {"kind": "recurrent"} | _describe_plain_fields(model_spec) | read | _describe_head(model_spec.answers)
-    if isinstance(model_spec, spec.Towers):
+        return {"kind": "recurrent"} | _describe_plain_fields(model_spec) | read | _describe_head(model_spec.head)
+    if isinstance(model_spec, spec.DualEncoder):
         return {"kind": "two encoders, compared"} | _describe_dual_encoder(model_spec, describe_design)
     kinds = {(True, True): "encoder-decoder", (False, True): "decoder alone", (True, False): "encoder alone"}
     said = {"kind": kinds[model_spec.encoder is not None, model_spec.decoder is not None]}
@@ -48,9 +48,9 @@ def describe_design(model_spec: spec.Spec) -> dict[str, str]:
             }
     if len(stacks) == 2:
         said["source and target vectors"] = "shared" if model_spec.shared_embedding else "apart"
-        beside = model_spec.encoder_answers
+        beside = model_spec.encoder_head
         said["the encoder's own answer"] = "none" if beside is None else f"labels{_describe_fields(beside)}"
-    return said | _describe_head(model_spec.answers)
+    return said | _describe_head(model_spec.head)
 
 
 def describe_sizes(model_spec: spec.Spec) -> dict[str, str]:
@@ -62,7 +62,7 @@ def describe_sizes(model_spec: spec.Spec) -> dict[str, str]:
             "source vocabulary": f"{model_spec.source.vocab:,}",
             "target vocabulary": f"{model_spec.target.vocab:,}",
         }
-    if isinstance(model_spec, spec.Towers):
+    if isinstance(model_spec, spec.DualEncoder):
         return _describe_dual_encoder(model_spec, describe_sizes)
     said: dict[str, str] = {}
     for name, stack in (("encoder", model_spec.encoder), ("decoder", model_spec.decoder)):
@@ -72,14 +72,14 @@ def describe_sizes(model_spec: spec.Spec) -> dict[str, str]:
                 what if alone else f"{name}: {what}": number for what, number in _describe_stack_sizes(stack).items()
             }
     for what in ("count", "width"):
-        if (number := getattr(model_spec.answers, what, None)) is not None:
+        if (number := getattr(model_spec.head, what, None)) is not None:
             said[f"answer: {what}"] = str(number)
-    if model_spec.encoder_answers is not None:
-        said["the encoder's own answer: count"] = str(model_spec.encoder_answers.count)
+    if model_spec.encoder_head is not None:
+        said["the encoder's own answer: count"] = str(model_spec.encoder_head.count)
     return said
 
 
-def _describe_dual_encoder(model_spec: spec.Towers, describe: Callable[[spec.Spec], dict[str, str]]) -> dict[str, str]:
+def _describe_dual_encoder(model_spec: spec.DualEncoder, describe: Callable[[spec.Spec], dict[str, str]]) -> dict[str, str]:
     towers = (("source", model_spec.source), ("target", model_spec.target))
     return {f"{name}: {what}": words for name, tower in towers for what, words in describe(tower).items()}
 
@@ -112,7 +112,7 @@ def _describe_stack_sizes(stack: spec.Stack) -> dict[str, str]:
     crossing = [block.cross_attention for block in blocks if block.cross_attention is not None]
     if crossing:
         said["cross-attention: heads"] = _group_blocks(crossing, lambda one: f"{one.heads} of {one.d_key}")
-    for name, node in (("", stack.reads), ("positions: ", stack.positions), ("segments: ", _get_segments(stack.reads))):
+    for name, node in (("", stack.input), ("positions: ", stack.positions), ("segments: ", _get_segments(stack.input))):
         for field in dataclasses.fields(node) if node is not None else ():
             value = getattr(node, field.name)
             if field.name in _SIZE_FIELDS and value is not None:
@@ -122,7 +122,7 @@ def _describe_stack_sizes(stack: spec.Stack) -> dict[str, str]:
 
 def _describe_stack(stack: spec.Stack) -> dict[str, str]:
     blocks = stack.blocks
-    said = _describe_input("reads", stack.reads)
+    said = _describe_input("reads", stack.input)
     said["positions added to what is read"] = _describe_node(stack.positions)
     said["norm of what is read"] = _describe_node(stack.embed_norm)
     alike = stack.final_norm == blocks[-1].norm
@@ -153,11 +153,11 @@ _NORM_PLACEMENTS = {
 
 def _get_feed_forward(block: spec.Block) -> spec.FeedForward:
     """The feed-forward of a block, or of each of its experts."""
-    return block.feed_forward.each if isinstance(block.feed_forward, spec.Experts) else block.feed_forward
+    return block.feed_forward.expert if isinstance(block.feed_forward, spec.Experts) else block.feed_forward
 
 
 def _describe_norm_placement(block: spec.Block) -> str:
-    return _NORM_PLACEMENTS[block.norm_at] + ("" if block.first_norm else ", none before the self-attention")
+    return _NORM_PLACEMENTS[block.norm_at] + ("" if block.has_first_norm else ", none before the self-attention")
 
 
 def _describe_attention(attentions: list[Any]) -> dict[str, str]:
@@ -198,7 +198,7 @@ def _get_segments(model_input: Any) -> spec.Segments | None:
     return getattr(model_input, "segments", None)
 
 
-def _describe_head(head: spec.Answers) -> dict[str, str]:
+def _describe_head(head: spec.Head) -> dict[str, str]:
     return {"answer": f"{type(head).__name__.lower()}{_describe_fields(head)}"}
 
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qkv import spec
-from qkv.attend import attend, drop
-from qkv.cache import BlockCache, Carried, KeyValues
+from qkv.attention import attend, apply_dropout
+from qkv.cache import BlockCache, SSRUCache, KeyValueCache
 from qkv.mask import Mask
-from qkv.positions import rotate
+from qkv.positions import apply_rotary
 from qkv.tap import NO_TAP, Tap
 
 
@@ -29,7 +29,7 @@ class Dropout(nn.Module):
         self.rate = 0.0
 
     def forward(self, tensor: Tensor) -> Tensor:
-        return drop(tensor, self.rate) if self.training else tensor
+        return apply_dropout(tensor, self.rate) if self.training else tensor
 
 
 def set_dropout(model: nn.Module, rate: float, *, attention: float = 0.0) -> None:
@@ -44,13 +44,13 @@ def set_dropout(model: nn.Module, rate: float, *, attention: float = 0.0) -> Non
             module.dropout = attention
 
 
-def norm(choice: spec.Norm, width: int) -> nn.Module:
+def build_norm(config: spec.Norm, width: int) -> nn.Module:
     """Build the normalisation over the last `width` numbers."""
-    return nn.LayerNorm(width, eps=choice.eps) if choice.kind == "layer" else nn.RMSNorm(width, eps=choice.eps)
+    return nn.LayerNorm(width, eps=config.eps) if config.kind == "layer" else nn.RMSNorm(width, eps=config.eps)
 
 
 @dataclass(frozen=True)
-class Placing:
+class AttentionInputs:
     """What a stack has worked out for an attention: who may be seen, and where everything stands.
 
     For a recurrence the mask says which positions (batch, length) are real.
@@ -64,49 +64,49 @@ class Placing:
 class Attention(nn.Module):
     """Project to query, key, value; normalise; place; remember; attend; output (Vaswani et al. 2017, section 3.2)."""
 
-    def __init__(self, choice: spec.Attention, d_model: int, d_memory: int | None = None) -> None:
+    def __init__(self, config: spec.Attention, d_model: int, d_memory: int | None = None) -> None:
         super().__init__()
-        self.choice = choice
-        self.kv_heads = choice.kv_heads or choice.heads
-        self.d_value = choice.d_value or choice.d_key
+        self.config = config
+        self.kv_heads = config.kv_heads or config.heads
+        self.d_value = config.d_value or config.d_key
         d_source = d_memory or d_model
-        self.query = nn.Linear(d_model, choice.heads * choice.d_key, bias=choice.bias)
-        self.key = nn.Linear(d_source, self.kv_heads * choice.d_key, bias=choice.bias)
-        self.value = nn.Linear(d_source, self.kv_heads * self.d_value, bias=choice.bias)
-        self.output = nn.Linear(choice.heads * self.d_value, d_model, bias=choice.bias)
+        self.query = nn.Linear(d_model, config.heads * config.d_key, bias=config.bias)
+        self.key = nn.Linear(d_source, self.kv_heads * config.d_key, bias=config.bias)
+        self.value = nn.Linear(d_source, self.kv_heads * self.d_value, bias=config.bias)
+        self.output = nn.Linear(config.heads * self.d_value, d_model, bias=config.bias)
         # across heads, the norm takes what was projected before it is split; else each head's part by itself
-        self.across = isinstance(choice.qk_norm, spec.AcrossHeads)
-        each = choice.qk_norm.norm if isinstance(choice.qk_norm, spec.AcrossHeads) else choice.qk_norm
-        query_width, key_width = (choice.heads, self.kv_heads) if self.across else (1, 1)
-        self.query_norm = norm(each, query_width * choice.d_key) if each else None
-        self.key_norm = norm(each, key_width * choice.d_key) if each else None
-        self.sinks = nn.Parameter(torch.zeros(choice.heads)) if choice.sinks else None
+        self.norm_across_heads = isinstance(config.qk_norm, spec.AcrossHeads)
+        each = config.qk_norm.norm if isinstance(config.qk_norm, spec.AcrossHeads) else config.qk_norm
+        query_width, key_width = (config.heads, self.kv_heads) if self.norm_across_heads else (1, 1)
+        self.query_norm = build_norm(each, query_width * config.d_key) if each else None
+        self.key_norm = build_norm(each, key_width * config.d_key) if each else None
+        self.sinks = nn.Parameter(torch.zeros(config.heads)) if config.sinks else None
         self.dropout = 0.0
 
     def forward(
         self,
         hidden: Tensor,
-        placing: Placing,
+        inputs: AttentionInputs,
         memory: Tensor | None = None,
-        cache: KeyValues | None = None,
+        cache: KeyValueCache | None = None,
         tap: Tap = NO_TAP,
     ) -> Tensor:
         """Attend from `hidden` (batch, queries, d_model) to itself, or to `memory` (batch, keys, d_memory).
 
         With a cache, keys and values of `hidden` join those of the past; those of a memory are computed once.
         """
-        query = self._normalised(self.query(hidden), self.choice.heads, self.query_norm)
-        if placing.rotations is not None:
-            query = rotate(query, *placing.rotations)
-        key, value = self.keys_and_values(hidden, memory, placing, cache)
+        query = self._normalize(self.query(hidden), self.config.heads, self.query_norm)
+        if inputs.rotations is not None:
+            query = apply_rotary(query, *inputs.rotations)
+        key, value = self.compute_keys_and_values(hidden, memory, inputs, cache)
         context = attend(
             query,
             key,
             value,
-            mask=placing.mask,
-            bias=placing.bias,
-            scale=self.choice.scale,
-            softcap=self.choice.softcap,
+            mask=inputs.mask,
+            bias=inputs.bias,
+            scale=self.config.scale,
+            softcap=self.config.softcap,
             sinks=self.sinks,
             dropout=self.dropout if self.training else 0.0,
             tap=tap,
@@ -114,35 +114,35 @@ class Attention(nn.Module):
         output: Tensor = self.output(context.transpose(1, 2).flatten(2))
         return tap("output", output)
 
-    def keys_and_values(
-        self, hidden: Tensor, memory: Tensor | None, placing: Placing, cache: KeyValues | None
+    def compute_keys_and_values(
+        self, hidden: Tensor, memory: Tensor | None, inputs: AttentionInputs, cache: KeyValueCache | None
     ) -> tuple[Tensor, Tensor]:
         """What is attended to: of `memory` (batch, keys, d_memory) if given, else of `hidden` with its past ->
         (batch, kv_heads, keys, d_key) and (batch, kv_heads, keys, d_value)."""
-        if memory is not None and cache is not None and (kept := cache.kept()) is not None:
+        if memory is not None and cache is not None and (kept := cache.get()) is not None:
             return kept
         source = hidden if memory is None else memory
-        key = self._normalised(self.key(source), self.kv_heads, self.key_norm)
-        value = _split(self.value(source), self.kv_heads)
-        if placing.rotations is not None:
-            key = rotate(key, *placing.rotations)
+        key = self._normalize(self.key(source), self.kv_heads, self.key_norm)
+        value = _split_heads(self.value(source), self.kv_heads)
+        if inputs.rotations is not None:
+            key = apply_rotary(key, *inputs.rotations)
         return (key, value) if cache is None else cache.append(key, value)
 
-    def _normalised(self, projected: Tensor, heads: int, by: nn.Module | None) -> Tensor:
-        if by is None or self.across:
-            return _split(projected if by is None else by(projected), heads)
+    def _normalize(self, projected: Tensor, heads: int, norm: nn.Module | None) -> Tensor:
+        if norm is None or self.norm_across_heads:
+            return _split_heads(projected if norm is None else norm(projected), heads)
         # before heads and length change places: the norm of what lies side by side is cheaper
-        split: Tensor = by(_split(projected, heads).transpose(1, 2))
+        split: Tensor = norm(_split_heads(projected, heads).transpose(1, 2))
         return split.transpose(1, 2)
 
 
-def _split(projected: Tensor, heads: int) -> Tensor:
+def _split_heads(projected: Tensor, heads: int) -> Tensor:
     """(batch, length, heads * d) -> (batch, heads, length, d)."""
     batch, length, width = projected.shape
     return projected.view(batch, length, heads, width // heads).transpose(1, 2)
 
 
-class Recurrence(nn.Module):
+class SSRU(nn.Module):
     """Take the past along in one state for each row, simple to step through (Kim et al. 2019, section 3.1)."""
 
     def __init__(self, d_model: int) -> None:
@@ -153,15 +153,15 @@ class Recurrence(nn.Module):
     def forward(
         self,
         hidden: Tensor,
-        placing: Placing,
+        inputs: AttentionInputs,
         memory: None = None,
-        cache: Carried | None = None,
+        cache: SSRUCache | None = None,
         tap: Tap = NO_TAP,
     ) -> Tensor:
         """(batch, length, d_model) -> the same; with a cache, from the state it holds. Padding is passed by."""
         forget, value = torch.sigmoid(self.forget(hidden)), self.value(hidden)
-        if isinstance(placing.mask, Tensor):
-            forget = forget.masked_fill(~placing.mask[..., None], 1.0)
+        if isinstance(inputs.mask, Tensor):
+            forget = forget.masked_fill(~inputs.mask[..., None], 1.0)
         entering = (1 - forget) * value
         state = hidden.new_zeros(hidden.shape[0], hidden.shape[2])
         if cache is not None and cache.state is not None:
@@ -175,7 +175,7 @@ class Recurrence(nn.Module):
         return tap("output", functional.relu(torch.stack(states, dim=1)))
 
 
-def _squared(tensor: Tensor) -> Tensor:
+def _relu_squared(tensor: Tensor) -> Tensor:
     """The square of what is positive (So et al. 2021)."""
     positive = functional.relu(tensor)
     return positive * positive
@@ -183,7 +183,7 @@ def _squared(tensor: Tensor) -> Tensor:
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
-    "relu_squared": _squared,
+    "relu_squared": _relu_squared,
     "gelu": functional.gelu,
     "gelu_tanh": lambda tensor: functional.gelu(tensor, approximate="tanh"),
     "gelu_sigmoid": lambda tensor: tensor * torch.sigmoid(1.702 * tensor),
@@ -195,38 +195,38 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 class FeedForward(nn.Module):
     """Widen, activate, narrow, at each position by itself (Vaswani et al. 2017, section 3.3)."""
 
-    def __init__(self, choice: spec.FeedForward, d_model: int) -> None:
+    def __init__(self, config: spec.FeedForward, d_model: int) -> None:
         super().__init__()
-        self.activation, self.limit = ACTIVATIONS[choice.activation], choice.limit
-        self.widen = nn.Linear(d_model, choice.d_ff, bias=choice.bias)
-        self.gate = nn.Linear(d_model, choice.d_ff, bias=choice.bias) if choice.gated else None
-        self.narrow = nn.Linear(choice.d_ff, d_model, bias=choice.bias)
+        self.activation, self.limit = ACTIVATIONS[config.activation], config.limit
+        self.up_proj = nn.Linear(d_model, config.d_ff, bias=config.bias)
+        self.gate = nn.Linear(d_model, config.d_ff, bias=config.bias) if config.gated else None
+        self.down_proj = nn.Linear(config.d_ff, d_model, bias=config.bias)
 
     def forward(self, hidden: Tensor, tap: Tap = NO_TAP) -> Tensor:
         """(batch, length, d_model) -> the same. Gated: the activated gate multiplies what was widened."""
         if self.gate is None:
-            wide = self.activation(self.widen(hidden))
+            wide = self.activation(self.up_proj(hidden))
         elif self.limit is None:
-            wide = self.activation(self.gate(hidden)) * self.widen(hidden)
+            wide = self.activation(self.gate(hidden)) * self.up_proj(hidden)
         else:
-            bounded = self.widen(hidden).clamp(-self.limit, self.limit)
+            bounded = self.up_proj(hidden).clamp(-self.limit, self.limit)
             wide = self.activation(self.gate(hidden).clamp(max=self.limit)) * (bounded + 1)
-        narrowed: Tensor = self.narrow(wide)
+        narrowed: Tensor = self.down_proj(wide)
         return tap("feed_forward", narrowed)
 
 
 class Experts(nn.Module):
     """Feed-forward networks of which each token takes the few that suit it (Shazeer et al. 2017, section 2)."""
 
-    def __init__(self, choice: spec.Experts, d_model: int) -> None:
+    def __init__(self, config: spec.Experts, d_model: int) -> None:
         super().__init__()
-        self.chosen = choice.chosen
-        self.router = nn.Linear(d_model, choice.count)
-        self.experts = nn.ModuleList(FeedForward(choice.each, d_model) for _ in range(choice.count))
+        self.top_k = config.top_k
+        self.router = nn.Linear(d_model, config.count)
+        self.experts = nn.ModuleList(FeedForward(config.expert, d_model) for _ in range(config.count))
 
     def forward(self, hidden: Tensor, tap: Tap = NO_TAP) -> Tensor:
         """(batch, length, d_model) -> the same; an expert that no token takes computes nothing."""
-        scores, numbers = self.router(hidden).topk(self.chosen, dim=-1)
+        scores, numbers = self.router(hidden).topk(self.top_k, dim=-1)
         shares = scores.softmax(dim=-1)
         result = torch.zeros_like(hidden)
         for number, expert in enumerate(self.experts):
@@ -240,11 +240,11 @@ class Experts(nn.Module):
 class Residual(nn.Module):
     """Where the norms of one sublayer stand: before it, on its result, or after the sum."""
 
-    def __init__(self, choice: spec.Norm, norm_at: str, d_model: int) -> None:
+    def __init__(self, config: spec.Norm, norm_at: str, d_model: int) -> None:
         super().__init__()
-        self.before = norm(choice, d_model) if norm_at in ("pre", "both") else nn.Identity()
-        self.after = norm(choice, d_model) if norm_at in ("both", "result") else nn.Identity()
-        self.last = norm(choice, d_model) if norm_at == "post" else nn.Identity()
+        self.before = build_norm(config, d_model) if norm_at in ("pre", "both") else nn.Identity()
+        self.after = build_norm(config, d_model) if norm_at in ("both", "result") else nn.Identity()
+        self.last = build_norm(config, d_model) if norm_at == "post" else nn.Identity()
         self.dropout = Dropout()
 
     def add(self, hidden: Tensor, result: Tensor) -> Tensor:
@@ -256,52 +256,52 @@ class Residual(nn.Module):
 class Block(nn.Module):
     """One layer of a stack (Vaswani et al. 2017, figure 1)."""
 
-    def __init__(self, choice: spec.Block, d_model: int, d_memory: int | None) -> None:
+    def __init__(self, config: spec.Block, d_model: int, d_memory: int | None) -> None:
         super().__init__()
-        self.choice = choice
-        past = choice.self_attention
-        self.self_attention = Recurrence(d_model) if isinstance(past, spec.Recurrence) else Attention(past, d_model)
-        self.self_attention_residual = Residual(choice.norm, choice.norm_at, d_model)
-        if not choice.first_norm:
+        self.config = config
+        past = config.self_attention
+        self.self_attention = SSRU(d_model) if isinstance(past, spec.SSRU) else Attention(past, d_model)
+        self.self_attention_residual = Residual(config.norm, config.norm_at, d_model)
+        if not config.has_first_norm:
             self.self_attention_residual.before = nn.Identity()
         self.cross_attention: Attention | None = None
-        if choice.cross_attention is not None:
-            self.cross_attention = Attention(choice.cross_attention, d_model, d_memory)
-            self.cross_attention_residual = Residual(choice.norm, choice.norm_at, d_model)
+        if config.cross_attention is not None:
+            self.cross_attention = Attention(config.cross_attention, d_model, d_memory)
+            self.cross_attention_residual = Residual(config.norm, config.norm_at, d_model)
         self.feed_forward = (
-            FeedForward(choice.feed_forward, d_model)
-            if isinstance(choice.feed_forward, spec.FeedForward)
-            else Experts(choice.feed_forward, d_model)
+            FeedForward(config.feed_forward, d_model)
+            if isinstance(config.feed_forward, spec.FeedForward)
+            else Experts(config.feed_forward, d_model)
         )
-        self.feed_forward_residual = Residual(choice.norm, choice.norm_at, d_model)
+        self.feed_forward_residual = Residual(config.norm, config.norm_at, d_model)
 
     def forward(
         self,
         hidden: Tensor,
-        placing: Placing,
+        inputs: AttentionInputs,
         memory: Tensor | None = None,
-        memory_placing: Placing | None = None,
+        memory_inputs: AttentionInputs | None = None,
         cache: BlockCache | None = None,
         tap: Tap = NO_TAP,
     ) -> Tensor:
         """(batch, length, d_model) -> the same; memory (batch, sources, d_memory) where there is cross-attention."""
         residual, entered = self.self_attention_residual, hidden
         attended = self.self_attention(
-            residual.before(hidden), placing, None, cache and cache.self_attention, tap.at("self_attention")
+            residual.before(hidden), inputs, None, cache and cache.self_attention, tap.at("self_attention")
         )
         hidden = residual.add(hidden, attended)
         if self.cross_attention is not None:
-            assert memory is not None and memory_placing is not None
+            assert memory is not None and memory_inputs is not None
             residual = self.cross_attention_residual
             attended = self.cross_attention(
                 residual.before(hidden),
-                memory_placing,
+                memory_inputs,
                 memory,
                 cache and cache.cross_attention,
                 tap.at("cross_attention"),
             )
             hidden = residual.add(hidden, attended)
         residual = self.feed_forward_residual
-        read = residual.before(entered if self.choice.parallel else hidden)
+        read = residual.before(entered if self.config.parallel else hidden)
         hidden = residual.add(hidden, self.feed_forward(read, tap))
         return tap("residual", hidden)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-LARGEST = 2**26
+MAX_MASK_ELEMENTS = 2**26
 """Entries of a matrix above which a rule is no longer written out as one, but taken a few queries at a time."""
 
 Span = tuple[int, int]
@@ -29,15 +29,15 @@ class Mask:
     causal: bool = False
     window: int | None = None
     past: int = 0
-    keys: Tensor | None = None
+    key_mask: Tensor | None = None
     documents: tuple[Tensor, Tensor] | None = None
 
     @property
-    def only_causal(self) -> bool:
+    def is_only_causal(self) -> bool:
         """Whether a kernel's own causal flag (aligned top-left) says it all."""
-        return self.causal and self.window is None and self.past == 0 and self.keys is None and self.documents is None
+        return self.causal and self.window is None and self.past == 0 and self.key_mask is None and self.documents is None
 
-    def seen(self, rows: Span, keys: int) -> Span:
+    def visible_range(self, rows: Span, keys: int) -> Span:
         """The keys, of so many, that some query of `rows` may see by distance; all that others hide are outside."""
         first, last = self.past + rows[0], self.past + rows[1] - 1  # positions among the keys
         ahead = 0 if self.causal else keys if self.window is None else self.window - 1
@@ -45,16 +45,16 @@ class Mask:
         end = max(0, min(keys, last + ahead + 1))
         return min(max(0, first - behind), end), end
 
-    def part(self, rows: Span, keys: Span) -> Mask:
+    def restrict(self, rows: Span, keys: Span) -> Mask:
         """The same rule for some queries and keys alone: they stand elsewhere from each other than the first ones."""
         documents = self.documents and (
             self.documents[0][:, rows[0] : rows[1]],
             self.documents[1][:, keys[0] : keys[1]],
         )
-        real = None if self.keys is None else self.keys[:, keys[0] : keys[1]]
+        real = None if self.key_mask is None else self.key_mask[:, keys[0] : keys[1]]
         return replace(self, past=self.past + rows[0] - keys[0], keys=real, documents=documents)
 
-    def matrix(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
+    def to_tensor(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
         """The mask as a bool tensor that broadcasts to (batch, heads, queries, keys); None if all is visible."""
         parts: list[Tensor] = []
         hides_by_distance = self.causal and keys > self.past + 1  # the newest query of a cache sees all keys
@@ -68,8 +68,8 @@ class Mask:
                 parts.append(key > query - self.window)
                 if not self.causal:
                     parts.append(key < query + self.window)
-        if self.keys is not None:
-            parts.append(self.keys[:, None, None, :])
+        if self.key_mask is not None:
+            parts.append(self.key_mask[:, None, None, :])
         if self.documents is not None:
             query_document, key_document = self.documents
             parts.append((query_document[:, :, None] == key_document[:, None, :])[:, None])

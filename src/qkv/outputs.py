@@ -7,20 +7,20 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qkv import spec
-from qkv.attend import attend_and_point
+from qkv.attention import attend_with_weights
 from qkv.cache import Memory
-from qkv.layers import ACTIVATIONS, norm
+from qkv.layers import ACTIVATIONS, build_norm
 from qkv.tap import NO_TAP, Tap
 
 
 class Dense(nn.Module):
     """A linear layer, perhaps an activation and a norm, before the answer proper."""
 
-    def __init__(self, choice: spec.Dense, d_model: int, width: int) -> None:
+    def __init__(self, config: spec.Dense, d_model: int, width: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(d_model, width, bias=choice.bias)
-        self.activation = ACTIVATIONS[choice.activation] if choice.activation else nn.Identity()
-        self.norm = norm(choice.norm, width) if choice.norm else nn.Identity()
+        self.linear = nn.Linear(d_model, width, bias=config.bias)
+        self.activation = ACTIVATIONS[config.activation] if config.activation else nn.Identity()
+        self.norm = build_norm(config.norm, width) if config.norm else nn.Identity()
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(..., d_model) -> (..., width)."""
@@ -28,28 +28,28 @@ class Dense(nn.Module):
         return result
 
 
-class VocabularyAnswer(nn.Module):
+class VocabularyHead(nn.Module):
     """Compare the last hidden vector with one vector for each token; tied, they are those of the embedding."""
 
-    def __init__(self, choice: spec.Vocabulary, d_model: int, embedding: nn.Embedding) -> None:
+    def __init__(self, config: spec.Vocabulary, d_model: int, embedding: nn.Embedding) -> None:
         super().__init__()
-        width = embedding.embedding_dim if choice.tied or choice.dense else d_model
-        self.tied, self.softcap, self.scale = choice.tied, choice.softcap, choice.scale
-        self.dense = Dense(choice.dense, d_model, width) if choice.dense else nn.Identity()
+        width = embedding.embedding_dim if config.tied or config.dense else d_model
+        self.tied, self.softcap, self.scale = config.tied, config.softcap, config.scale
+        self.dense = Dense(config.dense, d_model, width) if config.dense else nn.Identity()
         vocab = embedding.num_embeddings
-        self.vectors = embedding.weight if choice.tied else nn.Parameter(torch.empty(vocab, width))
-        self.bias = nn.Parameter(torch.zeros(vocab)) if choice.bias else None
+        self.weight = embedding.weight if config.tied else nn.Parameter(torch.empty(vocab, width))
+        self.bias = nn.Parameter(torch.zeros(vocab)) if config.bias else None
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(batch, length, d_model) -> logits (batch, length, vocab)."""
         hidden = self.dense(hidden)
         if self.scale is not None:
             hidden = hidden * self.scale
-        logits = functional.linear(hidden, self.vectors, self.bias)
+        logits = functional.linear(hidden, self.weight, self.bias)
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
-class PointerGeneratorAnswer(nn.Module):
+class PointerGeneratorHead(nn.Module):
     """Give each token of the vocabulary its probability of being generated or copied (See et al. 2017, eqs. 8 and 9).
 
     p(w) = p_gen * softmax(logits)(w) + (1 - p_gen) * the weights of all places of the source where w stands
@@ -57,14 +57,14 @@ class PointerGeneratorAnswer(nn.Module):
     that the state is read from.
     """
 
-    def __init__(self, choice: spec.PointerGenerator, d_model: int, d_memory: int, embedding: nn.Embedding) -> None:
+    def __init__(self, config: spec.PointerGenerator, d_model: int, d_memory: int, embedding: nn.Embedding) -> None:
         super().__init__()
-        self.vocabulary = VocabularyAnswer(choice.vocabulary, d_model, embedding)
-        self.query = nn.Linear(d_model, choice.d_key)
-        self.key = nn.Linear(d_memory, choice.d_key)
+        self.vocabulary = VocabularyHead(config.vocabulary, d_model, embedding)
+        self.query = nn.Linear(d_model, config.d_key)
+        self.key = nn.Linear(d_memory, config.d_key)
         self.gate = nn.Linear(d_memory + d_model, 1)
 
-    def keys(self, states: Tensor) -> Tensor:
+    def compute_keys(self, states: Tensor) -> Tensor:
         """What the places of a source are found by: (batch, sources, d_memory) -> (batch, 1, sources, d_key)."""
         keys: Tensor = self.key(states)
         return keys.unsqueeze(1)
@@ -76,7 +76,7 @@ class PointerGeneratorAnswer(nn.Module):
         """
         assert memory.tokens is not None and memory.key is not None
         mask = None if memory.mask is None else memory.mask[:, None, None, :]
-        context, weights = attend_and_point(
+        context, weights = attend_with_weights(
             self.query(hidden).unsqueeze(1),
             memory.key,
             memory.states.unsqueeze(1),
@@ -91,13 +91,13 @@ class PointerGeneratorAnswer(nn.Module):
         return whole.clamp(min=torch.finfo(whole.dtype).tiny).log()
 
 
-class LabelsAnswer(nn.Module):
+class LabelsHead(nn.Module):
     """Score the labels of each position."""
 
-    def __init__(self, choice: spec.Labels, d_model: int) -> None:
+    def __init__(self, config: spec.Labels, d_model: int) -> None:
         super().__init__()
-        self.dense = Dense(choice.dense, d_model, d_model) if choice.dense else nn.Identity()
-        self.linear = nn.Linear(d_model, choice.count)
+        self.dense = Dense(config.dense, d_model, d_model) if config.dense else nn.Identity()
+        self.linear = nn.Linear(d_model, config.count)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(batch, length, d_model) -> logits (batch, length, count)."""
@@ -105,66 +105,66 @@ class LabelsAnswer(nn.Module):
         return logits
 
 
-class ClassesAnswer(nn.Module):
+class ClassesHead(nn.Module):
     """Score the classes of the whole input."""
 
-    def __init__(self, choice: spec.Classes, d_model: int, apart: int = 0) -> None:
+    def __init__(self, config: spec.Classes, d_model: int, num_prefix_tokens: int = 0) -> None:
         super().__init__()
-        self.pool: spec.Pool = choice.pool
-        self.apart = apart
-        self.dense = Dense(choice.dense, d_model, d_model) if choice.dense else nn.Identity()
-        self.linear = nn.Linear(d_model, choice.count)
-        self.second_pool: spec.Pool | None = choice.also
-        self.second = nn.Linear(d_model, choice.count) if choice.also else None
+        self.pool: spec.Pool = config.pool
+        self.num_prefix_tokens = num_prefix_tokens
+        self.dense = Dense(config.dense, d_model, d_model) if config.dense else nn.Identity()
+        self.linear = nn.Linear(d_model, config.count)
+        self.second_pool: spec.Pool | None = config.second_pool
+        self.second = nn.Linear(d_model, config.count) if config.second_pool else None
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """hidden (batch, length, d_model), mask (batch, length) bool -> logits (batch, count)."""
-        logits: Tensor = self.linear(self.dense(pooled(hidden, mask, self.pool, self.apart)))
+        logits: Tensor = self.linear(self.dense(pool_hidden(hidden, mask, self.pool, self.num_prefix_tokens)))
         if self.second is None or self.second_pool is None:
             return logits
-        second: Tensor = self.second(pooled(hidden, mask, self.second_pool, self.apart))
+        second: Tensor = self.second(pool_hidden(hidden, mask, self.second_pool, self.num_prefix_tokens))
         return logits + second
 
 
-class VectorAnswer(nn.Module):
+class VectorHead(nn.Module):
     """One vector for the whole input."""
 
-    def __init__(self, choice: spec.Vector, d_model: int, apart: int = 0) -> None:
+    def __init__(self, config: spec.Vector, d_model: int, num_prefix_tokens: int = 0) -> None:
         super().__init__()
-        self.pool: spec.Pool = choice.pool
-        self.apart = apart
-        self.unit = choice.unit
-        self.linear = nn.Linear(d_model, choice.width, bias=False) if choice.width else nn.Identity()
+        self.pool: spec.Pool = config.pool
+        self.num_prefix_tokens = num_prefix_tokens
+        self.normalized = config.normalized
+        self.linear = nn.Linear(d_model, config.width, bias=False) if config.width else nn.Identity()
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         """hidden (batch, length, d_model), mask (batch, length) bool -> (batch, width)."""
-        vector: Tensor = self.linear(pooled(hidden, mask, self.pool, self.apart))
-        return functional.normalize(vector, dim=-1) if self.unit else vector
+        vector: Tensor = self.linear(pool_hidden(hidden, mask, self.pool, self.num_prefix_tokens))
+        return functional.normalize(vector, dim=-1) if self.normalized else vector
 
 
-class ActionsAnswer(nn.Module):
+class ActionsHead(nn.Module):
     """Choose the actions of an agent, and foretell what it meets."""
 
-    def __init__(self, choice: spec.Actions, d_model: int, reads: spec.Trajectory) -> None:
+    def __init__(self, config: spec.Actions, d_model: int, input_config: spec.Trajectory) -> None:
         super().__init__()
-        self.bounded, self.each = choice.bounded, reads.each
+        self.bounded, self.positions_per_step = config.bounded, input_config.positions_per_step
         self.returns = nn.Linear(d_model, 1)
-        self.state = nn.Linear(d_model, reads.state)
-        self.action = nn.Linear(d_model, reads.action)
+        self.state = nn.Linear(d_model, input_config.state_dim)
+        self.action = nn.Linear(d_model, input_config.action_dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(batch, 3 * steps, d_model), or 2 * steps of a clone -> (batch, steps, 1 + state + action): the return and
         the state after each step, and the action in it, in the order in which they are read."""
-        *_, state, action = hidden.reshape(hidden.shape[0], -1, self.each, hidden.shape[-1]).unbind(dim=2)
+        *_, state, action = hidden.reshape(hidden.shape[0], -1, self.positions_per_step, hidden.shape[-1]).unbind(dim=2)
         chosen = self.action(state)
         chosen = torch.tanh(chosen) if self.bounded else chosen
         return torch.cat((self.returns(action), self.state(action), chosen), dim=-1)
 
 
-class StatesAnswer(nn.Module):
+class StatesHead(nn.Module):
     """The hidden vectors themselves."""
 
-    def __init__(self, choice: spec.States, d_model: int) -> None:
+    def __init__(self, config: spec.States, d_model: int) -> None:
         super().__init__()
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -172,13 +172,13 @@ class StatesAnswer(nn.Module):
         return hidden
 
 
-def pooled(hidden: Tensor, mask: Tensor | None, pool: spec.Pool, apart: int = 0) -> Tensor:
+def pool_hidden(hidden: Tensor, mask: Tensor | None, pool: spec.Pool, num_prefix_tokens: int = 0) -> Tensor:
     """One vector for each row of hidden (batch, length, d_model), of the positions that mask (batch, length) calls
     real -> (batch, d_model). The first `apart` positions were not read but learned; the mean leaves them out."""
     if pool in ("first", "second"):
         return hidden[:, 0 if pool == "first" else 1]
     if pool == "mean":
-        hidden, mask = hidden[:, apart:], None if mask is None else mask[:, apart:]
+        hidden, mask = hidden[:, num_prefix_tokens:], None if mask is None else mask[:, num_prefix_tokens:]
     if mask is None:
         return hidden[:, -1] if pool == "last" else hidden.mean(dim=1)
     if pool == "last":

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from qkv import spec
 
 
-def sinusoids(
+def compute_sinusoids(
     positions: Int[Tensor, " length"], d_model: int, layout: str = "paired"
 ) -> Float[Tensor, "length d_model"]:
     """Sines and cosines of wave lengths from 2 pi to 10000 * 2 pi, laid out as `spec.Sinusoidal` says.
@@ -27,34 +27,34 @@ def sinusoids(
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def rotations(
-    positions: Int[Tensor, " length"], d_key: int, choice: spec.Rotary
+def compute_rotations(
+    positions: Int[Tensor, " length"], d_key: int, config: spec.Rotary
 ) -> tuple[Float[Tensor, "length turned"], Float[Tensor, "length turned"]]:
     """What `rotate` multiplies by: of the angle of each pair of dimensions the cosine for both, and the sine, negative
     for the first and positive for the second (Su et al. 2021, eq. 15)."""
-    turned = int(d_key * choice.fraction)
-    rates = 1.0 / choice.base ** (torch.arange(0, turned, 2, device=positions.device).float() / turned)
+    turned = int(d_key * config.fraction)
+    rates = 1.0 / config.base ** (torch.arange(0, turned, 2, device=positions.device).float() / turned)
     growth = 1.0
-    if choice.scaling is not None:
-        rates, growth = scaled(rates, choice.base, choice.scaling, positions[-1])
+    if config.scaling is not None:
+        rates, growth = scale_frequencies(rates, config.base, config.scaling, positions[-1])
     angles = positions[:, None].float() * rates
     cosines, sines = angles.cos() * growth, angles.sin() * growth
     return torch.cat([cosines, cosines], dim=-1), torch.cat([-sines, sines], dim=-1)
 
 
-def scaled(
-    rates: Float[Tensor, " half"], base: float, scaling: spec.Scaling, end: Int[Tensor, ""]
+def scale_frequencies(
+    frequencies: Float[Tensor, " half"], base: float, scaling: spec.Scaling, last_position: Int[Tensor, ""]
 ) -> tuple[Float[Tensor, " half"], float]:
     """The angles for each position, changed for a text whose last position is `end`; what queries and keys grow by."""
     match scaling:
-        case spec.Interpolated(factor):
-            return rates / factor, 1.0
-        case spec.ByWavelength(factor, low, high, learned):
-            turns = learned * rates / (2 * math.pi)
+        case spec.LinearScaling(factor):
+            return frequencies / factor, 1.0
+        case spec.Llama3Scaling(factor, low, high, learned):
+            turns = learned * frequencies / (2 * math.pi)
             kept = ((turns - low) / (high - low)).clamp(0, 1)
-            return rates * (kept + (1 - kept) / factor), 1.0
-        case spec.Yarn(factor, learned, fast, slow, attention, whole):
-            half = len(rates)
+            return frequencies * (kept + (1 - kept) / factor), 1.0
+        case spec.YarnScaling(factor, learned, fast, slow, attention, whole):
+            half = len(frequencies)
 
             def dimension(turns: float) -> float:
                 """Which pair of dimensions makes so many turns over the learned length."""
@@ -64,16 +64,16 @@ def scaled(
             if whole:
                 first, last = math.floor(first), math.ceil(last)
             first, last = max(first, 0), min(last, 2 * half - 1)
-            places = torch.arange(half, device=rates.device).float()
+            places = torch.arange(half, device=frequencies.device).float()
             kept = 1 - ((places - first) / max(last - first, 0.001)).clamp(0, 1)
-            return rates * (kept + (1 - kept) / factor), attention
-        case spec.Stretched(short, long, learned, attention):
+            return frequencies * (kept + (1 - kept) / factor), attention
+        case spec.LongRopeScaling(short, long, learned, attention):
             # chosen by a tensor, so that an exported graph chooses as well
-            near, far = torch.tensor(short, device=rates.device), torch.tensor(long, device=rates.device)
-            return rates / torch.where(end < learned, near, far), attention
+            near, far = torch.tensor(short, device=frequencies.device), torch.tensor(long, device=frequencies.device)
+            return frequencies / torch.where(last_position < learned, near, far), attention
 
 
-def rotate(
+def apply_rotary(
     vectors: Float[Tensor, "batch heads length d_key"],
     cosines: Float[Tensor, "length turned"],
     sines: Float[Tensor, "length turned"],
@@ -87,7 +87,7 @@ def rotate(
     return turned if width == vectors.shape[-1] else torch.cat([turned, rest], dim=-1)
 
 
-def distances(queries: int, keys: int, past: int, device: torch.device) -> Int[Tensor, "queries keys"]:
+def compute_distances(queries: int, keys: int, past: int, device: torch.device) -> Int[Tensor, "queries keys"]:
     """How far ahead of each query each key stands; negative for keys before it."""
     query_positions = torch.arange(past, past + queries, device=device)
     return torch.arange(keys, device=device) - query_positions[:, None]
@@ -100,30 +100,30 @@ class RelativeBias(nn.Module):
     looks both ways gives half of all to each side.
     """
 
-    def __init__(self, choice: spec.RelativeBias, heads: int, both_ways: bool) -> None:
+    def __init__(self, config: spec.RelativeBias, heads: int, bidirectional: bool) -> None:
         super().__init__()
-        self.choice, self.both_ways = choice, both_ways
-        self.bias = nn.Parameter(torch.zeros(choice.buckets, heads))
+        self.config, self.bidirectional = config, bidirectional
+        self.bias = nn.Parameter(torch.zeros(config.buckets, heads))
 
-    def forward(self, ahead: Int[Tensor, "queries keys"]) -> Float[Tensor, "1 heads queries keys"]:
-        return self.bias[self._bucket(ahead)].permute(2, 0, 1)[None]
+    def forward(self, distances: Int[Tensor, "queries keys"]) -> Float[Tensor, "1 heads queries keys"]:
+        return self.bias[self._bucket(distances)].permute(2, 0, 1)[None]
 
-    def _bucket(self, ahead: Tensor) -> Tensor:
-        buckets = self.choice.buckets
-        offset = torch.zeros_like(ahead)
-        if self.both_ways:
+    def _bucket(self, distances: Tensor) -> Tensor:
+        buckets = self.config.buckets
+        offset = torch.zeros_like(distances)
+        if self.bidirectional:
             buckets //= 2
-            offset = (ahead > 0) * buckets
-            distance = ahead.abs()
+            offset = (distances > 0) * buckets
+            distance = distances.abs()
         else:
-            distance = (-ahead).clamp(min=0)
+            distance = (-distances).clamp(min=0)
         exact = buckets // 2
-        growth = torch.log(distance.clamp(min=1).float() / exact) / math.log(self.choice.max_distance / exact)
+        growth = torch.log(distance.clamp(min=1).float() / exact) / math.log(self.config.max_distance / exact)
         far = (exact + (growth * (buckets - exact)).long()).clamp(max=buckets - 1)
         return offset + torch.where(distance < exact, distance, far)
 
 
-def alibi(ahead: Int[Tensor, "queries keys"], heads: int, factor: float = 1.0) -> Float[Tensor, "1 heads queries keys"]:
+def compute_alibi_bias(distances: Int[Tensor, "queries keys"], heads: int, factor: float = 1.0) -> Float[Tensor, "1 heads queries keys"]:
     """The bias -slope * distance * factor with slopes 2^(-8/heads), 2^(-16/heads), ... (Press et al. 2022, section 3).
 
     For a number of heads that is no power of two: the slopes of the next lower power, then every second one of
@@ -134,5 +134,5 @@ def alibi(ahead: Int[Tensor, "queries keys"], heads: int, factor: float = 1.0) -
         return [2 ** (-8 * (head + 1) / count) for head in range(count)]
 
     power = 2 ** math.floor(math.log2(heads))
-    slope = torch.tensor(slopes(power) + slopes(2 * power)[::2][: heads - power], device=ahead.device)
-    return -factor * slope[None, :, None, None] * ahead.abs()
+    slope = torch.tensor(slopes(power) + slopes(2 * power)[::2][: heads - power], device=distances.device)
+    return -factor * slope[None, :, None, None] * distances.abs()

@@ -44,7 +44,7 @@ def encoder_decoder(
         return spec.Stack(
             d_model=d_model,
             blocks=(block,) * count,
-            reads=spec.Tokens(vocab, scale=tied),
+            input=spec.Tokens(vocab, scale=tied),
             positions=spec.Sinusoidal() if sinusoidal else None,
             final_norm=norm if norm_at == "pre" else None,
         )
@@ -53,7 +53,7 @@ def encoder_decoder(
     return spec.Transformer(
         encoder=stack(source_vocab, block, encoder_layers),
         decoder=stack(target_vocab, causal, decoder_layers),
-        answers=spec.Vocabulary(tied=tied),
+        head=spec.Vocabulary(tied=tied),
         shared_embedding=shared_embedding,
     )
 
@@ -96,7 +96,7 @@ def vision_transformer(
     encoder = spec.Stack(
         d_model=d_model,
         blocks=(block,) * layers,
-        reads=spec.Patches(patch_size, channels),
+        input=spec.Patches(patch_size, channels),
         positions=spec.Learned((image_size // patch_size) ** 2 + 1),
         final_norm=norm,
     )

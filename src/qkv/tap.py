@@ -49,7 +49,7 @@ SITES: tuple[str, ...] = get_args(Site)
 class Tap:
     """Sees nothing and changes nothing; the base of every tap that does."""
 
-    def wants(self, site: Site) -> bool:
+    def replaces(self, site: Site) -> bool:
         """Whether this tap replaces the tensors of `site` ("scores" and "weights" cost the fused kernel)."""
         return False
 
@@ -57,14 +57,14 @@ class Tap:
         """Receive the tensor at `site`; return what the model shall go on with."""
         return tensor
 
-    def adds(self, query: Tensor, key: Tensor) -> Tensor | None:
+    def score_bias(self, query: Tensor, key: Tensor) -> Tensor | None:
         """Return what is added to the scores of query and key as a bias, -inf to hide; None for nothing.
 
         It broadcasts to (batch, heads, queries, keys). Unlike a replacement of "scores", it stays on the fused kernel.
         """
         return None
 
-    def terms(self, **terms: Any) -> None:
+    def score_terms(self, **terms: Any) -> None:
         """Receive how this attention forms its scores: mask, bias, scale, softcap, sinks, score (see `attend`)."""
 
     def at(self, place: str) -> Tap:

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qkv.attend import attend, drop, softmax
+from qkv.attention import attend, apply_dropout, masked_softmax
 from qkv.mask import Mask
 from qkv.tap import Site, Tap
 
@@ -52,8 +52,8 @@ def problems(draw: Callable[..., Any]) -> dict[str, Any]:
                 Mask(causal=True),
                 Mask(causal=True, past=max(0, keys - queries)),
                 Mask(window=2),
-                Mask(causal=True, window=2, keys=torch.rand(batch, keys, generator=generator) > 0.5),
-                Mask(keys=torch.rand(batch, keys, generator=generator) > 0.5),
+                Mask(causal=True, window=2, key_mask=torch.rand(batch, keys, generator=generator) > 0.5),
+                Mask(key_mask=torch.rand(batch, keys, generator=generator) > 0.5),
                 torch.rand(batch, 1, queries, keys, generator=generator) > 0.5,
                 torch.where(torch.rand(queries, keys, generator=generator) > 0.5, 0.0, -math.inf).double(),
                 Mask(documents=(torch.arange(queries)[None] // 2, torch.arange(keys)[None] // 2)),
@@ -106,8 +106,8 @@ def test_a_rule_too_large_for_a_matrix_is_taken_by_rows(problem: dict[str, Any],
     found = []
     for largest in (2**26, 0):
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("qkv.attend.LARGEST", largest)
-            patched.setattr("qkv.attend._ROWS", rows)
+            patched.setattr("qkv.attention.LARGEST", largest)
+            patched.setattr("qkv.attention._ROWS", rows)
             context = attend(*inputs, mask=problem["mask"], scale=problem["scale"])
         found.append([context, *torch.autograd.grad(context.square().sum(), inputs)])
     for whole, by_rows in zip(*found, strict=True):
@@ -116,9 +116,9 @@ def test_a_rule_too_large_for_a_matrix_is_taken_by_rows(problem: dict[str, Any],
 
 @pytest.mark.parametrize("rule", [Mask(causal=True, window=40), Mask(window=40), Mask(causal=True, past=1000)])
 def test_no_matrix_of_a_large_rule_is_ever_made(rule: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qkv.attend.LARGEST", 10_000)
-    monkeypatch.setattr("qkv.attend._ROWS", 16)
-    length, largest, matrix = 500, 0, Mask.matrix
+    monkeypatch.setattr("qkv.attention.LARGEST", 10_000)
+    monkeypatch.setattr("qkv.attention._ROWS", 16)
+    length, largest, matrix = 500, 0, Mask.to_tensor
 
     def watched(mask: Mask, *given: Any) -> Tensor | None:
         nonlocal largest
@@ -159,7 +159,7 @@ def test_a_hidden_key_is_as_good_as_absent(problem: dict[str, Any]) -> None:
         **problem,
         "key": torch.cat([problem["key"], 1e3 * problem["key"][:, :, :1]], dim=2),
         "value": torch.cat([problem["value"], 1e3 * problem["value"][:, :, :1]], dim=2),
-        "mask": Mask(keys=hidden.expand(len(problem["key"]), -1)),
+        "mask": Mask(key_mask=hidden.expand(len(problem["key"]), -1)),
     }
     torch.testing.assert_close(attend(**longer), attend(**problem))
 
@@ -180,9 +180,9 @@ def test_the_formula_by_hand() -> None:
 
 
 def test_causal_is_aligned_top_left_without_a_cache_and_bottom_right_with_one() -> None:
-    seen = Mask(causal=True).matrix(2, 4, torch.device("cpu"))
+    seen = Mask(causal=True).to_tensor(2, 4, torch.device("cpu"))
     assert seen is not None and seen.int().tolist() == [[1, 0, 0, 0], [1, 1, 0, 0]]
-    seen = Mask(causal=True, past=2).matrix(2, 4, torch.device("cpu"))
+    seen = Mask(causal=True, past=2).to_tensor(2, 4, torch.device("cpu"))
     assert seen is not None and seen.int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
 
 
@@ -216,13 +216,13 @@ def test_a_score_of_ones_own_replaces_the_dot_product() -> None:
 
 def test_dropout_keeps_the_mean_and_drops_its_share() -> None:
     torch.manual_seed(1)
-    dropped = drop(torch.ones(200_001), 0.1)
+    dropped = apply_dropout(torch.ones(200_001), 0.1)
     assert (dropped == 0).float().mean().item() == pytest.approx(26 / 256, abs=0.003)
     assert dropped.mean().item() == pytest.approx(1.0, abs=0.005)
-    assert drop(torch.ones(3), 0.0).tolist() == [1, 1, 1]
+    assert apply_dropout(torch.ones(3), 0.0).tolist() == [1, 1, 1]
 
 
 def test_softmax_of_nothing_has_a_gradient_of_nothing() -> None:
     scores = torch.randn(1, 1, 2, 3, requires_grad=True)
-    softmax(scores, torch.tensor([[True, True, False], [False, False, False]])).square().sum().backward()
+    masked_softmax(scores, torch.tensor([[True, True, False], [False, False, False]])).square().sum().backward()
     assert scores.grad is not None and scores.grad.isfinite().all() and (scores.grad[..., 1, :] == 0).all()

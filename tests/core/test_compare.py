@@ -13,7 +13,7 @@ from qkv import presets, spec
 from qkv.compare import compare_designs, compare_sizes
 
 BLOCK = spec.Block(
-    spec.Attention(4, 8, kv_heads=2, position=spec.Rotary(scaling=spec.Interpolated(2.0)), causal=True,
+    spec.Attention(4, 8, kv_heads=2, position=spec.Rotary(scaling=spec.LinearScaling(2.0)), causal=True,
                    qk_norm=spec.Norm("rms"), softcap=3.0),
     spec.Experts(6, 2, spec.FeedForward(16, "silu", gated=True, limit=7.0)), spec.Attention(4, 8),
 )  # fmt: skip

@@ -112,8 +112,8 @@ def test_it_learns_to_copy_what_it_never_saw_and_says_so() -> None:
     right = sum(one[0].tokens[0] == row[0] for one, row in zip(found, unseen.tolist(), strict=True))
     assert right > 25, "chance is 1 or 2 of 50"
     trace = lens.look(model, unseen[:1], torch.cat((torch.tensor([[1]]), unseen[:1, :2]), 1))
-    [first, _] = lens.pointed(model, trace)
-    assert first.position == 1 and first.copied > 0.9 and first.source == 0 and first.generated < 0.5
+    [first, _] = lens.attribute_copies(model, trace)
+    assert first.position == 1 and first.copied_share > 0.9 and first.source_position == 0 and first.generation_probability < 0.5
 
 
 @torch.no_grad()
@@ -135,9 +135,9 @@ def test_beams_interventions_and_reasons_reach_the_pointer() -> None:
     answer: Any = model.answer
     answer.gate.bias.fill_(-30.0)
     only = torch.tensor([[7, 8, 9]])
-    why = lens.why(model, only, [1, 7], 1, heads=1)
-    reason = next(one for one in why.reasons if one.side == "source" and one.position == 0)
-    assert why.probability > 0.01 and reason.without < 1e-4
+    why = lens.explain(model, only, [1, 7], 1, heads=1)
+    reason = next(one for one in why.effects if one.side == "source" and one.position == 0)
+    assert why.probability > 0.01 and reason.probability_without < 1e-4
 
 
 def test_what_cannot_be_says_so(tmp_path: Path) -> None:
@@ -153,4 +153,4 @@ def test_what_cannot_be_says_so(tmp_path: Path) -> None:
         export.to_ctranslate2(model, tmp_path, tokenizer, tokenizer, bos=1, eos=2)
     plain = build(shape)
     with pytest.raises(QkvError, match="does not copy"):
-        lens.pointed(plain, lens.look(plain.eval(), [4], [1]))
+        lens.attribute_copies(plain, lens.look(plain.eval(), [4], [1]))

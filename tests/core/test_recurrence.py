@@ -9,13 +9,13 @@ from torch import Tensor
 from qkv import lens, spec
 from qkv.decoding import Beam, DecodingConfig, LengthLimit, generate_batch
 from qkv.errors import SpecError
-from qkv.layers import Placing, Recurrence
+from qkv.layers import AttentionInputs, SSRU
 from qkv.models import build
 
 ATTENTION, FEED_FORWARD = spec.Attention(2, 8), spec.FeedForward(24)
 TOKENS = spec.Tokens(20)
 ENCODER = spec.Stack(16, (spec.Block(ATTENTION, FEED_FORWARD),), TOKENS)
-DECODER = spec.Stack(16, (spec.Block(spec.Recurrence(), FEED_FORWARD, ATTENTION, norm_at="post"),) * 2, TOKENS)
+DECODER = spec.Stack(16, (spec.Block(spec.SSRU(), FEED_FORWARD, ATTENTION, norm_at="post"),) * 2, TOKENS)
 CHOICE = spec.Transformer(ENCODER, DECODER, spec.Vocabulary())
 
 
@@ -32,13 +32,13 @@ def make_inputs(rows: int, length: int) -> Tensor:
 @torch.no_grad()
 def test_the_state_is_a_running_mean_that_forgets() -> None:
     torch.manual_seed(1)
-    layer, hidden = Recurrence(4), torch.randn(1, 3, 4)
+    layer, hidden = SSRU(4), torch.randn(1, 3, 4)
     torch.nn.init.normal_(layer.forget.bias)
     state = torch.zeros(4)
     for place in range(3):
         forget = torch.sigmoid(layer.forget.weight @ hidden[0, place] + layer.forget.bias)
         state = forget * state + (1 - forget) * (layer.value.weight @ hidden[0, place])
-        torch.testing.assert_close(layer(hidden, Placing())[0, place], state.clamp(min=0))
+        torch.testing.assert_close(layer(hidden, AttentionInputs())[0, place], state.clamp(min=0))
     assert (state < 0).any()
 
 

@@ -147,7 +147,7 @@ def test_additive_attention_is_bahdanaus_formula() -> None:
         context = (scores.softmax(dim=1)[:, :, None] * memory).sum(dim=1)
         state = decoder.cell(torch.cat([embedded, context], dim=-1), state)
         read = torch.tanh(decoder.readout(torch.cat([context, state, embedded], dim=-1)))
-        expected.append(model.answer(read))
+        expected.append(model.head(read))
     assert_close(model(source, target), torch.stack(expected, dim=1))
 
 
@@ -173,7 +173,7 @@ def test_multiplicative_attention_is_luongs_formula(attention: str) -> None:
     keys = memory.states if attention == "dot" else memory.states @ decoder.cross_attention.key.weight.T
     context = torch.einsum("bqd,bkd->bqk", states, keys).softmax(dim=-1) @ memory.states
     read = torch.tanh(torch.cat([context, states], dim=-1) @ decoder.readout.weight.T + decoder.readout.bias)
-    assert_close(model(source, target), model.answer(read))
+    assert_close(model(source, target), model.head(read))
 
 
 @every_kind
@@ -200,7 +200,7 @@ def test_dropout_is_given_by_set_dropout_and_only_in_training() -> None:
 
 def test_tied_answer_and_scaled_embedding() -> None:
     model = build(answers=spec.Vocabulary(tied=True, bias=True))
-    assert model.answer.vectors is model.decoder.embedding.tokens.weight
+    assert model.head.weight is model.decoder.embedding.tokens.weight
     scaled = spec.Recurrent("gru", D_MODEL, 1, spec.Tokens(11, scale=True), spec.Tokens(13))
     embedding = models.build(scaled).eval().encoder.embedding
     assert_close(embedding(torch.tensor([[3]])), embedding.tokens.weight[None, 3:4] * D_MODEL**0.5)

@@ -72,7 +72,7 @@ def draw_spec(draw: Callable[..., Any]) -> spec.Spec:
                 )
                 for _ in range(draw(st.integers(1, 2)))
             ),
-            reads=spec.Tokens(vocab, draw(st.booleans())),
+            input=spec.Tokens(vocab, draw(st.booleans())),
             positions=draw(st.sampled_from([None, spec.Sinusoidal(), spec.Learned(16)])),
             embed_norm=draw(st.sampled_from([None, norm])),
             final_norm=draw(st.sampled_from([None, norm])),

@@ -27,11 +27,11 @@ def make_inputs(choice: spec.Spec, rows: int = 3, sources: int = 5, targets: int
     """Random tokens for whatever the spec reads, the second row's source padded."""
     found = {}
     if isinstance(choice, spec.Transformer) and choice.encoder is not None:
-        found["source"] = torch.randint(choice.encoder.reads.vocab, (rows, sources))
+        found["source"] = torch.randint(choice.encoder.input.vocab, (rows, sources))
         found["source_mask"] = torch.ones(rows, sources, dtype=torch.bool)
         found["source_mask"][1, 3:] = False
     if isinstance(choice, spec.Transformer) and choice.decoder is not None:
-        found["target"] = torch.randint(choice.decoder.reads.vocab, (rows, targets))
+        found["target"] = torch.randint(choice.decoder.input.vocab, (rows, targets))
     return found
 
 
@@ -101,7 +101,7 @@ def test_rules_too_large_for_a_matrix_change_nothing(monkeypatch: pytest.MonkeyP
     whole = answers()
     for module in ("models.transformer", "attend"):
         monkeypatch.setattr(f"qkv.{module}.LARGEST", 0)
-    monkeypatch.setattr("qkv.attend._ROWS", 4)
+    monkeypatch.setattr("qkv.attention._ROWS", 4)
     for by_rows, usual in zip(answers(), whole, strict=True):
         assert_close(by_rows, usual)
 
@@ -178,7 +178,7 @@ def test_tied_and_shared_vectors_are_one() -> None:
 def test_a_text_beyond_the_learned_positions_is_refused() -> None:
     stack = build_small_spec().encoder
     assert stack is not None
-    stack = spec.Stack(8, stack.blocks, stack.reads, spec.Learned(4))
+    stack = spec.Stack(8, stack.blocks, stack.input, spec.Learned(4))
     model = build(spec.Transformer(stack, None, spec.Classes(2)))
     with pytest.raises(DataError, match="5 tokens were given; this model has learned positions for 4"):
         model(torch.zeros(1, 5, dtype=torch.long))

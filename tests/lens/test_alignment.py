@@ -8,20 +8,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import qkv
-from qkv.attend import attend
+from qkv.attention import attend
 from qkv.errors import DataError, QkvError
 from qkv.lens import (
-    Gold,
+    GoldAlignment,
     Recorder,
     Trace,
     align,
-    best_heads,
-    error_rate,
+    find_best_heads,
+    alignment_error_rate,
     look,
     parse_pharaoh,
-    pharaoh,
-    trace_of,
-    words_of,
+    format_pharaoh,
+    build_trace,
+    compute_word_ids,
 )
 from tests.lens.test_trace import causal_model
 
@@ -34,29 +34,29 @@ def looking_at(*heads: list[int], sources: int, sharpness: float = 9.0) -> Trace
     query = torch.stack([sharpness * torch.eye(sources)[head] for head in heads])[None]
     recorder = Recorder()
     attend(query, key, key, scale=1.0, tap=recorder.at("decoder").at("0").at("cross_attention"))
-    return trace_of(recorder, torch.nn.Module())
+    return build_trace(recorder, torch.nn.Module())
 
 
 def test_links_go_to_the_word_that_most_is_taken_from() -> None:
     trace = looking_at([2, 0, 1], sources=3)
     found = align(trace, [(PLACE, 0)])
-    assert pharaoh(found.links) == "0-1 1-2 2-0"
+    assert format_pharaoh(found.links) == "0-1 1-2 2-0"
     assert torch.allclose(found.weights.sum(dim=1), torch.ones(3))
     # Tokens 0 and 1 are one source word, 2 no word; tokens 1 and 2 one target word.
-    found = align(trace, [(PLACE, 0)], source_words=[0, 0, None], target_words=[0, 1, 1])
-    assert pharaoh(found.links) == "0-0 0-1" and found.weights[1].tolist() == pytest.approx([1.0], abs=1e-3)
-    assert pharaoh(align(trace, [(PLACE, 0)], at="written").links) == "0-0 1-1"
+    found = align(trace, [(PLACE, 0)], source_word_ids=[0, 0, None], target_word_ids=[0, 1, 1])
+    assert format_pharaoh(found.links) == "0-0 0-1" and found.weights[1].tolist() == pytest.approx([1.0], abs=1e-3)
+    assert format_pharaoh(align(trace, [(PLACE, 0)], query="written").links) == "0-0 1-1"
 
 
 def test_words_of_tokens() -> None:
-    assert words_of(["\u2581an", "other", "\u2581day"]) == [0, 0, 1]
-    assert words_of(["an", "##other", "day"]) == [0, 0, 1]
-    assert words_of(["c", "a", "t"]) == [0, 1, 2]
+    assert compute_word_ids(["\u2581an", "other", "\u2581day"]) == [0, 0, 1]
+    assert compute_word_ids(["an", "##other", "day"]) == [0, 0, 1]
+    assert compute_word_ids(["c", "a", "t"]) == [0, 1, 2]
 
 
 def test_what_is_left_out_and_what_is_said_twice() -> None:
     found = align(looking_at([0, 1, 0, 3, 3], sources=4), [(PLACE, 0)])
-    assert found.omitted() == [2] and found.repeated() == [0]
+    assert found.find_omitted() == [2] and found.find_repeated() == [0]
     assert found.received.sum() == pytest.approx(5.0, abs=1e-3)
 
 
@@ -65,22 +65,22 @@ links = st.frozensets(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=
 
 @given(st.lists(st.tuples(links, links, links), min_size=1, max_size=3))
 def test_error_rate(sentences: list[tuple[frozenset[tuple[int, int]], ...]]) -> None:
-    gold = [Gold(sure, sure | more) for _, sure, more in sentences]
+    gold = [GoldAlignment(sure, sure | more) for _, sure, more in sentences]
     found = [own for own, _, _ in sentences]
     if any(found) or any(one.sure for one in gold):
-        assert 0 <= error_rate(found, gold) <= 1
+        assert 0 <= alignment_error_rate(found, gold) <= 1
     if any(one.sure for one in gold):
-        assert error_rate([one.sure for one in gold], gold) == 0
-        assert error_rate([one.possible for one in gold], gold) == 0
+        assert alignment_error_rate([one.sure for one in gold], gold) == 0
+        assert alignment_error_rate([one.possible for one in gold], gold) == 0
     for own, one in zip(found, gold, strict=True):
-        assert parse_pharaoh(pharaoh(own)) == Gold(own, own)
+        assert parse_pharaoh(format_pharaoh(own)) == GoldAlignment(own, own)
         line = " ".join(f"{s}{'-' if (s, t) in one.sure else '?'}{t}" for s, t in one.possible)
         assert parse_pharaoh(line) == one
 
 
 def test_error_rate_by_hand() -> None:
     gold = [parse_pharaoh("0-0 1p1 2-2")]
-    assert error_rate([[(0, 0), (1, 1), (3, 3)]], gold) == pytest.approx(1 - (1 + 2) / (3 + 2))
+    assert alignment_error_rate([[(0, 0), (1, 1), (3, 3)]], gold) == pytest.approx(1 - (1 + 2) / (3 + 2))
 
 
 def test_the_heads_that_align_are_found() -> None:
@@ -90,9 +90,9 @@ def test_the_heads_that_align_are_found() -> None:
         looking_at([3, 3, 3], [0, 2, 1], [1, 1, 1], sources=4),
     ]
     gold = [parse_pharaoh("1-0 0-1 2-2"), parse_pharaoh("0-0 2-1 1-2")]
-    assert best_heads(traces) == [((PLACE, 1), pytest.approx(1.0, abs=0.01))]
-    assert best_heads(traces, gold) == [((PLACE, 1), 1.0)]
-    by_gold = best_heads(traces, gold, count=3)
+    assert find_best_heads(traces) == [((PLACE, 1), pytest.approx(1.0, abs=0.01))]
+    assert find_best_heads(traces, gold) == [((PLACE, 1), 1.0)]
+    by_gold = find_best_heads(traces, gold, n_heads=3)
     assert [head for (_, head), _ in by_gold] == [1, 2, 0] and by_gold[2][1] == 0
 
 
@@ -102,9 +102,9 @@ def test_the_letters_of_sounds() -> None:
     traces = [one.trace for one in looked]
     words = [[*range(len(one.source_tokens) - 1), None] for one in looked]  # the end is no letter
     sounds = [[*range(len(one.target_tokens) - 1), None] for one in looked]
-    (head, value), *_ = best_heads(traces, source_words=words, target_words=sounds)
+    (head, value), *_ = find_best_heads(traces, source_word_ids=words, target_word_ids=sounds)
     found = [
-        align(trace, [head], source_words=letters, target_words=said)
+        align(trace, [head], source_word_ids=letters, target_word_ids=said)
         for trace, letters, said in zip(traces, words, sounds, strict=True)
     ]
     assert value > 0.5
@@ -118,16 +118,16 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(QkvError, match="no heads were given"):
         align(trace, [])
     with pytest.raises(QkvError, match="source_words has 1 numbers for 2 tokens"):
-        align(trace, [(PLACE, 0)], source_words=[0])
+        align(trace, [(PLACE, 0)], source_word_ids=[0])
     with pytest.raises(QkvError, match="expected 'asked' or 'written'"):
-        align(trace, [(PLACE, 0)], at="read")  # type: ignore[arg-type]
+        align(trace, [(PLACE, 0)], query="read")  # type: ignore[arg-type]
     with pytest.raises(QkvError, match="no cross-attention"):
-        best_heads([look(causal_model(), target=[1, 2])])
+        find_best_heads([look(causal_model(), target=[1, 2])])
     with pytest.raises(DataError, match="no traces"):
-        best_heads([])
+        find_best_heads([])
     with pytest.raises(DataError, match="'1:2'.*is no link"):
         parse_pharaoh("0-0 1:2")
     with pytest.raises(DataError, match="2 alignments were given for 1"):
-        error_rate([[], []], [parse_pharaoh("0-0")])
+        alignment_error_rate([[], []], [parse_pharaoh("0-0")])
     with pytest.raises(DataError, match="no links"):
-        error_rate([[]], [parse_pharaoh("")])
+        alignment_error_rate([[]], [parse_pharaoh("")])

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from qkv import spec
 from qkv.errors import CheckpointError, QkvError, StorageError
-from qkv.lens import Recorder, Trace, capture, look, measure, read_capture, trace_of, write_capture
+from qkv.lens import Recorder, Trace, capture, look, compute_statistics, read_capture, build_trace, write_capture
 from qkv.models import build
 from tests.core.test_spec import build_small_spec, draw_spec
 from tests.lens.test_statistics import attentions, make_attention_trace
@@ -28,7 +28,7 @@ def assert_same(found: Trace, right: Trace) -> None:
         other = found[attention.place]
         torch.testing.assert_close(other.weights(), attention.weights())  # another layout may add in another order
         assert torch.equal(other.context, attention.context) and torch.equal(other.value, attention.value)
-        if attention.output_parameter is not None:
+        if attention.output_weight is not None:
             torch.testing.assert_close(other.flow(0), attention.flow(0))
 
 
@@ -48,7 +48,7 @@ def test_there_and_back(tmp_path: Path, choice: spec.Spec, seed: int) -> None:
     if isinstance(choice, spec.Recurrent) or choice.decoder is not None:
         recorder = Recorder()
         step_through(model, given_tokens, recorder)
-        stepped = trace_of(recorder, model)
+        stepped = build_trace(recorder, model)
         write_capture(stepped, tmp_path / "one.qkv")
         assert_same(read_capture(tmp_path / "one.qkv").trace, stepped)
 
@@ -64,7 +64,7 @@ def test_any_terms(tmp_path: Path, attention: Any) -> None:
     write_capture(trace, tmp_path / "one.qkv")
     found = read_capture(tmp_path / "one.qkv").trace
     assert_same(found, trace)
-    torch.testing.assert_close(measure(found["here"]).received, measure(attention).received)
+    torch.testing.assert_close(compute_statistics(found["here"]).received, compute_statistics(attention).received)
 
 
 def test_what_steps_share_is_written_once(tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_what_steps_share_is_written_once(tmp_path: Path) -> None:
     for targets in (20, 80):
         recorder = Recorder()
         step_through(model, tokens(model.spec, targets=targets), recorder)
-        write_capture(trace_of(recorder, model), tmp_path / "one.qkv")
+        write_capture(build_trace(recorder, model), tmp_path / "one.qkv")
         with safe_open(tmp_path / "one.qkv", framework="pt") as file:
             sizes.append(sum(file.get_tensor(name).numel() for name in file.keys()))  # noqa: SIM118
     assert sizes[1] < 4.2 * sizes[0]
@@ -88,7 +88,7 @@ def altered(path: Path, change: Any, signed: bool) -> None:
     change(header, tensors)
     if signed:
         header.pop("sha256")
-        header["sha256"] = capture._digest(header, tensors)
+        header["sha256"] = capture._compute_digest(header, tensors)
     save_file(tensors, path, {"qkv": json.dumps(header)})
 
 

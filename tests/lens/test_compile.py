@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qkv import spec
-from qkv.lens import Recorder, Together, ablate, knock_out, look, patch, swap_values, trace_of
+from qkv.lens import Recorder, Compose, ablate, knock_out, look, patch, swap_values, build_trace
 from qkv.models import SequenceModel, build
 from tests.core.test_spec import build_small_spec
 
@@ -27,7 +27,7 @@ def test_looking_changes_no_bit_of_a_compiled_model() -> None:
     recorder = Recorder()
     run = compiled(model)
     assert torch.equal(run(source, target, tap=recorder), run(source, target))
-    seen, eager = trace_of(recorder, model), look(model, source, target)
+    seen, eager = build_trace(recorder, model), look(model, source, target)
     assert set(seen.attentions) == set(eager.attentions)
     for attention in seen:
         assert attention.certify().max() < 1e-5
@@ -41,7 +41,7 @@ def test_interventions_compile_with_the_model() -> None:
     model = build(build_small_spec(heads=4, layers=2)).eval()
     source, target = torch.randint(9, (2, 5)), torch.randint(11, (2, 4))
     of = look(model, torch.randint(9, (1, 5)), torch.randint(11, (1, 4)))
-    tap = Together(
+    tap = Compose(
         ablate(CROSS, [1]),
         ablate(SELF, None, "resample", of[SELF]),
         knock_out("decoder.*.cross_attention", [1, 3], [2], [0]),

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from qkv import lens, spec
-from qkv.attend import attend
+from qkv.attention import attend
 from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, Sample, generate_batch, score
 from qkv.errors import QkvError
-from qkv.lens import Together, ablate, knock_out, look, patch, swap_values
+from qkv.lens import Compose, ablate, knock_out, look, patch, swap_values
 from qkv.mask import Mask
 from qkv.models import SequenceModel, build
 from qkv.tap import NO_TAP, Tap
@@ -68,7 +68,7 @@ def test_step_by_step_as_at_once(choice: spec.Spec, seed: int, data: st.DataObje
     if place.endswith("cross_attention"):
         makers["swap"] = lambda: swap_values(place, 0, 2, head)
     chosen = data.draw(st.lists(st.sampled_from(sorted(makers)), min_size=1, max_size=2, unique=True))
-    tap = Together(*(makers[name]() for name in chosen))
+    tap = Compose(*(makers[name]() for name in chosen))
     for _ in range(2):  # a tap serves more than one run
         close(step_through(model, given_tokens, tap), run(model, given_tokens, tap))
     trace = look(model, **given_tokens, tap=tap)
@@ -90,12 +90,12 @@ def test_a_key_that_nobody_may_look_at_is_absent() -> None:
     model = a_model()
     given_tokens = tokens(model.spec)
     given_tokens["source_mask"][:] = True
-    away = Together(knock_out("decoder.*.cross_attention", [3]), knock_out("encoder.*.self_attention", [3]))
+    away = Compose(knock_out("decoder.*.cross_attention", [3]), knock_out("encoder.*.self_attention", [3]))
     without = given_tokens["source_mask"].clone()
     without[:, 3] = False
     close(run(model, given_tokens, away), run(model, {**given_tokens, "source_mask": without}))
     everything = run(model, given_tokens, knock_out("decoder.*.cross_attention", range(5)))
-    close(everything, run(model, given_tokens, Together(ablate(CROSS), ablate("decoder.1.cross_attention"))))
+    close(everything, run(model, given_tokens, Compose(ablate(CROSS), ablate("decoder.1.cross_attention"))))
 
 
 def test_knocking_out_chooses_heads_queries_and_keys() -> None:
@@ -122,7 +122,7 @@ def test_what_is_patched_from_itself_changes_nothing_and_from_another_everything
         for site in ("key", "value")
     ]
     assert not torch.allclose(run(model, mine), run(model, other))
-    close(run(model, mine, Together(*whole)), run(model, other))
+    close(run(model, mine, Compose(*whole)), run(model, other))
 
 
 def test_means_and_donors_are_those_of_the_other_run() -> None:
@@ -151,7 +151,7 @@ def test_what_is_found_under_an_intervention_is_scored_alike(method: Any) -> Non
     model = a_model()
     source = torch.randint(1, 9, (3, 5))
     of = look(model, [[1, 2, 3, 4, 5]], [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]])
-    tap = Together(
+    tap = Compose(
         ablate(SELF, [1]),
         ablate(CROSS, [0], "resample", of[CROSS]),
         knock_out("decoder.*.cross_attention", [1], [0, 2, 4]),
@@ -218,5 +218,5 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(QkvError, match="run of the same model"):
         run(model, given_tokens, patch(CROSS, "value", narrow[CROSS]))
     assert (
-        lens.Intervene(CROSS, "weights", torch.zeros_like).at("decoder").at("0").at("cross_attention").wants("weights")
+        lens.Intervention(CROSS, "weights", torch.zeros_like).at("decoder").at("0").at("cross_attention").replaces("weights")
     )

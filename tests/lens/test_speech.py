@@ -25,7 +25,7 @@ from qkv.data.audio import features as audio
 from qkv.decoding import DecodingConfig, Greedy, LengthLimit, generate_batch
 from qkv.decoding.ctc import ctc_greedy_decode
 from qkv.errors import DataError, QkvError
-from qkv.lens import speech
+from qkv.lens import timestamps
 from qkv.models import build
 from qkv.pretrained import tokenizers
 from qkv.tasks.speech import transcription
@@ -47,7 +47,7 @@ def best_path_cost(matrix: list[list[float]]) -> float:
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 10**6))
 def test_the_path_through_a_map_is_the_best_of_all(rows: int, columns: int, seed: int) -> None:
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    begins = speech.starts(matrix)
+    begins = timestamps.align_with_dtw(matrix)
     assert begins[0] == 0 and begins == sorted(begins) and begins[-1] < columns
     # before a row's beginning, the path comes from the column before it, or straight from the row above
     total = 0.0
@@ -64,9 +64,9 @@ def test_planted_times_come_back() -> None:
     matrix = torch.full((4, 12), -1.0)
     for row, (begin, end) in enumerate(zip(planted, [*planted[1:], 12], strict=True)):
         matrix[row, begin:end] = 1
-    assert speech.starts(matrix) == planted
+    assert timestamps.align_with_dtw(matrix) == planted
     with pytest.raises(QkvError, match="expected rows and columns"):
-        speech.starts(torch.zeros(2, 0))
+        timestamps.align_with_dtw(torch.zeros(2, 0))
 
 
 def listener() -> Any:
@@ -83,12 +83,12 @@ def listener() -> Any:
 def test_tokens_are_heard_one_after_another() -> None:
     trace = lens.look(listener(), torch.randn(1, 4, 40), [1, 2, 5, 6, 7, 3])
     heads = [(0, 1), (1, 0)]
-    times = speech.token_times(trace, heads, begin=2, end=5, positions=15, seconds=0.5)
+    times = timestamps.compute_token_times(trace, heads, begin=2, end=5, positions=15, seconds_per_position=0.5)
     assert len(times) == 3
     assert all(start <= end for start, end in times)
     assert all(one[1] == two[0] for one, two in zip(times, times[1:], strict=False))
     assert times[-1][1] <= 14 * 0.5
-    matrix = speech.attention_map(trace, heads, positions=15, smooth=1)
+    matrix = timestamps.compute_attention_map(trace, heads, positions=15, median_filter_width=1)
     by_hand = []
     for block, head in heads:
         weights = trace[f"decoder.{block}.cross_attention"].weights()[0, head, :, :15]
@@ -97,23 +97,23 @@ def test_tokens_are_heard_one_after_another() -> None:
     torch.testing.assert_close(matrix, sum(by_hand) / 2)
     for begin, end in ((0, 3), (3, 3), (2, 7)):
         with pytest.raises(QkvError, match="expected some from 1 to 6"):
-            speech.token_times(trace, heads, begin=begin, end=end)
+            timestamps.compute_token_times(trace, heads, begin=begin, end=end)
     with pytest.raises(QkvError, match="no heads were given"):
-        speech.attention_map(trace, [])
+        timestamps.compute_attention_map(trace, [])
 
 
 def test_a_median_takes_out_what_stands_alone() -> None:
     row = torch.tensor([[1.0, 2.0, 50.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]])
-    assert speech._smoothed(row, 3).tolist() == [[2, 2, 4, 5, 5, 6, 7, 8, 8]]
-    assert speech._smoothed(row[:, :3], 7) is not None
+    assert timestamps._median_filter(row, 3).tolist() == [[2, 2, 4, 5, 5, 6, 7, 8, 8]]
+    assert timestamps._median_filter(row[:, :3], 7) is not None
 
 
 def test_pieces_join_to_words() -> None:
     pieces, times = ["Ask", " not", " what", "ever", "."], [(0.0, 1.0), (1.0, 2.0), (2.0, 3.0), (3.0, 4.0), (4.0, 9.0)]
-    assert speech.words(pieces, times) == [
-        speech.Span("Ask", 0.0, 1.0),
-        speech.Span("not", 1.0, 2.0),
-        speech.Span("whatever.", 2.0, 4.0),
+    assert timestamps.group_words(pieces, times) == [
+        timestamps.TimedWord("Ask", 0.0, 1.0),
+        timestamps.TimedWord("not", 1.0, 2.0),
+        timestamps.TimedWord("whatever.", 2.0, 4.0),
     ]
 
 
@@ -191,8 +191,8 @@ def test_whisper_writes_down_a_speech_and_when_it_was_said(whisper: Any) -> None
     assert written == TEXT
     heads = [(block, head) for block, head in published.config["alignment_heads"]]
     trace = lens.look(published.model, compute_features(samples), [50257, 50362, *text, 50256])
-    times = speech.token_times(trace, heads, begin=2, end=2 + len(text), positions=len(samples) // 320)
-    found = speech.words([tokenizer.decode([token]) for token in text], times)
+    times = timestamps.compute_token_times(trace, heads, begin=2, end=2 + len(text), positions=len(samples) // 320)
+    found = timestamps.group_words([tokenizer.decode([token]) for token in text], times)
     assert [word.text for word in found] == TEXT.split()
     assert all(one.start < one.end <= two.start for one, two in zip(found, found[1:], strict=False))
     assert found[-1].end < len(samples) / 16_000
@@ -212,8 +212,8 @@ def test_whisper_hears_words_where_their_sounds_end(whisper: Any) -> None:
     assert written.strip(" .").upper() == says["words"]
     heads = [(block, head) for block, head in published.config["alignment_heads"]]
     trace = lens.look(published.model, compute_features(samples), [50257, 50362, *text, 50256])
-    times = speech.token_times(trace, heads, begin=2, end=2 + len(text), positions=len(samples) // 320)
-    found = speech.words([tokenizer.decode([token]) for token in text], times)
+    times = timestamps.compute_token_times(trace, heads, begin=2, end=2 + len(text), positions=len(samples) // 320)
+    found = timestamps.group_words([tokenizer.decode([token]) for token in text], times)
     ends = dict(zip(("ey", "n", "p", "z", "aw", "dh"), [0.0] * 6, strict=True))
     for phone, sample in zip(says["phones"].split(), says["phone_end_samples"].split(), strict=True):
         if phone in ends and not (phone == "n" and ends["n"]):

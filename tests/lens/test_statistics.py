@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qkv.attend import attend
+from qkv.attention import attend
 from qkv.errors import QkvError
-from qkv.lens import AttentionTrace, Recorder, Statistics, measure, statistics, trace_of
+from qkv.lens import AttentionTrace, Recorder, AttentionStatistics, compute_statistics, statistics, build_trace
 from qkv.mask import Mask
 
 
@@ -20,7 +20,7 @@ def make_attention_trace(calls: list[tuple[Tensor, Tensor, Tensor, dict[str, Any
     recorder = Recorder()
     for query, key, value, terms in calls:
         attend(query, key, value, tap=recorder.at("here"), **terms)
-    return trace_of(recorder, torch.nn.Module())["here"]
+    return build_trace(recorder, torch.nn.Module())["here"]
 
 
 def make_mask(kind: str, queries: int, keys: int, heads: int, past: int) -> Mask | Tensor | None:
@@ -32,7 +32,7 @@ def make_mask(kind: str, queries: int, keys: int, heads: int, past: int) -> Mask
         "causal": Mask(causal=True, past=past),
         "window": Mask(causal=True, window=2, past=past),
         "both ways": Mask(window=3, past=past),
-        "padding": Mask(causal=True, past=past, keys=torch.rand(2, keys) < 0.5),
+        "padding": Mask(causal=True, past=past, key_mask=torch.rand(2, keys) < 0.5),
         "documents": Mask(documents=(torch.randint(2, (2, queries)), torch.randint(2, (2, keys)))),
     }[kind]
 
@@ -66,15 +66,15 @@ def attentions(draw: Any) -> AttentionTrace:
     return make_attention_trace(calls)
 
 
-def expected_statistics(attention: AttentionTrace, top: int, first: int) -> Statistics:
+def expected_statistics(attention: AttentionTrace, top: int, first: int) -> AttentionStatistics:
     """The same from the matrix."""
     weights, scores = attention.weights(), attention.scores()
-    if (sinks := attention.terms["sinks"]) is not None:
+    if (sinks := attention.score_terms["sinks"]) is not None:
         scores = torch.cat([scores, sinks[None, :, None, None].expand(*scores.shape[:3], 1)], dim=-1)
     mass = weights.sum(dim=-1)
     away = (torch.arange(attention.queries)[:, None] - torch.arange(attention.keys)).abs().float()
     best = weights.topk(min(top, attention.keys))
-    return Statistics(
+    return AttentionStatistics(
         tuple(range(attention.heads)),
         scores.logsumexp(dim=-1),
         mass,
@@ -87,7 +87,7 @@ def expected_statistics(attention: AttentionTrace, top: int, first: int) -> Stat
     )
 
 
-def assert_same(attention: AttentionTrace, found: Statistics, right: Statistics) -> None:
+def assert_same(attention: AttentionTrace, found: AttentionStatistics, right: AttentionStatistics) -> None:
     for name in ("mass", "first", "entropy", "distance", "top_weights", "received", "normaliser"):
         torch.testing.assert_close(
             getattr(found, name),
@@ -107,9 +107,9 @@ def test_equal_to_the_whole_matrix(attention: AttentionTrace, top: int, first: i
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(statistics, "_ELEMENTS", 10**small)  # few rows, or all, at a time
         patched.setattr(statistics, "_COUNTED", 10 ** max(0, small - 1))
-        found = measure(attention, top=top, first=first)
+        found = compute_statistics(attention, top=top, first=first)
         assert_same(attention, found, expected_statistics(attention, top, first))
-        one = measure(attention, top=top, first=first, heads=[attention.heads - 1])
+        one = compute_statistics(attention, top=top, first=first, heads=[attention.heads - 1])
         torch.testing.assert_close(one.entropy[:, 0], found.entropy[:, -1], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(one.received[:, 0], found.received[:, -1], rtol=1e-4, atol=1e-5)
 
@@ -119,7 +119,7 @@ def test_the_largest_of_long_rows() -> None:
     heads, length = 2, 1500
     query, key, value = torch.randn(3, 1, heads, length, 8).unbind(0)
     attention = make_attention_trace([(3 * query, key, value, {"mask": Mask(causal=True)})])
-    assert_same(attention, measure(attention, top=5), expected_statistics(attention, 5, 4))
+    assert_same(attention, compute_statistics(attention, top=5), expected_statistics(attention, 5, 4))
 
 
 @settings(max_examples=20)
@@ -130,8 +130,8 @@ def test_a_tile_is_a_part_of_the_matrix(attention: AttentionTrace, data: st.Data
     keys = sorted(data.draw(st.tuples(*2 * [st.integers(0, attention.keys)])))
     across = data.draw(st.integers(1, 5))
     right = attention.weights(head)[:, slice(*rows), slice(*keys)]
-    every = measure(attention)
-    normaliser, alone = every.normaliser, every.of(head)
+    every = compute_statistics(attention)
+    normaliser, alone = every.logsumexp, every.select_head(head)
     assert alone.heads == (head,) and torch.equal(alone.top_keys, every.top_keys[:, [head]])
     assert torch.equal(alone.received, every.received[:, [head]])
     for given_normaliser in (None, normaliser):
@@ -147,7 +147,7 @@ def test_other_precisions(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     query, key, value = torch.randn(3, 1, 2, 9, 8).to(dtype).unbind(0)
     attention = make_attention_trace([(query, key, value, {"mask": Mask(causal=True)})])
-    torch.testing.assert_close(measure(attention).mass, torch.ones(1, 2, 9))
+    torch.testing.assert_close(compute_statistics(attention).mass, torch.ones(1, 2, 9))
 
 
 def test_memory_grows_with_length_and_not_with_its_square(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ def test_memory_grows_with_length_and_not_with_its_square(monkeypatch: pytest.Mo
         attention = make_attention_trace([(*torch.randn(3, 1, 2, 600, 4).unbind(0), {"mask": rule})])
         largest = 0
         with Watch():
-            measure(attention, top=2)
+            compute_statistics(attention, top=2)
             attention.tile(1, (300, 320), (500, 600))
         assert largest <= 20 * 600
 
@@ -174,6 +174,6 @@ def test_memory_grows_with_length_and_not_with_its_square(monkeypatch: pytest.Mo
 def test_mistakes_are_named() -> None:
     attention = make_attention_trace([(*torch.randn(3, 1, 2, 4, 4).unbind(0), {})])
     with pytest.raises(QkvError, match="heads 0 to 1"):
-        measure(attention, heads=[2])
+        compute_statistics(attention, heads=[2])
     with pytest.raises(QkvError, match="keys 2 to 5 were asked for; it has 0 to 4"):
         attention.tile(0, (0, 1), (2, 5))

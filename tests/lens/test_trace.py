@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qkv import spec
-from qkv.attend import attend
+from qkv.attention import attend
 from qkv.errors import QkvError
-from qkv.lens import AttentionTrace, Intervene, Recorder, Trace, look, trace_of
+from qkv.lens import AttentionTrace, Intervention, Recorder, Trace, look, build_trace
 from qkv.mask import Mask
 from qkv.models import SequenceModel, build
 from qkv.tap import Site, Tap
@@ -26,8 +26,8 @@ def tokens(choice: spec.Spec, rows: int = 2, sources: int = 5, targets: int = 6)
     if isinstance(choice, spec.Recurrent):
         source, target = choice.source.vocab, choice.target.vocab
     else:
-        source = choice.encoder.reads.vocab if choice.encoder else 0
-        target = choice.decoder.reads.vocab if choice.decoder else 0
+        source = choice.encoder.input.vocab if choice.encoder else 0
+        target = choice.decoder.input.vocab if choice.decoder else 0
     if source:
         found["source"] = torch.randint(source, (rows, sources))
         found["source_mask"] = torch.ones(rows, sources, dtype=torch.bool)
@@ -97,7 +97,7 @@ def test_decoding_is_not_changed_and_reads_as_one_pass(choice: spec.Spec, seed: 
     given_tokens = tokens(choice)
     recorder = Recorder()
     assert torch.equal(step_through(model, given_tokens, recorder), step_through(model, given_tokens))
-    stepped, whole = trace_of(recorder, model), look(model, **given_tokens)
+    stepped, whole = build_trace(recorder, model), look(model, **given_tokens)
     assert set(stepped.attentions) == set(whole.attentions)
     for attention in stepped:
         assert attention.certify().max() < 1e-5
@@ -109,7 +109,7 @@ def test_decoding_is_not_changed_and_reads_as_one_pass(choice: spec.Spec, seed: 
 def traced(query: Tensor, key: Tensor, value: Tensor, **terms: Any) -> AttentionTrace:
     recorder = Recorder()
     attend(query, key, value, tap=recorder.at("here"), **terms)
-    return trace_of(recorder, torch.nn.Module())["here"]
+    return build_trace(recorder, torch.nn.Module())["here"]
 
 
 @given(
@@ -137,7 +137,7 @@ def test_rows_heads_and_blind_queries(
         "float": torch.randn(2, heads, queries, keys).masked_fill(hidden, -torch.inf),
         "causal": Mask(causal=True, past=max(0, keys - queries)),
         "window": Mask(causal=True, window=2, past=max(0, keys - queries)),
-        "padding": Mask(keys=torch.rand(2, keys) < 0.5),
+        "padding": Mask(key_mask=torch.rand(2, keys) < 0.5),
         "documents": Mask(documents=(torch.randint(2, (2, queries)), torch.randint(2, (2, keys)))),
     }
     attention = traced(
@@ -170,7 +170,7 @@ def test_certification_finds_a_context_that_is_not_weights_times_value() -> None
     def bend(context: Tensor) -> Tensor:
         return torch.cat([context[:, :1], context[:, 1:] + 0.25], dim=1)
 
-    trace = look(model, [1, 2, 3], [1, 4], tap=Intervene(place, "context", bend))
+    trace = look(model, [1, 2, 3], [1, 4], tap=Intervention(place, "context", bend))
     found = trace.certify()
     assert found[place][0] < 1e-5 and found[place][1] > 0.2
     assert all(worst.max() < 1e-5 for other, worst in found.items() if other != place)
@@ -198,7 +198,7 @@ def kept_numbers(trace: Trace) -> int:
     for calls in trace.calls.values():
         for call in calls:
             sites = [site for site in ("query", "key", "value", "context", "output", "residual") if site in call]
-            for tensor in [call[site] for site in sites] + [x for x in call.terms.values() if isinstance(x, Tensor)]:
+            for tensor in [call[site] for site in sites] + [x for x in call.score_terms.values() if isinstance(x, Tensor)]:
                 storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
     return sum(storages.values())
 
@@ -218,7 +218,7 @@ def test_what_is_kept_grows_with_length_and_not_with_its_square() -> None:
     for length in (32, 128):
         recorder = Recorder()
         step_through(model, {"target": torch.randint(9, (2, length))}, recorder)
-        kept.append(kept_numbers(trace_of(recorder, model)))
+        kept.append(kept_numbers(build_trace(recorder, model)))
     assert kept[1] <= 4.2 * kept[0]
 
 
@@ -227,23 +227,23 @@ def test_an_intervention_on_the_weights_takes_one_attention_off_the_kernel() -> 
     model = build(build_small_spec(layers=2)).eval()
     source, target = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[1, 4, 5]])
     place = "decoder.1.cross_attention"
-    intervention = Intervene(place, "weights", torch.zeros_like)
+    intervention = Intervention(place, "weights", torch.zeros_like)
     cross_attention = intervention.at("decoder").at("1").at("cross_attention")
-    assert cross_attention.wants("weights") and not intervention.at("decoder").at("0").wants("weights")
+    assert cross_attention.replaces("weights") and not intervention.at("decoder").at("0").replaces("weights")
     trace = look(model, source, target, tap=intervention)
     assert (trace[place].context == 0).all()
     assert trace.logits is not None and not torch.equal(trace.logits, model(source, target))
     # The same by taking the values away, on the fast path, and with two interventions at once.
-    by_value = look(model, source, target, tap=Intervene(place, "value", torch.zeros_like)).logits
+    by_value = look(model, source, target, tap=Intervention(place, "value", torch.zeros_like)).logits
     torch.testing.assert_close(by_value, trace.logits)
     other = "encoder.0.self_attention"
-    both = look(model, source, target, tap=Intervene(other, "context", torch.zeros_like, inner=intervention))
+    both = look(model, source, target, tap=Intervention(other, "context", torch.zeros_like, inner=intervention))
     assert (both[other].context == 0).all() and (both[place].context == 0).all()
 
 
 def test_nothing_is_replaced_unless_asked() -> None:
     recorder = Recorder()
-    assert not any(recorder.wants(site) for site in ("scores", "weights", "query"))
+    assert not any(recorder.replaces(site) for site in ("scores", "weights", "query"))
     tensor = torch.ones(1)
     assert recorder("logits", tensor) is tensor
 
@@ -272,4 +272,4 @@ def test_a_reordered_beam_is_refused_in_words() -> None:
         _, state = model.step(torch.tensor([[1]]), state, tap=recorder)
         _, state = model.step(torch.tensor([[3], [4]]), state.reorder(torch.tensor([0, 0])), tap=recorder)
     with pytest.raises(QkvError, match="look at the finished hypothesis"):
-        trace_of(recorder, model)
+        build_trace(recorder, model)

@@ -186,4 +186,4 @@ def test_an_agent_is_built_fresh_and_its_spec_is_checked(written: WriteModel) ->
     assert isinstance(shape, spec.Transformer) and shape.encoder is not None
     block = spec.Block(spec.Attention(4, 8), spec.FeedForward(8))
     with pytest.raises(SpecError, match="Trajectory"):
-        spec.Transformer(spec.Stack(32, (block,), shape.encoder.reads), None, spec.Actions())
+        spec.Transformer(spec.Stack(32, (block,), shape.encoder.input), None, spec.Actions())

@@ -330,7 +330,7 @@ def test_models_that_hear_are_built_fresh_and_their_specs_checked(written: Write
         assert build(shape)(**given).isfinite().all()
     block = spec.Block(spec.Attention(4, 8), spec.FeedForward(8))
     with pytest.raises(SpecError, match="multiple of groups=5"):
-        spec.Stack(32, (block,), spec.Frames(10), spec.Convolved(6, 5))
+        spec.Stack(32, (block,), spec.Frames(10), spec.Convolutional(6, 5))
     causal = spec.Block(spec.Attention(4, 8, causal=True), spec.FeedForward(8))
     with pytest.raises(SpecError, match="the future"):
-        spec.Stack(32, (causal,), spec.Tokens(10), spec.Convolved(6, 4))
+        spec.Stack(32, (causal,), spec.Tokens(10), spec.Convolutional(6, 4))

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from qkv import spec
-from qkv.layers import Attention, Block, Placing
+from qkv.layers import Attention, Block, AttentionInputs
 from qkv.mask import Mask
-from qkv.positions import RelativeBias, alibi, distances, rotate, rotations, sinusoids
+from qkv.positions import RelativeBias, compute_alibi_bias, compute_distances, apply_rotary, compute_rotations, compute_sinusoids
 
 D_MODEL, HEADS, D_FF = 24, 3, 20
 
@@ -44,8 +44,8 @@ def copy_norms(ours: Block, theirs: nn.Module, residuals: list[Any]) -> None:
         nn.init.normal_(used.weight)
         nn.init.normal_(used.bias)
         getattr(theirs, f"norm{number}").load_state_dict(used.state_dict())
-    theirs.linear1.load_state_dict(ours.feed_forward.widen.state_dict())  # type: ignore[union-attr]
-    theirs.linear2.load_state_dict(ours.feed_forward.narrow.state_dict())  # type: ignore[union-attr]
+    theirs.linear1.load_state_dict(ours.feed_forward.up_proj.state_dict())  # type: ignore[union-attr]
+    theirs.linear2.load_state_dict(ours.feed_forward.down_proj.state_dict())  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("norm_at", ["pre", "post"])
@@ -60,7 +60,7 @@ def test_an_encoder_block_is_that_of_torch(norm_at: str, activation: str) -> Non
     copy_norms(ours, theirs, [ours.self_attention_residual, ours.feed_forward_residual])
     hidden = torch.randn(2, 5, D_MODEL)
     real = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    found = ours(hidden, Placing(Mask(keys=real)))
+    found = ours(hidden, AttentionInputs(Mask(key_mask=real)))
     expected = theirs(hidden, src_key_padding_mask=~real)
     assert_close(found[real], expected[real])
 
@@ -77,7 +77,7 @@ def test_a_decoder_block_is_that_of_torch(norm_at: str) -> None:
     copy_norms(ours, theirs, residuals)
     hidden, memory = torch.randn(2, 4, D_MODEL), torch.randn(2, 6, D_MODEL)
     real = torch.tensor([[True] * 6, [True] * 2 + [False] * 4])
-    found = ours(hidden, Placing(Mask(causal=True)), memory, Placing(Mask(keys=real)))
+    found = ours(hidden, AttentionInputs(Mask(causal=True)), memory, AttentionInputs(Mask(key_mask=real)))
     future = nn.Transformer.generate_square_subsequent_mask(4)
     hidden_keys = torch.zeros(2, 6).masked_fill(~real, -torch.inf)
     assert_close(
@@ -91,7 +91,7 @@ def test_rotary_positions_are_those_of_llama() -> None:
     vectors, places = torch.randn(2, 4, 7, 8), torch.arange(3, 10)
     cosines, sines = llama.LlamaRotaryEmbedding(config)(vectors, places[None])
     expected, _ = llama.apply_rotary_pos_emb(vectors, vectors, cosines, sines)
-    assert_close(rotate(vectors, *rotations(places, 8, spec.Rotary())), expected)
+    assert_close(apply_rotary(vectors, *compute_rotations(places, 8, spec.Rotary())), expected)
 
 
 @pytest.mark.parametrize("both_ways", [True, False])
@@ -99,7 +99,7 @@ def test_relative_buckets_are_those_of_t5(both_ways: bool) -> None:
     t5 = pytest.importorskip("transformers.models.t5.modeling_t5")
     table = RelativeBias(spec.RelativeBias(32, 128), 4, both_ways)
     nn.init.normal_(table.bias)
-    ahead = distances(150, 400, 250, torch.device("cpu"))
+    ahead = compute_distances(150, 400, 250, torch.device("cpu"))
     buckets = t5.T5Attention._relative_position_bucket(ahead, both_ways, 32, 128)
     assert torch.equal(table(ahead)[0].permute(1, 2, 0), table.bias[buckets])
 
@@ -108,12 +108,12 @@ def test_relative_buckets_are_those_of_t5(both_ways: bool) -> None:
 def test_alibi_slopes_are_those_of_bloom(heads: int) -> None:
     bloom = pytest.importorskip("transformers.models.bloom.modeling_bloom")
     expected = bloom.build_alibi_tensor(torch.ones(1, 6), heads, torch.float32).view(heads, 6)
-    ours = alibi(distances(1, 6, 5, torch.device("cpu")), heads)[0, :, 0]
+    ours = compute_alibi_bias(compute_distances(1, 6, 5, torch.device("cpu")), heads)[0, :, 0]
     assert_close(ours - ours[:, :1], expected - expected[:, :1])  # a constant for each row changes no weight
 
 
 def test_sinusoids_by_hand() -> None:
-    waves = sinusoids(torch.tensor([0, 3]), 4)
+    waves = compute_sinusoids(torch.tensor([0, 3]), 4)
     assert_close(waves[0], torch.tensor([0.0, 1.0, 0.0, 1.0]))
     angle = torch.tensor([3.0, 3.0 / 100])
     assert_close(waves[1], torch.stack([angle.sin(), angle.cos()], dim=1).flatten())

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from qkv import compare, lens, models, pretrained, spec, tasks
 from qkv.errors import CheckpointError, DataError, QkvError, SpecError
-from qkv.inputs import reader
+from qkv.inputs import build_embedding
 from qkv.presets import vision_transformer
 from tests.published import Case, WriteModel, assert_close, make_mask, make_writer
 
@@ -315,7 +315,7 @@ def test_patches_are_a_convolution_without_overlap(
     size: int, channels: int, rows: int, columns: int, leading: int, registers: int
 ) -> None:
     reads = spec.Patches(size, channels, leading, registers)
-    embed: Any = reader(dataclasses.replace(build_stack(), reads=reads, positions=None))
+    embed: Any = build_embedding(dataclasses.replace(build_stack(), reads=reads, positions=None))
     given = torch.randn(2, channels, rows * size, columns * size)
     kernel = embed.patches.weight.reshape(-1, channels, size, size)
     expected = torch.conv2d(given, kernel, embed.patches.bias, stride=size).flatten(2).mT
@@ -372,11 +372,11 @@ def test_looking_at_an_image_changes_nothing() -> None:
     ("make", "said"),
     [
         (lambda: spec.Patches(0), "size=0"),
-        (lambda: spec.Patches(4, leading=-1), "leading=-1"),
+        (lambda: spec.Patches(4, class_tokens=-1), "leading=-1"),
         (lambda: build_tiny_spec(image_size=9), "image_size=9 is not a multiple of patch_size=4"),
         (lambda: build_tiny_spec(heads=3), "d_model=16 is not a multiple of heads=3"),
         (lambda: dataclasses.replace(build_stack(), positions=spec.Learned(6)), "5, which is no square"),
-        (lambda: spec.Towers(build_tiny_spec(), build_tiny_spec()), "must be a Vector with unit=True"),
+        (lambda: spec.DualEncoder(build_tiny_spec(), build_tiny_spec()), "must be a Vector with unit=True"),
         (lambda: build_dual_encoder(width=3), "source's vectors have 4 numbers and target's 3"),
     ],
 )
@@ -418,9 +418,9 @@ def test_a_fresh_model_of_images_learns() -> None:
 # Towers
 
 
-def build_dual_encoder(width: int = 4) -> spec.Towers:
+def build_dual_encoder(width: int = 4) -> spec.DualEncoder:
     unit = spec.Vector("first", 4)
-    return spec.Towers(
+    return spec.DualEncoder(
         dataclasses.replace(build_tiny_spec(), answers=unit),
         dataclasses.replace(build_tiny_spec(patch_size=2), answers=dataclasses.replace(unit, width=width)),
     )

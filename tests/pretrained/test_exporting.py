@@ -262,7 +262,7 @@ def test_ctranslate2_translates_the_same_with_models_of_our_own(choice: spec.Tra
 
 def test_what_ctranslate2_does_not_have_is_named(tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="needs the package ctranslate2")
-    rotary = spec.Rotary(scaling=spec.ByWavelength(8.0, 1.0, 4.0, 64))
+    rotary = spec.Rotary(scaling=spec.Llama3Scaling(8.0, 1.0, 4.0, 64))
     attention = spec.Attention(4, 8, position=rotary, causal=True, window=4, softcap=20.0, sinks=True)
     stack = spec.Stack(32, (spec.Block(attention, spec.FeedForward(48)),), spec.Tokens(99))
     for choice, told in (

@@ -109,7 +109,7 @@ def build_stack(*blocks: spec.Block, **stack: Any) -> spec.Stack:
 
 
 LOOKING = spec.Block(spec.Attention(4, 8, causal=True), spec.FeedForward(48))
-CARRYING = spec.Block(spec.Recurrence(), spec.FeedForward(48))
+CARRYING = spec.Block(spec.SSRU(), spec.FeedForward(48))
 DECODERS = {
     "sinusoidal": build_stack(CARRYING, CARRYING, positions=spec.Sinusoidal()),
     "learned": build_stack(CARRYING, positions=spec.Learned(20)),

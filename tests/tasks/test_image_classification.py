@@ -250,7 +250,7 @@ STEM = (spec.Convolution(8, 3, 2), spec.Convolution(8, 3, 1), spec.Convolution(1
 def test_a_stem_normalises_over_the_batch_and_adds_what_keeps_its_shape() -> None:
     choice = ViT(4, STEM, 16, 2, 1, 32, **BATCH_NORM).spec(8, 8, 3, 5).encoder  # type: ignore[arg-type]
     assert choice is not None
-    reader = inputs.reader(choice)
+    reader = inputs.build_embedding(choice)
     image = torch.randn(6, 3, 8, 8)
 
     def expected(means: list[Tensor] | None = None, variances: list[Tensor] | None = None) -> Tensor:
@@ -284,7 +284,7 @@ def test_a_stem_normalises_over_the_batch_and_adds_what_keeps_its_shape() -> Non
 def test_a_square_sees_what_its_convolutions_reach_and_no_more() -> None:
     encoder = ViT(4, (spec.Convolution(8, 3, 2),), 16, 2, 1, 32).spec(16, 16, 1, 2).encoder
     assert encoder is not None
-    reader = inputs.reader(encoder)
+    reader = inputs.build_embedding(encoder)
     image = torch.zeros(1, 1, 16, 16)
     changed = image.clone()
     changed[..., 15, 15] = 1.0

@@ -30,7 +30,7 @@ from qkv import lens, pretrained, tasks
 from qkv.cli import main
 from qkv.decoding import DecodingConfig, Greedy, LengthLimit
 from qkv.errors import CheckpointError, DownloadError
-from qkv.models import build, outline
+from qkv.models import build, build_on_meta
 from qkv.pretrained import hub, int8
 from tests.parity.test_encoder_decoders import CASES as ENCODER_DECODERS
 from tests.published import Case, assert_close
@@ -569,7 +569,7 @@ def test_wrong_places_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["continue", "translate", "classify", "see"])
 def test_an_outline_has_the_shapes_of_the_model(kind: str, kept: PublishedModels) -> None:
     shape = pretrained.load_spec(kept(kind)[2])
-    built, drawn = build(shape), outline(shape)
+    built, drawn = build(shape), build_on_meta(shape)
     shapes = {name: one.shape for name, one in built.named_parameters()}
     assert shapes == {name: one.shape for name, one in drawn.named_parameters()}
     assert all(one.is_meta for one in drawn.parameters())

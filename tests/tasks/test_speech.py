@@ -424,7 +424,7 @@ def test_an_encoder_answers_beside_its_decoder() -> None:
     model = listener()
     assert spec.from_json(spec.to_json(model.spec)) == model.spec
     with pytest.raises(SpecError, match="encoder_answers was given without"):
-        spec.Transformer(model.spec.encoder, None, spec.Labels(3), encoder_answers=spec.Labels(3))
+        spec.Transformer(model.spec.encoder, None, spec.Labels(3), encoder_head=spec.Labels(3))
     source, target = torch.randn(2, 4, 11), torch.tensor([[1, 4, 5], [1, 6, 0]])
     mask = torch.arange(11) < torch.tensor([[11], [6]])
     memory = model.encode(source, mask)
@@ -610,17 +610,17 @@ STEM = (spec.Convolution(4, 5, 2), spec.Convolution(4, 3, 1), spec.Convolution(6
 @torch.no_grad()
 def test_a_stem_hears_pitch_and_time_and_padding_changes_nothing() -> None:
     choice = AudioClassifier(16, 2, 16, 1, stem=STEM, stem_norm="batch", stem_residual=True).spec(10, 3)
-    assert choice.encoder is not None and isinstance(choice.encoder.reads, spec.Frames)
-    assert choice.encoder.reads.each == 6 and spec.from_json(spec.to_json(choice)) == choice
+    assert choice.encoder is not None and isinstance(choice.encoder.input, spec.Frames)
+    assert choice.encoder.input.frames_per_position == 6 and spec.from_json(spec.to_json(choice)) == choice
     torch.manual_seed(0)
-    reader = inputs.reader(choice.encoder)
+    reader = inputs.build_embedding(choice.encoder)
     reader(torch.randn(8, 10, 40))  # what the norms remember
     reader.eval()
     sound = torch.randn(1, 10, 23)
     alone = reader(sound)
     assert alone.shape == (1, 4, 16)
     padded, real = functional.pad(sound, (0, 14), value=7.0), torch.arange(37)[None] < 23
-    found, positions = reader(padded, mask=real), reader.mask(real)
+    found, positions = reader(padded, mask=real), reader.position_mask(real)
     assert positions is not None and positions.tolist() == [[True] * 4 + [False] * 3]
     torch.testing.assert_close(found[positions], alone[0], rtol=1e-4, atol=1e-5)
     higher = sound.roll(1, dims=1)

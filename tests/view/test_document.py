@@ -23,8 +23,8 @@ from torch.nn import functional
 
 from qkv import spec
 from qkv.errors import QkvError, StorageError
-from qkv.lens import Intervene, Recorder, Trace, knock_out, look, report, trace_of
-from qkv.lens.speech import Span
+from qkv.lens import Intervention, Recorder, Trace, knock_out, look, report_heads, build_trace
+from qkv.lens.timestamps import TimedWord
 from qkv.models import build
 from qkv.presets import encoder_decoder
 from qkv.view import Run, axes, encode_document, overview, write_html
@@ -92,7 +92,7 @@ def test_the_page_holds_the_tensors_themselves(tmp_path: Path) -> None:
         for site in ("query", "key", "value", "context"):
             assert numpy.array_equal(decode_block(raw, one[site]), getattr(attention, site)[0].numpy())
         assert one["certified"] == pytest.approx(attention.certify().tolist(), abs=1e-11)
-        reports = [entry for entry in report(trace) if entry.place == one["place"]]
+        reports = [entry for entry in report_heads(trace) if entry.place == one["place"]]
         for name in ("entropy", "sink", "previous"):
             assert one["statistics"][name] == pytest.approx([getattr(entry, name) for entry in reports], rel=1e-4)
         largest = attention.weights()[0].amax(dim=-1).mean(dim=-1).tolist()
@@ -157,7 +157,7 @@ def make_traces() -> dict[str, Trace]:
     return {
         "encoder-decoder": make_trace(layers=2),
         "rich": look(decoder_only, target=tokens),
-        "step by step": trace_of(recorder, decoder_only, target=tokens[None]),
+        "step by step": build_trace(recorder, decoder_only, target=tokens[None]),
         "additive": look(additive, [1, 2, 3], [1, 4]),
         "edited": look(build(build_small_spec()).eval(), [1, 2, 3], [1, 4, 5], tap=hidden),
     }
@@ -275,7 +275,7 @@ def test_axes_of_images_sounds_and_trajectories() -> None:
     assert heard["audio"]["seconds"] == 1.0 and heard["tokens"][25] == "0.50 s"
     peaks = decode_block(blocks.to_bytes(), heard["audio"]["peaks"])
     assert peaks.shape == (2000, 2) and peaks[:, 0].min() == samples.min() and peaks[:, 1].max() == samples.max()
-    said = axes.build_audio_axis(samples, 16_000, 50, 0.02, [Span("one", 0.1, 0.31), Span("two", 0.31, 0.4)]).to_json(
+    said = axes.build_audio_axis(samples, 16_000, 50, 0.02, [TimedWord("one", 0.1, 0.31), TimedWord("two", 0.31, 0.4)]).to_json(
         blocks
     )
     assert said["audio"]["words"] == [["one", 0.1, 0.31], ["two", 0.31, 0.4]] and said["audio"]["samples"] == 16_000
@@ -343,7 +343,7 @@ def open_in_browser(path: Path, profile: Path) -> str:
 def test_the_page_certifies_itself_in_a_browser(tmp_path: Path) -> None:
     # A context that is not what the weights give must be found out.
     torch.manual_seed(0)
-    bent = Intervene("decoder.0.cross_attention", "context", lambda context: context + 0.5)
+    bent = Intervention("decoder.0.cross_attention", "context", lambda context: context + 0.5)
     traces = {**make_traces(), "bent": look(build(build_small_spec()).eval(), [1, 2, 3], [1, 4], tap=bent)}
     for name, trace in traces.items():
         run = Run(trace, source=axes.build_text_axis(EVIL)) if name == "encoder-decoder" else trace

@@ -92,9 +92,9 @@ def test_questions_are_answered(session: Session, runner: TextGenerator) -> None
     reply, _ = session.ask({"ask": "why", "position": 1})
     trace = session.runs[0].trace
     assert trace.target is not None
-    expected = lens.why(runner.model, trace.source, trace.target, 1)
+    expected = lens.explain(runner.model, trace.source, trace.target, 1)
     assert reply["why"]["p"] == pytest.approx(expected.probability)
-    assert [one["key"] for one in reply["why"]["effects"]] == [one.position for one in expected.reasons]
+    assert [one["key"] for one in reply["why"]["effects"]] == [one.position for one in expected.effects]
     reply, _ = session.ask({"ask": "look", "text": "key"})
     assert reply["run"]["axes"]["source"]["tokens"][:3] == ["k", "e", "y"] and session.line == "key"
 

@@ -39,9 +39,9 @@ def describe(model: str, other: str | None) -> None:
         click.echo("\n".join(format_difference(choice, find_spec(other), f"{model} -> {other}")))
         return
     click.echo("\n".join(format_tree(choice)))
-    from qkv.models import outline
+    from qkv.models import build_on_meta
 
-    click.echo("\n" + "\n".join(format_parameters(outline(choice))))
+    click.echo("\n" + "\n".join(format_parameters(build_on_meta(choice))))
 
 
 def find_spec(name: str) -> spec.Spec:

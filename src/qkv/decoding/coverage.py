@@ -30,7 +30,7 @@ class CrossAttentionTap(Tap):
         self.received: ReceivedAttention = {} if received is None else received
 
     def replaces(self, site: Site) -> bool:
-        return (site == "weights" and self._is_cross_attention) or self.inner.wants(site)
+        return (site == "weights" and self._is_cross_attention) or self.inner.replaces(site)
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
         tensor = self.inner(site, tensor)
@@ -45,10 +45,10 @@ class CrossAttentionTap(Tap):
         return tensor
 
     def score_bias(self, query: Tensor, key: Tensor) -> Tensor | None:
-        return self.inner.adds(query, key)
+        return self.inner.score_bias(query, key)
 
     def score_terms(self, **terms: object) -> None:
-        self.inner.terms(**terms)
+        self.inner.score_terms(**terms)
 
     def at(self, place: str) -> CrossAttentionTap:
         return CrossAttentionTap(self.inner.at(place), f"{self.path}.{place}", self.received)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from qkv import spec
-from qkv.cache import KeyValues
+from qkv.cache import KeyValueCache
 from qkv.data.trajectories.environments import Environment
 from qkv.data.trajectories.episodes import Episode, FloatArray
 from qkv.data.trajectories.windows import TrajectoryNormalizer, predicted_actions
@@ -36,14 +36,14 @@ class RolloutContext:
     def __init__(self, model: SequenceModel, context_length: int) -> None:
         if not isinstance(model, Transformer) or model.encoder is None:
             raise SpecError("this model reads no steps; give a Transformer whose encoder reads a Trajectory")
-        reads = model.encoder.choice.reads
+        reads = model.encoder.config.input
         if not isinstance(reads, spec.Trajectory):
             raise SpecError(f"this model reads {type(reads).__name__}; expected one that reads a Trajectory")
         self._model, self._encoder, self._context_length = model, model.encoder, context_length
-        self._tokens_per_step, self._action_dims, self.max_episode_steps = reads.each, reads.action, reads.longest
+        self._tokens_per_step, self._action_dims, self.max_episode_steps = reads.positions_per_step, reads.action_dim, reads.max_episode_steps
         self._steps: Tensor | None = None
-        kept = [cache.self_attention for cache in model.encoder.caches()]
-        self._caches = model.encoder.caches() if all(isinstance(one, KeyValues) for one in kept) else None
+        kept = [cache.self_attention for cache in model.encoder.build_caches()]
+        self._caches = model.encoder.build_caches() if all(isinstance(one, KeyValueCache) for one in kept) else None
 
     @torch.no_grad()
     def predict_action(self, step: Tensor) -> Tensor:
@@ -58,10 +58,10 @@ class RolloutContext:
         new = min(steps.shape[1], 2)  # the step before now has its action
         past = self._tokens_per_step * (steps.shape[1] - new)
         for cache in self._caches:
-            assert isinstance(cache.self_attention, KeyValues)
-            cache.self_attention.cut(past)
+            assert isinstance(cache.self_attention, KeyValueCache)
+            cache.self_attention.crop(past)
         hidden = self._encoder(steps[:, -new:], None, None, self._caches, past)
-        return predicted_actions(self._model.answer(hidden), self._action_dims)[:, -1]
+        return predicted_actions(self._model.head(hidden), self._action_dims)[:, -1]
 
     def set_action(self, action: Tensor) -> None:
         """Say which action was taken, (rows, action)."""

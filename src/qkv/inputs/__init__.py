@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 from qkv import spec
-from qkv.inputs.frames import FrameReader
-from qkv.inputs.patches import PatchReader
-from qkv.inputs.reader import Reader
-from qkv.inputs.tokens import TokenReader
-from qkv.inputs.trajectory import TrajectoryReader
-from qkv.inputs.waveform import WaveformReader
+from qkv.inputs.frames import FrameEmbedding
+from qkv.inputs.patches import PatchEmbedding
+from qkv.inputs.base import InputEmbedding
+from qkv.inputs.tokens import TokenEmbedding
+from qkv.inputs.trajectory import TrajectoryEmbedding
+from qkv.inputs.waveform import WaveformEmbedding
 
-__all__ = ["FrameReader", "PatchReader", "Reader", "TokenReader", "TrajectoryReader", "WaveformReader", "reader"]
+__all__ = ["FrameEmbedding", "PatchEmbedding", "InputEmbedding", "TokenEmbedding", "TrajectoryEmbedding", "WaveformEmbedding", "build_embedding"]
 
 
-def reader(choice: spec.Stack) -> Reader:
+def build_embedding(config: spec.Stack) -> InputEmbedding:
     """Build what reads the input of a stack."""
-    match choice.reads:
+    match config.input:
         case spec.Tokens():
-            return TokenReader(choice, choice.reads)
+            return TokenEmbedding(config, config.input)
         case spec.Patches():
-            return PatchReader(choice, choice.reads)
+            return PatchEmbedding(config, config.input)
         case spec.Frames():
-            return FrameReader(choice, choice.reads)
+            return FrameEmbedding(config, config.input)
         case spec.Waveform():
-            return WaveformReader(choice, choice.reads)
+            return WaveformEmbedding(config, config.input)
         case spec.Trajectory():
-            return TrajectoryReader(choice, choice.reads)
+            return TrajectoryEmbedding(config, config.input)

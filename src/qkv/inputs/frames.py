@@ -7,56 +7,56 @@ from torch.nn import functional
 
 from qkv import spec
 from qkv.errors import DataError
-from qkv.inputs.reader import Reader
-from qkv.inputs.stem import stem
+from qkv.inputs.base import InputEmbedding
+from qkv.inputs.stem import build_stem
 
 
-class FrameReader(Reader):
+class FrameEmbedding(InputEmbedding):
     """Look at each frame with its neighbours, then at every other one with its own (Radford et al. 2022, section 2.2).
 
     With a stem, look at the frames as at a picture of time and pitch. Frames that a mask calls unreal are silence to
     all convolutions, so that padding changes nothing.
     """
 
-    def __init__(self, choice: spec.Stack, reads: spec.Frames) -> None:
-        super().__init__(choice, choice.d_model)
-        self.reads = reads
-        self.stem = stem(reads, 1)
-        if reads.stem:
-            self.columns = nn.Linear(reads.stem[-1].channels * -(-reads.mels // reads.each), choice.d_model)
+    def __init__(self, config: spec.Stack, input_config: spec.Frames) -> None:
+        super().__init__(config, config.d_model)
+        self.input_config = input_config
+        self.stem = build_stem(input_config, 1)
+        if input_config.stem:
+            self.projection = nn.Linear(input_config.stem[-1].channels * -(-input_config.mels // input_config.frames_per_position), config.d_model)
         else:
-            self.first = nn.Conv1d(reads.mels, choice.d_model, 3, padding=1)
-            self.second = nn.Conv1d(choice.d_model, choice.d_model, 3, stride=2, padding=1)
+            self.conv1 = nn.Conv1d(input_config.mels, config.d_model, 3, padding=1)
+            self.conv2 = nn.Conv1d(config.d_model, config.d_model, 3, stride=2, padding=1)
 
-    def forward(self, given: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
         """frames (batch, mels, frames) float, mask (batch, frames) bool -> (batch, ceil(frames / each), d_model).
 
         Raises DataError for another shape, or for more frames than there are positions for.
         """
-        shape, mels = tuple(given.shape), self.reads.mels
+        shape, mels = tuple(inputs.shape), self.input_config.mels
         if len(shape) != 3 or shape[1] != mels or not shape[2]:
             raise DataError(
                 f"frames of shape {shape} were given; expected (batch, {mels}, frames): make them with "
                 f"qkv.data.audio.features.features.LogMel(mels={mels})"
             )
-        hidden, real = self.measured(given), mask
+        hidden, real = self.to_parameter_dtype(inputs), mask
         if len(self.stem):
             hidden = hidden[:, None]
-            for step, choice in zip(self.stem, self.reads.stem, strict=True):
-                hidden = step(_silenced(hidden, real))
+            for step, choice in zip(self.stem, self.input_config.stem, strict=True):
+                hidden = step(_zero_padding(hidden, real))
                 real = None if real is None else real[:, :: choice.stride]
-            hidden = self.columns(hidden.permute(0, 3, 1, 2).flatten(2))
+            hidden = self.projection(hidden.permute(0, 3, 1, 2).flatten(2))
         else:
-            hidden = functional.gelu(self.first(_silenced(hidden, mask)))
-            hidden = functional.gelu(self.second(_silenced(hidden, mask))).mT
-        result: Tensor = self.dropout(self.norm(self.placed(hidden, past, self.mask(mask))))
+            hidden = functional.gelu(self.conv1(_zero_padding(hidden, mask)))
+            hidden = functional.gelu(self.conv2(_zero_padding(hidden, mask))).mT
+        result: Tensor = self.dropout(self.norm(self.add_positions(hidden, past, self.position_mask(mask))))
         return result
 
-    def mask(self, given: Tensor | None) -> Tensor | None:
+    def position_mask(self, mask: Tensor | None) -> Tensor | None:
         """(batch, frames) bool -> (batch, ceil(frames / each)): a position is real if the frame in its middle is."""
-        return None if given is None else given[:, :: self.reads.each]
+        return None if mask is None else mask[:, :: self.input_config.frames_per_position]
 
 
-def _silenced(frames: Tensor, mask: Tensor | None) -> Tensor:
+def _zero_padding(frames: Tensor, mask: Tensor | None) -> Tensor:
     """Frames (batch, ..., frames) with 0 where the mask (batch, frames) says that none was."""
     return frames if mask is None else frames.masked_fill(~mask.view(len(mask), *(1,) * (frames.ndim - 2), -1), 0)

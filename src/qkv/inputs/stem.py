@@ -8,25 +8,25 @@ from torch.nn import functional
 from qkv import spec
 
 
-class Step(nn.Conv2d):
+class StemConvolution(nn.Conv2d):
     """A convolution before a norm, if there is one, and a GELU; `added`: to what it read (He et al. 2016)."""
 
-    def __init__(self, before: int, choice: spec.Convolution, norm: str, added: bool) -> None:
-        width = choice.width
-        super().__init__(before, choice.channels, width, choice.stride, width // 2, bias=norm == "none")
-        self.norm = nn.BatchNorm2d(choice.channels) if norm == "batch" else nn.Identity()
-        self.added = added
+    def __init__(self, in_channels: int, config: spec.Convolution, norm: str, has_residual: bool) -> None:
+        width = config.kernel_size
+        super().__init__(in_channels, config.channels, width, config.stride, width // 2, bias=norm == "none")
+        self.norm = nn.BatchNorm2d(config.channels) if norm == "batch" else nn.Identity()
+        self.has_residual = has_residual
 
-    def forward(self, given: Tensor) -> Tensor:
+    def forward(self, inputs: Tensor) -> Tensor:
         """(batch, channels, height, width) -> (batch, its own, ceil(height / stride), ceil(width / stride))."""
-        seen = functional.gelu(self.norm(super().forward(given)))
-        return given + seen if self.added else seen
+        seen = functional.gelu(self.norm(super().forward(inputs)))
+        return inputs + seen if self.has_residual else seen
 
 
-def stem(reads: spec.Patches | spec.Frames, channels: int) -> nn.ModuleList:
+def build_stem(input_config: spec.Patches | spec.Frames, channels: int) -> nn.ModuleList:
     """The steps that a stack begins with, for a picture of so many channels."""
-    before = [channels, *(one.channels for one in reads.stem)]
+    before = [channels, *(one.channels for one in input_config.stem)]
     return nn.ModuleList(
-        Step(given, one, reads.stem_norm, reads.stem_residual and one.stride == 1 and one.channels == given)
-        for given, one in zip(before[:-1], reads.stem, strict=True)
+        StemConvolution(given, one, input_config.stem_norm, input_config.stem_residual and one.stride == 1 and one.channels == given)
+        for given, one in zip(before[:-1], input_config.stem, strict=True)
     )

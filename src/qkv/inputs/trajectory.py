@@ -7,35 +7,35 @@ from torch import Tensor, nn
 
 from qkv import spec
 from qkv.errors import DataError
-from qkv.inputs.reader import Reader
+from qkv.inputs.base import InputEmbedding
 
 
-class TrajectoryReader(Reader):
+class TrajectoryEmbedding(InputEmbedding):
     """Make each step three positions, that all carry the vector of its time (Chen et al. 2021, section 3); without
     returns, two."""
 
-    def __init__(self, choice: spec.Stack, reads: spec.Trajectory) -> None:
-        super().__init__(choice, choice.d_model)
-        self.reads = reads
-        self.times = nn.Embedding(reads.longest, choice.d_model)
-        self.returns = nn.Linear(1, choice.d_model) if reads.returns else None
-        self.states = nn.Linear(reads.state, choice.d_model)
-        self.actions = nn.Linear(reads.action, choice.d_model)
+    def __init__(self, config: spec.Stack, input_config: spec.Trajectory) -> None:
+        super().__init__(config, config.d_model)
+        self.input_config = input_config
+        self.times = nn.Embedding(input_config.max_episode_steps, config.d_model)
+        self.returns = nn.Linear(1, config.d_model) if input_config.return_conditioned else None
+        self.states = nn.Linear(input_config.state_dim, config.d_model)
+        self.actions = nn.Linear(input_config.action_dim, config.d_model)
 
-    def forward(self, given: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
         """steps (batch, steps, 2 + state + action) float -> (batch, 3 * steps, d_model), or 2 * steps.
 
         A step's numbers are its time, counted from 0 in its episode, the return it is to reach, its state and its
         action (any, where that is yet to be chosen); mask (batch, steps) bool. Raises DataError for another shape, or
         a time outside what was learned.
         """
-        shape, width = tuple(given.shape), 2 + self.reads.state + self.reads.action
+        shape, width = tuple(inputs.shape), 2 + self.input_config.state_dim + self.input_config.action_dim
         if len(shape) != 3 or shape[2] != width or not shape[1]:
             raise DataError(
                 f"steps of shape {shape} were given; expected (batch, steps, {width}), of which each step has its "
-                f"time, its return, {self.reads.state} numbers of its state and {self.reads.action} of its action"
+                f"time, its return, {self.input_config.state_dim} numbers of its state and {self.input_config.action_dim} of its action"
             )
-        times = given[..., 0].long()
+        times = inputs[..., 0].long()
         exported = torch.compiler.is_exporting()  # a graph cannot look at numbers and refuse
         if not exported and (int(times.min()) < 0 or int(times.max()) >= self.times.num_embeddings):
             raise DataError(
@@ -43,15 +43,15 @@ class TrajectoryReader(Reader):
                 f"0 to {self.times.num_embeddings - 1}: count them from the beginning of the episode"
             )
         returns, states, actions = torch.split(
-            self.measured(given[..., 1:]), [1, self.reads.state, self.reads.action], dim=-1
+            self.to_parameter_dtype(inputs[..., 1:]), [1, self.input_config.state_dim, self.input_config.action_dim], dim=-1
         )
         seen = [self.states(states), self.actions(actions)]
         if self.returns is not None:
             seen.insert(0, self.returns(returns))
         hidden = (torch.stack(seen, dim=2) + self.times(times).unsqueeze(2)).flatten(1, 2)
-        result: Tensor = self.dropout(self.norm(self.placed(hidden, past, self.mask(mask))))
+        result: Tensor = self.dropout(self.norm(self.add_positions(hidden, past, self.position_mask(mask))))
         return result
 
-    def mask(self, given: Tensor | None) -> Tensor | None:
+    def position_mask(self, mask: Tensor | None) -> Tensor | None:
         """(batch, steps) bool -> (batch, 3 * steps), or 2 * steps."""
-        return None if given is None else given.repeat_interleave(self.reads.each, dim=1)
+        return None if mask is None else mask.repeat_interleave(self.input_config.positions_per_step, dim=1)

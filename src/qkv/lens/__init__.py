@@ -2,49 +2,49 @@
 
 from __future__ import annotations
 
-from qkv.lens.alignment import Alignment, Gold, align, best_heads, error_rate, parse_pharaoh, pharaoh, words_of
+from qkv.lens.alignment import Alignment, GoldAlignment, align, find_best_heads, alignment_error_rate, parse_pharaoh, format_pharaoh, compute_word_ids
 from qkv.lens.capture import Capture, read_capture, write_capture
-from qkv.lens.interventions import Intervene, Together, ablate, knock_out, patch, swap_values
-from qkv.lens.looking import look, trace_of
-from qkv.lens.pointing import Pointed, pointed
+from qkv.lens.interventions import Intervention, Compose, ablate, knock_out, patch, swap_values
+from qkv.lens.tracing import look, build_trace
+from qkv.lens.copy_attribution import CopyAttribution, attribute_copies
 from qkv.lens.recorder import Call, Recorder
-from qkv.lens.reports import HeadReport, report, similarity
-from qkv.lens.statistics import Statistics, measure
+from qkv.lens.head_reports import HeadReport, report_heads, head_similarity
+from qkv.lens.statistics import AttentionStatistics, compute_statistics
 from qkv.lens.trace import AttentionTrace, Trace
-from qkv.lens.why import Reason, Why, why
+from qkv.lens.explanation import TokenEffect, Explanation, explain
 
 __all__ = [
     "Alignment",
     "AttentionTrace",
     "Call",
     "Capture",
-    "Gold",
+    "GoldAlignment",
     "HeadReport",
-    "Intervene",
-    "Pointed",
-    "Reason",
+    "Intervention",
+    "CopyAttribution",
+    "TokenEffect",
     "Recorder",
-    "Statistics",
-    "Together",
+    "AttentionStatistics",
+    "Compose",
     "Trace",
-    "Why",
+    "Explanation",
     "ablate",
     "align",
-    "best_heads",
-    "error_rate",
+    "find_best_heads",
+    "alignment_error_rate",
     "knock_out",
     "look",
-    "measure",
+    "compute_statistics",
     "parse_pharaoh",
     "patch",
-    "pharaoh",
-    "pointed",
+    "format_pharaoh",
+    "attribute_copies",
     "read_capture",
-    "report",
-    "similarity",
+    "report_heads",
+    "head_similarity",
     "swap_values",
-    "trace_of",
-    "why",
-    "words_of",
+    "build_trace",
+    "explain",
+    "compute_word_ids",
     "write_capture",
 ]

@@ -24,16 +24,16 @@ from qkv.lens.trace import AttentionTrace, Trace
 Link = tuple[int, int]
 """A source word and a target word, counted from 0."""
 
-Head = tuple[str, int]
+HeadIndex = tuple[str, int]
 """A place and a head's number there."""
 
-At = Literal["asked", "written"]
+QueryChoice = Literal["asked", "written"]
 """Whose weights belong to a target token: those of the query it was predicted from, or those of the query that reads it
 as the next input. The latter often align better (Chen et al. 2020, section 3)."""
 
 
 @dataclass(frozen=True)
-class Gold:
+class GoldAlignment:
     """What people linked: `sure` links, and `possible` ones, which hold the sure ones (Och & Ney 2003, section 5)."""
 
     sure: frozenset[Link]
@@ -56,12 +56,12 @@ class Alignment:
         """What each source word gives to all target words together, (source words,); 1 is a word for a word."""
         return self.weights.sum(dim=0)
 
-    def omitted(self, below: float = 0.3) -> list[int]:
+    def find_omitted(self, threshold: float = 0.3) -> list[int]:
         """Source words that nothing is linked to and that gave less than `below`: perhaps left untranslated."""
         linked = {source for source, _ in self.links}
-        return [word for word, given in enumerate(self.received.tolist()) if word not in linked and given < below]
+        return [word for word, given in enumerate(self.received.tolist()) if word not in linked and given < threshold]
 
-    def repeated(self) -> list[int]:
+    def find_repeated(self) -> list[int]:
         """Source words that two stretches of target words, with others between, are linked to: perhaps said twice."""
         stretches: dict[int, list[int]] = {}
         for source, target in sorted(self.links, key=lambda link: link[1]):
@@ -73,12 +73,12 @@ class Alignment:
         )
 
 
-def pharaoh(links: Iterable[Link]) -> str:
+def format_pharaoh(links: Iterable[Link]) -> str:
     """The links in the Pharaoh format: "0-0 1-2", source word and target word, counted from 0, in order."""
     return " ".join(f"{source}-{target}" for source, target in sorted(links))
 
 
-def parse_pharaoh(line: str) -> Gold:
+def parse_pharaoh(line: str) -> GoldAlignment:
     """Read a line of gold links: "3-4" is a sure one, "3p4" or "3?4" a possible one. Raises DataError."""
     sure, possible = set(), set()
     for part in line.split():
@@ -92,18 +92,18 @@ def parse_pharaoh(line: str) -> Gold:
         possible.add(link)
         if match[2] == "-":
             sure.add(link)
-    return Gold(frozenset(sure), frozenset(possible))
+    return GoldAlignment(frozenset(sure), frozenset(possible))
 
 
-def error_rate(found: Sequence[Iterable[Link]], gold: Sequence[Gold]) -> float:
+def alignment_error_rate(alignments: Sequence[Iterable[Link]], gold: Sequence[GoldAlignment]) -> float:
     """Alignment error rate over a corpus, 1 - (|A and S| + |A and P|) / (|A| + |S|) (Och & Ney 2003, eq. 23).
 
     Raises DataError where the numbers of sentences differ or there is nothing to compare.
     """
-    if len(found) != len(gold):
-        raise DataError(f"{len(found)} alignments were given for {len(gold)} gold ones; expected one each")
+    if len(alignments) != len(gold):
+        raise DataError(f"{len(alignments)} alignments were given for {len(gold)} gold ones; expected one each")
     right = total = 0
-    for own, true in zip(found, gold, strict=True):
+    for own, true in zip(alignments, gold, strict=True):
         links = set(own)
         right += len(links & true.sure) + len(links & true.possible)
         total += len(links) + len(true.sure)
@@ -112,15 +112,15 @@ def error_rate(found: Sequence[Iterable[Link]], gold: Sequence[Gold]) -> float:
     return 1 - right / total
 
 
-def words_of(tokens: Sequence[str], begins: str = "\u2581", inside: str = "##") -> list[int]:
+def compute_word_ids(tokens: Sequence[str], word_prefix: str = "\u2581", continuation_prefix: str = "##") -> list[int]:
     """Number the word of each token, from how subwords are marked: by what begins a word, or by what goes on in it.
 
     Where no token is marked, each is a word.
     """
-    if any(token.startswith(begins) for token in tokens):
-        starts = [token.startswith(begins) for token in tokens]
+    if any(token.startswith(word_prefix) for token in tokens):
+        starts = [token.startswith(word_prefix) for token in tokens]
     else:
-        starts = [not token.startswith(inside) for token in tokens]
+        starts = [not token.startswith(continuation_prefix) for token in tokens]
     number, found = -1, []
     for start in starts:
         number += start or number < 0
@@ -130,11 +130,11 @@ def words_of(tokens: Sequence[str], begins: str = "\u2581", inside: str = "##") 
 
 def align(
     trace: Trace,
-    heads: Sequence[Head],
+    heads: Sequence[HeadIndex],
     *,
-    source_words: Sequence[int | None] | None = None,
-    target_words: Sequence[int | None] | None = None,
-    at: At = "asked",
+    source_word_ids: Sequence[int | None] | None = None,
+    target_word_ids: Sequence[int | None] | None = None,
+    query: QueryChoice = "asked",
     row: int = 0,
 ) -> Alignment:
     """Link the words of a sentence pair by the mean weights of some heads of cross-attention.
@@ -146,24 +146,24 @@ def align(
     """
     if not heads:
         raise QkvError("no heads were given to align by; take those of best_heads, or name some: [(place, head)]")
-    weights = torch.stack([_by_token(trace[place], head, at, row) for place, head in heads]).mean(dim=0)
-    sources = _numbered(source_words, weights.shape[1], "source_words")
-    targets = _numbered(target_words, weights.shape[0], "target_words")
-    by_word = _grouping(targets, mean=True) @ weights @ _grouping(sources, mean=False).T
+    weights = torch.stack([_get_token_weights(trace[place], head, query, row) for place, head in heads]).mean(dim=0)
+    sources = _check_word_ids(source_word_ids, weights.shape[1], "source_words")
+    targets = _check_word_ids(target_word_ids, weights.shape[0], "target_words")
+    by_word = _build_grouping_matrix(targets, mean=True) @ weights @ _build_grouping_matrix(sources, mean=False).T
     best = by_word.argmax(dim=1).tolist() if by_word.shape[1] else []
     links = frozenset((source, target) for target, source in enumerate(best) if float(by_word[target].sum()) > 0)
     return Alignment(by_word, links)
 
 
-def best_heads(
+def find_best_heads(
     traces: Sequence[Trace],
-    gold: Sequence[Gold] | None = None,
+    gold: Sequence[GoldAlignment] | None = None,
     *,
-    count: int = 1,
-    source_words: Sequence[Sequence[int | None] | None] | None = None,
-    target_words: Sequence[Sequence[int | None] | None] | None = None,
-    at: At = "asked",
-) -> list[tuple[Head, float]]:
+    n_heads: int = 1,
+    source_word_ids: Sequence[Sequence[int | None] | None] | None = None,
+    target_word_ids: Sequence[Sequence[int | None] | None] | None = None,
+    query: QueryChoice = "asked",
+) -> list[tuple[HeadIndex, float]]:
     """The heads of cross-attention that align best over some sentence pairs, best first, with their scores.
 
     With gold alignments the score is 1 - alignment error rate. Without, it is how sure the head is (the mean of each
@@ -176,57 +176,57 @@ def best_heads(
     own = [attention for attention in traces[0] if attention.place.endswith("cross_attention")]
     if not own:
         raise QkvError("this model has no cross-attention; an alignment needs an encoder and a decoder")
-    scored: list[tuple[Head, float]] = []
+    scored: list[tuple[HeadIndex, float]] = []
     for attention in own:
         for head in range(attention.heads):
             found = [
                 align(
                     trace,
                     [(attention.place, head)],
-                    source_words=None if source_words is None else source_words[number],
-                    target_words=None if target_words is None else target_words[number],
-                    at=at,
+                    source_word_ids=None if source_word_ids is None else source_word_ids[number],
+                    target_word_ids=None if target_word_ids is None else target_word_ids[number],
+                    query=query,
                 )
                 for number, trace in enumerate(traces)
             ]
             if gold is None:
-                value = sum(map(_looks_aligned, found)) / len(found)
+                value = sum(map(_score_without_gold, found)) / len(found)
             else:
-                value = 1 - error_rate([one.links for one in found], gold)
+                value = 1 - alignment_error_rate([one.links for one in found], gold)
             scored.append(((attention.place, head), value))
-    return sorted(scored, key=lambda one: -one[1])[:count]
+    return sorted(scored, key=lambda one: -one[1])[:n_heads]
 
 
-def _looks_aligned(found: Alignment) -> float:
-    targets, sources = found.weights.shape
+def _score_without_gold(alignment: Alignment) -> float:
+    targets, sources = alignment.weights.shape
     if not targets or not sources:
         return 0.0
-    covered = len({source for source, _ in found.links}) / min(targets, sources)
-    return float(found.weights.amax(dim=1).mean()) * covered
+    covered = len({source for source, _ in alignment.links}) / min(targets, sources)
+    return float(alignment.weights.amax(dim=1).mean()) * covered
 
 
-def _by_token(attention: AttentionTrace, head: int, at: At, row: int) -> Tensor:
+def _get_token_weights(attention: AttentionTrace, head: int, query: QueryChoice, row: int) -> Tensor:
     """Weights (target tokens, source tokens) of the tokens after the begin token."""
-    if at not in ("asked", "written"):
-        raise QkvError(f"at={at!r} was given; expected 'asked' or 'written'")
+    if query not in ("asked", "written"):
+        raise QkvError(f"at={query!r} was given; expected 'asked' or 'written'")
     weights = attention.weights(head)[row].detach().float().cpu()
-    return weights if at == "asked" else weights[1:]
+    return weights if query == "asked" else weights[1:]
 
 
-def _numbered(words: Sequence[int | None] | None, tokens: int, name: str) -> list[int | None]:
-    if words is None:
+def _check_word_ids(word_ids: Sequence[int | None] | None, tokens: int, name: str) -> list[int | None]:
+    if word_ids is None:
         return list(range(tokens))
     # the end token is never read, so that "written" has a row less than the tokens that were asked for
-    if len(words) < tokens or any(word is not None and word < 0 for word in words):
-        raise QkvError(f"{name} has {len(words)} numbers for {tokens} tokens; expected a word's number, or None, each")
-    return list(words[:tokens])
+    if len(word_ids) < tokens or any(word is not None and word < 0 for word in word_ids):
+        raise QkvError(f"{name} has {len(word_ids)} numbers for {tokens} tokens; expected a word's number, or None, each")
+    return list(word_ids[:tokens])
 
 
-def _grouping(words: Sequence[int | None], mean: bool) -> Tensor:
+def _build_grouping_matrix(word_ids: Sequence[int | None], mean: bool) -> Tensor:
     """(words, tokens), 1 where a token belongs to a word, or its share of it."""
-    known = [word for word in words if word is not None]
-    matrix = torch.zeros(max(known, default=-1) + 1, len(words))
-    for token, word in enumerate(words):
+    known = [word for word in word_ids if word is not None]
+    matrix = torch.zeros(max(known, default=-1) + 1, len(word_ids))
+    for token, word in enumerate(word_ids):
         if word is not None:
             matrix[word, token] = 1.0
     return matrix / matrix.sum(dim=1, keepdim=True).clamp(min=1) if mean else matrix

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from qkv.errors import QkvError
-from qkv.lens.interventions import Together
-from qkv.lens.looking import part_at, trace_of
+from qkv.lens.interventions import Compose
+from qkv.lens.tracing import find_submodule, build_trace
 from qkv.lens.recorder import Recorder
 from qkv.lens.trace import AttentionTrace, Trace
 from qkv.models import SequenceModel
 from qkv.models.transformer import Stack, Transformer
-from qkv.outputs import VocabularyAnswer
+from qkv.outputs import VocabularyHead
 from qkv.tap import Site, Tap
 
 
@@ -22,14 +22,14 @@ def logit_lens(model: SequenceModel, trace: Trace) -> Tensor:
     Returns (blocks + 1, batch, length, vocab), the embedding first (nostalgebraist 2020, "the logit lens"). Raises
     QkvError for a model that is no Transformer with an answer at each position.
     """
-    name, stack, _ = _answering(model)
+    name, stack, _ = _find_output_stack(model)
     residuals = [trace.tensor(name, "embedding")]
     residuals += [trace.tensor(f"{name}.{number}", "residual") for number in range(stack.depth)]
     with torch.no_grad():
         return torch.stack([model.answer(stack.final_norm(hidden)) for hidden in residuals])  # type: ignore[operator]
 
 
-def direct_logits(model: SequenceModel, trace: Trace, position: int, row: int = 0) -> dict[str, Tensor]:
+def direct_logit_attribution(model: SequenceModel, trace: Trace, position: int, row: int = 0) -> dict[str, Tensor]:
     """What each part of a model adds to the logits at a position by itself: {part: (vocab,)}.
 
     Parts are "embedding", each head ("decoder.3.self_attention.1"), each feed-forward layer, and "biases", the rest.
@@ -37,7 +37,7 @@ def direct_logits(model: SequenceModel, trace: Trace, position: int, row: int = 
     the scale it had: it is then linear (Elhage et al. 2021, "Logit attribution"). Raises QkvError as `logit_lens`
     does, and for an answer that is not linear.
     """
-    name, stack, answer = _answering(model)
+    name, stack, answer = _find_output_stack(model)
     if not isinstance(answer.dense, nn.Identity):
         raise QkvError("this model's answer has a layer of its own, which is not linear: its logits cannot be divided")
     with torch.no_grad():
@@ -45,15 +45,15 @@ def direct_logits(model: SequenceModel, trace: Trace, position: int, row: int = 
         parts["biases"] = torch.zeros_like(parts["embedding"])
         for number in range(stack.depth):
             _add_block(parts, stack.blocks[number % len(stack.blocks)], trace, f"{name}.{number}", position, row)
-        _normalise(parts, stack.final_norm)
+        _apply_norm(parts, stack.final_norm)
         scale = 1.0 if answer.scale is None else answer.scale
-        logits = {part: scale * (answer.vectors @ hidden) for part, hidden in parts.items()}
+        logits = {part: scale * (answer.weight @ hidden) for part, hidden in parts.items()}
         if answer.bias is not None:
             logits["biases"] = logits["biases"] + answer.bias
     return logits
 
 
-def rollout(trace: Trace, stack: str = "encoder") -> Tensor:
+def attention_rollout(trace: Trace, stack: str = "encoder") -> Tensor:
     """How much of each input token is in each position after the last block, (batch, positions, tokens).
 
     The weights of each block's heads are averaged, and mixed half and half with the residual; the blocks multiply
@@ -73,7 +73,7 @@ def rollout(trace: Trace, stack: str = "encoder") -> Tensor:
 
 
 def value_zeroing(
-    model: SequenceModel, place: str, source: Tensor | None = None, target: Tensor | None = None, rows: int = 64
+    model: SequenceModel, place: str, source: Tensor | None = None, target: Tensor | None = None, batch_size: int = 64
 ) -> Tensor:
     """How far each position of a block's result turns as each value of its attention becomes 0: (positions, keys).
 
@@ -86,21 +86,21 @@ def value_zeroing(
         given = [None if one is None else one.expand(count, *one.shape[1:]) for one in (source, target)]
         with torch.no_grad():
             model(*given, tap=recorder)
-        trace = trace_of(recorder, model)
+        trace = build_trace(recorder, model)
         return trace.tensor(place.rpartition(".")[0], "residual"), trace
 
     before, trace = results(Tap(), 1)
     columns = []
     keys = trace[place].keys
-    for begin in range(0, keys, rows):
-        numbers = list(range(begin, min(begin + rows, keys)))
-        after, _ = results(_Zeroing(place, numbers), len(numbers))
+    for begin in range(0, keys, batch_size):
+        numbers = list(range(begin, min(begin + batch_size, keys)))
+        after, _ = results(_ZeroValues(place, numbers), len(numbers))
         columns.append(1 - torch.cosine_similarity(after, before.expand_as(after), dim=-1))
     turned = torch.cat(columns).T.clamp(min=0)
     return turned / turned.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(turned.dtype).tiny)
 
 
-class _Zeroing(Tap):
+class _ZeroValues(Tap):
     """Sets, in each row of a batch, the value of another key to 0."""
 
     def __init__(self, target: str, keys: list[int], place: str = "") -> None:
@@ -113,8 +113,8 @@ class _Zeroing(Tap):
         changed[range(len(self._keys)), :, self._keys] = 0.0
         return changed
 
-    def at(self, place: str) -> _Zeroing:
-        return _Zeroing(self._target, self._keys, f"{self._place}.{place}" if self._place else place)
+    def at(self, place: str) -> _ZeroValues:
+        return _ZeroValues(self._target, self._keys, f"{self._place}.{place}" if self._place else place)
 
 
 def gradient_times_weight(
@@ -131,46 +131,46 @@ def gradient_times_weight(
     rendering, for only there are weights to differentiate by. In a recurrent decoder that asks once a position, the
     queries of all positions are joined.
     """
-    keeper = _Weights({})
+    keeper = _WeightsTap({})
     with torch.enable_grad():
-        logits = model(source, target, tap=keeper if inner is None else Together(inner, keeper))
-        seen = [weights for calls in keeper.seen.values() for weights in calls]
+        logits = model(source, target, tap=keeper if inner is None else Compose(inner, keeper))
+        seen = [weights for calls in keeper.by_place.values() for weights in calls]
         gradients = torch.autograd.grad(logits[:, position, token].sum(), seen, allow_unused=True)
     products = iter(
         torch.zeros_like(weights) if gradient is None else (weights * gradient).detach()
         for weights, gradient in zip(seen, gradients, strict=True)
     )
-    return {place: torch.cat([next(products) for _ in calls], dim=2) for place, calls in keeper.seen.items()}
+    return {place: torch.cat([next(products) for _ in calls], dim=2) for place, calls in keeper.by_place.items()}
 
 
-class _Weights(Tap):
+class _WeightsTap(Tap):
     """Keeps the weights of every attention, as what a gradient can be taken by."""
 
-    def __init__(self, seen: dict[str, list[Tensor]], place: str = "") -> None:
-        self.seen, self._place = seen, place
+    def __init__(self, by_place: dict[str, list[Tensor]], place: str = "") -> None:
+        self.by_place, self._place = by_place, place
 
-    def wants(self, site: Site) -> bool:
+    def replaces(self, site: Site) -> bool:
         return site == "weights"
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
         if site == "weights":
             tensor = tensor if tensor.requires_grad else tensor.detach().requires_grad_()
-            self.seen.setdefault(self._place, []).append(tensor)
+            self.by_place.setdefault(self._place, []).append(tensor)
         return tensor
 
-    def at(self, place: str) -> _Weights:
-        return _Weights(self.seen, f"{self._place}.{place}" if self._place else place)
+    def at(self, place: str) -> _WeightsTap:
+        return _WeightsTap(self.by_place, f"{self._place}.{place}" if self._place else place)
 
 
-def _answering(model: SequenceModel) -> tuple[str, Stack, VocabularyAnswer]:
+def _find_output_stack(model: SequenceModel) -> tuple[str, Stack, VocabularyHead]:
     """The stack that a Transformer answers from, its name, and its answer."""
-    if not isinstance(model, Transformer) or not isinstance(model.answer, VocabularyAnswer):
+    if not isinstance(model, Transformer) or not isinstance(model.head, VocabularyHead):
         raise QkvError(
             "logits were to be read from a residual; expected a Transformer that answers tokens of its vocabulary alone"
         )
     name, stack = ("decoder", model.decoder) if model.decoder is not None else ("encoder", model.encoder)
     assert stack is not None
-    return name, stack, model.answer
+    return name, stack, model.head
 
 
 def _add_block(parts: dict[str, Tensor], block: nn.Module, trace: Trace, place: str, position: int, row: int) -> None:
@@ -182,50 +182,50 @@ def _add_block(parts: dict[str, Tensor], block: nn.Module, trace: Trace, place: 
         at, site = (place, "feed_forward") if name == "feed_forward" else (f"{place}.{name}", "output")
         whole = trace.tensor(at, site)[row, position]
         if at in trace.attentions:
-            own = _heads(trace[at], position, row)
+            own = _get_head_outputs(trace[at], position, row)
             own["biases"] = whole - torch.stack(list(own.values())).sum(dim=0)
-            bias = getattr(getattr(part_at(block, name), "output", None), "bias", None)
-            _expect(own["biases"], torch.zeros_like(whole) if bias is None else bias, f"the heads of {at}")
+            bias = getattr(getattr(find_submodule(block, name), "output", None), "bias", None)
+            _check_sum(own["biases"], torch.zeros_like(whole) if bias is None else bias, f"the heads of {at}")
         else:
             own = {f"{place}.{name}": whole}
-        _normalise(own, residual.after)
+        _apply_norm(own, residual.after)
         for part, hidden in own.items():
             parts[part] = parts[part] + hidden if part in parts else hidden
-        _normalise(parts, residual.last)
-    _expect(_sum(parts), trace.tensor(place, "residual")[row, position], f"the parts of {place}")
+        _apply_norm(parts, residual.last)
+    _check_sum(_sum(parts), trace.tensor(place, "residual")[row, position], f"the parts of {place}")
 
 
-def _heads(attention: AttentionTrace, position: int, row: int) -> dict[str, Tensor]:
+def _get_head_outputs(attention: AttentionTrace, position: int, row: int) -> dict[str, Tensor]:
     return {f"{attention.place}.{head}": attention.output(head, [position])[row, 0] for head in range(attention.heads)}
 
 
-def _normalise(parts: dict[str, Tensor], by: nn.Module) -> None:
+def _apply_norm(parts: dict[str, Tensor], norm: nn.Module) -> None:
     """Pass parts through a norm, in place, with the scale that it has for their sum; its bias is a bias."""
-    if isinstance(by, nn.Identity):
+    if isinstance(norm, nn.Identity):
         return
-    if not isinstance(by, nn.LayerNorm | nn.RMSNorm):
+    if not isinstance(norm, nn.LayerNorm | nn.RMSNorm):
         raise QkvError(
-            f"a norm of type {type(by).__name__} cannot be divided among parts; expected LayerNorm or RMSNorm"
+            f"a norm of type {type(norm).__name__} cannot be divided among parts; expected LayerNorm or RMSNorm"
         )
     whole = _sum(parts)
-    centred = isinstance(by, nn.LayerNorm)
-    eps = torch.finfo(whole.dtype).eps if by.eps is None else by.eps
+    centred = isinstance(norm, nn.LayerNorm)
+    eps = torch.finfo(whole.dtype).eps if norm.eps is None else norm.eps
     spread = (whole - whole.mean() if centred else whole).square().mean()
-    factor = torch.rsqrt(spread + eps) * by.weight
+    factor = torch.rsqrt(spread + eps) * norm.weight
     for part, hidden in parts.items():
         parts[part] = (hidden - hidden.mean() if centred else hidden) * factor
-    if isinstance(by, nn.LayerNorm) and by.bias is not None:
-        parts["biases"] = parts.get("biases", torch.zeros_like(whole)) + by.bias
+    if isinstance(norm, nn.LayerNorm) and norm.bias is not None:
+        parts["biases"] = parts.get("biases", torch.zeros_like(whole)) + norm.bias
 
 
 def _sum(parts: dict[str, Tensor]) -> Tensor:
     return torch.stack(list(parts.values())).sum(dim=0)
 
 
-def _expect(found: Tensor, right: Tensor, what: str) -> None:
+def _check_sum(total: Tensor, expected: Tensor, what: str) -> None:
     """A decomposition that does not add up, of an intervened run or of a block unknown here, is no explanation."""
-    if not torch.allclose(found, right, rtol=1e-3, atol=1e-3 * float(right.abs().max().clamp(min=1.0))):
-        difference = float((found - right).abs().max())
+    if not torch.allclose(total, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max().clamp(min=1.0))):
+        difference = float((total - expected).abs().max())
         raise QkvError(
             f"{what} do not add up to what was seen (they differ by {difference:.2g}); look at the model in "
             "evaluation mode, without a tap that changes outputs or residuals"

@@ -30,7 +30,7 @@ from qkv.mask import Mask
 FORMAT = 1
 
 _SITES = ("query", "key", "value", "context")
-_NUMBERS = ("scale", "softcap")
+_SCALAR_TERMS = ("scale", "softcap")
 _TOLERANCE = 1e-5  # beyond what was claimed: another machine adds in another order
 
 
@@ -41,12 +41,12 @@ class Capture:
     trace: Trace
     source_tokens: tuple[str, ...] | None
     target_tokens: tuple[str, ...] | None
-    certified: Mapping[str, Tensor]
+    max_errors: Mapping[str, Tensor]
     """The largest |weights @ value - context| by place and head, computed as the file was opened."""
 
 
 @dataclass(frozen=True)
-class _Additive:
+class _AdditiveScore:
     """The score of Bahdanau et al. 2015, appendix A.1.2, whose vector is a part of the capture."""
 
     vector: Tensor
@@ -67,21 +67,21 @@ def write_capture(
     Raises StorageError where the file cannot be written (what was there stays), QkvError for scores by a formula that
     a file cannot hold.
     """
-    blocks = _Blocks()
+    blocks = _TensorBlocks()
     described = {
         "format": FORMAT,
         "places": {
             one.place: {
-                "calls": [_describe(call, blocks, one.place) for call in one.calls],
-                "output_parameter": blocks.add(one.output_parameter),
+                "calls": [_describe_call(call, blocks, one.place) for call in one.calls],
+                "output_parameter": blocks.add(one.output_weight),
             }
             for one in trace
         },
         "inputs": {name: blocks.add(getattr(trace, name)) for name in ("logits", "source", "target")},
-        "tokens": {"source": _listed(source_tokens), "target": _listed(target_tokens)},
+        "tokens": {"source": _to_list(source_tokens), "target": _to_list(target_tokens)},
         "claims": {place: worst.tolist() for place, worst in trace.certify().items()},
     }
-    header = {**described, "sha256": _digest(described, blocks.tensors)}
+    header = {**described, "sha256": _compute_digest(described, blocks.tensors)}
     place = Path(path)
     try:
         handle, temporary = tempfile.mkstemp(dir=place.parent, suffix=".part")
@@ -107,9 +107,9 @@ def read_capture(path: str | Path, *, certify: bool = True) -> Capture:
     try:
         attentions = {}
         for place, said in header["places"].items():
-            calls = [_call(one, tensors) for one in said["calls"]]
-            attentions[place] = AttentionTrace(place, calls, _block(tensors, said["output_parameter"]))
-        inputs = {name: _block(tensors, block) for name, block in header["inputs"].items()}
+            calls = [_build_call(one, tensors) for one in said["calls"]]
+            attentions[place] = AttentionTrace(place, calls, _get_block(tensors, said["output_parameter"]))
+        inputs = {name: _get_block(tensors, block) for name, block in header["inputs"].items()}
         trace = Trace({place: list(one.calls) for place, one in attentions.items()}, attentions, **inputs)
         tokens = {side: None if own is None else tuple(own) for side, own in header["tokens"].items()}
         claims = {place: torch.tensor(worst, dtype=torch.float64) for place, worst in header["claims"].items()}
@@ -118,7 +118,7 @@ def read_capture(path: str | Path, *, certify: bool = True) -> Capture:
         certified = trace.certify() if certify else claims
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} is described in a way that does not fit its blocks: {error!r}; {_AGAIN}"
+            f"{path} is described in a way that does not fit its blocks: {error!r}; {_DAMAGED}"
         ) from error
     for place, worst in certified.items():
         wrong = torch.isnan(worst) | (worst > 2 * claims[place] + _TOLERANCE)
@@ -126,15 +126,15 @@ def read_capture(path: str | Path, *, certify: bool = True) -> Capture:
             head = int(wrong.nonzero()[0])
             raise CheckpointError(
                 f"{path}: {place} head {head} claims that its weights give its context to {claims[place][head]:.1g}, "
-                f"and they do to {worst[head]:.1g}; {_AGAIN}"
+                f"and they do to {worst[head]:.1g}; {_DAMAGED}"
             )
     return Capture(trace, tokens["source"], tokens["target"], certified)
 
 
-_AGAIN = "it is damaged or was altered: write it again from the model, or copy it again"
+_DAMAGED = "it is damaged or was altered: write it again from the model, or copy it again"
 
 
-class _Blocks:
+class _TensorBlocks:
     """The tensors of a file, each one once however often it is used."""
 
     def __init__(self) -> None:
@@ -154,60 +154,60 @@ class _Blocks:
         return self._names[key]
 
 
-def _describe(call: Call, blocks: _Blocks, place: str) -> dict[str, Any]:
-    said: dict[str, Any] = {site: blocks.add(call.whole(site)) for site in _SITES}
+def _describe_call(call: Call, blocks: _TensorBlocks, place: str) -> dict[str, Any]:
+    said: dict[str, Any] = {site: blocks.add(call.get_full(site)) for site in _SITES}
     said["keys"] = call["key"].shape[2]
-    terms = call.terms
+    terms = call.score_terms
     mask, score = terms.get("mask"), terms.get("score")
-    said |= {name: terms.get(name) for name in _NUMBERS}
+    said |= {name: terms.get(name) for name in _SCALAR_TERMS}
     said |= {name: blocks.add(terms.get(name)) for name in ("bias", "sinks")}
     if isinstance(mask, Mask):
-        said["mask"] = {"causal": mask.causal, "window": mask.window, "past": mask.past, "keys": blocks.add(mask.keys)}
+        said["mask"] = {"causal": mask.causal, "window": mask.window, "past": mask.past, "keys": blocks.add(mask.key_mask)}
         said["mask"]["documents"] = None if mask.documents is None else [blocks.add(one) for one in mask.documents]
     else:
         said["mask"] = blocks.add(mask)
-    vector = score.vector if isinstance(score, _Additive) else getattr(getattr(score, "__self__", None), "vector", None)
+    vector = score.vector if isinstance(score, _AdditiveScore) else getattr(getattr(score, "__self__", None), "vector", None)
     if score is not None and vector is None:
         raise QkvError(f"{place}: its scores come from a function of its own, which a file cannot hold")
     said["additive"] = blocks.add(vector)
     return said
 
 
-def _call(said: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Call:
+def _build_call(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Call:
     call = Call()
     for site in _SITES:
-        block = tensors[said[site]]
-        call.keep(site, block[:, :, : said["keys"]] if site in ("key", "value") else block, None)
-    mask = said["mask"]
+        block = tensors[description[site]]
+        call.record(site, block[:, :, : description["keys"]] if site in ("key", "value") else block, None)
+    mask = description["mask"]
     if isinstance(mask, dict):
         documents = mask["documents"] and (tensors[mask["documents"][0]], tensors[mask["documents"][1]])
         rule: Mask | Tensor | None = Mask(
-            bool(mask["causal"]), mask["window"], int(mask["past"]), _block(tensors, mask["keys"]), documents
+            bool(mask["causal"]), mask["window"], int(mask["past"]), _get_block(tensors, mask["keys"]), documents
         )
     else:
-        rule = _block(tensors, mask)
-    vector = _block(tensors, said["additive"])
-    call.terms = {
+        rule = _get_block(tensors, mask)
+    vector = _get_block(tensors, description["additive"])
+    call.score_terms = {
         "mask": rule,
-        "bias": _block(tensors, said["bias"]),
-        "sinks": _block(tensors, said["sinks"]),
-        "score": None if vector is None else _Additive(vector),
-        **{name: said[name] for name in _NUMBERS},
+        "bias": _get_block(tensors, description["bias"]),
+        "sinks": _get_block(tensors, description["sinks"]),
+        "score": None if vector is None else _AdditiveScore(vector),
+        **{name: description[name] for name in _SCALAR_TERMS},
     }
     return call
 
 
-def _block(tensors: Mapping[str, Tensor], name: str | None) -> Tensor | None:
+def _get_block(tensors: Mapping[str, Tensor], name: str | None) -> Tensor | None:
     return None if name is None else tensors[name]
 
 
-def _listed(names: Sequence[str] | None) -> list[str] | None:
+def _to_list(names: Sequence[str] | None) -> list[str] | None:
     return None if names is None else list(names)
 
 
-def _digest(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def _compute_digest(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the description and over name, type, shape and bytes of every block."""
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True, ensure_ascii=False).encode())
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True, ensure_ascii=False).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -223,11 +223,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         header = json.loads(metadata["qkv"])
         said = header.pop("sha256")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}; {_AGAIN}") from error
+        raise CheckpointError(f"{path} cannot be read: {error}; {_DAMAGED}") from error
     except (KeyError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is no capture: it has no description of one; give a .qkv file") from error
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {header.get('format')!r}; this qkv reads {FORMAT}: upgrade it")
-    if said != _digest(header, tensors):
-        raise CheckpointError(f"{path} does not have the checksum that it names; {_AGAIN}")
+    if said != _compute_digest(header, tensors):
+        raise CheckpointError(f"{path} does not have the checksum that it names; {_DAMAGED}")
     return header, tensors

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from qkv import layers
 from qkv.errors import QkvError
-from qkv.lens.looking import part_at
+from qkv.lens.tracing import find_submodule
 from qkv.models import SequenceModel
 from qkv.models.transformer import Transformer
-from qkv.outputs import VocabularyAnswer
+from qkv.outputs import VocabularyHead
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRankMatrix:
     """The matrix left @ right, never built: left (rows, rank), right (rank, columns)."""
 
     left: Tensor
@@ -34,18 +34,18 @@ class LowRank:
         return self.left.shape[0], self.right.shape[1]
 
     @property
-    def T(self) -> LowRank:
+    def T(self) -> LowRankMatrix:
         """The transposed matrix."""
-        return LowRank(self.right.T, self.left.T)
+        return LowRankMatrix(self.right.T, self.left.T)
 
-    def __matmul__(self, other: LowRank) -> LowRank:
+    def __matmul__(self, other: LowRankMatrix) -> LowRankMatrix:
         """The product of two, of the smaller rank."""
         inner = self.right @ other.left
         if self.left.shape[1] <= other.right.shape[0]:
-            return LowRank(self.left, inner @ other.right)
-        return LowRank(self.left @ inner, other.right)
+            return LowRankMatrix(self.left, inner @ other.right)
+        return LowRankMatrix(self.left @ inner, other.right)
 
-    def rows(self, index: Tensor) -> Tensor:
+    def get_rows(self, index: Tensor) -> Tensor:
         """Some rows of the matrix, (index, columns)."""
         return self.left[index] @ self.right
 
@@ -66,60 +66,60 @@ class LowRank:
         return values
 
 
-def query_key(model: SequenceModel, place: str, head: int) -> LowRank:
+def qk_circuit(model: SequenceModel, place: str, head: int) -> LowRankMatrix:
     """Who is looked at: x @ W_Q^T W_K @ y^T is the score of a query at x and a key at y, before it is scaled."""
-    attention = _attention(model, place, head)
-    d_key, group = attention.choice.d_key, attention.choice.heads // attention.kv_heads
+    attention = _get_attention(model, place, head)
+    d_key, group = attention.config.d_key, attention.config.heads // attention.kv_heads
     query = attention.query.weight.detach()[head * d_key : (head + 1) * d_key]
     key = attention.key.weight.detach()[head // group * d_key : (head // group + 1) * d_key]
-    return LowRank(query.T, key)
+    return LowRankMatrix(query.T, key)
 
 
-def output_value(model: SequenceModel, place: str, head: int) -> LowRank:
+def ov_circuit(model: SequenceModel, place: str, head: int) -> LowRankMatrix:
     """What is taken: y @ W_V W_O is what a query adds to its residual that looks at y alone."""
-    attention = _attention(model, place, head)
-    d_value, group = attention.d_value, attention.choice.heads // attention.kv_heads
+    attention = _get_attention(model, place, head)
+    d_value, group = attention.d_value, attention.config.heads // attention.kv_heads
     value = attention.value.weight.detach()[head // group * d_value : (head // group + 1) * d_value]
     output = attention.output.weight.detach()[:, head * d_value : (head + 1) * d_value]
-    return LowRank(value.T, output.T)
+    return LowRankMatrix(value.T, output.T)
 
 
-def on_tokens(model: SequenceModel, place: str, head: int, circuit: Literal["query_key", "output_value"]) -> LowRank:
+def token_circuit(model: SequenceModel, place: str, head: int, circuit: Literal["query_key", "output_value"]) -> LowRankMatrix:
     """The same circuit from token to token, (vocab, vocab): of a decoder that reads and answers tokens.
 
     query_key: row is the token that asks, column the one that is looked at. output_value: row is the token that is
     looked at, column the one whose logit is raised. Raises QkvError for a model without them.
     """
-    if not isinstance(model, Transformer) or model.decoder is None or not isinstance(model.answer, VocabularyAnswer):
+    if not isinstance(model, Transformer) or model.decoder is None or not isinstance(model.head, VocabularyHead):
         raise QkvError("circuits from token to token were asked of a model without a decoder of tokens; give one")
     tokens = getattr(model.decoder.embedding, "tokens", None)
     read = None if tokens is None else tokens.weight.detach()
-    answered = model.answer.vectors.detach()
-    if read is None or answered.shape[1] != model.decoder.choice.d_model or read.shape[1] != answered.shape[1]:
+    answered = model.head.weight.detach()
+    if read is None or answered.shape[1] != model.decoder.config.d_model or read.shape[1] != answered.shape[1]:
         raise QkvError("this model changes a token's width as it reads or answers, which is no linear circuit")
     if circuit == "query_key":
-        found = query_key(model, place, head)
-        return LowRank(read @ found.left, found.right @ read.T)
-    found = output_value(model, place, head)
-    return LowRank(read @ found.left, found.right @ answered.T)
+        found = qk_circuit(model, place, head)
+        return LowRankMatrix(read @ found.left, found.right @ read.T)
+    found = ov_circuit(model, place, head)
+    return LowRankMatrix(read @ found.left, found.right @ answered.T)
 
 
-def copying(model: SequenceModel, place: str, head: int) -> float:
+def copying_score(model: SequenceModel, place: str, head: int) -> float:
     """How far a head answers with the token that it looks at, -1 to 1: the sum of the eigenvalues of its output-value
     circuit over the sum of their sizes (Elhage et al. 2021, "Summarizing OV/QK Matrices")."""
-    values = on_tokens(model, place, head, "output_value").eigenvalues()
+    values = token_circuit(model, place, head, "output_value").eigenvalues()
     size = float(values.abs().sum())
     return float(values.real.sum()) / size if size else 0.0
 
 
-def composition(model: SequenceModel, first: tuple[str, int], second: tuple[str, int]) -> dict[str, float]:
+def composition_scores(model: SequenceModel, first: tuple[str, int], second: tuple[str, int]) -> dict[str, float]:
     """How much the second head reads of what the first writes, by its "query", its "key" and its "value".
 
     Each is the norm of the product over the product of the norms, 0 to 1; random matrices have about
     1 / sqrt(d_model) (Elhage et al. 2021, "Composition").
     """
-    writes = output_value(model, *first)
-    asks, moves = query_key(model, *second), output_value(model, *second)
+    writes = ov_circuit(model, *first)
+    asks, moves = qk_circuit(model, *second), ov_circuit(model, *second)
     found = {}
     for name, reads in (("query", asks), ("key", asks.T), ("value", moves)):
         size = writes.norm() * reads.norm()
@@ -127,10 +127,10 @@ def composition(model: SequenceModel, first: tuple[str, int], second: tuple[str,
     return found
 
 
-def _attention(model: SequenceModel, place: str, head: int) -> layers.Attention:
-    found = part_at(model, place)
+def _get_attention(model: SequenceModel, place: str, head: int) -> layers.Attention:
+    found = find_submodule(model, place)
     if not isinstance(found, layers.Attention):
         raise QkvError(f"{place!r} was given; expected an attention of this model, such as 'decoder.0.self_attention'")
-    if not 0 <= head < found.choice.heads:
-        raise QkvError(f"{place}: head={head} was given; it has heads 0 to {found.choice.heads - 1}")
+    if not 0 <= head < found.config.heads:
+        raise QkvError(f"{place}: head={head} was given; it has heads 0 to {found.config.heads - 1}")
     return found

@@ -23,19 +23,19 @@ from qkv.errors import QkvError
 from qkv.lens.trace import AttentionTrace
 from qkv.tap import NO_TAP, Site, Tap
 
-Change = Callable[[Tensor, int], Tensor]
+ReplacementFunction = Callable[[Tensor, int], Tensor]
 """From what passes a site, and the position of the first query there, to what the model shall go on with."""
 
 
-class Together(Tap):
+class Compose(Tap):
     """Several taps as one; each is given what the one before it returned."""
 
     def __init__(self, *taps: Tap) -> None:
         self._taps = taps
 
-    def wants(self, site: Site) -> bool:
+    def replaces(self, site: Site) -> bool:
         """Whether any of them replaces the site."""
-        return any(tap.wants(site) for tap in self._taps)
+        return any(tap.replaces(site) for tap in self._taps)
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
         """Pass the tensor through all of them."""
@@ -43,25 +43,25 @@ class Together(Tap):
             tensor = tap(site, tensor)
         return tensor
 
-    def adds(self, query: Tensor, key: Tensor) -> Tensor | None:
+    def score_bias(self, query: Tensor, key: Tensor) -> Tensor | None:
         """The sum of what they add."""
         added: Tensor | None = None
         for tap in self._taps:
-            if (more := tap.adds(query, key)) is not None:
+            if (more := tap.score_bias(query, key)) is not None:
                 added = more if added is None else added + more
         return added
 
-    def terms(self, **terms: object) -> None:
+    def score_terms(self, **terms: object) -> None:
         """Tell all of them."""
         for tap in self._taps:
-            tap.terms(**terms)
+            tap.score_terms(**terms)
 
-    def at(self, place: str) -> Together:
+    def at(self, place: str) -> Compose:
         """Return all of them, seen from a part of the model."""
-        return Together(*(tap.at(place) for tap in self._taps))
+        return Compose(*(tap.at(place) for tap in self._taps))
 
 
-class _Where:
+class _PlaceMatcher:
     """Where a tap is, where it shall act, and which position the first query has there.
 
     In a self-attention the keys say how many tokens came before the queries; elsewhere they are counted, from the
@@ -73,19 +73,19 @@ class _Where:
         self.counts: dict[str, int] = {} if counts is None else counts
         self.begin, self._keys = 0, 0
         names, parts = pattern.split("."), place.split(".")
-        self.here = len(names) == len(parts) and all(
+        self.matches = len(names) == len(parts) and all(
             name in ("*", part) for name, part in zip(names, parts, strict=True)
         )
 
-    def at(self, part: str) -> _Where:
-        return _Where(self.pattern, f"{self.place}.{part}" if self.place else part, self.counts)
+    def at(self, part: str) -> _PlaceMatcher:
+        return _PlaceMatcher(self.pattern, f"{self.place}.{part}" if self.place else part, self.counts)
 
-    def watch(self, site: Site, tensor: Tensor) -> None:
+    def track(self, site: Site, tensor: Tensor) -> None:
         if site == "memory":
             self.counts.clear()
-        elif self.here and site == "key":
+        elif self.matches and site == "key":
             self._keys = tensor.shape[2]
-        elif self.here and site == "query":
+        elif self.matches and site == "query":
             if self.place.endswith("self_attention"):
                 self.begin = self._keys - tensor.shape[2]
             else:
@@ -93,73 +93,73 @@ class _Where:
                 self.counts[self.place] = self.begin + tensor.shape[2]
 
 
-class _Changing(Tap):
+class _ReplaceTap(Tap):
     """Puts the result of a `Change` in the place of what passes one site."""
 
-    def __init__(self, where: _Where, site: Site, change: Change, inner: Tap) -> None:
-        self._where, self._site, self._change, self._inner = where, site, change, inner
+    def __init__(self, matcher: _PlaceMatcher, site: Site, function: ReplacementFunction, inner: Tap) -> None:
+        self._matcher, self._site, self._function, self._inner = matcher, site, function, inner
 
-    def wants(self, site: Site) -> bool:
+    def replaces(self, site: Site) -> bool:
         """Whether this is the place and the site to replace."""
-        return (site == self._site and self._where.here) or self._inner.wants(site)
+        return (site == self._site and self._matcher.matches) or self._inner.replaces(site)
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
         """Return the replacement at the chosen place and site, and elsewhere what was given."""
         tensor = self._inner(site, tensor)
-        self._where.watch(site, tensor)
-        return self._change(tensor, self._where.begin) if site == self._site and self._where.here else tensor
+        self._matcher.track(site, tensor)
+        return self._function(tensor, self._matcher.begin) if site == self._site and self._matcher.matches else tensor
 
-    def adds(self, query: Tensor, key: Tensor) -> Tensor | None:
+    def score_bias(self, query: Tensor, key: Tensor) -> Tensor | None:
         """What the inner tap adds."""
-        return self._inner.adds(query, key)
+        return self._inner.score_bias(query, key)
 
-    def terms(self, **terms: object) -> None:
+    def score_terms(self, **terms: object) -> None:
         """Pass on how this attention forms its scores."""
-        self._inner.terms(**terms)
+        self._inner.score_terms(**terms)
 
-    def at(self, place: str) -> _Changing:
+    def at(self, place: str) -> _ReplaceTap:
         """Return the same intervention, seen from a part of the model."""
-        return _Changing(self._where.at(place), self._site, self._change, self._inner.at(place))
+        return _ReplaceTap(self._matcher.at(place), self._site, self._function, self._inner.at(place))
 
 
-class Intervene(_Changing):
+class Intervention(_ReplaceTap):
     """Replaces what passes one site by a function of it; give another tap as `inner` to do more.
 
     Replacing "scores" or "weights" takes that one attention, and no other, off the fused kernel.
     """
 
     def __init__(self, place: str, site: Site, function: Callable[[Tensor], Tensor], inner: Tap = NO_TAP) -> None:
-        super().__init__(_Where(place), site, lambda tensor, _: function(tensor), inner)
+        super().__init__(_PlaceMatcher(place), site, lambda tensor, _: function(tensor), inner)
 
 
-class _KnockingOut(Tap):
+class _KnockOutTap(Tap):
     """Hides keys from queries by a bias."""
 
-    def __init__(self, where: _Where, keys: list[int], queries: list[int] | None, heads: Sequence[int] | None) -> None:
-        self._where, self._keys, self._queries, self._heads = where, keys, queries, heads
+    def __init__(self, matcher: _PlaceMatcher, keys: list[int], queries: list[int] | None, heads: Sequence[int] | None) -> None:
+        self._matcher, self._keys, self._queries, self._heads = matcher, keys, queries, heads
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
         """Follow the positions, and change nothing."""
-        self._where.watch(site, tensor)
+        self._matcher.track(site, tensor)
         return tensor
 
-    def adds(self, query: Tensor, key: Tensor) -> Tensor | None:
+    def score_bias(self, query: Tensor, key: Tensor) -> Tensor | None:
         """-inf where nobody may look any more."""
-        if not self._where.here:
+        if not self._matcher.matches:
             return None
-        begin, length = self._where.begin, query.shape[2]
+        begin, length = self._matcher.begin, query.shape[2]
         keys = [number for number in self._keys if number < key.shape[2]]
         rows = None if self._queries is None else [row - begin for row in self._queries if 0 <= row - begin < length]
         if not keys or rows == []:
             return None
-        heads = None if self._heads is None else _checked(self._heads, query.shape[1], self._where.place)
+        heads = None if self._heads is None else _check_heads(self._heads, query.shape[1], self._matcher.place)
         hidden = query.new_zeros(1, 1 if heads is None else query.shape[1], 1 if rows is None else length, key.shape[2])
-        hidden[:, _index(heads or [0], 2), _index(rows or [0], 1), keys] = -math.inf
+        hidden[:, _build_index(heads or [0], 2), _build_index(rows or [0], 1), keys] = -math.inf
         return hidden
 
-    def at(self, place: str) -> _KnockingOut:
+    def at(self, place: str) -> _KnockOutTap:
         """Return the same intervention, seen from a part of the model."""
-        return _KnockingOut(self._where.at(place), self._keys, self._queries, self._heads)
+        return _KnockOutTap(self._matcher.at(place), self._keys, self._queries, self._heads)
 
 
 def knock_out(
@@ -169,7 +169,7 @@ def knock_out(
 
     A query that has no key left takes nothing. Raises QkvError for positions below 0 and heads that there are not.
     """
-    return _KnockingOut(_Where(place), _positions(keys), None if queries is None else _positions(queries), heads)
+    return _KnockOutTap(_PlaceMatcher(place), _check_positions(keys), None if queries is None else _check_positions(queries), heads)
 
 
 def ablate(
@@ -186,21 +186,21 @@ def ablate(
     Raises QkvError where `of` is missing or has another shape.
     """
     if by == "zero":
-        return _Changing(_Where(place), "context", lambda tensor, _: _put(tensor, None, heads, place), NO_TAP)
+        return _ReplaceTap(_PlaceMatcher(place), "context", lambda tensor, _: _replace(tensor, None, heads, place), NO_TAP)
     if of is None:
         raise QkvError(f"by={by!r} was given without `of`, the run it takes contexts from; give lens.look(...)[place]")
     context = of.context
     if by == "mean":
         mean = context.mean(dim=(0, 2), keepdim=True)
-        return _Changing(_Where(place), "context", lambda tensor, _: _put(tensor, mean, heads, place), NO_TAP)
+        return _ReplaceTap(_PlaceMatcher(place), "context", lambda tensor, _: _replace(tensor, mean, heads, place), NO_TAP)
     others = context.transpose(1, 2).flatten(0, 1)  # (rows * queries, heads, d_value)
     drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed)).to(others.device)
 
     def resampled(tensor: Tensor, begin: int) -> Tensor:
         places = torch.arange(begin, begin + tensor.shape[2], device=tensor.device) % len(others)
-        return _put(tensor, others[drawn[places]].transpose(0, 1)[None], heads, place)
+        return _replace(tensor, others[drawn[places]].transpose(0, 1)[None], heads, place)
 
-    return _Changing(_Where(place), "context", resampled, NO_TAP)
+    return _ReplaceTap(_PlaceMatcher(place), "context", resampled, NO_TAP)
 
 
 def patch(
@@ -223,7 +223,7 @@ def patch(
     if not 0 <= row < len(other):
         raise QkvError(f"row={row} was given; the run to patch from has rows 0 to {len(other) - 1}")
     other = other[row : row + 1]
-    wanted = None if positions is None else _positions(positions)
+    wanted = None if positions is None else _check_positions(positions)
 
     def patched(tensor: Tensor, begin: int) -> Tensor:
         first, length = 0 if site in ("key", "value") else begin, tensor.shape[2]
@@ -234,9 +234,9 @@ def patch(
                 "name `positions` that both have"
             )
         taken = other.to(tensor)[:, :, list(here)]
-        return _put(tensor, taken, heads, place, [position - first for position in here])
+        return _replace(tensor, taken, heads, place, [position - first for position in here])
 
-    return _Changing(_Where(place), site, patched, NO_TAP)
+    return _ReplaceTap(_PlaceMatcher(place), site, patched, NO_TAP)
 
 
 def swap_values(place: str, first: int, second: int, heads: Sequence[int] | None = None) -> Tap:
@@ -245,21 +245,21 @@ def swap_values(place: str, first: int, second: int, heads: Sequence[int] | None
     Who is looked at stays as it was. In a causal self-attention the later value reaches earlier queries; step by
     step nothing is swapped before both are there.
     """
-    positions = _positions([first, second])
+    positions = _check_positions([first, second])
 
     def swapped(tensor: Tensor, _: int) -> Tensor:
         if max(positions) >= tensor.shape[2]:
             return tensor
-        return _put(tensor, tensor[:, :, positions[::-1]], heads, place, positions)
+        return _replace(tensor, tensor[:, :, positions[::-1]], heads, place, positions)
 
-    return _Changing(_Where(place), "value", swapped, NO_TAP)
+    return _ReplaceTap(_PlaceMatcher(place), "value", swapped, NO_TAP)
 
 
-def _put(
+def _replace(
     tensor: Tensor, new: Tensor | None, heads: Sequence[int] | None, place: str, positions: list[int] | None = None
 ) -> Tensor:
     """A copy of tensor (rows, heads, length, d) with `new` (or 0) at some heads and positions."""
-    chosen = list(range(tensor.shape[1])) if heads is None else _checked(heads, tensor.shape[1], place)
+    chosen = list(range(tensor.shape[1])) if heads is None else _check_heads(heads, tensor.shape[1], place)
     where = list(range(tensor.shape[2])) if positions is None else positions
     if new is not None and (new.shape[1] != tensor.shape[1] or new.shape[3] != tensor.shape[3]):
         raise QkvError(
@@ -267,22 +267,22 @@ def _put(
             f"{tensor.shape[3]}; take them from a run of the same model, and from the same place"
         )
     changed = tensor.clone()
-    changed[:, _index(chosen, 1), where] = 0.0 if new is None else new.to(tensor)[:, chosen]
+    changed[:, _build_index(chosen, 1), where] = 0.0 if new is None else new.to(tensor)[:, chosen]
     return changed
 
 
-def _index(numbers: Sequence[int], axes: int) -> Tensor:
+def _build_index(numbers: Sequence[int], axes: int) -> Tensor:
     """Numbers as an index whose axis stands before `axes` others."""
     return torch.tensor(list(numbers)).view(-1, *[1] * axes)
 
 
-def _positions(numbers: Sequence[int]) -> list[int]:
+def _check_positions(numbers: Sequence[int]) -> list[int]:
     if wrong := [number for number in numbers if number < 0]:
         raise QkvError(f"position {wrong[0]} was given; positions count from 0, the first token")
     return list(dict.fromkeys(numbers))
 
 
-def _checked(heads: Sequence[int], of: int, place: str) -> list[int]:
-    if wrong := [head for head in heads if not 0 <= head < of]:
-        raise QkvError(f"{place}: head={wrong[0]} was given; it has heads 0 to {of - 1}")
+def _check_heads(heads: Sequence[int], n_heads: int, place: str) -> list[int]:
+    if wrong := [head for head in heads if not 0 <= head < n_heads]:
+        raise QkvError(f"{place}: head={wrong[0]} was given; it has heads 0 to {n_heads - 1}")
     return list(heads)

@@ -16,12 +16,12 @@ _QUADRATIC = ("scores", "weights")
 
 
 @dataclass
-class _Grown:
+class _GrowingTensor:
     """A tensor that gets longer from step to step along its keys; earlier steps saw its beginning."""
 
     tensor: Tensor
 
-    def begins_with(self, shorter: Tensor) -> bool:
+    def has_prefix(self, shorter: Tensor) -> bool:
         longer = self.tensor
         if longer.shape[:2] != shorter.shape[:2] or longer.shape[3:] != shorter.shape[3:]:
             return False
@@ -37,32 +37,32 @@ class Call:
     """What passed one place in one call: tensors by site and, for an attention, how its scores are formed."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    terms: Mapping[str, Any] = field(default_factory=dict)
-    _grown: dict[str, tuple[_Grown, int]] = field(default_factory=dict)
+    score_terms: Mapping[str, Any] = field(default_factory=dict)
+    _growing: dict[str, tuple[_GrowingTensor, int]] = field(default_factory=dict)
 
     def __getitem__(self, site: str) -> Tensor:
-        if site in self._grown:
-            grown, length = self._grown[site]
+        if site in self._growing:
+            grown, length = self._growing[site]
             return grown.tensor[:, :, :length]
         return self.tensors[site]
 
     def __contains__(self, site: str) -> bool:
-        return site in self.tensors or site in self._grown
+        return site in self.tensors or site in self._growing
 
-    def whole(self, site: str) -> Tensor:
+    def get_full(self, site: str) -> Tensor:
         """The tensor with what later calls added at its end, which they share."""
-        return self._grown[site][0].tensor if site in self._grown else self.tensors[site]
+        return self._growing[site][0].tensor if site in self._growing else self.tensors[site]
 
-    def keep(self, site: str, tensor: Tensor, before: Call | None) -> None:
+    def record(self, site: str, tensor: Tensor, before: Call | None) -> None:
         """Keep a reference; one tensor serves all steps of a decoding whose keys (or values) only grow."""
         if site not in ("key", "value"):
             self.tensors[site] = tensor
             return
-        grown = _Grown(tensor)
-        if before is not None and site in before and grown.begins_with(before[site]):
-            grown = before._grown[site][0]
+        grown = _GrowingTensor(tensor)
+        if before is not None and site in before and grown.has_prefix(before[site]):
+            grown = before._growing[site][0]
             grown.tensor = tensor
-        self._grown[site] = (grown, tensor.shape[2])
+        self._growing[site] = (grown, tensor.shape[2])
 
 
 class Recorder(Tap):
@@ -77,26 +77,26 @@ class Recorder(Tap):
         self._inner, self._sites = inner, sites
         self._place = ""
 
-    def wants(self, site: Site) -> bool:
+    def replaces(self, site: Site) -> bool:
         """Only what the inner tap wants: to look is not to replace."""
-        return self._inner.wants(site)
+        return self._inner.replaces(site)
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
         """Keep a reference to the tensor and return it, unless the inner tap replaces it."""
         tensor = self._inner(site, tensor)
         if site not in _QUADRATIC and (self._sites is None or site in self._sites):
             kept = tensor.detach() if tensor.requires_grad else tensor
-            self._call(site).keep(site, kept, self._before())
+            self._current_call(site).record(site, kept, self._previous_call())
         return tensor
 
-    def adds(self, query: Tensor, key: Tensor) -> Tensor | None:
+    def score_bias(self, query: Tensor, key: Tensor) -> Tensor | None:
         """What the inner tap adds; it is then a part of the bias that is kept."""
-        return self._inner.adds(query, key)
+        return self._inner.score_bias(query, key)
 
-    def terms(self, **terms: Any) -> None:
+    def score_terms(self, **terms: Any) -> None:
         """Keep how this attention forms its scores."""
-        self._call("terms").terms = terms
-        self._inner.terms(**terms)
+        self._current_call("terms").score_terms = terms
+        self._inner.score_terms(**terms)
 
     def at(self, place: str) -> Recorder:
         """Return the recorder for a part of the model; it shares the record with this one."""
@@ -105,13 +105,13 @@ class Recorder(Tap):
         part._place = f"{self._place}.{place}" if self._place else place
         return part
 
-    def _call(self, site: str) -> Call:
+    def _current_call(self, site: str) -> Call:
         """The call that is being made here: a new one if this site has already passed in the last."""
         calls = self.calls.setdefault(self._place, [])
-        if not calls or (site in calls[-1] if site != "terms" else bool(calls[-1].terms)):
+        if not calls or (site in calls[-1] if site != "terms" else bool(calls[-1].score_terms)):
             calls.append(Call())
         return calls[-1]
 
-    def _before(self) -> Call | None:
+    def _previous_call(self) -> Call | None:
         calls = self.calls[self._place]
         return calls[-2] if len(calls) > 1 else None

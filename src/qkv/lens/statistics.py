@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from qkv.errors import QkvError
-from qkv.lens import recomputing
+from qkv.lens import recompute
 from qkv.lens.recorder import Call
 from qkv.lens.trace import AttentionTrace
 from qkv.mask import Mask, Span
 
 _ELEMENTS = 2**21  # scores made by one product, which is slow for few rows: 8 MiB
-_COUNTED = 2**20  # of these, how many are counted at once: 4 MiB, which stay in a processor's cache
-_WINDOWED = 128  # rows made by one product where a rule hides what is far
+_COUNTED_AT_ONCE = 2**20  # of these, how many are counted at once: 4 MiB, which stay in a processor's cache
+_WINDOWED_ROWS = 128  # rows made by one product where a rule hides what is far
 _GROUP = 64  # neighbouring keys of which only the largest is looked at first, to find the top ones
 
 
 @dataclass(frozen=True)
-class Statistics:
+class AttentionStatistics:
     """One attention in numbers, by head; (batch, heads, queries) unless said. A blind query has 0 everywhere.
 
     heads: which heads these are. normaliser: log of the sum of exp(score), sinks included; -inf for a blind query.
@@ -39,7 +39,7 @@ class Statistics:
     """
 
     heads: tuple[int, ...]
-    normaliser: Tensor
+    logsumexp: Tensor
     mass: Tensor
     first: Tensor
     entropy: Tensor
@@ -48,17 +48,17 @@ class Statistics:
     top_weights: Tensor
     received: Tensor
 
-    def of(self, head: int) -> Statistics:
+    def select_head(self, head: int) -> AttentionStatistics:
         """Those of one of these heads alone."""
         at = self.heads.index(head)
         parts = {one.name: getattr(self, one.name)[:, at : at + 1] for one in fields(self) if one.name != "heads"}
-        return Statistics((head,), **parts)
+        return AttentionStatistics((head,), **parts)
 
 
 @torch.no_grad()
-def measure(
+def compute_statistics(
     attention: AttentionTrace, *, top: int = 8, first: int = 4, heads: Sequence[int] | None = None
-) -> Statistics:
+) -> AttentionStatistics:
     """Count an attention's statistics, of all heads or of some; `first` says how many of the first keys are one sum.
 
     Costs one product of queries and keys, as the attention itself did. Raises QkvError for a head there is not.
@@ -70,7 +70,7 @@ def measure(
     top = min(top, attention.keys)
     batch, queries, device = attention.key.shape[0], attention.queries, attention.key.device
     normaliser, mass, begun, entropy, distance = torch.zeros(5, batch, len(chosen), queries, device=device).unbind(0)
-    found = Statistics(
+    found = AttentionStatistics(
         chosen,
         normaliser,
         mass,
@@ -84,49 +84,49 @@ def measure(
     )
     offset = 0
     for call in attention.calls:
-        for part, rows, keys, scores in _scored(call, chosen, batch):
-            _count(found, call, scores, (part, rows, keys), offset, first)
+        for part, rows, keys, scores in _iterate_scores(call, chosen, batch):
+            _accumulate(found, call, scores, (part, rows, keys), offset, first)
         offset += call["query"].shape[2]
     return found
 
 
-def _scored(call: Call, heads: Sequence[int], batch: int) -> Iterator[tuple[Span, Span, Span, Tensor]]:
+def _iterate_scores(call: Call, heads: Sequence[int], batch: int) -> Iterator[tuple[Span, Span, Span, Tensor]]:
     """The scores of a few of `heads` and queries at a time, with which these are and which keys they are of: many rows
     of one head where they are long."""
     queries = call["query"].shape[2]
-    numbers = call["query"].shape[3] if call.terms.get("score") is not None else 1  # such scores may build them all
+    numbers = call["query"].shape[3] if call.score_terms.get("score") is not None else 1  # such scores may build them all
     width, longest = call["key"].shape[2], queries
-    mask = call.terms.get("mask")
+    mask = call.score_terms.get("mask")
     if isinstance(mask, Mask) and mask.window is not None:  # that many rows see little more than their windows
-        longest = _WINDOWED
-        width = min(width, _WINDOWED + 2 * mask.window)
+        longest = _WINDOWED_ROWS
+        width = min(width, _WINDOWED_ROWS + 2 * mask.window)
     room = max(1, _ELEMENTS // (batch * numbers * max(width, 1)))
     together = max(1, min(len(heads), room // min(queries, 64)))
     length = max(1, min(longest, room // together))
-    counted = max(1, _COUNTED // (batch * together * max(width, 1)))
+    counted = max(1, _COUNTED_AT_ONCE // (batch * together * max(width, 1)))
     for head in range(0, len(heads), together):
         part = head, min(head + together, len(heads))
         for begin in range(0, queries, length):
             rows = begin, min(begin + length, queries)
-            keys = recomputing.seen(call, rows)
-            scores = recomputing.lowered(call, heads[slice(*part)], rows, keys)
+            keys = recompute.find_visible_range(call, rows)
+            scores = recompute.compute_filled_scores(call, heads[slice(*part)], rows, keys)
             for first in range(*rows, counted):
                 last = min(first + counted, rows[1])
                 yield part, (first, last), keys, scores[..., first - begin : last - begin, :]
 
 
-def _count(
-    found: Statistics, call: Call, scores: Tensor, where: tuple[Span, Span, Span], offset: int, first: int
+def _accumulate(
+    statistics: AttentionStatistics, call: Call, scores: Tensor, where: tuple[Span, Span, Span], offset: int, first: int
 ) -> None:
     """Fill in the statistics of some heads and queries of a call whose first query is number `offset` of the trace."""
     part, rows, keys = where
     at = (slice(None), slice(*part), slice(offset + rows[0], offset + rows[1]))
     if keys[0] == keys[1]:
-        found.normaliser[at] = -math.inf
+        statistics.logsumexp[at] = -math.inf
         return
     largest = scores.amax(dim=-1, keepdim=True)
     blind = largest == torch.finfo(scores.dtype).min
-    sink = recomputing.sinks(call, found.heads[slice(*part)])
+    sink = recompute.select_sinks(call, statistics.heads[slice(*part)])
     if sink is not None:
         sink = sink[None, :, None, None].to(scores.dtype)
         largest = torch.maximum(largest, sink)
@@ -134,7 +134,7 @@ def _count(
     shares = scores.exp()
     if sink is None and bool(blind.any()):
         shares.masked_fill_(blind, 0.0)
-    far, total = _far(shares, offset, rows, keys, call)
+    far, total = _sum_distances(shares, offset, rows, keys, call)
     seen = total
     if sink is not None:
         total = total + (sink - largest).exp()
@@ -148,29 +148,29 @@ def _count(
         ("entropy", surprise),
         ("distance", torch.where(mass > 0, far * share / mass, 0.0)),
     ):
-        getattr(found, name)[at] = value.squeeze(-1)
+        getattr(statistics, name)[at] = value.squeeze(-1)
     given = share.mT @ shares
-    found.received[:, part[0] : part[1], keys[0] : keys[1]] += given.squeeze(-2)
-    values, places = _top(shares, found.top_keys.shape[-1])
+    statistics.received[:, part[0] : part[1], keys[0] : keys[1]] += given.squeeze(-2)
+    values, places = _find_top(shares, statistics.top_keys.shape[-1])
     count = values.shape[-1]
-    found.top_weights[at][..., :count] = values * share
-    found.top_keys[at][..., :count] = torch.where(values > 0, places + keys[0], -1).to(torch.int32)
+    statistics.top_weights[at][..., :count] = values * share
+    statistics.top_keys[at][..., :count] = torch.where(values > 0, places + keys[0], -1).to(torch.int32)
 
 
-def _far(shares: Tensor, offset: int, rows: Span, keys: Span, call: Call) -> tuple[Tensor, Tensor]:
+def _sum_distances(weights: Tensor, offset: int, rows: Span, keys: Span, call: Call) -> tuple[Tensor, Tensor]:
     """Sums of share * |query's position - key's position|, and of share alone, each (..., rows, 1).
 
     Before the first of these queries and after the last, the distance is a sum of a part by query and a part by key,
     so that a product with one vector does what would need a matrix of distances.
     """
-    mask, past = call.terms.get("mask"), offset
+    mask, past = call.score_terms.get("mask"), offset
     if isinstance(mask, Mask) and (mask.causal or mask.window is not None):
         past = mask.past
     begin, end = past + rows[0], past + rows[1]  # the positions of these queries
-    query = torch.arange(begin, end, device=shares.device, dtype=shares.dtype)
-    key = torch.arange(*keys, device=shares.device, dtype=shares.dtype)
+    query = torch.arange(begin, end, device=weights.device, dtype=weights.dtype)
+    key = torch.arange(*keys, device=weights.device, dtype=weights.dtype)
     before, after = (min(max(place - keys[0], 0), len(key)) for place in (begin, end))
-    between = shares[..., before:after]
+    between = weights[..., before:after]
     total = between.sum(dim=-1)
     far = (between * (query[:, None] - key[before:after]).abs()).sum(dim=-1)
     for part, distance, more in (
@@ -178,27 +178,27 @@ def _far(shares: Tensor, offset: int, rows: Span, keys: Span, call: Call) -> tup
         (slice(after, None), key - (end - 1), (end - 1) - query),
     ):
         if len(key[part]):
-            mass = shares[..., part].sum(dim=-1)
-            far += shares[..., part] @ distance[part] + more * mass
+            mass = weights[..., part].sum(dim=-1)
+            far += weights[..., part] @ distance[part] + more * mass
             total += mass
     return far.unsqueeze(-1), total.unsqueeze(-1)
 
 
-def _top(shares: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _find_top(weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest along the last axis and where they are, highest first.
 
     In a long row the `count` groups with the largest members are found first: no others can hold one of the largest.
     """
-    length = shares.shape[-1]
+    length = weights.shape[-1]
     count = min(count, length)
     groups = length // _GROUP
     if groups < 4 * count:
-        return torch.topk(shares, count, dim=-1)
-    grouped = shares[..., : groups * _GROUP].view(*shares.shape[:-1], groups, _GROUP)
+        return torch.topk(weights, count, dim=-1)
+    grouped = weights[..., : groups * _GROUP].view(*weights.shape[:-1], groups, _GROUP)
     best = grouped.amax(dim=-1).topk(count, dim=-1).indices
-    inside = torch.arange(_GROUP, device=shares.device)
+    inside = torch.arange(_GROUP, device=weights.device)
     places = (best.unsqueeze(-1) * _GROUP + inside).flatten(-2)
-    rest = torch.arange(groups * _GROUP, length, device=shares.device)  # what fills no group
+    rest = torch.arange(groups * _GROUP, length, device=weights.device)  # what fills no group
     places = torch.cat([places, rest.expand(*places.shape[:-1], -1)], dim=-1)
-    values, order = shares.gather(-1, places).topk(count, dim=-1)
+    values, order = weights.gather(-1, places).topk(count, dim=-1)
     return values, places.gather(-1, order)

@@ -1,7 +1,7 @@
 """What one look saw: scores, weights and what flows, recomputed exactly for whatever part is asked for.
 
 A trace keeps query, key, value and context as the fused kernel had them, linear in length. Everything with an entry
-for each query and key is computed from them when asked, by the same formula (`qkv.attend`), and `certify` says how far
+for each query and key is computed from them when asked, by the same formula (`qkv.attention`), and `certify` says how far
 weights @ value is from the context that the model really used.
 """
 
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from qkv.errors import QkvError
-from qkv.lens import recomputing
-from qkv.lens.pieces import Pieces
+from qkv.lens import recompute
+from qkv.lens.chunks import WeightChunks
 from qkv.lens.recorder import Call
 from qkv.mask import Span
 
@@ -31,7 +31,7 @@ class AttentionTrace:
 
     place: str
     calls: Sequence[Call]
-    output_parameter: Tensor | None = None
+    output_weight: Tensor | None = None
     """W_O by head, (heads, d_value, d_model); None where the model has none."""
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class AttentionTrace:
     @property
     def query(self) -> Tensor:
         """All queries, (batch, heads, queries, d_key)."""
-        return self._joined("query")
+        return self._concatenate("query")
 
     @property
     def key(self) -> Tensor:
@@ -64,12 +64,12 @@ class AttentionTrace:
     @property
     def context(self) -> Tensor:
         """What the kernel answered, (batch, heads, queries, d_value)."""
-        return self._joined("context")
+        return self._concatenate("context")
 
     @property
-    def terms(self) -> Mapping[str, Any]:
-        """How the last call formed its scores: mask, bias, scale, softcap, sinks, score (see `qkv.attend.attend`)."""
-        return self.calls[-1].terms
+    def score_terms(self) -> Mapping[str, Any]:
+        """How the last call formed its scores: mask, bias, scale, softcap, sinks, score (see `qkv.attention.attend`)."""
+        return self.calls[-1].score_terms
 
     @property
     def heads(self) -> int:
@@ -94,7 +94,7 @@ class AttentionTrace:
     @property
     def scale(self) -> float:
         """What the dot product is multiplied by."""
-        scale = self.terms.get("scale")
+        scale = self.score_terms.get("scale")
         return float(1 / math.sqrt(self.key.shape[-1]) if scale is None else scale)
 
     def scores(self, head: int | None = None, rows: Sequence[int] | None = None) -> Tensor:
@@ -102,16 +102,16 @@ class AttentionTrace:
 
         Returns (batch, heads, queries, keys), or (batch, queries, keys) for one head; `rows` picks queries.
         """
-        return self._matrix(head, rows, weights=False)
+        return self._compute_matrix(head, rows, weights=False)
 
     def weights(self, head: int | None = None, rows: Sequence[int] | None = None) -> Tensor:
         """After the softmax: each row sums to 1, to less where a sink takes a share, to 0 where nothing is visible.
 
         Returns (batch, heads, queries, keys), or (batch, queries, keys) for one head; `rows` picks queries.
         """
-        return self._matrix(head, rows, weights=True)
+        return self._compute_matrix(head, rows, weights=True)
 
-    def tile(self, head: int, rows: Span, keys: Span, normaliser: Tensor | None = None, across: int = 1) -> Tensor:
+    def tile(self, head: int, rows: Span, keys: Span, logsumexp: Tensor | None = None, pool_width: int = 1) -> Tensor:
         """A part of one head's weights anywhere in the matrix, (batch, rows, keys), without the rest of its rows.
 
         rows, keys: the first, and the one after the last. normaliser: `Statistics.normaliser`, (batch, heads,
@@ -120,11 +120,11 @@ class AttentionTrace:
         across)).
         Raises QkvError for queries or keys that there are not.
         """
-        self._head(head)
+        self._check_head(head)
         for name, span, size in (("queries", rows, self.queries), ("keys", keys, self.keys)):
             if not 0 <= span[0] <= span[1] <= size:
                 raise QkvError(f"{self.place}: {name} {span[0]} to {span[1]} were asked for; it has 0 to {size}")
-        entries = -(-(keys[1] - keys[0]) // across)
+        entries = -(-(keys[1] - keys[0]) // pool_width)
         parts, offset = [], 0
         for call in self.calls:
             length, width = call["query"].shape[2], call["key"].shape[2]
@@ -132,15 +132,15 @@ class AttentionTrace:
             if begin < end:
                 here = (begin - offset, end - offset)
                 visible = (min(keys[0], width), min(keys[1], width))
-                by = recomputing.normaliser(call, [head], here) if normaliser is None else None
-                by = normaliser[:, [head], begin:end] if by is None and normaliser is not None else by
+                by = recompute.compute_logsumexp(call, [head], here) if logsumexp is None else None
+                by = logsumexp[:, [head], begin:end] if by is None and logsumexp is not None else by
                 assert by is not None
-                found = recomputing.lowered(call, [head], here, visible)
-                if across > 1:  # the largest score is that of the largest weight: few exponentials are left
-                    short = -found.shape[-1] % across
+                found = recompute.compute_filled_scores(call, [head], here, visible)
+                if pool_width > 1:  # the largest score is that of the largest weight: few exponentials are left
+                    short = -found.shape[-1] % pool_width
                     found = torch.nn.functional.pad(found, (0, short), value=torch.finfo(found.dtype).min)
-                    found = found.view(*found.shape[:-1], -1, across).amax(dim=-1)
-                part = recomputing.normalised(found, by)[:, 0]
+                    found = found.view(*found.shape[:-1], -1, pool_width).amax(dim=-1)
+                part = recompute.normalize_scores(found, by)[:, 0]
                 parts.append(torch.nn.functional.pad(part, (0, entries - part.shape[-1])))
             offset += length
         return torch.cat(parts, dim=1) if parts else self.key.new_zeros(self.key.shape[0], 0, entries)
@@ -150,9 +150,9 @@ class AttentionTrace:
 
         Raises QkvError where the model has no output projection.
         """
-        context = self.context[:, self._head(head)]
+        context = self.context[:, self._check_head(head)]
         context = context if rows is None else context[:, list(rows)]
-        return context @ self._output_parameter()[head]
+        return context @ self._get_output_weight()[head]
 
     def flow(self, head: int, rows: Sequence[int] | None = None) -> Tensor:
         """How much each key gives each query, |weight * value @ W_O|: (batch, queries, keys).
@@ -160,43 +160,43 @@ class AttentionTrace:
         A large weight on a small value moves nothing [Kobayashi et al. 2020, section 2]. Without an output projection
         the norm is that of weight * value.
         """
-        value = self.value[:, self._head(head) * self.kv_heads // self.heads]
-        if self.output_parameter is not None:
-            value = value @ self.output_parameter[head]
+        value = self.value[:, self._check_head(head) * self.kv_heads // self.heads]
+        if self.output_weight is not None:
+            value = value @ self.output_weight[head]
         norms: Tensor = torch.linalg.vector_norm(value, dim=-1)
         return self.weights(head, rows) * norms[:, None, :]
 
-    def pieces(self) -> Pieces:
+    def compute_chunks(self) -> WeightChunks:
         """All weights a few rows at a time, for several that go over them one after the other."""
-        return Pieces(self.calls)
+        return WeightChunks(self.calls)
 
-    def certify(self, pieces: Pieces | None = None) -> Tensor:
+    def certify(self, chunks: WeightChunks | None = None) -> Tensor:
         """The largest |weights @ value - context| of each head: (heads,), the context being the kernel's own."""
         worst = torch.zeros(self.heads, dtype=torch.float64)
-        for piece in self.pieces() if pieces is None else pieces:
+        for piece in self.compute_chunks() if chunks is None else chunks:
             call, weights = self.calls[piece.call], piece.weights
-            value = recomputing.of_heads(call["value"], range(self.heads), self.heads)[:, :, : weights.shape[-1]]
+            value = recompute.select_kv_heads(call["value"], range(self.heads), self.heads)[:, :, : weights.shape[-1]]
             context = call["context"][:, :, slice(*piece.rows)]
             difference = (weights @ value.to(weights.dtype) - context).abs().amax(dim=(0, 2, 3))
             worst = torch.maximum(worst, difference.double().cpu())
         return worst
 
-    def _joined(self, site: str) -> Tensor:
+    def _concatenate(self, site: str) -> Tensor:
         tensors = [call[site] for call in self.calls]
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=2)
 
-    def _head(self, head: int) -> int:
+    def _check_head(self, head: int) -> int:
         if not 0 <= head < self.heads:
             raise QkvError(f"{self.place}: head={head} was given; it has heads 0 to {self.heads - 1}")
         return head
 
-    def _output_parameter(self) -> Tensor:
-        if self.output_parameter is None:
+    def _get_output_weight(self) -> Tensor:
+        if self.output_weight is None:
             raise QkvError(f"{self.place} has no output projection; use its context instead")
-        return self.output_parameter
+        return self.output_weight
 
-    def _matrix(self, head: int | None, rows: Sequence[int] | None, weights: bool) -> Tensor:
-        heads = list(range(self.heads)) if head is None else [self._head(head)]
+    def _compute_matrix(self, head: int | None, rows: Sequence[int] | None, weights: bool) -> Tensor:
+        heads = list(range(self.heads)) if head is None else [self._check_head(head)]
         wanted = list(range(self.queries)) if rows is None else [int(row) for row in rows]
         if wrong := [row for row in wanted if not 0 <= row < self.queries]:
             raise QkvError(f"{self.place}: row {wrong[0]} was asked for; it has queries 0 to {self.queries - 1}")
@@ -206,11 +206,11 @@ class AttentionTrace:
         for call in self.calls:
             length = call["query"].shape[2]
             here = sorted({row - offset for row in wanted if offset <= row < offset + length})
-            for span in recomputing.runs(here, _BLOCK):
+            for span in recompute.split_into_runs(here, _BLOCK):
                 if weights:
-                    part = recomputing.weights(call, heads, span)
+                    part = recompute.compute_weights(call, heads, span)
                 else:
-                    part = recomputing.hidden_scores(call, heads, span, (0, call["key"].shape[2]))
+                    part = recompute.compute_masked_scores(call, heads, span, (0, call["key"].shape[2]))
                 if absent := self.keys - part.shape[-1]:
                     part = torch.nn.functional.pad(part, (0, absent), value=0.0 if weights else -math.inf)
                 parts.append(part)
@@ -253,7 +253,7 @@ class Trace:
         """What passed a site at a place, e.g. tensor("encoder.0", "residual"); several calls joined along length."""
         tensors = [call[site] for call in self.calls.get(place, ()) if site in call]
         if not tensors:
-            known = sorted(f"{name or '(model)'}: {', '.join(_sites(calls))}" for name, calls in self.calls.items())
+            known = sorted(f"{name or '(model)'}: {', '.join(_list_sites(calls))}" for name, calls in self.calls.items())
             raise QkvError(f"nothing passed site {site!r} at {place!r}. Seen were:\n  " + "\n  ".join(known))
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=-2)
 
@@ -262,5 +262,5 @@ class Trace:
         return {attention.place: attention.certify() for attention in self}
 
 
-def _sites(calls: Sequence[Call]) -> list[str]:
-    return sorted({site for call in calls for site in (*call.tensors, *call._grown)})
+def _list_sites(calls: Sequence[Call]) -> list[str]:
+    return sorted({site for call in calls for site in (*call.tensors, *call._growing)})

@@ -11,35 +11,35 @@ from qkv import spec
 from qkv.models.protocol import SequenceModel, State
 from qkv.models.transformer import Transformer
 
-__all__ = ["SequenceModel", "State", "build", "outline"]
+__all__ = ["SequenceModel", "State", "build", "build_on_meta"]
 
 
-def build(choice: spec.Spec) -> SequenceModel:
+def build(config: spec.Spec) -> SequenceModel:
     """Build the model a spec describes, its parameters drawn fresh from torch's generator."""
-    if isinstance(choice, spec.Transformer):
-        return Transformer(choice)
-    if isinstance(choice, spec.Towers):
-        from qkv.models.towers import Towers
+    if isinstance(config, spec.Transformer):
+        return Transformer(config)
+    if isinstance(config, spec.DualEncoder):
+        from qkv.models.dual_encoder import DualEncoder
 
-        return Towers(choice)
+        return DualEncoder(config)
     from qkv.models.recurrent import Recurrent
 
-    return Recurrent(choice)
+    return Recurrent(config)
 
 
-def outline(choice: spec.Spec) -> SequenceModel:
+def build_on_meta(config: spec.Spec) -> SequenceModel:
     """Build the model a spec describes without memory: its parameters have shapes, and no numbers (device meta)."""
-    with torch.device("meta"), _Undrawn():
-        return build(choice)
+    with torch.device("meta"), _SkipInit():
+        return build(config)
 
 
-class _Undrawn(TorchFunctionMode):
+class _SkipInit(TorchFunctionMode):
     """Draws nothing: on the device meta torch would load its compiler for that, which takes seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.__name__ in _DRAWING:
+        if func.__name__ in _INIT_FUNCTIONS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 
 
-_DRAWING = ("normal_", "uniform_", "kaiming_uniform_")  # of tensors, and of torch.nn.init
+_INIT_FUNCTIONS = ("normal_", "uniform_", "kaiming_uniform_")  # of tensors, and of torch.nn.init

@@ -23,12 +23,12 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from qkv import spec
-from qkv.attend import attend
+from qkv.attention import attend
 from qkv.cache import Memory
 from qkv.errors import DataError
 from qkv.layers import Dropout
 from qkv.models.protocol import SequenceModel
-from qkv.outputs import VocabularyAnswer
+from qkv.outputs import VocabularyHead
 from qkv.tap import NO_TAP, Tap
 
 Hidden = tuple[Tensor, ...]
@@ -64,10 +64,10 @@ class RecurrentState:
 class Embedding(nn.Module):
     """Look each token's vector up; recurrence itself tells where a token stands."""
 
-    def __init__(self, choice: spec.Tokens, d_model: int) -> None:
+    def __init__(self, config: spec.Tokens, d_model: int) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(choice.vocab, d_model)
-        self.scale = d_model**0.5 if choice.scale else 1.0
+        self.tokens = nn.Embedding(config.vocab, d_model)
+        self.scale = d_model**0.5 if config.scale else 1.0
         self.dropout = Dropout()
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -82,21 +82,21 @@ class Encoder(nn.Module):
     Bahdanau et al. 2015, section 3.2.
     """
 
-    def __init__(self, choice: spec.Recurrent) -> None:
+    def __init__(self, config: spec.Recurrent) -> None:
         super().__init__()
-        d_model = choice.d_model
-        self.embedding = Embedding(choice.source, d_model)
-        both = choice.bidirectional
+        d_model = config.d_model
+        self.embedding = Embedding(config.source, d_model)
+        both = config.bidirectional
         self.layers = nn.ModuleList(
-            _LAYERS[choice.cell](d_model, d_model // (1 + both), batch_first=True, bidirectional=both)
-            for _ in range(choice.layers)
+            _LAYERS[config.cell](d_model, d_model // (1 + both), batch_first=True, bidirectional=both)
+            for _ in range(config.layers)
         )
-        self.dropouts = nn.ModuleList(Dropout() for _ in range(choice.layers))
+        self.dropouts = nn.ModuleList(Dropout() for _ in range(config.layers))
 
     def forward(self, source: Tensor, mask: Tensor | None = None, tap: Tap = NO_TAP) -> Tensor:
         """source (batch, sources) int64, mask the same, bool, True first -> (batch, sources, d_model), 0 at padding."""
         hidden = tap("embedding", self.embedding(source))
-        lengths = _lengths(mask)
+        lengths = _count_tokens(mask)
         for layer, dropout in zip(self.layers, self.dropouts, strict=True):
             if lengths is None:
                 hidden = layer(hidden)[0]
@@ -107,7 +107,7 @@ class Encoder(nn.Module):
         return hidden
 
 
-def _lengths(mask: Tensor | None) -> Tensor | None:
+def _count_tokens(mask: Tensor | None) -> Tensor | None:
     """How many tokens each row has, on the CPU; None if nothing is padding."""
     if mask is None or bool(mask.all()):
         return None
@@ -128,7 +128,7 @@ class CrossAttention(nn.Module):
         self.key = None if kind == "dot" else nn.Linear(d_model, d_model, bias=False)
         self.vector = nn.Parameter(torch.empty(d_model)) if kind == "additive" else None
 
-    def keys(self, memory: Memory) -> Tensor:
+    def compute_keys(self, memory: Memory) -> Tensor:
         """The memory as keys, (batch, 1, sources, d_model)."""
         return (memory.states if self.key is None else self.key(memory.states)).unsqueeze(1)
 
@@ -158,22 +158,22 @@ class Decoder(nn.Module):
     above it, if any, need no step of their own (as in Wu et al. 2016, section 3).
     """
 
-    def __init__(self, choice: spec.Recurrent) -> None:
+    def __init__(self, config: spec.Recurrent) -> None:
         super().__init__()
-        d_model = choice.d_model
-        self.embedding = Embedding(choice.target, d_model)
-        self.parts = 2 if choice.cell == "lstm" else 1
-        self.bidirectional = choice.bidirectional
-        self.bridge = nn.Linear(d_model, choice.layers * self.parts * d_model) if choice.bridged else None
-        self.cross_attention = CrossAttention(choice.attention, d_model) if choice.attention else None
-        additive = choice.attention == "additive"
+        d_model = config.d_model
+        self.embedding = Embedding(config.target, d_model)
+        self.parts = 2 if config.cell == "lstm" else 1
+        self.bidirectional = config.bidirectional
+        self.bridge = nn.Linear(d_model, config.layers * self.parts * d_model) if config.bridged else None
+        self.cross_attention = CrossAttention(config.attention, d_model) if config.attention else None
+        additive = config.attention == "additive"
         # The cell's input is the embedding and, beside it, the context.
-        self.cell = _CELLS[choice.cell](2 * d_model, d_model) if additive else None
+        self.cell = _CELLS[config.cell](2 * d_model, d_model) if additive else None
         self.layers = nn.ModuleList(
-            _LAYERS[choice.cell](d_model, d_model, batch_first=True) for _ in range(choice.layers - additive)
+            _LAYERS[config.cell](d_model, d_model, batch_first=True) for _ in range(config.layers - additive)
         )
-        self.dropouts = nn.ModuleList(Dropout() for _ in range(choice.layers))
-        inputs = {None: 0, "additive": 3, "dot": 2, "general": 2}[choice.attention]
+        self.dropouts = nn.ModuleList(Dropout() for _ in range(config.layers))
+        inputs = {None: 0, "additive": 3, "dot": 2, "general": 2}[config.attention]
         self.readout = nn.Linear(inputs * d_model, d_model) if inputs else None
         self.readout_dropout = Dropout()
 
@@ -205,11 +205,11 @@ class Decoder(nn.Module):
         look = tap.at("cross_attention")
         dropouts = iter(self.dropouts)
         if self.cell is not None:
-            hidden, context, remembered = self._looking_before(embedded, state, look)
+            hidden, context, remembered = self._run_additive(embedded, state, look)
             after.append(remembered)
             hidden = next(dropouts)(hidden)
         for layer, dropout, before in zip(self.layers, dropouts, state.hidden[len(after) :], strict=True):
-            hidden, remembered = _run(layer, hidden, before)
+            hidden, remembered = _run_layer(layer, hidden, before)
             after.append(remembered)
             hidden = dropout(hidden)
         if self.cross_attention is not None and self.cell is None:
@@ -222,7 +222,7 @@ class Decoder(nn.Module):
         state = RecurrentState(state.origin, state.memory, state.key, tuple(after), state.length + tokens.shape[1])
         return hidden, state
 
-    def _looking_before(self, embedded: Tensor, state: RecurrentState, tap: Tap) -> tuple[Tensor, Tensor, Hidden]:
+    def _run_additive(self, embedded: Tensor, state: RecurrentState, tap: Tap) -> tuple[Tensor, Tensor, Hidden]:
         """Ask, then step, position by position: states and contexts (batch, n, d_model), what is remembered.
 
         Everything that does not depend on the step before is computed for all positions at once, and the two products
@@ -235,7 +235,7 @@ class Decoder(nn.Module):
         inputs = functional.linear(embedded, by_embedding, cell.bias_ih).unbind(dim=1)
         by_state = torch.cat([cell.weight_hh, attention.query.weight])
         bias = torch.cat([cell.bias_hh, attention.query.bias])
-        step: Callable[..., Hidden] = _gru if self.parts == 1 else _lstm
+        step: Callable[..., Hidden] = _step_gru if self.parts == 1 else _step_lstm
         remembered = state.hidden[0]
         states, contexts = [], []
         for given in inputs:
@@ -247,22 +247,22 @@ class Decoder(nn.Module):
         return torch.stack(states, dim=1), torch.stack(contexts, dim=1), remembered
 
 
-def _gru(given: Tensor, recurrent: Tensor, state: Tensor) -> Hidden:
+def _step_gru(inputs: Tensor, recurrent: Tensor, state: Tensor) -> Hidden:
     """One step of a gated recurrent unit, its gates in torch's order: reset, update, new (Cho et al. 2014)."""
     d_model = state.shape[-1]
-    reset, update = torch.sigmoid(given[:, : 2 * d_model] + recurrent[:, : 2 * d_model]).chunk(2, dim=-1)
-    new = torch.tanh(torch.addcmul(given[:, 2 * d_model :], reset, recurrent[:, 2 * d_model :]))
+    reset, update = torch.sigmoid(inputs[:, : 2 * d_model] + recurrent[:, : 2 * d_model]).chunk(2, dim=-1)
+    new = torch.tanh(torch.addcmul(inputs[:, 2 * d_model :], reset, recurrent[:, 2 * d_model :]))
     return (torch.lerp(new, state, update),)
 
 
-def _lstm(given: Tensor, recurrent: Tensor, state: Tensor, cell: Tensor) -> Hidden:
+def _step_lstm(inputs: Tensor, recurrent: Tensor, state: Tensor, cell: Tensor) -> Hidden:
     """One step of a long short-term memory, its gates in torch's order: input, forget, new, output (Gers 2000)."""
-    enter, forget, new, leave = (given + recurrent).chunk(4, dim=-1)
+    enter, forget, new, leave = (inputs + recurrent).chunk(4, dim=-1)
     cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(new)
     return torch.sigmoid(leave) * torch.tanh(cell), cell
 
 
-def _run(layer: nn.Module, inputs: Tensor, before: Hidden) -> tuple[Tensor, Hidden]:
+def _run_layer(layer: nn.Module, inputs: Tensor, before: Hidden) -> tuple[Tensor, Hidden]:
     """Run a whole layer over (batch, n, d_model) from what it remembers; the fused path of torch."""
     first = tuple(part.unsqueeze(0).contiguous() for part in before)
     hidden, last = layer(inputs, first if len(first) > 1 else first[0])
@@ -273,15 +273,15 @@ def _run(layer: nn.Module, inputs: Tensor, before: Hidden) -> tuple[Tensor, Hidd
 class Recurrent(SequenceModel):
     """The model a `spec.Recurrent` describes."""
 
-    def __init__(self, choice: spec.Recurrent) -> None:
+    def __init__(self, config: spec.Recurrent) -> None:
         super().__init__()
-        self.spec = choice
-        self.encoder = Encoder(choice)
-        self.decoder = Decoder(choice)
-        self.answer = VocabularyAnswer(choice.answers, choice.d_model, self.decoder.embedding.tokens)
-        self.initialise()
+        self.spec = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.head = VocabularyHead(config.head, config.d_model, self.decoder.embedding.tokens)
+        self.init_weights()
 
-    def initialise(self) -> None:
+    def init_weights(self) -> None:
         """Draw fresh parameters from torch's generator.
 
         Gates: Xavier-uniform from the input, orthogonal from the state (as in Bahdanau et al. 2015, appendix B.1),
@@ -289,7 +289,7 @@ class Recurrent(SequenceModel):
         layers: Xavier-uniform with zero bias. Embeddings, the answer's vectors and the additive score's v: normal with
         deviation 1 / sqrt(d_model).
         """
-        deviation = self.answer.vectors.shape[1] ** -0.5
+        deviation = self.head.weight.shape[1] ** -0.5
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -298,17 +298,17 @@ class Recurrent(SequenceModel):
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=deviation)
             elif isinstance(module, nn.RNNBase | nn.RNNCellBase):
-                _initialise_gates(module)
+                _init_gates(module)
             elif isinstance(module, CrossAttention) and module.vector is not None:
                 nn.init.normal_(module.vector, std=deviation)
-        nn.init.normal_(self.answer.vectors, std=deviation)
+        nn.init.normal_(self.head.weight, std=deviation)
 
     def encode(self, source: Tensor, source_mask: Tensor | None = None, tap: Tap = NO_TAP) -> Memory:
         if source.shape[1] == 0:
             raise DataError(
                 "a source of length 0 was given; a recurrent encoder needs at least one token: end it with </s>"
             )
-        with _precise():
+        with _disable_autocast():
             states = self.encoder(source, source_mask, tap.at("encoder"))
         return Memory(tap("memory", states), source_mask)
 
@@ -319,8 +319,8 @@ class Recurrent(SequenceModel):
             )
         origin = torch.arange(memory.states.shape[0], device=memory.states.device)
         attention = self.decoder.cross_attention
-        with _precise():
-            key = None if attention is None else attention.keys(memory)
+        with _disable_autocast():
+            key = None if attention is None else attention.compute_keys(memory)
             return RecurrentState(origin, memory, key, self.decoder.start(memory))
 
     @torch.no_grad()
@@ -345,12 +345,12 @@ class Recurrent(SequenceModel):
         return self._decode(target, self.start(memory, source.shape[0]), tap)[0]
 
     def _decode(self, tokens: Tensor, state: RecurrentState, tap: Tap) -> tuple[Tensor, RecurrentState]:
-        with _precise():
+        with _disable_autocast():
             hidden, after = self.decoder(tokens, state, tap.at("decoder"))
-        return tap("logits", self.answer(hidden)), after
+        return tap("logits", self.head(hidden)), after
 
 
-def _precise() -> torch.autocast:
+def _disable_autocast() -> torch.autocast:
     """Keep recurrence in its parameters' own precision on a CPU.
 
     torch has no bfloat16 LSTM on CPUs without the instructions for it, and there the small products of a step were
@@ -359,7 +359,7 @@ def _precise() -> torch.autocast:
     return torch.autocast("cpu", enabled=False)
 
 
-def _initialise_gates(module: nn.RNNBase | nn.RNNCellBase) -> None:
+def _init_gates(module: nn.RNNBase | nn.RNNCellBase) -> None:
     width = module.hidden_size
     for name, parameter in module.named_parameters():
         if name.startswith("weight"):

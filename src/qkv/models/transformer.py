@@ -6,51 +6,51 @@ import torch
 from torch import Tensor, nn
 
 from qkv import spec
-from qkv.cache import BlockCache, Carried, KeyValues, Memory, TransformerState
+from qkv.cache import BlockCache, SSRUCache, KeyValueCache, Memory, TransformerState
 from qkv.errors import SpecError
-from qkv.inputs import PatchReader, Reader, TokenReader, reader
-from qkv.layers import Block, Placing, norm
-from qkv.mask import LARGEST, Mask
+from qkv.inputs import PatchEmbedding, InputEmbedding, TokenEmbedding, build_embedding
+from qkv.layers import Block, AttentionInputs, build_norm
+from qkv.mask import MAX_MASK_ELEMENTS, Mask
 from qkv.models.protocol import SequenceModel
 from qkv.outputs import (
-    ActionsAnswer,
-    ClassesAnswer,
-    LabelsAnswer,
-    PointerGeneratorAnswer,
-    StatesAnswer,
-    VectorAnswer,
-    VocabularyAnswer,
+    ActionsHead,
+    ClassesHead,
+    LabelsHead,
+    PointerGeneratorHead,
+    StatesHead,
+    VectorHead,
+    VocabularyHead,
 )
-from qkv.positions import RelativeBias, alibi, distances, rotations
+from qkv.positions import RelativeBias, compute_alibi_bias, compute_distances, compute_rotations
 from qkv.tap import NO_TAP, Tap
 
 
 class Stack(nn.Module):
     """Embedding and blocks; works out once for all blocks what they may see and where everything stands."""
 
-    def __init__(self, choice: spec.Stack, d_memory: int | None) -> None:
+    def __init__(self, config: spec.Stack, d_memory: int | None) -> None:
         super().__init__()
-        self.choice = choice
-        self.embedding = reader(choice)
-        self.depth = choice.repeats * len(choice.blocks)
-        self.blocks = nn.ModuleList(Block(block, choice.d_model, d_memory) for block in choice.blocks)
-        self.final_norm = norm(choice.final_norm, choice.d_model) if choice.final_norm else nn.Identity()
+        self.config = config
+        self.embedding = build_embedding(config)
+        self.depth = config.repeats * len(config.blocks)
+        self.blocks = nn.ModuleList(Block(block, config.d_model, d_memory) for block in config.blocks)
+        self.final_norm = build_norm(config.final_norm, config.d_model) if config.final_norm else nn.Identity()
         shared = {
             block.self_attention.position: block.self_attention
-            for block in choice.blocks
+            for block in config.blocks
             if isinstance(block.self_attention, spec.Attention)
             and isinstance(block.self_attention.position, spec.RelativeBias)
         }
-        self._biased = {position: number for number, position in enumerate(shared)}
+        self._bias_index = {position: number for number, position in enumerate(shared)}
         self.position_biases = nn.ModuleList(
-            RelativeBias(position, attention.heads, both_ways=not attention.causal)
+            RelativeBias(position, attention.heads, bidirectional=not attention.causal)
             for position, attention in shared.items()
             if isinstance(position, spec.RelativeBias)
         )
 
     def forward(
         self,
-        given: Tensor,
+        inputs: Tensor,
         mask: Tensor | None = None,
         memory: Memory | None = None,
         caches: list[BlockCache] | None = None,
@@ -61,22 +61,22 @@ class Stack(nn.Module):
         """What its reader takes, such as tokens (batch, length), and which of it is real, (batch, length) bool ->
         (batch, length, d_model); `past` positions are cached. documents (batch, length) int64: which text of its row
         a position belongs to; it sees no other."""
-        hidden = tap("embedding", self.embedding(given, past, mask))
-        mask = self.embedding.mask(mask)
-        placings: dict[tuple[object, ...], Placing] = {}
+        hidden = tap("embedding", self.embedding(inputs, past, mask))
+        mask = self.embedding.position_mask(mask)
+        placings: dict[tuple[object, ...], AttentionInputs] = {}
         seen = None if memory is None or memory.mask is None else memory.mask[:, None, None, :]
-        memory_placing = Placing(mask=seen)
+        memory_placing = AttentionInputs(mask=seen)
         for number in range(self.depth):
             block = self.blocks[number % len(self.blocks)]
-            attention = self.choice.blocks[number % len(self.blocks)].self_attention
-            if isinstance(attention, spec.Recurrence):
+            attention = self.config.blocks[number % len(self.blocks)].self_attention
+            if isinstance(attention, spec.SSRU):
                 if documents is not None:
                     raise SpecError("a Recurrence was given several texts in a row, which it cannot keep apart")
-                placing = Placing(mask)
+                placing = AttentionInputs(mask)
             else:
                 key = (attention.position, attention.causal, attention.window, attention.heads, attention.d_key)
                 if key not in placings:
-                    placings[key] = self._place(attention, hidden, mask, past, documents)
+                    placings[key] = self._build_attention_inputs(attention, hidden, mask, past, documents)
                 placing = placings[key]
             hidden = block(
                 hidden,
@@ -89,44 +89,44 @@ class Stack(nn.Module):
         result: Tensor = self.final_norm(hidden)
         return result
 
-    def caches(self) -> list[BlockCache]:
+    def build_caches(self) -> list[BlockCache]:
         """What its blocks keep between steps, before the first: one a block, and one for each time it is repeated."""
-        blocks = self.choice.blocks * self.choice.repeats
+        blocks = self.config.blocks * self.config.repeats
         return [
-            BlockCache(Carried() if isinstance(block.self_attention, spec.Recurrence) else KeyValues())
+            BlockCache(SSRUCache() if isinstance(block.self_attention, spec.SSRU) else KeyValueCache())
             for block in blocks
         ]
 
-    def _place(
+    def _build_attention_inputs(
         self, attention: spec.Attention, hidden: Tensor, mask: Tensor | None, past: int, documents: Tensor | None
-    ) -> Placing:
+    ) -> AttentionInputs:
         length, device = hidden.shape[1], hidden.device
         texts = None if documents is None else (documents, documents)
-        rule = Mask(attention.causal, attention.window, past, keys=mask, documents=texts)
+        rule = Mask(attention.causal, attention.window, past, key_mask=mask, documents=texts)
         position = attention.position
-        large = hidden.shape[0] * length * (past + length) > LARGEST
+        large = hidden.shape[0] * length * (past + length) > MAX_MASK_ELEMENTS
         # A long text some tokens at a time: a trace keeps them all. In a graph that is made `past` is no number yet.
         reading = isinstance(past, int) and past > 0 and length > 1 and mask is None
         # The kernel's own causal flag costs nothing, and a rule that is too large is taken by rows; any other becomes
         # one matrix for all blocks that share it.
-        stays = rule.only_causal or ((large or reading) and isinstance(position, spec.Rotary | None))
-        seen = rule if stays else rule.matrix(length, past + length, device)
+        stays = rule.is_only_causal or ((large or reading) and isinstance(position, spec.Rotary | None))
+        seen = rule if stays else rule.to_tensor(length, past + length, device)
         if isinstance(position, spec.Rotary):
             places = torch.arange(past, past + length, device=device)
-            return Placing(seen, rotations=rotations(places, attention.d_key, position))
+            return AttentionInputs(seen, rotations=compute_rotations(places, attention.d_key, position))
         if isinstance(position, spec.RelativeBias):
-            table = self.position_biases[self._biased[position]]
-            return Placing(seen, bias=table(distances(length, past + length, past, device)))
+            table = self.position_biases[self._bias_index[position]]
+            return AttentionInputs(seen, bias=table(compute_distances(length, past + length, past, device)))
         if isinstance(position, spec.Alibi):
-            return Placing(
-                seen, bias=alibi(distances(length, past + length, past, device), attention.heads, position.factor)
+            return AttentionInputs(
+                seen, bias=compute_alibi_bias(compute_distances(length, past + length, past, device), attention.heads, position.factor)
             )
-        return Placing(seen)
+        return AttentionInputs(seen)
 
 
-def _tokens(stack: Stack) -> nn.Embedding:
+def _get_token_embedding(stack: Stack) -> nn.Embedding:
     """The token vectors of a stack; SpecError if it reads something else."""
-    if not isinstance(stack.embedding, TokenReader):
+    if not isinstance(stack.embedding, TokenEmbedding):
         raise SpecError("answers=Vocabulary or shared_embedding was given; the stack must then read Tokens")
     return stack.embedding.tokens
 
@@ -134,52 +134,52 @@ def _tokens(stack: Stack) -> nn.Embedding:
 class Transformer(SequenceModel):
     """The model a `spec.Transformer` describes."""
 
-    def __init__(self, choice: spec.Transformer) -> None:
+    def __init__(self, config: spec.Transformer) -> None:
         super().__init__()
-        self.spec = choice
-        self.encoder = Stack(choice.encoder, None) if choice.encoder else None
+        self.spec = config
+        self.encoder = Stack(config.encoder, None) if config.encoder else None
         self.decoder = (
-            Stack(choice.decoder, choice.encoder.d_model if choice.encoder else None) if choice.decoder else None
+            Stack(config.decoder, config.encoder.d_model if config.encoder else None) if config.decoder else None
         )
-        if choice.shared_embedding:
+        if config.shared_embedding:
             assert self.encoder is not None and self.decoder is not None
-            _tokens(self.decoder).weight = _tokens(self.encoder).weight
+            _get_token_embedding(self.decoder).weight = _get_token_embedding(self.encoder).weight
         last = self.decoder or self.encoder
         assert last is not None
-        d_model = last.choice.d_model
-        self.answer: (
-            VocabularyAnswer
-            | PointerGeneratorAnswer
-            | LabelsAnswer
-            | ClassesAnswer
-            | VectorAnswer
-            | ActionsAnswer
-            | StatesAnswer
+        d_model = last.config.d_model
+        self.head: (
+            VocabularyHead
+            | PointerGeneratorHead
+            | LabelsHead
+            | ClassesHead
+            | VectorHead
+            | ActionsHead
+            | StatesHead
         )
-        match choice.answers:
+        match config.head:
             case spec.Vocabulary():
-                self.answer = VocabularyAnswer(choice.answers, d_model, _tokens(last))
+                self.head = VocabularyHead(config.head, d_model, _get_token_embedding(last))
             case spec.PointerGenerator():
-                assert choice.encoder is not None
-                self.answer = PointerGeneratorAnswer(choice.answers, d_model, choice.encoder.d_model, _tokens(last))
+                assert config.encoder is not None
+                self.head = PointerGeneratorHead(config.head, d_model, config.encoder.d_model, _get_token_embedding(last))
             case spec.Labels():
-                self.answer = LabelsAnswer(choice.answers, d_model)
+                self.head = LabelsHead(config.head, d_model)
             case spec.Classes():
-                self.answer = ClassesAnswer(choice.answers, d_model, last.embedding.apart)
+                self.head = ClassesHead(config.head, d_model, last.embedding.num_prefix_tokens)
             case spec.Vector():
-                self.answer = VectorAnswer(choice.answers, d_model, last.embedding.apart)
+                self.head = VectorHead(config.head, d_model, last.embedding.num_prefix_tokens)
             case spec.Actions():
-                assert isinstance(last.choice.reads, spec.Trajectory)
-                self.answer = ActionsAnswer(choice.answers, d_model, last.choice.reads)
+                assert isinstance(last.config.input, spec.Trajectory)
+                self.head = ActionsHead(config.head, d_model, last.config.input)
             case spec.States():
-                self.answer = StatesAnswer(choice.answers, d_model)
-        self.encoder_answer: LabelsAnswer | None = None
-        if choice.encoder_answers is not None:
-            assert choice.encoder is not None
-            self.encoder_answer = LabelsAnswer(choice.encoder_answers, choice.encoder.d_model)
-        self.initialise()
+                self.head = StatesHead(config.head, d_model)
+        self.encoder_head: LabelsHead | None = None
+        if config.encoder_head is not None:
+            assert config.encoder is not None
+            self.encoder_head = LabelsHead(config.encoder_head, config.encoder.d_model)
+        self.init_weights()
 
-    def initialise(self) -> None:
+    def init_weights(self) -> None:
         """Draw fresh parameters from torch's generator.
 
         Linear layers: Xavier-uniform with zero bias, as in the 2017 code; those that write into the residual of a
@@ -188,32 +188,32 @@ class Transformer(SequenceModel):
         what is learned beside what is read that is no token, 0.02, and what scores classes 0 (Dosovitskiy et al. 2021,
         in its authors' code).
         """
-        answer = self.answer.vocabulary if isinstance(self.answer, PointerGeneratorAnswer) else self.answer
-        vocabulary = answer if isinstance(answer, VocabularyAnswer) else None
+        answer = self.head.vocabulary if isinstance(self.head, PointerGeneratorHead) else self.head
+        vocabulary = answer if isinstance(answer, VocabularyHead) else None
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, TokenReader):
-                answers = vocabulary is not None and vocabulary.vectors is module.tokens.weight
+            elif isinstance(module, TokenEmbedding):
+                answers = vocabulary is not None and vocabulary.weight is module.tokens.weight
                 alone = module.scale == 1.0 and not answers
                 for table in filter(None, (module.tokens, module.positions, module.segments)):
                     nn.init.normal_(table.weight, std=1.0 if alone else table.embedding_dim**-0.5)
-            elif isinstance(module, Reader):
-                beside = [*module.leading, module.registers] if isinstance(module, PatchReader) else []
+            elif isinstance(module, InputEmbedding):
+                beside = [*module.class_tokens, module.registers] if isinstance(module, PatchEmbedding) else []
                 beside += [table.weight for table in module.children() if isinstance(table, nn.Embedding)]
                 for vectors in beside:
                     if vectors is not None:
                         nn.init.normal_(vectors, std=0.02)
             elif isinstance(module, RelativeBias):
                 nn.init.normal_(module.bias, std=0.02)
-        if isinstance(self.answer, ClassesAnswer):
-            nn.init.zeros_(self.answer.linear.weight)
+        if isinstance(self.head, ClassesHead):
+            nn.init.zeros_(self.head.linear.weight)
         if vocabulary is not None and not vocabulary.tied:
-            nn.init.normal_(vocabulary.vectors, std=0.5 * vocabulary.vectors.shape[1] ** -0.5)
+            nn.init.normal_(vocabulary.weight, std=0.5 * vocabulary.weight.shape[1] ** -0.5)
         for stack in filter(None, (self.encoder, self.decoder)):
-            for choice, block in zip(stack.choice.blocks, stack.blocks, strict=True):
+            for choice, block in zip(stack.config.blocks, stack.blocks, strict=True):
                 if choice.norm_at == "pre":
                     for name, module in block.named_modules():
                         if name.endswith((".output", ".narrow")) and isinstance(module, nn.Linear):
@@ -223,26 +223,26 @@ class Transformer(SequenceModel):
         if self.encoder is None or self.decoder is None:
             return None
         states = tap("memory", self.encoder(source, source_mask, tap=tap.at("encoder")))
-        mask = self.encoder.embedding.mask(source_mask)
-        if isinstance(self.answer, PointerGeneratorAnswer):
-            return Memory(states, mask, source, self.answer.keys(states))
+        mask = self.encoder.embedding.position_mask(source_mask)
+        if isinstance(self.head, PointerGeneratorHead):
+            return Memory(states, mask, source, self.head.compute_keys(states))
         return Memory(states, mask)
 
-    def label(self, memory: Memory) -> Tensor:
+    def compute_encoder_logits(self, memory: Memory) -> Tensor:
         """What the encoder answers by itself: logits (batch, sources, labels). Raises SpecError if it does not."""
-        if self.encoder_answer is None:
+        if self.encoder_head is None:
             raise SpecError("this model's encoder answers nothing by itself; expected a spec with encoder_answers")
-        logits: Tensor = self.encoder_answer(memory.states)
+        logits: Tensor = self.encoder_head(memory.states)
         return logits
 
-    def answer_to(
+    def decode(
         self,
         target: Tensor,
         memory: Memory | None = None,
         target_mask: Tensor | None = None,
         tap: Tap = NO_TAP,
         documents: Tensor | None = None,
-        where: Tensor | None = None,
+        selected: Tensor | None = None,
     ) -> Tensor:
         """The logits of `forward`, of a source that `encode` has read; with `where` (batch, targets) bool of a decoder
         alone those of the places that are True, (places, vocab): a large vocabulary costs as much as many blocks."""
@@ -250,16 +250,16 @@ class Transformer(SequenceModel):
         # Padding stands after the last token, where a causal decoder cannot see it, so no mask is needed for it
         # unless somebody gives one.
         hidden = self.decoder(target, target_mask, memory, tap=tap.at("decoder"), documents=documents)
-        if where is not None:
-            hidden = hidden[where]
-        return tap("logits", self._answered(hidden, memory, tap))
+        if selected is not None:
+            hidden = hidden[selected]
+        return tap("logits", self._compute_logits(hidden, memory, tap))
 
     def start(self, memory: Memory | None, rows: int) -> TransformerState:
         if self.decoder is None:
             raise SpecError("this model has an encoder alone and predicts no sequence; call it with source= instead")
         device = next(self.parameters()).device
         rows = rows if memory is None else memory.states.shape[0]
-        return TransformerState(torch.arange(rows, device=device), memory, self.decoder.caches())
+        return TransformerState(torch.arange(rows, device=device), memory, self.decoder.build_caches())
 
     @torch.no_grad()
     def step(  # type: ignore[override]  # a model takes its own kind of state
@@ -268,7 +268,7 @@ class Transformer(SequenceModel):
         assert self.decoder is not None
         hidden = self.decoder(tokens, None, state.memory, state.blocks, past=state.length, tap=tap.at("decoder"))
         after = TransformerState(state.origin, state.memory, state.blocks, state.length + tokens.shape[1])
-        return tap("logits", self._answered(hidden, state.memory, tap)), after
+        return tap("logits", self._compute_logits(hidden, state.memory, tap)), after
 
     def forward(
         self,
@@ -283,17 +283,17 @@ class Transformer(SequenceModel):
         if self.decoder is None:
             assert self.encoder is not None and source is not None
             hidden = self.encoder(source, source_mask, tap=tap.at("encoder"))
-            if isinstance(self.answer, ClassesAnswer | VectorAnswer):
-                return tap("logits", self.answer(hidden, self.encoder.embedding.mask(source_mask)))
-            return tap("logits", self.answer(hidden))
+            if isinstance(self.head, ClassesHead | VectorHead):
+                return tap("logits", self.head(hidden, self.encoder.embedding.position_mask(source_mask)))
+            return tap("logits", self.head(hidden))
         assert target is not None
         memory = None if source is None else self.encode(source, source_mask, tap)
-        return self.answer_to(target, memory, target_mask, tap, documents)
+        return self.decode(target, memory, target_mask, tap, documents)
 
-    def _answered(self, hidden: Tensor, memory: Memory | None, tap: Tap) -> Tensor:
-        if not isinstance(self.answer, PointerGeneratorAnswer):
-            answered: Tensor = self.answer(hidden)
+    def _compute_logits(self, hidden: Tensor, memory: Memory | None, tap: Tap) -> Tensor:
+        if not isinstance(self.head, PointerGeneratorHead):
+            answered: Tensor = self.head(hidden)
             return answered
         assert memory is not None
-        copied: Tensor = self.answer(hidden, memory, tap.at("answer"))
+        copied: Tensor = self.head(hidden, memory, tap.at("answer"))
         return copied

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from qkv import spec
 from qkv.errors import CheckpointError
-from qkv.models import SequenceModel, outline
+from qkv.models import SequenceModel, build_on_meta
 from qkv.pretrained.conversions import Adjustment, LegacyName, Conversion, WriteZeros, rename
 from qkv.pretrained.quantized_tensor import QuantizedTensor
 from qkv.pretrained.weights import LazyWeights
@@ -55,7 +55,7 @@ def build_model(family: Family, config: HFConfig, tensors: Mapping[str, Tensor],
     Tensors that need no change stay where they are, memory-mapped if they were. Raises CheckpointError, with every
     problem in it, for a tensor that has no place, a parameter that has no tensor, or a shape that differs.
     """
-    model = outline(family.build_spec(config))
+    model = build_on_meta(family.build_spec(config))
     places = dict(model.named_parameters(remove_duplicate=False))
     placed: dict[str, Tensor] = {}
     adjustments: list[tuple[str, Adjustment, Tensor]] = []
@@ -108,7 +108,7 @@ def export_tensors(family: Family, config: HFConfig, model: SequenceModel) -> di
         for name, parameter in model.named_parameters()
     }
     shape = model.spec
-    answers = shape.answers if isinstance(shape, spec.Transformer) else None
+    answers = shape.head if isinstance(shape, spec.Transformer) else None
     headed = not (isinstance(answers, spec.States) or (isinstance(answers, spec.Vector) and answers.width is None))
     kept = {
         name: parameter

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from qkv.spec.rules import require, require_choices, require_positive
+from qkv.spec.validation import require, require_choices, require_positive
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class AcrossHeads:
 
 
 @dataclass(frozen=True)
-class Interpolated:
+class LinearScaling:
     """Rotary angles divided by `factor`, so that a longer text fits the angles once learned (Chen et al. 2023)."""
 
     factor: float
@@ -38,55 +38,55 @@ class Interpolated:
 
 
 @dataclass(frozen=True)
-class ByWavelength:
+class Llama3Scaling:
     """Rotary angles divided by `factor` where a wave is longer than `length` / `low`, kept where it is shorter than
     `length` / `high`, blended between (Llama 3.1). length: positions learned before the scaling."""
 
     factor: float
-    low: float
-    high: float
-    length: int
+    low_freq_factor: float
+    high_freq_factor: float
+    original_length: int
 
     def __post_init__(self) -> None:
         require_positive(self, "factor", "low", "length")
-        require(self.high > self.low, self, f"high={self.high} was given; it must be greater than low={self.low}")
+        require(self.high_freq_factor > self.low_freq_factor, self, f"high={self.high_freq_factor} was given; it must be greater than low={self.low_freq_factor}")
 
 
 @dataclass(frozen=True)
-class Yarn:
+class YarnScaling:
     """Rotary angles divided by `factor` in dimensions that turn less than `slow` times over `length` positions, kept
     in those that turn more than `fast` times, blended between; queries and keys grow by `attention` (Peng et al. 2023).
     whole: the blend begins and ends at whole dimensions."""
 
     factor: float
-    length: int
-    fast: float = 32.0
-    slow: float = 1.0
-    attention: float = 1.0
-    whole: bool = True
+    original_length: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+    truncate: bool = True
 
     def __post_init__(self) -> None:
         require_positive(self, "factor", "length", "fast", "slow", "attention")
 
 
 @dataclass(frozen=True)
-class Stretched:
+class LongRopeScaling:
     """Rotary angles divided dimension by dimension: by `short` up to `length` positions, by `long` in longer texts;
     queries and keys grow by `attention` (LongRoPE, Ding et al. 2024)."""
 
-    short: tuple[float, ...]
-    long: tuple[float, ...]
-    length: int
-    attention: float = 1.0
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    original_length: int
+    attention_factor: float = 1.0
 
     def __post_init__(self) -> None:
         require_positive(self, "length", "attention")
         require(
-            len(self.short) == len(self.long), self, f"short has {len(self.short)} numbers and long {len(self.long)}"
+            len(self.short_factor) == len(self.long_factor), self, f"short has {len(self.short_factor)} numbers and long {len(self.long_factor)}"
         )
 
 
-Scaling: TypeAlias = Interpolated | ByWavelength | Yarn | Stretched
+Scaling: TypeAlias = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling
 
 
 @dataclass(frozen=True)
@@ -210,16 +210,16 @@ class Experts:
     """
 
     count: int
-    chosen: int
-    each: FeedForward
+    top_k: int
+    expert: FeedForward
 
     def __post_init__(self) -> None:
         require_positive(self, "count", "chosen")
-        require(self.chosen <= self.count, self, f"chosen={self.chosen} was given of count={self.count}")
+        require(self.top_k <= self.count, self, f"chosen={self.top_k} was given of count={self.count}")
 
 
 @dataclass(frozen=True)
-class Recurrence:
+class SSRU:
     """In the place of attention to the past: a state that takes it along (SSRU, Kim et al. 2019, section 3.1).
 
     forget = sigmoid(W_f x + b); state = forget * state before + (1 - forget) * W x; what leaves is relu(state).
@@ -245,20 +245,20 @@ class Block:
     (Wang and Komatsuzaki 2021). first_norm: False leaves out the norm before the self-attention of a "pre" block.
     """
 
-    self_attention: Attention | Recurrence
+    self_attention: Attention | SSRU
     feed_forward: FeedForward | Experts
     cross_attention: Attention | None = None
     norm: Norm = Norm()
     norm_at: Literal["pre", "post", "both", "result"] = "pre"
     parallel: bool = False
-    first_norm: bool = True
+    has_first_norm: bool = True
 
     def __post_init__(self) -> None:
         require_choices(self)
         if self.parallel:
             require(self.norm_at == "pre", self, f"parallel with norm_at={self.norm_at!r}; it must be 'pre'")
             require(self.cross_attention is None, self, "parallel was given with cross_attention, which has no place")
-        require(self.first_norm or self.norm_at == "pre", self, f"first_norm=False with norm_at={self.norm_at!r}")
+        require(self.has_first_norm or self.norm_at == "pre", self, f"first_norm=False with norm_at={self.norm_at!r}")
         if self.cross_attention is not None:
             require(
                 not self.cross_attention.causal, self, "cross_attention.causal=True was given; a memory has no future"

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from qkv.spec.rules import require, require_choices, require_positive
+from qkv.spec.validation import require, require_choices, require_positive
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Tokens:
     scale: bool = False
     width: int | None = None
     segments: Segments | None = None
-    widened_first: bool = False
+    project_first: bool = False
 
     def __post_init__(self) -> None:
         require_positive(self, "vocab", "width")
-        require(not self.widened_first or self.width is not None, self, "widened_first, but no width was given")
-        require(not self.widened_first or self.segments is None, self, "widened_first, and segments; expected one")
+        require(not self.project_first or self.width is not None, self, "widened_first, but no width was given")
+        require(not self.project_first or self.segments is None, self, "widened_first, and segments; expected one")
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Convolution:
     """A window of `width` neighbours that moves on by `stride` and makes `channels` numbers at each stop."""
 
     channels: int
-    width: int
+    kernel_size: int
     stride: int
 
     def __post_init__(self) -> None:
@@ -67,9 +67,9 @@ class Patches:
 
     size: int
     channels: int = 3
-    leading: int = 1
+    class_tokens: int = 1
     registers: int = 0
-    smooth: bool = False
+    antialias: bool = False
     stem: tuple[Convolution, ...] = ()
     stem_norm: Literal["none", "batch"] = "none"
     stem_residual: bool = False
@@ -77,7 +77,7 @@ class Patches:
     def __post_init__(self) -> None:
         require_choices(self)
         require_positive(self, "size", "channels")
-        _require_stem(self)
+        _check_stem(self)
         strides = math.prod(one.stride for one in self.stem)
         require(self.size % strides == 0, self, f"size={self.size} is not a multiple of {strides}, the stem's strides")
         for name in ("leading", "registers"):
@@ -99,19 +99,19 @@ class Frames:
     stem_residual: bool = False
 
     @property
-    def each(self) -> int:
+    def frames_per_position(self) -> int:
         """How many frames make a position."""
         return math.prod(one.stride for one in self.stem) if self.stem else 2
 
     def __post_init__(self) -> None:
         require_choices(self)
         require_positive(self, "mels")
-        _require_stem(self)
+        _check_stem(self)
 
 
-def _require_stem(node: Patches | Frames) -> None:
+def _check_stem(node: Patches | Frames) -> None:
     for one in node.stem:
-        require(one.width % 2 == 1, node, f"stem: width={one.width} was given; it must be odd, to have a middle")
+        require(one.kernel_size % 2 == 1, node, f"stem: width={one.kernel_size} was given; it must be odd, to have a middle")
     for name, unset in (("stem_norm", "none"), ("stem_residual", False)):
         given = getattr(node, name)
         require(bool(node.stem) or given == unset, node, f"{name}={given} was given, and no stem; expected both")
@@ -144,21 +144,21 @@ class Trajectory:
     returns: whether returns are read; without, each step is two positions, and the model clones behaviour.
     """
 
-    state: int
-    action: int
-    longest: int
-    returns: bool = True
+    state_dim: int
+    action_dim: int
+    max_episode_steps: int
+    return_conditioned: bool = True
 
     @property
-    def each(self) -> int:
+    def positions_per_step(self) -> int:
         """How many positions a step is."""
-        return 3 if self.returns else 2
+        return 3 if self.return_conditioned else 2
 
     def __post_init__(self) -> None:
         require_positive(self, "state", "action", "longest")
 
 
-Reads: TypeAlias = Tokens | Patches | Frames | Waveform | Trajectory
+Input: TypeAlias = Tokens | Patches | Frames | Waveform | Trajectory
 
 
 @dataclass(frozen=True)
@@ -192,11 +192,11 @@ class Sinusoidal:
 
 
 @dataclass(frozen=True)
-class Convolved:
+class Convolutional:
     """What stands around a position, seen through a convolution of `groups` groups over `width` neighbours and a
     GELU, added to what is read (Baevski et al. 2020, section 2)."""
 
-    width: int
+    kernel_size: int
     groups: int = 1
 
     def __post_init__(self) -> None:

@@ -6,10 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from qkv.spec.answers import Actions, Answers, Labels, PointerGenerator, Vector, Vocabulary
+from qkv.spec.heads import Actions, Head, Labels, PointerGenerator, Vector, Vocabulary
 from qkv.spec.blocks import Attention, Block, Norm, RelativeBias
-from qkv.spec.inputs import Convolved, Learned, Patches, Reads, Sinusoidal, Tokens, Trajectory
-from qkv.spec.rules import require, require_choices, require_positive
+from qkv.spec.inputs import Convolutional, Learned, Patches, Input, Sinusoidal, Tokens, Trajectory
+from qkv.spec.validation import require, require_choices, require_positive
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Stack:
 
     d_model: int
     blocks: tuple[Block, ...]
-    reads: Reads
-    positions: Learned | Sinusoidal | Convolved | None = None
+    input: Input
+    positions: Learned | Sinusoidal | Convolutional | None = None
     embed_norm: Norm | None = None
     final_norm: Norm | None = None
     repeats: int = 1
@@ -32,7 +32,7 @@ class Stack:
         require(len(self.blocks) > 0, self, "blocks=() was given; a stack has at least one block")
         if isinstance(self.positions, Sinusoidal):
             require(self.d_model % 2 == 0, self, f"d_model={self.d_model} is odd; sinusoidal positions come in pairs")
-        if isinstance(self.positions, Convolved):
+        if isinstance(self.positions, Convolutional):
             groups = self.positions.groups
             require(self.d_model % groups == 0, self, f"d_model={self.d_model} is not a multiple of groups={groups}")
             require(
@@ -40,12 +40,12 @@ class Stack:
                 self,
                 "positions=Convolved was given with a causal block, to which it would show the future",
             )
-        if isinstance(self.reads, Patches) and isinstance(self.positions, Learned):
-            patches = self.positions.length - self.reads.leading
+        if isinstance(self.input, Patches) and isinstance(self.positions, Learned):
+            patches = self.positions.length - self.input.class_tokens
             require(
                 patches > 0 and math.isqrt(patches) ** 2 == patches,
                 self,
-                f"positions: length={self.positions.length} less the reads' leading={self.reads.leading} "
+                f"positions: length={self.positions.length} less the reads' leading={self.input.class_tokens} "
                 f"is {patches}, which is no square of patches",
             )
         attentions = [one.self_attention for one in self.blocks if isinstance(one.self_attention, Attention)]
@@ -71,9 +71,9 @@ class Transformer:
 
     encoder: Stack | None
     decoder: Stack | None
-    answers: Answers
+    head: Head
     shared_embedding: bool = False
-    encoder_answers: Labels | None = None
+    encoder_head: Labels | None = None
 
     def __post_init__(self) -> None:
         encoder, decoder = self.encoder, self.decoder
@@ -94,9 +94,9 @@ class Transformer:
                 "a decoder block has self_attention.causal=False; a decoder would see the tokens it is to predict",
             )
             require(
-                isinstance(self.answers, Vocabulary | PointerGenerator),
+                isinstance(self.head, Vocabulary | PointerGenerator),
                 self,
-                f"answers={type(self.answers).__name__} needs encoder alone; decoder was given",
+                f"answers={type(self.head).__name__} needs encoder alone; decoder was given",
             )
         if encoder is not None:
             require(
@@ -104,15 +104,15 @@ class Transformer:
                 self,
                 "encoder blocks have cross_attention",
             )
-            if isinstance(self.answers, Actions):
+            if isinstance(self.head, Actions):
                 require(
-                    isinstance(encoder.reads, Trajectory)
+                    isinstance(encoder.input, Trajectory)
                     and all(block.self_attention.causal for block in encoder.blocks),
                     self,
                     "answers=Actions was given; the encoder must then read a Trajectory, with causal blocks that do "
                     "not see the action they are to choose",
                 )
-        if isinstance(self.answers, PointerGenerator):
+        if isinstance(self.head, PointerGenerator):
             require(
                 self.shared_embedding,
                 self,
@@ -120,14 +120,14 @@ class Transformer:
                 "must be the same token in the target",
             )
         require(
-            self.encoder_answers is None or (encoder is not None and decoder is not None),
+            self.encoder_head is None or (encoder is not None and decoder is not None),
             self,
             "encoder_answers was given without encoder and decoder; an encoder alone answers by answers=Labels",
         )
         if self.shared_embedding:
             require(encoder is not None and decoder is not None, self, "shared_embedding needs encoder and decoder")
             assert encoder is not None and decoder is not None
-            source, target = encoder.reads, decoder.reads
+            source, target = encoder.input, decoder.input
             require(
                 isinstance(source, Tokens) and isinstance(target, Tokens),
                 self,
@@ -144,7 +144,7 @@ class Transformer:
 
 
 @dataclass(frozen=True)
-class Towers:
+class DualEncoder:
     """Two encoders that answer with vectors of one width, compared: every source with every target, by the cosine of
     their angle times a learned factor (Radford et al. 2021)."""
 
@@ -155,12 +155,12 @@ class Towers:
         widths = []
         for name, tower in (("source", self.source), ("target", self.target)):
             require(
-                isinstance(tower.answers, Vector) and tower.answers.unit,
+                isinstance(tower.head, Vector) and tower.head.normalized,
                 self,
-                f"{name} answers with {tower.answers}; it must be a Vector with unit=True",
+                f"{name} answers with {tower.head}; it must be a Vector with unit=True",
             )
-            assert isinstance(tower.answers, Vector) and tower.encoder is not None
-            widths.append(tower.answers.width or tower.encoder.d_model)
+            assert isinstance(tower.head, Vector) and tower.encoder is not None
+            widths.append(tower.head.width or tower.encoder.d_model)
         require(widths[0] == widths[1], self, f"source's vectors have {widths[0]} numbers and target's {widths[1]}")
 
 
@@ -180,7 +180,7 @@ class Recurrent:
     source: Tokens
     target: Tokens
     attention: Literal["additive", "dot", "general"] | None = None
-    answers: Vocabulary = Vocabulary(tied=False, bias=True)
+    head: Vocabulary = Vocabulary(tied=False, bias=True)
     bidirectional: bool = True
     bridged: bool = True
 
@@ -200,4 +200,4 @@ class Recurrent:
         )
 
 
-Spec: TypeAlias = Transformer | Towers | Recurrent
+Spec: TypeAlias = Transformer | DualEncoder | Recurrent

@@ -232,7 +232,7 @@ class Decoder:
         stack = spec.Stack(
             d_model=self.d_model,
             blocks=(spec.Block(attention, forward, norm=self.norm),) * self.layers,
-            reads=spec.Tokens(vocab, scale=self.tied),
+            input=spec.Tokens(vocab, scale=self.tied),
             positions=spec.Sinusoidal() if self.sinusoidal else None,
             final_norm=self.norm,
         )

@@ -78,7 +78,7 @@ class EncoderModel:
 
     def prepare(self, line: str) -> ModelInput:
         """What the model reads of a line. Raises DataError for a file that cannot be read."""
-        reads = self._encoder.reads
+        reads = self._encoder.input
         match self.processor:
             case Tokenizer():
                 return _prepare_text(line, self.processor)
@@ -97,10 +97,10 @@ class EncoderModel:
         return shape.encoder
 
     @property
-    def _head(self) -> spec.Answers:
+    def _head(self) -> spec.Head:
         shape = self.model.spec
         assert isinstance(shape, spec.Transformer)  # see qkv.tasks.pretrained_loader
-        return shape.answers
+        return shape.head
 
     def predict(self, lines: Iterable[str], decoding: DecodingConfig | None = None) -> Iterator[list[Answer]]:
         """Answer each line, best answer first, as many answers as n_best says; an empty line answers itself."""
@@ -234,7 +234,7 @@ class EncoderModel:
             if {"source": prepared.digest} != card.get("tokenizers"):
                 raise model_folder.make_tokenizer_mismatch_error(folder)
         found = cls(loaded.model, prepared, loaded.task, said.labels, card=card)
-        reads, answers = found._encoder.reads, found._head
+        reads, answers = found._encoder.input, found._head
         if not isinstance(prepared, _PROCESSOR_TYPES[type(reads)]):
             raise CheckpointError(
                 f"{where}: processor is {type(prepared).__name__}, and the model reads {type(reads).__name__}; "
@@ -271,7 +271,7 @@ def prepare_image(line: str, processor: processing.ImageProcessor, patches: spec
     """What a model reads of the image that a line names. Raises DataError for one that cannot be read."""
     image = processor.preprocess(store.load_image(line.strip()))
     rows, columns = (side // patches.size for side in image.shape[1:])
-    leading = [f"<{number + 1}>" for number in range(patches.leading + patches.registers)]
+    leading = [f"<{number + 1}>" for number in range(patches.class_tokens + patches.registers)]
     places = [f"{row + 1},{column + 1}" for row in range(rows) for column in range(columns)]
     return ModelInput(
         image[None], leading + places, ImageInput(processor.denormalize(image), rows, columns, len(leading))
@@ -279,18 +279,18 @@ def prepare_image(line: str, processor: processing.ImageProcessor, patches: spec
 
 
 def _describe_audio(
-    samples: Tensor, processor: features.LogMel | features.NormalizedWaveform, input_spec: spec.Reads
+    samples: Tensor, processor: features.LogMel | features.NormalizedWaveform, input_spec: spec.Input
 ) -> AudioInput:
     """A sound, with how long what the model makes a position of is."""
     hop = processor.hop_length if isinstance(processor, features.LogMel) else 1
     if isinstance(input_spec, spec.Waveform):
         hop *= math.prod(one.stride for one in input_spec.convolutions)
     elif isinstance(input_spec, spec.Frames):
-        hop *= input_spec.each
+        hop *= input_spec.frames_per_position
     return AudioInput(samples, processor.sample_rate, hop / processor.sample_rate)
 
 
-_PROCESSOR_TYPES: dict[type[spec.Reads], type[Processor]] = {
+_PROCESSOR_TYPES: dict[type[spec.Input], type[Processor]] = {
     spec.Tokens: Tokenizer,
     spec.Patches: processing.ImageProcessor,
     spec.Frames: features.LogMel,

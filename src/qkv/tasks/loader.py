@@ -104,9 +104,9 @@ def load_model_folder(folder: Path) -> TaskModel:
     """
     opened = model_folder.read_model_folder(folder)
     shape = opened.model.spec
-    if isinstance(shape, spec.Towers):
+    if isinstance(shape, spec.DualEncoder):
         return ImageTextModel.from_folder(folder, opened)
-    if isinstance(shape, spec.Transformer) and isinstance(shape.answers, spec.Actions):
+    if isinstance(shape, spec.Transformer) and isinstance(shape.head, spec.Actions):
         return DecisionTransformerAgent.from_folder(folder, opened)
     if isinstance(shape, spec.Transformer) and shape.decoder is None:
         return EncoderModel.from_folder(folder, opened)

@@ -14,7 +14,7 @@ from qkv.data.trajectories.episodes import SpaceSpec
 from qkv.data.trajectories.windows import TrajectoryNormalizer
 from qkv.decoding import DecodingConfig, Greedy, LengthLimit
 from qkv.errors import CheckpointError
-from qkv.models.towers import Towers
+from qkv.models.dual_encoder import DualEncoder
 from qkv.pretrained import PretrainedModel, tokenizers
 from qkv.tasks.encoder_model import EncoderModel
 from qkv.tasks.image_text.model import ImageTextModel
@@ -37,29 +37,29 @@ def load_pretrained(
     """
     published = pretrained.load(path, dtype=dtype, allow_pickle=allow_pickle, keep_quantized=blocks)
     shape = published.model.spec
-    if isinstance(shape, spec.Towers):
-        assert isinstance(published.model, Towers)
+    if isinstance(shape, spec.DualEncoder):
+        assert isinstance(published.model, DualEncoder)
         preparation = processing.image_processor_from_config(_read_preprocessor_config(path, "CLIPImageProcessor"))
         return ImageTextModel(published.model, preparation, tokenizers.load(path, published.config))
     if isinstance(shape, spec.Recurrent):
         return _build_text_generator(published, path, "pronunciation")
     if shape.decoder is not None:
-        reads = (shape.encoder or shape.decoder).reads
+        reads = (shape.encoder or shape.decoder).input
         if isinstance(reads, spec.Tokens):
             return _build_text_generator(published, path, "translation" if shape.encoder else "text-generation")
         return _build_speech_recognizer(published, path)
     assert shape.encoder is not None
-    if isinstance(reads := shape.encoder.reads, spec.Trajectory):  # it is given numbers as they are
-        sizes = SpaceSpec(reads.state, reads.action, (-1.0,) * reads.action, (1.0,) * reads.action)
+    if isinstance(reads := shape.encoder.input, spec.Trajectory):  # it is given numbers as they are
+        sizes = SpaceSpec(reads.state_dim, reads.action_dim, (-1.0,) * reads.action_dim, (1.0,) * reads.action_dim)
         return DecisionTransformerAgent(
-            published.model, TrajectoryNormalizer(sizes, (0.0,) * reads.state, (1.0,) * reads.state, 1.0, 0.0), None
+            published.model, TrajectoryNormalizer(sizes, (0.0,) * reads.state_dim, (1.0,) * reads.state_dim, 1.0, 0.0), None
         )
     labels = published.config.get("id2label") or {}
     named = tuple(str(labels[key]) for key in sorted(labels, key=int))
-    task = _select_task(shape.answers)
-    if isinstance(shape.encoder.reads, spec.Tokens):
+    task = _select_task(shape.head)
+    if isinstance(shape.encoder.input, spec.Tokens):
         return EncoderModel(published.model, tokenizers.load(path, published.config), task, named)
-    if isinstance(shape.encoder.reads, spec.Patches):
+    if isinstance(shape.encoder.input, spec.Patches):
         usual = _DEFAULT_IMAGE_PROCESSORS.get(str(published.config.get("model_type")), "none")
         return EncoderModel(
             published.model, processing.image_processor_from_config(_read_preprocessor_config(path, usual)), task, named
@@ -72,7 +72,7 @@ def load_pretrained(
     )
 
 
-def _select_task(answers: spec.Answers) -> Task:
+def _select_task(answers: spec.Head) -> Task:
     names = {spec.Vocabulary: "fill-mask", spec.Classes: "classification", spec.Labels: "token-classification"}
     return TASKS[names.get(type(answers), "feature-extraction")]
 
@@ -95,7 +95,7 @@ def _build_speech_recognizer(published: PretrainedModel, path: Path) -> TextGene
     """
     shape = published.model.spec
     assert isinstance(shape, spec.Transformer) and shape.encoder is not None
-    reads = shape.encoder.reads
+    reads = shape.encoder.input
     if isinstance(reads, spec.Frames) and not (path / "preprocessor_config.json").exists():
         said: dict[str, Any] = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": reads.mels}
     else:

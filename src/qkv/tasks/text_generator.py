@@ -15,7 +15,7 @@ from qkv import config, lens, spec
 from qkv.decoding import Beam, DecodingConfig, Greedy, Hypothesis, Sample, generate_all
 from qkv.errors import ConfigError, DataError, SpecError, VocabularyError
 from qkv.lens import Trace
-from qkv.lens.speech import Span
+from qkv.lens.timestamps import TimedWord
 from qkv.models import SequenceModel
 from qkv.pretrained import GenerationConfig
 from qkv.tap import NO_TAP, Tap
@@ -88,7 +88,7 @@ class LookResult:
     """In words, which tokens of the answer came out of the source; of a model that copies."""
     input: ImageInput | AudioInput | TrajectoryInput | None = None
     answer_start: int = 1
-    word_times: tuple[Span, ...] = ()
+    word_times: tuple[TimedWord, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -355,16 +355,16 @@ class TextGenerator:
 
     def _describe_copying(self, trace: Trace) -> list[str]:
         shape = self.model.spec
-        if not isinstance(shape, spec.Transformer) or not isinstance(shape.answers, spec.PointerGenerator):
+        if not isinstance(shape, spec.Transformer) or not isinstance(shape.head, spec.PointerGenerator):
             return []
-        every = lens.pointed(self.model, trace)
+        every = lens.attribute_copies(self.model, trace)
         if not every:  # an empty answer
             return []
         names = self.target_tokenizer.display_tokens([one.token for one in every])
         told = [
-            f"  {name} ({one.copied:.0%} copied, from {one.source})"
+            f"  {name} ({one.copied_share:.0%} copied, from {one.source_position})"
             for name, one in zip(names, every, strict=True)
-            if one.copied >= 0.5
+            if one.copied_share >= 0.5
         ]
         return [f"{len(told)} of {len(every)} tokens came more out of the source than out of the vocabulary:", *told]
 
@@ -408,8 +408,8 @@ def get_vocab_sizes(model_spec: spec.Spec) -> tuple[int, int]:
     """The sizes of the vocabularies a model reads and answers in; the same one twice if there is one."""
     if isinstance(model_spec, spec.Recurrent):
         return model_spec.source.vocab, model_spec.target.vocab
-    stacks = () if isinstance(model_spec, spec.Towers) else (model_spec.encoder, model_spec.decoder)
-    sizes = [stack.reads.vocab for stack in stacks if stack is not None and isinstance(stack.reads, spec.Tokens)]
+    stacks = () if isinstance(model_spec, spec.DualEncoder) else (model_spec.encoder, model_spec.decoder)
+    sizes = [stack.input.vocab for stack in stacks if stack is not None and isinstance(stack.input, spec.Tokens)]
     if not sizes:
         raise SpecError("a model that reads no tokens was given; expected one that does, for this task")
     return sizes[0], sizes[-1]

@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qkv.attend import additions
-from qkv.lens import AttentionTrace, HeadReport, Trace, recomputing
-from qkv.lens.pieces import Pieces
+from qkv.attention import split_mask_and_bias
+from qkv.lens import AttentionTrace, HeadReport, Trace
+from qkv.lens import recompute
+from qkv.lens.chunks import WeightChunks
 from qkv.lens.recorder import Call
-from qkv.lens.reports import report_of
+from qkv.lens.head_reports import report_attention
 from qkv.mask import Mask
 from qkv.view.blocks import Blocks, StorageDtype, round_trip
 
@@ -26,10 +27,10 @@ def attentions_to_json(trace: Trace, row: int, blocks: Blocks, contexts: bool) -
     """All attentions for the page, with every head's statistics."""
     found = []
     for one in trace:
-        pieces = one.pieces()  # one attention's weights at a time
+        pieces = one.compute_chunks()  # one attention's weights at a time
         said = attention_to_json(one, pieces, row, blocks, contexts)
         said["error"] = max_weight_error(one, pieces, row, blocks.dtype)
-        said["statistics"] = compute_head_statistics(one, pieces, row, report_of(trace, one, pieces, row))
+        said["statistics"] = compute_head_statistics(one, pieces, row, report_attention(trace, one, pieces, row))
         found.append(said)
     return found
 
@@ -51,12 +52,12 @@ def describe_attention(attention: AttentionTrace) -> dict[str, Any]:
         "n_queries": attention.queries,
         "n_keys": attention.keys,
         "scale": attention.scale,
-        "softcap": attention.terms.get("softcap"),
+        "softcap": attention.score_terms.get("softcap"),
     }
 
 
 def attention_to_json(
-    attention: AttentionTrace, pieces: Pieces, row: int, blocks: Blocks, contexts: bool
+    attention: AttentionTrace, pieces: WeightChunks, row: int, blocks: Blocks, contexts: bool
 ) -> dict[str, Any]:
     """An attention for the page: what it is, and its tensors for one row of the batch."""
     found = describe_attention(attention)
@@ -66,12 +67,12 @@ def attention_to_json(
     if contexts:
         found["context"] = blocks.add(attention.context[row])
     rule = find_mask_rule(attention)
-    if attention.terms.get("score") is not None or rule is None or _has_bias(attention):
+    if attention.score_terms.get("score") is not None or rule is None or _has_bias(attention):
         added, visible = _score_bias_and_visibility(attention, row)
         rule = rule or _infer_mask_rule(visible)
         if rule is None:
             found["visible"] = blocks.add(visible)
-        if attention.terms.get("score") is not None:
+        if attention.score_terms.get("score") is not None:
             # Not a dot product: the page cannot recompute it, so it is told.
             scores = attention.scores()[row]
             found["scores"] = blocks.add(scores.masked_fill(scores == -torch.inf, 0.0), "float32")
@@ -82,7 +83,7 @@ def attention_to_json(
             )
     if rule is not None:
         found["rule"] = rule
-    if (sinks := attention.terms.get("sinks")) is not None:
+    if (sinks := attention.score_terms.get("sinks")) is not None:
         found["sinks"] = blocks.add(sinks, "float32")
     found["value_norms"] = blocks.add(
         compute_value_norms(attention, row), "float16" if blocks.dtype == "int8" else None
@@ -93,8 +94,8 @@ def attention_to_json(
 def compute_value_norms(attention: AttentionTrace, row: int) -> Tensor:
     """How much each key can give, |value @ W_O| or, where there is no W_O, |value|: (heads, keys)."""
     value = attention.value[row].float().repeat_interleave(attention.heads // attention.kv_heads, dim=0)
-    if attention.output_parameter is not None:
-        value = value @ attention.output_parameter.float()
+    if attention.output_weight is not None:
+        value = value @ attention.output_weight.float()
     found: Tensor = torch.linalg.vector_norm(value, dim=-1)
     return found
 
@@ -107,10 +108,10 @@ def find_mask_rule(attention: AttentionTrace) -> MaskRule | None:
     rules: set[tuple[bool, int | None, int]] = set()
     offset = 0
     for call in attention.calls:
-        mask = call.terms.get("mask")
+        mask = call.score_terms.get("mask")
         if mask is None and call["key"].shape[2] == attention.keys:
             rules.add((False, None, 0))
-        elif isinstance(mask, Mask) and mask.documents is None and (mask.keys is None or bool(mask.keys.all())):
+        elif isinstance(mask, Mask) and mask.documents is None and (mask.key_mask is None or bool(mask.key_mask.all())):
             past = mask.past - offset if mask.causal or mask.window is not None else 0
             rules.add((mask.causal, mask.window, past))
         else:
@@ -132,7 +133,7 @@ def _infer_mask_rule(visible: Tensor) -> MaskRule | None:
     past = last - queries + 1
     for causal, window in ((False, None), (True, None), (True, last - first + 1)):
         rule = Mask(causal, window, past if causal else 0)
-        matrix = rule.matrix(queries, keys, visible.device)
+        matrix = rule.to_tensor(queries, keys, visible.device)
         if past >= 0 and bool((visible[0] == (True if matrix is None else matrix)).all()):
             return {"causal": causal, "window": window, "past": rule.past}
     return None
@@ -149,7 +150,7 @@ def compress_by_distance(score_bias: Tensor) -> Tensor | None:
 
 
 def compute_head_statistics(
-    attention: AttentionTrace, pieces: Pieces, row: int, reports: Sequence[HeadReport]
+    attention: AttentionTrace, pieces: WeightChunks, row: int, reports: Sequence[HeadReport]
 ) -> dict[str, list[float | None]]:
     """Each head in numbers, by name: what `lens.report` says, and the mean largest weight and that on the diagonal."""
     found = {name: [_round_to_5_digits(getattr(one, name)) for one in reports] for name in _REPORT_METRICS}
@@ -163,32 +164,32 @@ def compute_head_statistics(
     return found
 
 
-def max_weight_error(attention: AttentionTrace, pieces: Pieces, row: int, dtype: StorageDtype) -> float:
+def max_weight_error(attention: AttentionTrace, pieces: WeightChunks, row: int, dtype: StorageDtype) -> float:
     """The largest difference of any weight from that of queries and keys kept in a kind."""
     worst = 0.0
-    if dtype == "float32" or attention.terms.get("score") is not None:
+    if dtype == "float32" or attention.score_terms.get("score") is not None:
         return worst
     calls = []
     for call in attention.calls:
-        kept = Call(terms=call.terms)
+        kept = Call(score_terms=call.score_terms)
         for site in ("query", "key", "value", "context"):
             own = call[site][row : row + 1]
             kept.tensors[site] = round_trip(own, dtype) if site in ("query", "key") else own
         calls.append(kept)
     for piece in pieces:
         own = piece.weights[row : row + 1]
-        other = recomputing.weights(calls[piece.call], range(attention.heads), piece.rows, own.shape[-1])
+        other = recompute.compute_weights(calls[piece.call], range(attention.heads), piece.rows, own.shape[-1])
         worst = max(worst, float((other - own).abs().max()))
     return worst
 
 
 def _has_bias(attention: AttentionTrace) -> bool:
-    return any(call.terms.get("bias") is not None for call in attention.calls)
+    return any(call.score_terms.get("bias") is not None for call in attention.calls)
 
 
 def _bias_hides_keys(attention: AttentionTrace) -> bool:
     """Whether a bias hides keys, as an intervention does."""
-    biases = [call.terms.get("bias") for call in attention.calls]
+    biases = [call.score_terms.get("bias") for call in attention.calls]
     return any(bias is not None and bool(torch.isneginf(bias).any()) for bias in biases)
 
 
@@ -198,7 +199,7 @@ def _score_bias_and_visibility(attention: AttentionTrace, row: int) -> tuple[Ten
     visible_parts: list[Tensor] = []
     for call in attention.calls:
         query, key = call["query"], call["key"]
-        added, visible = additions(call.terms.get("mask"), call.terms.get("bias"), query, key)
+        added, visible = split_mask_and_bias(call.score_terms.get("mask"), call.score_terms.get("bias"), query, key)
         shape, absent = (query.shape[0], attention.heads, query.shape[2], key.shape[2]), attention.keys - key.shape[2]
         added = torch.zeros(()) if added is None else added.detach()
         visible = torch.ones((), dtype=torch.bool) if visible is None else visible

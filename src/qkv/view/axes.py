@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qkv.errors import QkvError
-from qkv.lens.speech import Span
+from qkv.lens.timestamps import TimedWord
 from qkv.view.blocks import Blocks
 
 _MAX_PEAKS = 2000  # of a waveform: about what a wide screen has pixels
@@ -34,7 +34,7 @@ class Axis:
     audio: Tensor | None = None
     seconds: float = 0.0
     seconds_per_token: float = 0.0
-    words: tuple[Span, ...] = ()
+    words: tuple[TimedWord, ...] = ()
     values: Mapping[str, Tensor] = field(default_factory=dict)
     first_step: int = 0
 
@@ -75,7 +75,7 @@ def build_image_axis(pixels: Tensor, rows: int, columns: int, leading: int = 0) 
 
 
 def build_audio_axis(
-    samples: Tensor, sample_rate: int, positions: int, seconds_per_token: float, words: Sequence[Span] = ()
+    samples: Tensor, sample_rate: int, positions: int, seconds_per_token: float, words: Sequence[TimedWord] = ()
 ) -> Axis:
     """The positions of a sound (samples,) taken `rate` times a second; each covers `per_token` seconds.
 

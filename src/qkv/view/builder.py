@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qkv import compare, lens, spec
 from qkv.decoding import Beam
-from qkv.lens import Why
+from qkv.lens import Explanation
 from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Tap
 from qkv.tasks.image_text.model import ImageTextModel
@@ -104,7 +104,7 @@ def _build_reading_run(generator: TextGenerator, line: str, ids: list[int], name
         chances = logits[0, : len(after)].float().log_softmax(dim=-1)
         given.append(chances.gather(-1, after.unsqueeze(-1)).squeeze(-1).exp().cpu())
     return Run(
-        lens.trace_of(recorder, model, logits=logits[:, -_N_TOP_PREDICTION_POSITIONS:].cpu(), target=numbers),
+        lens.build_trace(recorder, model, logits=logits[:, -_N_TOP_PREDICTION_POSITIONS:].cpu(), target=numbers),
         target=axes.build_text_axis(generator.target_tokenizer.display_tokens(ids)),
         token_decoder=generator.token_names,
         name=name,
@@ -147,26 +147,26 @@ def _build_hypotheses(generator: TextGenerator, line: str, tap: Tap) -> tuple[Hy
     for answer in next(generator.predict([line], every, tap=tap)):
         trace = generator.look(line, answer, tap=tap).trace
         crossing = any(one.place.endswith("cross_attention") for one in trace)
-        heads = [head for head, _ in lens.best_heads([trace], count=2)] if crossing else []
+        heads = [head for head, _ in lens.find_best_heads([trace], n_heads=2)] if crossing else []
         links = tuple(sorted(lens.align(trace, heads).links)) if heads else ()
         names = tuple(generator.token_names(list(answer.tokens)))
         found.append(Hypothesis(answer.text, names, answer.score, answer.log_probability, links))
     return tuple(found)
 
 
-def _explain_answer(generator: TextGenerator, result: LookResult) -> tuple[Why, ...]:
+def _explain_answer(generator: TextGenerator, result: LookResult) -> tuple[Explanation, ...]:
     """Why each token was answered, from the first on, for as many as takes a few seconds."""
     source, target = result.trace.source, result.trace.target
     if target is None or (source is not None and source.is_floating_point()) or not len(result.trace):
         return ()
-    found: list[Why] = []
+    found: list[Explanation] = []
     work, passes = 0.0, 0
     for position in range(result.answer_start, target.shape[1] + 1):
         work += estimate_work(generator.model, source, position)
         if work > _MAX_EXPLANATION_WORK or passes > _MAX_EXPLANATION_PASSES:
             break
-        found.append(lens.why(generator.model, source, target, position))
-        passes += found[-1].passes
+        found.append(lens.explain(generator.model, source, target, position))
+        passes += found[-1].forward_passes
     return tuple(found)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qkv import lens
 from qkv.errors import QkvError
-from qkv.lens import AttentionTrace, Statistics, Trace
+from qkv.lens import AttentionTrace, AttentionStatistics, Trace
 from qkv.mask import Span
 from qkv.view.attention import describe_attention, find_mask_rule
 from qkv.view.blocks import Blocks
@@ -24,7 +24,7 @@ _MAX_WEIGHTS_AT_ONCE = 2**21  # weights made at once: 8 MiB
 _MAX_MATRIX_SIZE = 2**22  # weights of a head beyond which its matrix is not made whole
 
 
-StatisticsCache = dict[tuple[str, int], Statistics]
+StatisticsCache = dict[tuple[str, int], AttentionStatistics]
 """The statistics of single heads, by place and head."""
 
 
@@ -43,8 +43,8 @@ def overviews_to_json(trace: Trace, row: int, blocks: Blocks, cache: StatisticsC
         heads = chosen[attention.place]
         said["statistics"] = {name: [None] * attention.heads for name in ("entropy", "distance", "sink", "largest")}
         if heads:
-            numbers = lens.measure(attention, top=1, first=1, heads=heads)
-            cache |= {(attention.place, head): numbers.of(head) for head in heads}
+            numbers = lens.compute_statistics(attention, top=1, first=1, heads=heads)
+            cache |= {(attention.place, head): numbers.select_head(head) for head in heads}
             said |= overview_to_json(attention, numbers, blocks, row)
             means = {
                 "entropy": numbers.entropy,
@@ -87,19 +87,19 @@ def is_long(attention: AttentionTrace) -> bool:
     return attention.queries * attention.keys > _MAX_MATRIX_SIZE
 
 
-def measure_head(attention: AttentionTrace, head: int, cache: StatisticsCache) -> Statistics:
+def measure_head(attention: AttentionTrace, head: int, cache: StatisticsCache) -> AttentionStatistics:
     """The statistics of a head over all of its rows, which are kept."""
     key = attention.place, head
     if key not in cache:
-        cache[key] = lens.measure(attention, top=1, first=1, heads=[head])
+        cache[key] = lens.compute_statistics(attention, top=1, first=1, heads=[head])
     return cache[key]
 
 
-def overview_to_json(attention: AttentionTrace, statistics: Statistics, blocks: Blocks, row: int = 0) -> dict[str, Any]:
+def overview_to_json(attention: AttentionTrace, statistics: AttentionStatistics, blocks: Blocks, row: int = 0) -> dict[str, Any]:
     """Some heads for the page: the largest weights of up to 512 x 512 parts of each matrix, and numbers by token."""
     pictures = []
     for number, head in enumerate(statistics.heads):
-        normaliser = statistics.normaliser[:, [number]]
+        normaliser = statistics.logsumexp[:, [number]]
         whole = (0, attention.queries), (0, attention.keys)
         pictures.append(compute_tile(attention, head, *whole, OVERVIEW_SIZE, normaliser, row)[0])
     numbers = {
@@ -107,7 +107,7 @@ def overview_to_json(attention: AttentionTrace, statistics: Statistics, blocks: 
         "distance": statistics.distance,
         "sink": statistics.first + 1 - statistics.mass,
         "largest": statistics.top_weights[..., 0],
-        "logsumexp": statistics.normaliser,
+        "logsumexp": statistics.logsumexp,
         "received": statistics.received.float(),
     }
     return {

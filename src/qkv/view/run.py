@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qkv import lens
 from qkv.errors import QkvError
-from qkv.lens import Trace, Why
+from qkv.lens import Trace, Explanation
 from qkv.view import attention as attentions
 from qkv.view import overview
 from qkv.view.axes import Axis, build_text_axis
@@ -62,7 +62,7 @@ class Run:
     answer_start: int = 1
     summary: tuple[str, ...] = ()
     hypotheses: tuple[Hypothesis, ...] = ()
-    explanations: tuple[Why, ...] = ()
+    explanations: tuple[Explanation, ...] = ()
     target_probabilities: Tensor | None = None
     edits: tuple[Edit, ...] = ()
     code: str = ""
@@ -173,17 +173,17 @@ class Run:
         crossing = [one for one in self.trace if one.place.endswith("cross_attention")]
         if not crossing or self.trace.target is None or len(self.trace.target) > 1:
             return None
-        heads = lens.best_heads([self.trace], count=_N_ALIGNMENT_HEADS)
+        heads = lens.find_best_heads([self.trace], n_heads=_N_ALIGNMENT_HEADS)
         found = lens.align(self.trace, [head for head, _ in heads])
         return {
             "heads": [[place, head, round(score, 4)] for (place, head), score in heads],
             "weights": blocks.add(found.weights, "float32"),
             "links": sorted(map(list, found.links)),
-            "omitted": found.omitted(),
-            "repeated": found.repeated(),
+            "omitted": found.find_omitted(),
+            "repeated": found.find_repeated(),
         }
 
-    def _explanation_to_json(self, explanation: Why) -> dict[str, Any]:
+    def _explanation_to_json(self, explanation: Explanation) -> dict[str, Any]:
         return explanation_to_json(explanation, self._decode_tokens([explanation.token])[0])
 
 
@@ -197,7 +197,7 @@ def shorten_names(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def explanation_to_json(explanation: Why, token: str) -> dict[str, Any]:
+def explanation_to_json(explanation: Explanation, token: str) -> dict[str, Any]:
     """Why a token was answered, for the page."""
     return {
         "position": explanation.position,
@@ -207,12 +207,12 @@ def explanation_to_json(explanation: Why, token: str) -> dict[str, Any]:
             {
                 "side": one.side,
                 "key": one.position,
-                "p_without": one.without,
-                "by_match": one.match,
-                "by_content": one.content,
+                "p_without": one.probability_without,
+                "by_match": one.probability_without_match,
+                "by_content": one.probability_without_content,
                 "heads": [[head.place, head.head, head.probability] for head in one.heads],
             }
-            for one in explanation.reasons
+            for one in explanation.effects
         ],
     }
 

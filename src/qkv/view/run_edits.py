@@ -38,7 +38,7 @@ def build_tap(edits: Sequence[Edit], base: Trace) -> Tap:
         if given.get("by") == "mean":
             given["of"] = base[given["place"]]
         taps.append(getattr(lens, name)(**given))
-    return lens.Together(*taps)
+    return lens.Compose(*taps)
 
 
 def format_code(name: str, line: str, answer: str | None, edits: Sequence[Edit], base: Trace) -> str:

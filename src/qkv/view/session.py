@@ -87,7 +87,7 @@ class Session:
         if run.edits:
             raise QkvError("why was asked of a run with changes; take them back first")
         assert run.trace.target is not None
-        found = lens.why(runner.model, run.trace.source, run.trace.target, request.integer("position"))
+        found = lens.explain(runner.model, run.trace.source, run.trace.target, request.integer("position"))
         return {"why": explanation_to_json(found, runner.token_names([found.token])[0])}
 
     def _row(self, request: _RequestReader, number: int, blocks: Blocks) -> dict[str, Any]:
@@ -104,7 +104,7 @@ class Session:
         if size < 1:
             raise QkvError(f"a tile of size {size} was asked for; expected 1 to {_MAX_TILE_SIZE}")
         long = overview.is_long(attention)
-        normaliser = overview.measure_head(attention, head, run.statistics).normaliser if long else None
+        normaliser = overview.measure_head(attention, head, run.statistics).logsumexp if long else None
         tile, pooled = overview.compute_tile(attention, head, rows, columns, size, normaliser, run.row)
         return {"tile": blocks.add(tile), "rows": list(rows), "columns": list(columns), "pooled": list(pooled)}
 

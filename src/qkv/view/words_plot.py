@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qkv.errors import DataError
-from qkv.lens.speech import Span
+from qkv.lens.timestamps import TimedWord
 from qkv.training.checkpoints import atomic_write
 
 _WIDTH, _WAVEFORM_HEIGHT, _FRAMES_HEIGHT, _WORDS_HEIGHT = 1000, 120, 160, 30  # in the picture's own units
@@ -18,7 +18,7 @@ _MAX_COLUMNS = 250  # columns of frames
 
 
 def plot_words(
-    samples: Tensor, sample_rate: int, frames: Tensor, words: Sequence[Span], path: Path, title: str
+    samples: Tensor, sample_rate: int, frames: Tensor, words: Sequence[TimedWord], path: Path, title: str
 ) -> None:
     """Write an SVG file of samples (samples,), frames (mels, frames) and words. DataError for an empty sound."""
     if not len(samples) or not frames.numel():

@@ -15,7 +15,7 @@ from qkv.errors import SpecError, VocabularyError
 from qkv.layers import Attention
 from qkv.models import SequenceModel
 from qkv.models.transformer import Stack, Transformer
-from qkv.positions import sinusoids
+from qkv.positions import compute_sinusoids
 from qkv.pretrained.export.output_folder import import_library
 from qkv.text import Tokenizer
 
@@ -83,9 +83,9 @@ def _find_unsupported(config: spec.Spec) -> Iterator[str]:
     if config.decoder is None:
         yield "an encoder alone"
         return
-    if isinstance(config.answers, spec.Vocabulary) and config.answers.dense is not None:
+    if isinstance(config.head, spec.Vocabulary) and config.head.dense is not None:
         yield "head.dense"
-    if isinstance(config.answers, spec.PointerGenerator):
+    if isinstance(config.head, spec.PointerGenerator):
         yield "head=PointerGenerator"
     stacks = {"encoder": config.encoder, "decoder": config.decoder}
     norms = {one for stack in stacks.values() if stack for one in _iter_norms(stack)}
@@ -118,9 +118,9 @@ def _find_unsupported_in_stack(stack: spec.Stack, is_decoder_only: bool) -> Iter
         yield "blocks that differ"
     if stack.repeats > 1:
         yield f"repeats={stack.repeats}"
-    if not isinstance(stack.reads, spec.Tokens):
-        yield f"input={type(stack.reads).__name__}"
-    elif stack.reads.width is not None or stack.reads.segments is not None:
+    if not isinstance(stack.input, spec.Tokens):
+        yield f"input={type(stack.input).__name__}"
+    elif stack.input.width is not None or stack.input.segments is not None:
         yield "input with its own width, or with segments"
     if (stack.positions is None) == (position is None):
         yield "no positions at all" if position is None else "positions of tokens beside those of an attention"
@@ -130,7 +130,7 @@ def _find_unsupported_in_stack(stack: spec.Stack, is_decoder_only: bool) -> Iter
         yield f"norm_at={block.norm_at!r}"
     if block.norm_at == "post" and stack.final_norm is not None:
         yield "final_norm after blocks with norm_at='post'"
-    if not block.first_norm:
+    if not block.has_first_norm:
         yield "first_norm=False"
     if block.parallel and block.norm.kind != "layer":
         yield "parallel blocks with norms of the kind 'rms'"
@@ -161,7 +161,7 @@ def _find_unsupported_in_attention(config: spec.Attention, is_decoder_only: bool
     if config.kv_heads not in (None, config.heads) and not is_decoder_only:
         yield f"kv_heads={config.kv_heads} beside heads={config.heads}"
     match config.position:
-        case spec.Rotary(scaling=scaling) if scaling is not None and not isinstance(scaling, spec.Interpolated):
+        case spec.Rotary(scaling=scaling) if scaling is not None and not isinstance(scaling, spec.LinearScaling):
             yield f"position.scaling={type(scaling).__name__}"
         case spec.Rotary() | spec.Alibi() if not is_decoder_only:
             yield f"position={type(config.position).__name__} beside another stack"
@@ -192,7 +192,7 @@ def _stack_options(engine: Any, stack: spec.Stack) -> dict[str, Any]:
             "rotary_interleave": False,
             "rotary_base": position.base,
         }
-        if isinstance(position.scaling, spec.Interpolated):
+        if isinstance(position.scaling, spec.LinearScaling):
             shape["rotary_scaling_type"] = engine.attention_spec.RotaryScalingType.Linear
             shape["rotary_scaling_factor"] = position.scaling.factor
     return shape
@@ -212,7 +212,7 @@ def _build_decoder(engine: Any, model: Transformer, suppress_tokens: Sequence[in
         parallel_residual=block.parallel,
     )
     _copy_stack(written, decoder)
-    answer: Any = model.answer
+    answer: Any = model.head
     written.projection.weight = answer.vectors.detach()
     bias = None if answer.bias is None else answer.bias.detach().clone()
     if suppress_tokens:
@@ -237,7 +237,7 @@ def _copy_stack(target: Any, stack: Stack) -> None:
     elif isinstance(stack.config.positions, spec.Sinusoidal):
         waves = stack.config.positions
         numbers = torch.arange(waves.start, waves.start + _SINUSOIDAL_POSITIONS)
-        target.position_encodings.encodings = sinusoids(numbers, stack.config.d_model, waves.layout)
+        target.position_encodings.encodings = compute_sinusoids(numbers, stack.config.d_model, waves.layout)
     if stack.config.embed_norm is not None:
         _copy_norm(target.layernorm_embedding, embedding.norm)
     if stack.config.final_norm is not None:
@@ -307,8 +307,8 @@ def _copy_norm(target: Any, norm: Any) -> None:
 
 def _list_vocabulary(tokenizer: Tokenizer, stack: spec.Stack) -> list[str]:
     """The spelling of each token the model has a vector for."""
-    assert isinstance(stack.reads, spec.Tokens)
-    names, vocab = tokenizer.vocabulary(), stack.reads.vocab
+    assert isinstance(stack.input, spec.Tokens)
+    names, vocab = tokenizer.vocabulary(), stack.input.vocab
     if len(names) > vocab:
         raise VocabularyError(
             f"the tokenizer has {len(names)} tokens and the model {vocab}; expected the one that the model learned with"

@@ -35,4 +35,4 @@ def to_hugging_face(pretrained: PretrainedModel, source: str | Path, folder: str
 
 def _has_text_input(config: spec.Spec) -> bool:
     stack = (config.encoder or config.decoder) if isinstance(config, spec.Transformer) else None
-    return stack is not None and isinstance(stack.reads, spec.Tokens)
+    return stack is not None and isinstance(stack.input, spec.Tokens)

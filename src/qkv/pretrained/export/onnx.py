@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from qkv import spec
-from qkv.cache import Carried, KeyValues, Memory
+from qkv.cache import SSRUCache, KeyValueCache, Memory
 from qkv.errors import SpecError
-from qkv.layers import Attention, Placing
+from qkv.layers import Attention, AttentionInputs
 from qkv.models import SequenceModel
 from qkv.models.recurrent import Recurrent
-from qkv.models.towers import Towers
+from qkv.models.dual_encoder import DualEncoder
 from qkv.models.transformer import Transformer
-from qkv.outputs import PointerGeneratorAnswer
+from qkv.outputs import PointerGeneratorHead
 from qkv.pretrained.export.output_folder import import_library
 from qkv.pretrained.export.onnx_graph import EXAMPLE_BATCH, EXAMPLE_LENGTH, EXAMPLE_PAST, EXAMPLE_SOURCES, OnnxGraph, Inputs, save_graph
 from qkv.pretrained.export.onnx_recurrent import build_recurrent_graphs, replace_recurrences
@@ -56,9 +56,9 @@ def _build_graphs(model: SequenceModel) -> dict[str, OnnxGraph]:
     """The graphs of a model, by the names of their files."""
     if isinstance(model, Recurrent):
         return build_recurrent_graphs(model)
-    if isinstance(model, Towers):
+    if isinstance(model, DualEncoder):
         [source], [target] = (_build_graphs(tower).values() for tower in (model.source, model.target))
-        return {"source.onnx": replace(source, module=_ScaledEncoder(source.module, model.log_factor)), "target.onnx": target}
+        return {"source.onnx": replace(source, module=_ScaledEncoder(source.module, model.logit_scale)), "target.onnx": target}
     if not isinstance(model, Transformer):
         raise SpecError(f"a {type(model).__name__} was given; ONNX graphs are made of the models of a spec alone")
     _require_traceable(model.spec)
@@ -70,7 +70,7 @@ def _build_graphs(model: SequenceModel) -> dict[str, OnnxGraph]:
     return {"encoder.onnx": _build_encoder_graph(model), "decoder.onnx": _build_decoder_graph(model)}
 
 
-class _ExternalKeyValues(KeyValues):
+class _ExternalKeyValues(KeyValueCache):
     """Keys and values that are handed in and out, where the model's own cache writes into buffers."""
 
     def __init__(self, key: Tensor | None = None, value: Tensor | None = None) -> None:
@@ -126,7 +126,7 @@ class _Encoder(nn.Module):
         assert memory is not None
         pairs: list[Tensor] = []
         for attention in _iter_cross_attentions(self.model):
-            pairs += attention.keys_and_values(memory.states, memory.states, Placing(), None)
+            pairs += attention.compute_keys_and_values(memory.states, memory.states, AttentionInputs(), None)
         if memory.key is not None:
             pairs += [memory.states, memory.key]
         return pairs
@@ -147,12 +147,12 @@ class _Decoder(nn.Module):
         source_mask: Tensor | None = None,
         source: Tensor | None = None,
     ) -> list[Tensor]:
-        decoder, answer = self.model.decoder, self.model.answer
+        decoder, answer = self.model.decoder, self.model.head
         assert decoder is not None
         pasts, rest = iter([past] if isinstance(past, Tensor) else past), iter(memories)
-        caches, length = decoder.caches(), 0
+        caches, length = decoder.build_caches(), 0
         for block, cache in zip([*decoder.blocks] * decoder.config.repeats, caches, strict=True):
-            if isinstance(cache.self_attention, Carried):
+            if isinstance(cache.self_attention, SSRUCache):
                 cache.self_attention.state = next(pasts)
             else:
                 cache.self_attention = _ExternalKeyValues(next(pasts), next(pasts))
@@ -163,7 +163,7 @@ class _Decoder(nn.Module):
         if told is not None:
             length = _read_length(told, tokens.shape[1], decoder.config.positions)
         memory = None
-        if isinstance(answer, PointerGeneratorAnswer):
+        if isinstance(answer, PointerGeneratorHead):
             memory = Memory(next(rest), source_mask, source, next(rest))
         elif memories:
             memory = Memory(memories[0], source_mask)  # its states are not looked at: keys are kept
@@ -171,7 +171,7 @@ class _Decoder(nn.Module):
         found = [answer(hidden) if memory is None or memory.key is None else answer(hidden, memory)]
         for cache in caches:
             kept = cache.self_attention
-            found += [kept.state] if isinstance(kept, Carried) else kept.kept() or ()
+            found += [kept.state] if isinstance(kept, SSRUCache) else kept.get() or ()
         return found if told is None else [*found, told + tokens.shape[1]]
 
 
@@ -219,19 +219,19 @@ def _build_decoder_graph(model: Transformer) -> OnnxGraph:
     past: Inputs = {}
     for number in range(decoder.depth):
         attention = choice.blocks[number % len(choice.blocks)].self_attention
-        if isinstance(attention, spec.Recurrence):
+        if isinstance(attention, spec.SSRU):
             past[f"past.{number}.state"] = (torch.zeros(EXAMPLE_BATCH, choice.d_model), {0: "batch"})
         else:
             past |= _build_key_value_inputs(f"past.{number}", attention, EXAMPLE_PAST, "past")
     if choice.positions is not None and all(
-        isinstance(block.self_attention, spec.Recurrence) for block in choice.blocks
+        isinstance(block.self_attention, spec.SSRU) for block in choice.blocks
     ):
         past["past.length"] = (torch.tensor(EXAMPLE_PAST), {})
     inputs: list[Inputs] = [{"tokens": (tokens, {0: "batch", 1: "length"})}, past]
     if model.encoder is not None:
         mask = torch.ones(EXAMPLE_BATCH, EXAMPLE_SOURCES, dtype=torch.bool)
         inputs += [_build_memory_inputs(model), {"source_mask": (mask, {0: "batch", 1: "sources"})}]
-        if isinstance(model.answer, PointerGeneratorAnswer):
+        if isinstance(model.head, PointerGeneratorHead):
             source = torch.zeros(EXAMPLE_BATCH, EXAMPLE_SOURCES, dtype=torch.long)
             inputs.append({"source": (source, {0: "batch", 1: "sources"})})
     return OnnxGraph(_Decoder(model), tuple(inputs), ("logits", *(name.replace("past", "present") for name in past)))
@@ -273,18 +273,18 @@ def _build_source_inputs(config: spec.Stack) -> tuple[Inputs, ...]:
     """What an encoder reads: tokens and which of them are real, images of the one size it has positions for, or sounds
     of equal length, which it is if there are positions for so many frames alone.
     """
-    if isinstance(config.reads, spec.Frames):
+    if isinstance(config.input, spec.Frames):
         learned = config.positions.length if isinstance(config.positions, spec.Learned) else None
-        frames = torch.zeros(EXAMPLE_BATCH, config.reads.mels, config.reads.each * (learned or _EXAMPLE_FRAMES))
+        frames = torch.zeros(EXAMPLE_BATCH, config.input.mels, config.input.frames_per_position * (learned or _EXAMPLE_FRAMES))
         return ({"source": (frames, {0: "batch"} if learned else {0: "batch", 2: "frames"})},)
-    if isinstance(config.reads, spec.Waveform):
+    if isinstance(config.input, spec.Waveform):
         return ({"source": (torch.zeros(EXAMPLE_BATCH, _EXAMPLE_SAMPLES), {0: "batch", 1: "samples"})},)
-    if isinstance(config.reads, spec.Patches) and isinstance(config.positions, spec.Learned):
-        side = math.isqrt(config.positions.length - config.reads.leading) * config.reads.size
-        return ({"source": (torch.zeros(EXAMPLE_BATCH, config.reads.channels, side, side), {0: "batch"})},)
+    if isinstance(config.input, spec.Patches) and isinstance(config.positions, spec.Learned):
+        side = math.isqrt(config.positions.length - config.input.class_tokens) * config.input.size
+        return ({"source": (torch.zeros(EXAMPLE_BATCH, config.input.channels, side, side), {0: "batch"})},)
     axes = {0: "batch", 1: "sources"}
-    if isinstance(config.reads, spec.Trajectory):
-        steps = torch.zeros(EXAMPLE_BATCH, EXAMPLE_SOURCES, 2 + config.reads.state + config.reads.action)
+    if isinstance(config.input, spec.Trajectory):
+        steps = torch.zeros(EXAMPLE_BATCH, EXAMPLE_SOURCES, 2 + config.input.state_dim + config.input.action_dim)
         return (
             {"source": (steps, {0: "batch", 1: "steps"})},
             {"source_mask": (torch.ones(EXAMPLE_BATCH, EXAMPLE_SOURCES, dtype=torch.bool), {0: "batch", 1: "steps"})},
@@ -297,8 +297,8 @@ def _build_source_inputs(config: spec.Stack) -> tuple[Inputs, ...]:
 
 
 def _require_tokens(config: spec.Stack, name: str) -> None:
-    if not isinstance(config.reads, spec.Tokens):
+    if not isinstance(config.input, spec.Tokens):
         raise SpecError(
-            f"the {name} reads {type(config.reads).__name__}; ONNX graphs are made of models that read Tokens, or of "
+            f"the {name} reads {type(config.input).__name__}; ONNX graphs are made of models that read Tokens, or of "
             "encoders that read Frames, a Waveform, a Trajectory, or Patches with Learned positions"
         )

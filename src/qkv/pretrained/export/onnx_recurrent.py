@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qkv import spec
-from qkv.cache import Carried, Memory
-from qkv.layers import Block, Placing, Recurrence
+from qkv.cache import SSRUCache, Memory
+from qkv.layers import Block, AttentionInputs, SSRU
 from qkv.models.recurrent import Recurrent, RecurrentState
 from qkv.pretrained.export.onnx_graph import EXAMPLE_BATCH, EXAMPLE_LENGTH, OPSET, EXAMPLE_SOURCES, Axes, OnnxGraph, Inputs
 from qkv.tap import NO_TAP, Tap
@@ -30,7 +30,7 @@ def replace_recurrences(model: ModuleT) -> ModuleT:
     """A copy of a model, with the same parameters, whose recurrences are operators where they were loops."""
     copied = copy.deepcopy(model, {id(one): one for one in model.parameters()})
     for module in list(copied.modules()):
-        if isinstance(module, Block) and isinstance(module.self_attention, Recurrence):
+        if isinstance(module, Block) and isinstance(module.self_attention, SSRU):
             module.self_attention = _Recurrence(module.self_attention)  # type: ignore[assignment]
         elif isinstance(module, nn.ModuleList):
             for number, layer in enumerate(module):
@@ -107,7 +107,7 @@ def _reorder_gates(parameter: Tensor, name: str) -> Tensor:
 class _Recurrence(nn.Module):
     """A recurrence in the place of attention: a GRU that sees no state in its gates, and whose new is not bent."""
 
-    def __init__(self, layer: Recurrence) -> None:
+    def __init__(self, layer: SSRU) -> None:
         super().__init__()
         forget, value = layer.forget.weight, layer.value.weight
         bias = torch.cat([layer.forget.bias, forget.new_zeros(5 * len(forget))])
@@ -122,7 +122,7 @@ class _Recurrence(nn.Module):
         )
 
     def forward(
-        self, hidden: Tensor, placing: Placing, memory: None = None, cache: Carried | None = None, tap: Tap = NO_TAP
+        self, hidden: Tensor, placing: AttentionInputs, memory: None = None, cache: SSRUCache | None = None, tap: Tap = NO_TAP
     ) -> Tensor:
         first = () if cache is None or cache.state is None else (cache.state[None],)
         states, last = self.operator(hidden, first)  # padding comes after, where it changes nothing before
@@ -146,7 +146,7 @@ class _Encoder(nn.Module):
             states, _ = layer(states, lengths=lengths)
         memory = Memory(states, source_mask)
         first = [part for layer in decoder.start(memory) for part in layer]
-        return first if decoder.cross_attention is None else [states, decoder.cross_attention.keys(memory), *first]
+        return first if decoder.cross_attention is None else [states, decoder.cross_attention.compute_keys(memory), *first]
 
 
 class _Decoder(nn.Module):
@@ -171,7 +171,7 @@ class _Decoder(nn.Module):
         states, key = memories or (past[0][:, None], None)
         state = RecurrentState(torch.zeros(0), Memory(states, source_mask), key, hidden)
         result, after = decoder(tokens, state)
-        return [self.model.answer(result), *(part for layer in after.hidden for part in layer)]
+        return [self.model.head(result), *(part for layer in after.hidden for part in layer)]
 
 
 def build_recurrent_graphs(model: Recurrent) -> dict[str, OnnxGraph]:

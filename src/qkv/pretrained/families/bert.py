@@ -17,7 +17,7 @@ from qkv.pretrained.conversions import Conversion, ignore, accept_legacy_name, s
 class HeadDefinition:
     """What a class of models answers, and where the tensors of the answer stand in its files."""
 
-    build_head: Callable[[HFConfig], spec.Answers]
+    build_head: Callable[[HFConfig], spec.Head]
     table: WeightTable = field(default_factory=dict)
 
 

@@ -66,13 +66,13 @@ def _build_scaling(rope: Mapping[str, Any], config: HFConfig) -> spec.Scaling | 
         case "default":
             return None
         case "linear":
-            return spec.Interpolated(rope["factor"])
+            return spec.LinearScaling(rope["factor"])
         case "llama3":
-            return spec.ByWavelength(rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"], learned)
+            return spec.Llama3Scaling(rope["factor"], rope["low_freq_factor"], rope["high_freq_factor"], learned)
         case "yarn":
             factor = rope["factor"]
             growth = rope.get("attention_factor")
-            return spec.Yarn(
+            return spec.YarnScaling(
                 factor,
                 learned,
                 rope.get("beta_fast") or 32.0,
@@ -84,7 +84,7 @@ def _build_scaling(rope: Mapping[str, Any], config: HFConfig) -> spec.Scaling | 
             factor, growth = longest / learned, rope.get("attention_factor")
             if growth is None:
                 growth = math.sqrt(1 + math.log(factor) / math.log(learned)) if factor > 1 else 1.0
-            return spec.Stretched(tuple(rope["short_factor"]), tuple(rope["long_factor"]), learned, growth)
+            return spec.LongRopeScaling(tuple(rope["short_factor"]), tuple(rope["long_factor"]), learned, growth)
     raise CheckpointError(
         f"the configuration scales rotary positions by {kind!r}; "
         "expected one of default, linear, llama3, yarn, longrope"

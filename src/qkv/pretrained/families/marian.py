@@ -73,10 +73,10 @@ def _build_native(config: HFConfig) -> spec.Transformer:
         config["transformer-dim-ffn"], parse_activation(config.get("transformer-ffn-activation", "relu"))
     )
     block = spec.Block(attention, feed_forward, norm=spec.Norm(eps=1e-6), norm_at="post")
-    past: spec.Attention | spec.Recurrence = replace(attention, causal=True)
+    past: spec.Attention | spec.SSRU = replace(attention, causal=True)
     if _is_recurrent(config):
         require(config, "dec-cell", "ssru")
-        past = spec.Recurrence()
+        past = spec.SSRU()
     decoding = replace(block, self_attention=past, cross_attention=attention)
     whole = spec.Stack(
         width,

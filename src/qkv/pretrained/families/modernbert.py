@@ -38,7 +38,7 @@ def _build_encoder(config: HFConfig) -> spec.Transformer:
             ),
             feed_forward,
             norm=norm,
-            first_norm=number > 0,
+            has_first_norm=number > 0,
         )
         for number, kind in enumerate(kinds)
     )

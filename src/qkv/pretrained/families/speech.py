@@ -197,7 +197,7 @@ _WAV2VEC2_DEFAULTS: HFConfig = {
     "intermediate_size": 3072, "conv_dim": (512,) * 7, "conv_stride": (5, 2, 2, 2, 2, 2, 2),
     "conv_kernel": (10, 3, 3, 3, 3, 2, 2), "num_conv_pos_embeddings": 128, "num_conv_pos_embedding_groups": 16,
 }  # fmt: skip
-_WAV2VEC2_HEADS: Mapping[str, Callable[[HFConfig], spec.Answers]] = {
+_WAV2VEC2_HEADS: Mapping[str, Callable[[HFConfig], spec.Head]] = {
     "Wav2Vec2Model": lambda config: spec.States(),
     "Wav2Vec2ForPreTraining": lambda config: spec.States(),
     "Wav2Vec2ForCTC": lambda config: spec.Labels(config["vocab_size"]),
@@ -225,7 +225,7 @@ def _build_wav2vec2(config: HFConfig) -> spec.Transformer:
         spec.FeedForward(config["intermediate_size"], parse_activation(config.get("hidden_act", "gelu"))),
         norm_at="pre" if stable else "post",
     )
-    positions = spec.Convolved(config["num_conv_pos_embeddings"], config["num_conv_pos_embedding_groups"])
+    positions = spec.Convolutional(config["num_conv_pos_embeddings"], config["num_conv_pos_embedding_groups"])
     stack = spec.Stack(
         width,
         (block,) * config["num_hidden_layers"],

@@ -29,7 +29,7 @@ _DEFAULTS: HFConfig = {
 """What a configuration means that says nothing of it, by the defaults of transformers."""
 
 
-def _build_stack(config: HFConfig, patches: spec.Reads, positions: int, causal: bool = False, **options: Any) -> spec.Stack:
+def _build_stack(config: HFConfig, patches: spec.Input, positions: int, causal: bool = False, **options: Any) -> spec.Stack:
     """A pre-norm encoder of equal blocks; `positions` are learned."""
     width, heads = config["hidden_size"], config["num_attention_heads"]
     norm = spec.Norm(eps=config["layer_norm_eps"])
@@ -44,7 +44,7 @@ def _build_stack(config: HFConfig, patches: spec.Reads, positions: int, causal: 
 def _build_image_stack(config: HFConfig, leading: int = 1, registers: int = 0, **options: Any) -> spec.Stack:
     require(config, "qkv_bias", True)
     size = _get_side(config, "patch_size")
-    reads = spec.Patches(size, config["num_channels"], leading, registers, smooth=registers > 0)
+    reads = spec.Patches(size, config["num_channels"], leading, registers, antialias=registers > 0)
     return _build_stack(config, reads, (_get_side(config, "image_size") // size) ** 2 + leading, **options)
 
 
@@ -56,7 +56,7 @@ def _get_side(config: HFConfig, field: str) -> int:
     return int(sides.pop())
 
 
-def _select_head(config: HFConfig, heads: Mapping[str, spec.Answers]) -> spec.Answers:
+def _select_head(config: HFConfig, heads: Mapping[str, spec.Head]) -> spec.Head:
     """The answer of the class that a configuration names, the first of `answers` if none; others are refused."""
     name = (config.get("architectures") or [next(iter(heads))])[0]
     if name not in heads:
@@ -73,7 +73,7 @@ def _count_labels(config: HFConfig) -> int:
 
 def _build_vit(config: HFConfig) -> spec.Transformer:
     config = {**_DEFAULTS, **config}
-    answers: dict[str, spec.Answers] = {
+    answers: dict[str, spec.Head] = {
         "ViTModel": spec.States(),
         "ViTForImageClassification": spec.Classes(_count_labels(config), "first"),
     }
@@ -82,10 +82,10 @@ def _build_vit(config: HFConfig) -> spec.Transformer:
 
 def _build_deit(config: HFConfig) -> spec.Transformer:
     config = {**_DEFAULTS, **config}
-    answers: dict[str, spec.Answers] = {
+    answers: dict[str, spec.Head] = {
         "DeiTModel": spec.States(),
         "DeiTForImageClassification": spec.Classes(_count_labels(config), "first"),
-        "DeiTForImageClassificationWithTeacher": spec.Classes(_count_labels(config), "first", also="second"),
+        "DeiTForImageClassificationWithTeacher": spec.Classes(_count_labels(config), "first", second_pool="second"),
     }
     return spec.Transformer(_build_image_stack(config, leading=2), None, _select_head(config, answers))
 
@@ -145,9 +145,9 @@ def _build_dinov2(config: HFConfig, registers: int = 0) -> spec.Transformer:
     if config.get("use_swiglu_ffn", False):  # as wide as needed for as many numbers as two matrices have
         feed_forward = spec.FeedForward((int(d_ff * 2 / 3) + 7) // 8 * 8, "silu", gated=True)
     name = "Dinov2WithRegisters" if registers else "Dinov2"
-    answers: dict[str, spec.Answers] = {
+    answers: dict[str, spec.Head] = {
         f"{name}Model": spec.States(),
-        f"{name}ForImageClassification": spec.Classes(_count_labels(config), "first", also="mean"),
+        f"{name}ForImageClassification": spec.Classes(_count_labels(config), "first", second_pool="mean"),
     }
     stack = _build_image_stack(config, registers=registers, feed_forward=feed_forward)
     return spec.Transformer(stack, None, _select_head(config, answers))
@@ -242,7 +242,7 @@ _CLIP_TEXT_DEFAULTS: HFConfig = {
 
 def _build_clip_image(config: HFConfig, normalize: bool = False) -> spec.Transformer:
     config = {**_CLIP_DEFAULTS, **config}
-    answers: dict[str, spec.Answers] = {
+    answers: dict[str, spec.Head] = {
         "CLIPVisionModel": spec.Vector("first", None, normalize),
         "CLIPVisionModelWithProjection": spec.Vector("first", config["projection_dim"], normalize),
     }
@@ -253,7 +253,7 @@ def _build_clip_image(config: HFConfig, normalize: bool = False) -> spec.Transfo
 def _build_clip_text(config: HFConfig, normalize: bool = False) -> spec.Transformer:
     """A text is its last token's vector, which must be the end token: mask what stands after it."""
     config = {**_CLIP_TEXT_DEFAULTS, **config}
-    answers: dict[str, spec.Answers] = {
+    answers: dict[str, spec.Head] = {
         "CLIPTextModel": spec.Vector("last", None, normalize),
         "CLIPTextModelWithProjection": spec.Vector("last", config["projection_dim"], normalize),
     }
@@ -271,10 +271,10 @@ def _split_clip_config(config: HFConfig) -> tuple[HFConfig, HFConfig]:
     )
 
 
-def _build_clip(config: HFConfig) -> spec.Towers:
+def _build_clip(config: HFConfig) -> spec.DualEncoder:
     require({"architectures": (config.get("architectures") or ["CLIPModel"])[0]}, "architectures", "CLIPModel")
     image, text = _split_clip_config(config)
-    return spec.Towers(_build_clip_image(image, normalize=True), _build_clip_text(text, normalize=True))
+    return spec.DualEncoder(_build_clip_image(image, normalize=True), _build_clip_text(text, normalize=True))
 
 
 _CLIP_BLOCK_TABLE: dict[str, str | Conversion] = {

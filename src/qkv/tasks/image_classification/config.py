@@ -104,7 +104,7 @@ class ViT:
         stack = spec.Stack(
             d_model=self.d_model,
             blocks=(spec.Block(attention, forward, norm=self.norm),) * self.layers,
-            reads=spec.Patches(
+            input=spec.Patches(
                 self.patch_size,
                 channels,
                 leading,

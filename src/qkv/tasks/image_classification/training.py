@@ -111,7 +111,7 @@ class _PretrainedClassifier:
         """A new model with these parameters; for other classes than it knows, with scores that begin at 0."""
         shape = self.model.spec
         assert isinstance(shape, spec.Transformer) and shape.encoder is not None
-        answers = shape.answers
+        answers = shape.head
         if classes == self.classes and isinstance(answers, spec.Classes):
             model = build(shape)
             model.load_state_dict(self.model.state_dict())

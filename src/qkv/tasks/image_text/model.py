@@ -17,7 +17,7 @@ from qkv.data.images import processing
 from qkv.decoding import DecodingConfig, Greedy
 from qkv.decoding.config import Beam
 from qkv.errors import CheckpointError, DataError, VocabularyError
-from qkv.models.towers import Towers
+from qkv.models.dual_encoder import DualEncoder
 from qkv.tap import NO_TAP, Tap
 from qkv.tasks import model_folder
 from qkv.tasks.encoder_model import ModelInput, parse_until_error, prepare_image
@@ -51,7 +51,7 @@ class ImageTextModel:
     preparation: how an image becomes what the model reads. Raises VocabularyError for a tokenizer of another model.
     """
 
-    model: Towers
+    model: DualEncoder
     processor: processing.ImageProcessor
     tokenizer: Tokenizer
     task: Task = TASKS["zero-shot-image-classification"]
@@ -59,7 +59,7 @@ class ImageTextModel:
     card: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        reads = _encoder_specs(self.model)[1].reads
+        reads = _encoder_specs(self.model)[1].input
         assert isinstance(reads, spec.Tokens)  # see of_folder; published ones read nothing else
         if self.tokenizer.size > reads.vocab:
             raise VocabularyError(
@@ -77,7 +77,7 @@ class ImageTextModel:
         path, texts = _split_line(line)
         for text in texts:
             self._tokenize(text)
-        reads = _encoder_specs(self.model)[0].reads
+        reads = _encoder_specs(self.model)[0].input
         assert isinstance(reads, spec.Patches)
         return ImageTextInput(prepare_image(path, self.processor, reads), texts)
 
@@ -117,7 +117,7 @@ class ImageTextModel:
                     yield [Answer("", 0.0, 0.0, ())]
                     continue
                 vector = self.model.source(one.image.source)
-                logits = self.model.compare(vector, torch.stack([known[text] for text in one.candidates]))[0]
+                logits = self.model.compute_logits(vector, torch.stack([known[text] for text in one.candidates]))[0]
                 yield _rank_candidates(one.candidates, logits, count)
             if wrong is not None:
                 raise wrong
@@ -162,7 +162,7 @@ class ImageTextModel:
         given = self.prepare(line)
         vector = self.model.eval().source(given.image.source, tap=tap.at("source"))
         texts = [next(self._encode_texts([text], tap.at("target"))) for text in given.candidates]
-        logits = self.model.compare(vector, torch.stack(texts))
+        logits = self.model.compute_logits(vector, torch.stack(texts))
         ranked = _rank_candidates(given.candidates, logits[0], len(given.candidates))
         wanted = ranked[0].text if answer is None else answer if isinstance(answer, str) else answer.text
         chosen = next((one for one in ranked if one.text == wanted.strip()), None)
@@ -202,8 +202,8 @@ class ImageTextModel:
         tokenizer = Tokenizer.load(folder / "target.tokenizer.json")
         if {"target": tokenizer.digest} != card.get("tokenizers"):
             raise model_folder.make_tokenizer_mismatch_error(folder)
-        assert isinstance(loaded.model, Towers)
-        left, right = (stack.reads for stack in _encoder_specs(loaded.model))
+        assert isinstance(loaded.model, DualEncoder)
+        left, right = (stack.input for stack in _encoder_specs(loaded.model))
         if not (isinstance(left, spec.Patches) and isinstance(right, spec.Tokens)):
             raise CheckpointError(
                 f"{folder} compares {type(left).__name__} with {type(right).__name__}; expected Patches with Tokens, "
@@ -212,10 +212,10 @@ class ImageTextModel:
         return cls(loaded.model, kept.processor, tokenizer, loaded.task, card=card)
 
 
-def _encoder_specs(model: Towers) -> tuple[spec.Stack, spec.Stack]:
+def _encoder_specs(model: DualEncoder) -> tuple[spec.Stack, spec.Stack]:
     """What reads images, and what reads texts."""
     shape = model.spec
-    assert isinstance(shape, spec.Towers) and shape.source.encoder is not None and shape.target.encoder is not None
+    assert isinstance(shape, spec.DualEncoder) and shape.source.encoder is not None and shape.target.encoder is not None
     return shape.source.encoder, shape.target.encoder
 
 

@@ -165,12 +165,12 @@ class DecisionTransformerAgent:
     def _predict_action(self, rollout: Rollout, steps: Tensor, last: int) -> Answer:
         """The action that the model chooses in the last of some steps, whose own it does not see."""
         shape = self.model.spec
-        assert isinstance(shape, spec.Transformer) and isinstance(shape.answers, spec.Actions)
+        assert isinstance(shape, spec.Transformer) and isinstance(shape.head, spec.Actions)
         answer = predicted_actions(self.model.eval()(steps[None]), self.normalizer.space.action_dim)[0, -1].float()
         if self.normalizer.space.discrete:
             chance, best = answer.log_softmax(-1).max(dim=-1)
             return Answer(str(int(best)), float(chance), float(chance), (int(best),))
-        numbers = self.normalizer.decode_action(answer) if shape.answers.bounded else answer.numpy()
+        numbers = self.normalizer.decode_action(answer) if shape.head.bounded else answer.numpy()
         return Answer(" ".join(f"{number:.6g}" for number in numbers.tolist()), 0.0, 0.0, ())
 
     def position_values(self, rollout: Rollout) -> dict[str, FloatArray]:
@@ -181,7 +181,7 @@ class DecisionTransformerAgent:
             if self.normalizer.observed_dims is None
             else episode.states[:, list(self.normalizer.observed_dims)]
         )
-        returns = {"return": rollout.returns_to_go} if _trajectory_spec(self.model).returns else {}
+        returns = {"return": rollout.returns_to_go} if _trajectory_spec(self.model).return_conditioned else {}
         found = {**returns, "state": states, "action": episode.actions}
         return {kind: one.reshape(rollout.length, -1).astype("float32") for kind, one in found.items()}
 
@@ -189,7 +189,7 @@ class DecisionTransformerAgent:
         """What to call the positions of some steps: what is still to be reached, what is seen, what is done."""
         named = []
         for step in range(first, last):
-            if _trajectory_spec(self.model).returns:
+            if _trajectory_spec(self.model).return_conditioned:
                 named.append(f"{step + 1}: return {rollout.returns_to_go[step]:g}")
             state = rollout.episode.states[step]
             state = state if self.normalizer.observed_dims is None else state[list(self.normalizer.observed_dims)]
@@ -213,10 +213,10 @@ class DecisionTransformerAgent:
             _AgentCard, {name: card.pop(name, None) for name in ("environment", "normalizer", "rollout")}, where
         )
         reads = _trajectory_spec(loaded.model)
-        if (kept.normalizer.state_dim, kept.normalizer.space.action_dim) != (reads.state, reads.action):
+        if (kept.normalizer.state_dim, kept.normalizer.space.action_dim) != (reads.state_dim, reads.action_dim):
             raise CheckpointError(
                 f"{where}: a step has {kept.normalizer.state_dim} numbers of a state and {kept.normalizer.space.action_dim} of an "
-                f"action, and the model reads {reads.state} and {reads.action}; take both files from the same run"
+                f"action, and the model reads {reads.state_dim} and {reads.action_dim}; take both files from the same run"
             )
         return cls(loaded.model, kept.normalizer, kept.environment, kept.rollout, loaded.task, card)
 
@@ -336,8 +336,8 @@ def _trajectory_spec(model: SequenceModel) -> spec.Trajectory:
     """What a model of steps reads."""
     shape = model.spec
     assert isinstance(shape, spec.Transformer) and shape.encoder is not None
-    assert isinstance(shape.encoder.reads, spec.Trajectory)  # it answers with actions
-    return shape.encoder.reads
+    assert isinstance(shape.encoder.input, spec.Trajectory)  # it answers with actions
+    return shape.encoder.input
 
 
 def _to_answer(rollout: Rollout) -> EpisodeAnswer:

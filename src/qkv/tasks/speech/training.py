@@ -136,7 +136,7 @@ def _with_leading_space(text: str) -> str:
 
 def _has_ctc_head(model: SequenceModel) -> bool:
     """Whether the encoder of a model answers by itself."""
-    return isinstance(model, Transformer) and model.encoder_answer is not None
+    return isinstance(model, Transformer) and model.encoder_head is not None
 
 
 def joint_ctc_loss(blank: int, weight: float, label_smoothing: float) -> Callable[[Any, Batch], tuple[Tensor, Tensor]]:

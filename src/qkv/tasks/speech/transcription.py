@@ -19,8 +19,9 @@ from qkv.data.audio.sources import FeatureConfig
 from qkv.decoding import Beam, DecodingConfig, Hypothesis, generate_batch, score
 from qkv.decoding.ctc import ctc_greedy_decode, ctc_log_probabilities, forced_align
 from qkv.errors import DataError, QkvError
-from qkv.lens import Trace, speech
-from qkv.lens.speech import Span
+from qkv.lens import Trace
+from qkv.lens import timestamps
+from qkv.lens.timestamps import TimedWord
 from qkv.models import SequenceModel
 from qkv.models.transformer import Transformer
 from qkv.tap import NO_TAP, Tap
@@ -187,7 +188,7 @@ def greedy_decode(
     runner: TextGenerator, source: Tensor, mask: Tensor | None, decoding: DecodingConfig
 ) -> list[Sequence[int]]:
     """The tokens of an answer to each sound: the best label of each position, or without labels what is decoded."""
-    if isinstance(runner.model, Transformer) and runner.model.encoder_answer is not None:
+    if isinstance(runner.model, Transformer) and runner.model.encoder_head is not None:
         logits, real = compute_ctc_logits(runner.model, source, mask)
         return [*ctc_greedy_decode(logits, runner.target_tokenizer.pad, real)]
     return [
@@ -203,7 +204,7 @@ def compute_ctc_logits(
     assert isinstance(model, Transformer)
     memory = model.encode(source, mask, tap)
     assert memory is not None
-    return model.label(memory), memory.mask
+    return model.compute_encoder_logits(memory), memory.mask
 
 
 def _keep_all_hypotheses(decoding: DecodingConfig) -> DecodingConfig:
@@ -213,7 +214,7 @@ def _keep_all_hypotheses(decoding: DecodingConfig) -> DecodingConfig:
 
 def word_times(
     runner: TextGenerator, source: Tensor, samples: int, tokens: Sequence[int], trace: Trace, ends: Sequence[int]
-) -> tuple[Span, ...]:
+) -> tuple[TimedWord, ...]:
     """When each word of an answer was said: where the encoder's own labels stand, or else by the cross-attention of all
     heads in the last half of the decoder's blocks.
 
@@ -238,21 +239,21 @@ def word_times(
         ]
         first = begun + said[0]
         heard = min(source.shape[-1], max(2, samples // hearing.features.hop_length))  # silence may have been added
-        times = speech.token_times(
+        times = timestamps.compute_token_times(
             trace,
             heads,
             begin=first,
             end=first + len(said),
             positions=-(-heard // 2),
-            seconds=hearing.seconds_per_position,
+            seconds_per_position=hearing.seconds_per_position,
         )
     except QkvError:
         return ()
-    return tuple(speech.words(_token_texts(runner, plain), times))
+    return tuple(timestamps.group_words(_token_texts(runner, plain), times))
 
 
 @torch.no_grad()
-def ctc_word_times(runner: TextGenerator, source: Tensor, tokens: Sequence[int]) -> tuple[Span, ...]:
+def ctc_word_times(runner: TextGenerator, source: Tensor, tokens: Sequence[int]) -> tuple[TimedWord, ...]:
     """When each word of these tokens was said in a sound, frames (1, mels, frames): where the encoder's labels stand.
 
     None for tokens that have no room in it.
@@ -263,7 +264,7 @@ def ctc_word_times(runner: TextGenerator, source: Tensor, tokens: Sequence[int])
         places = forced_align(compute_ctc_logits(runner.model, source, None)[0][0], tokens, runner.target_tokenizer.pad)
     except QkvError:
         return ()
-    return tuple(speech.words(_token_texts(runner, tokens), [(seconds * one, seconds * two) for one, two in places]))
+    return tuple(timestamps.group_words(_token_texts(runner, tokens), [(seconds * one, seconds * two) for one, two in places]))
 
 
 def _token_texts(runner: TextGenerator, tokens: Sequence[int]) -> list[str]:

@@ -19,7 +19,7 @@ from qkv import lens
 from qkv.decoding import DecodingConfig
 from qkv.errors import DataError
 from qkv.lens import Trace
-from qkv.lens.alignment import Head
+from qkv.lens.alignment import HeadIndex
 from qkv.tasks.output_constraints import OutputConstraints
 from qkv.tasks.text_generator import Answer, LookResult, TextGenerator
 
@@ -138,16 +138,16 @@ def restore_tags(
         ]
 
 
-def _find_alignment_heads(results: Sequence[LookResult]) -> list[Head]:
+def _find_alignment_heads(results: Sequence[LookResult]) -> list[HeadIndex]:
     if not results:
         return []
     traces: list[Trace] = [one.trace for one in results]
     if not any(attention.place.endswith("cross_attention") for attention in traces[0]):
         raise DataError("tags are placed by cross-attention, which this model has none of; take the tags out")
-    return [head for head, _ in lens.best_heads(traces, count=_N_HEADS)]
+    return [head for head, _ in lens.find_best_heads(traces, n_heads=_N_HEADS)]
 
 
-def _compute_word_weights(result: LookResult, heads: Sequence[Head], source: str, answer: str) -> Tensor:
+def _compute_word_weights(result: LookResult, heads: Sequence[HeadIndex], source: str, answer: str) -> Tensor:
     """What each word of the answer takes from each word of the source, (target words, source words)."""
     sources = _assign_words(result.source_tokens, source)
     targets = _assign_words(result.target_tokens[1:], answer)
@@ -155,7 +155,7 @@ def _compute_word_weights(result: LookResult, heads: Sequence[Head], source: str
     targets += [None] * (len(result.target_tokens) - 1 - len(targets))
     count = result.trace[heads[0][0]].queries
     targets += [None] * (count - len(targets))
-    found = lens.align(result.trace, heads, source_words=sources, target_words=targets[:count]).weights
+    found = lens.align(result.trace, heads, source_word_ids=sources, target_word_ids=targets[:count]).weights
     size = len(_find_word_spans(answer)), len(_find_word_spans(source))
     whole = torch.zeros(size)
     whole[: found.shape[0], : found.shape[1]] = found[: size[0], : size[1]]

@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 from qkv.errors import SpecError
 
 
-def require(holds: bool, node: object, rule: str) -> None:
-    if not holds:
-        raise SpecError(f"{type(node).__name__}: {rule}")
+def require(condition: bool, node: object, message: str) -> None:
+    if not condition:
+        raise SpecError(f"{type(node).__name__}: {message}")
 
 
 def require_positive(node: Any, *names: str) -> None:
@@ -21,14 +21,14 @@ def require_positive(node: Any, *names: str) -> None:
 
 
 def require_choices(node: Any) -> None:
-    for name, choices in _choices(type(node)).items():
+    for name, choices in _list_choices(type(node)).items():
         value = getattr(node, name)
         require(
             value in choices, node, f"{name}={value!r} was given; it must be one of {', '.join(map(repr, choices))}"
         )
 
 
-def _choices(cls: type[object]) -> dict[str, tuple[Any, ...]]:
+def _list_choices(cls: type[object]) -> dict[str, tuple[Any, ...]]:
     """The fields of `cls` that are a choice between words, with the words (and None where it is allowed)."""
     found = {}
     for name, hint in typing.get_type_hints(cls).items():

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from qkv.errors import QkvError
-from qkv.lens.looking import trace_of
+from qkv.lens.tracing import build_trace
 from qkv.lens.recorder import Recorder
 from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Site, Tap
 
 Side = Literal["source", "past"]
-Means = Literal["edge", "match", "content"]
+RemovalKind = Literal["edge", "match", "content"]
 
 
 @dataclass(frozen=True)
-class ByHead:
+class HeadEffect:
     """The probability when one head alone may not look at a token."""
 
     place: str
@@ -35,7 +35,7 @@ class ByHead:
 
 
 @dataclass(frozen=True)
-class Reason:
+class TokenEffect:
     """What one token does for a prediction: the prediction's probability after each way of taking it away.
 
     side: a token of the source, or of the answer so far. without: nobody in the decoder may look at it.
@@ -47,14 +47,14 @@ class Reason:
     side: Side
     position: int
     token: int
-    without: float
-    match: float
-    content: float
-    heads: tuple[ByHead, ...] = ()
+    probability_without: float
+    probability_without_match: float
+    probability_without_content: float
+    heads: tuple[HeadEffect, ...] = ()
 
 
 @dataclass(frozen=True)
-class Why:
+class Explanation:
     """Why `token` is at `position`: its probability, and the tokens it depends on, the most important first.
 
     passes: how many forward passes of the decoder this took, a batch of rows each.
@@ -63,17 +63,17 @@ class Why:
     position: int
     token: int
     probability: float
-    reasons: tuple[Reason, ...]
-    passes: int
+    effects: tuple[TokenEffect, ...]
+    forward_passes: int
 
-    def lines(self, source: Sequence[str] | None, target: Sequence[str]) -> list[str]:
+    def to_lines(self, source: Sequence[str] | None, target: Sequence[str]) -> list[str]:
         """The same in words, one token a line, with the tokens' names."""
         found = []
-        for reason in self.reasons:
+        for reason in self.effects:
             names = target if reason.side == "past" or source is None else source
             line = (
                 f"{names[reason.position]!r} ({reason.side} {reason.position}): {self.probability:.2f} -> "
-                f"{reason.without:.2f} without it; its match {reason.match:.2f}, its content {reason.content:.2f}"
+                f"{reason.probability_without:.2f} without it; its match {reason.probability_without_match:.2f}, its content {reason.probability_without_content:.2f}"
             )
             if reason.heads:
                 first = reason.heads[0]
@@ -84,20 +84,20 @@ class Why:
 
 @dataclass(frozen=True)
 class _Removal:
-    means: Means
+    kind: RemovalKind
     side: Side
     position: int
     place: str | None = None
     head: int = 0
 
 
-class _Removing(Tap):
+class _RemovalTap(Tap):
     """Takes from each row of a batch what its removal says; for one pass, in which rows do not move."""
 
     def __init__(self, removals: Sequence[_Removal], place: str = "") -> None:
         self._removals, self._place = removals, place
         side = {"cross_attention": "source", "self_attention": "past"}.get(place.rpartition(".")[2])
-        self._here = [
+        self._active = [
             (row, one)
             for row, one in enumerate(removals)
             if one.side == side and not place.startswith("encoder") and one.place in (None, place)
@@ -105,7 +105,7 @@ class _Removing(Tap):
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
         means = {"key": "match", "value": "content"}.get(site)
-        chosen = [(row, one.position) for row, one in self._here if one.means == means]
+        chosen = [(row, one.position) for row, one in self._active if one.kind == means]
         if not chosen:
             return tensor
         rows, positions = torch.tensor(chosen, device=tensor.device).unbind(dim=1)
@@ -115,8 +115,8 @@ class _Removing(Tap):
         changed[rows, :, positions] = others
         return changed
 
-    def adds(self, query: Tensor, key: Tensor) -> Tensor | None:
-        chosen = [(row, one) for row, one in self._here if one.means == "edge"]
+    def score_bias(self, query: Tensor, key: Tensor) -> Tensor | None:
+        chosen = [(row, one) for row, one in self._active if one.kind == "edge"]
         if not chosen:
             return None
         hidden = query.new_zeros(query.shape[0], query.shape[1], 1, key.shape[2])
@@ -125,36 +125,36 @@ class _Removing(Tap):
             hidden[row, heads, 0, one.position] = -math.inf
         return hidden
 
-    def at(self, place: str) -> _Removing:
-        return _Removing(self._removals, f"{self._place}.{place}" if self._place else place)
+    def at(self, place: str) -> _RemovalTap:
+        return _RemovalTap(self._removals, f"{self._place}.{place}" if self._place else place)
 
 
-class _Question:
+class _Prediction:
     """One prediction of a model, asked again and again with something taken away."""
 
-    def __init__(self, model: SequenceModel, source: Tensor | None, given: Tensor, rows: int) -> None:
-        self.model, self.given, self.rows, self.passes = model, given, rows, 0
+    def __init__(self, model: SequenceModel, source: Tensor | None, prefix: Tensor, batch_size: int) -> None:
+        self.model, self.prefix, self.batch_size, self.forward_passes = model, prefix, batch_size, 0
         self.memory = None if source is None else model.encode(source)
 
-    def ask(self, rows: int, tap: Tap) -> Tensor:
+    def compute_log_probabilities(self, rows: int, tap: Tap) -> Tensor:
         """Log-probabilities (rows, vocab) of what comes next."""
         start = self.model.start(self.memory, 1)
-        state = start.reorder(torch.zeros(rows, dtype=torch.int64, device=self.given.device))
-        logits, _ = self.model.step(self.given.expand(rows, -1), state, tap)
-        self.passes += 1
+        state = start.reorder(torch.zeros(rows, dtype=torch.int64, device=self.prefix.device))
+        logits, _ = self.model.step(self.prefix.expand(rows, -1), state, tap)
+        self.forward_passes += 1
         return torch.log_softmax(logits[:, -1].float(), dim=-1)
 
-    def without(self, removals: Sequence[_Removal], token: int) -> list[float]:
+    def compute_probabilities_without(self, removals: Sequence[_Removal], token: int) -> list[float]:
         """The token's probability after each removal."""
         found: list[float] = []
-        for begin in range(0, len(removals), self.rows):
-            part = removals[begin : begin + self.rows]
-            found += self.ask(len(part), _Removing(part))[:, token].exp().tolist()
+        for begin in range(0, len(removals), self.batch_size):
+            part = removals[begin : begin + self.batch_size]
+            found += self.compute_log_probabilities(len(part), _RemovalTap(part))[:, token].exp().tolist()
         return found
 
 
 @torch.no_grad()
-def why(
+def explain(
     model: SequenceModel,
     source: Tensor | Sequence[int] | None,
     target: Tensor | Sequence[int],
@@ -162,8 +162,8 @@ def why(
     *,
     token: int | None = None,
     heads: int = 3,
-    rows: int = 64,
-) -> Why:
+    batch_size: int = 64,
+) -> Explanation:
     """Rank the tokens of the source and of the answer so far by what taking them away does to one prediction.
 
     source, target: the numbers of one sequence, or (1, length); `target` with its begin token. position: of the
@@ -173,31 +173,31 @@ def why(
     Call model.eval() first. Raises QkvError for a position there is not, SpecError for a model that predicts none.
     """
     device = next(model.parameters()).device
-    read = None if source is None else _row(source, device)
-    whole = _row(target, device)
+    read = None if source is None else _to_row(source, device)
+    whole = _to_row(target, device)
     if not 1 <= position <= whole.shape[1]:
         raise QkvError(
             f"position={position} was given; expected 1 to {whole.shape[1]}: the begin token at 0 is not predicted, "
             f"and {whole.shape[1]} asks for the token after the last"
         )
-    question = _Question(model, read, whole[:, :position], rows)
+    question = _Prediction(model, read, whole[:, :position], batch_size)
     recorder = Recorder(NO_TAP)
-    before = question.ask(1, recorder)[0]
+    before = question.compute_log_probabilities(1, recorder)[0]
     if token is None:
         token = int(whole[0, position]) if position < whole.shape[1] else int(before.argmax())
-    trace = trace_of(recorder, model)
+    trace = build_trace(recorder, model)
     lengths: dict[Side, int] = {}
     for attention in trace:
         lengths["source" if attention.place.endswith("cross_attention") else "past"] = attention.keys
     tokens = [(side, number) for side, length in lengths.items() for number in range(length)]
-    every: tuple[Means, ...] = ("edge", "match", "content")
-    found = question.without([_Removal(means, *one) for one in tokens for means in every], token)
+    every: tuple[RemovalKind, ...] = ("edge", "match", "content")
+    found = question.compute_probabilities_without([_Removal(means, *one) for one in tokens for means in every], token)
     numbers: dict[Side, list[int]] = {"past": whole[0].tolist(), "source": [] if read is None else read[0].tolist()}
     reasons = [
-        Reason(side, number, int(numbers[side][number]), found[3 * place], found[3 * place + 1], found[3 * place + 2])
+        TokenEffect(side, number, int(numbers[side][number]), found[3 * place], found[3 * place + 1], found[3 * place + 2])
         for place, (side, number) in enumerate(tokens)
     ]
-    reasons.sort(key=lambda reason: reason.without)
+    reasons.sort(key=lambda reason: reason.probability_without)
     asked = [
         _Removal("edge", reason.side, reason.position, attention.place, head)
         for reason in reasons[:heads]
@@ -205,19 +205,19 @@ def why(
         if attention.place.endswith("cross_attention") == (reason.side == "source")
         for head in range(attention.heads)
     ]
-    by_head: dict[tuple[Side, int], list[ByHead]] = {}
-    for removal, probability in zip(asked, question.without(asked, token), strict=True):
+    by_head: dict[tuple[Side, int], list[HeadEffect]] = {}
+    for removal, probability in zip(asked, question.compute_probabilities_without(asked, token), strict=True):
         assert removal.place is not None
         own = by_head.setdefault((removal.side, removal.position), [])
-        own.append(ByHead(removal.place, removal.head, probability))
+        own.append(HeadEffect(removal.place, removal.head, probability))
     for number, reason in enumerate(reasons[:heads]):
         effects = sorted(by_head[reason.side, reason.position], key=lambda effect: effect.probability)
         reasons[number] = replace(reason, heads=tuple(effects))
-    return Why(position, token, float(before[token].exp()), tuple(reasons), question.passes)
+    return Explanation(position, token, float(before[token].exp()), tuple(reasons), question.forward_passes)
 
 
-def _row(given: Tensor | Sequence[int], device: torch.device) -> Tensor:
-    row = torch.as_tensor(given, device=device)
+def _to_row(values: Tensor | Sequence[int], device: torch.device) -> Tensor:
+    row = torch.as_tensor(values, device=device)
     row = row[None] if row.dim() == 1 else row
     if len(row) != 1 or row.numel() == 0:
         raise QkvError(f"tokens of shape {tuple(row.shape)} were given; one sequence with at least one was expected")

@@ -10,13 +10,13 @@ from qkv.errors import QkvError
 from qkv.lens.trace import Trace
 from qkv.models import SequenceModel
 from qkv.models.transformer import Transformer
-from qkv.outputs import PointerGeneratorAnswer
+from qkv.outputs import PointerGeneratorHead
 
-PLACE = "answer.cross_attention"
+COPY_ATTENTION_PLACE = "answer.cross_attention"
 
 
 @dataclass(frozen=True)
-class Pointed:
+class CopyAttribution:
     """One token of an answer, and how it came there.
 
     position: of the token in the target, whose begin token is 0. generated: p_gen, how much the model trusts its
@@ -26,24 +26,24 @@ class Pointed:
 
     position: int
     token: int
-    generated: float
-    copied: float
-    source: int | None
+    generation_probability: float
+    copied_share: float
+    source_position: int | None
 
 
 @torch.no_grad()
-def pointed(model: SequenceModel, trace: Trace, row: int = 0) -> list[Pointed]:
+def attribute_copies(model: SequenceModel, trace: Trace, row: int = 0) -> list[CopyAttribution]:
     """Tell of every token after the begin token whether it was generated or copied, and from where.
 
     The trace teacher-forces the target, as `look` makes it. Raises QkvError for a model that does not copy.
     """
-    if not isinstance(model, Transformer) or not isinstance(model.answer, PointerGeneratorAnswer):
+    if not isinstance(model, Transformer) or not isinstance(model.head, PointerGeneratorHead):
         raise QkvError("this model does not copy; expected one whose spec answers with a PointerGenerator")
     if trace.source is None or trace.target is None or trace.logits is None or model.decoder is None:
         raise QkvError("this trace lacks source, target or logits; expected lens.look(model, source, target)")
-    attention = trace[PLACE]
+    attention = trace[COPY_ATTENTION_PLACE]
     hidden = model.decoder.final_norm(trace.tensor(f"decoder.{model.decoder.depth - 1}", "residual"))[row]
-    gates = model.answer.gate(torch.cat((attention.context[row, 0], hidden), dim=-1))[:, 0].sigmoid().tolist()
+    gates = model.head.gate(torch.cat((attention.context[row, 0], hidden), dim=-1))[:, 0].sigmoid().tolist()
     weights, source = attention.weights(0)[row], trace.source[row]
     probabilities = trace.logits[row].float().softmax(dim=-1)
     found = []
@@ -52,5 +52,5 @@ def pointed(model: SequenceModel, trace: Trace, row: int = 0) -> list[Pointed]:
         given = (1 - gates[asked]) * float(own.sum())
         share = given / max(float(probabilities[asked, token]), given, 1e-30)
         place = int(own.argmax()) if share > 0 else None
-        found.append(Pointed(asked + 1, token, gates[asked], share, place))
+        found.append(CopyAttribution(asked + 1, token, gates[asked], share, place))
     return found

@@ -15,22 +15,22 @@ from qkv.models.transformer import Transformer
 from qkv.tap import NO_TAP, Tap
 
 
-class Towers(SequenceModel):
+class DualEncoder(SequenceModel):
     """The model a `spec.Towers` describes: `source` and `target` give one vector for each input, of length 1."""
 
-    def __init__(self, choice: spec.Towers) -> None:
+    def __init__(self, config: spec.DualEncoder) -> None:
         super().__init__()
-        self.spec = choice
-        self.source = Transformer(choice.source)
-        self.target = Transformer(choice.target)
-        self.log_factor = nn.Parameter(torch.empty(()))
-        self.initialise()
+        self.spec = config
+        self.source = Transformer(config.source)
+        self.target = Transformer(config.target)
+        self.logit_scale = nn.Parameter(torch.empty(()))
+        self.init_weights()
 
-    def initialise(self) -> None:
+    def init_weights(self) -> None:
         """Draw fresh parameters from torch's generator; the factor begins at 1 / 0.07 (section 2.5)."""
-        self.source.initialise()
-        self.target.initialise()
-        nn.init.constant_(self.log_factor, -math.log(0.07))
+        self.source.init_weights()
+        self.target.init_weights()
+        nn.init.constant_(self.logit_scale, -math.log(0.07))
 
     def encode(self, source: Tensor, source_mask: Tensor | None = None, tap: Tap = NO_TAP) -> Memory | None:
         raise SpecError("these are two encoders and predict no sequence; call the model, or its source or target")
@@ -55,8 +55,8 @@ class Towers(SequenceModel):
             raise DataError(f"{given} was given; both are compared: pass source= and target=")
         left = self.source(source, source_mask=source_mask, tap=tap.at("source"))
         right = self.target(target, source_mask=target_mask, tap=tap.at("target"))
-        return tap("logits", self.compare(left, right))
+        return tap("logits", self.compute_logits(left, right))
 
-    def compare(self, left: Tensor, right: Tensor) -> Tensor:
+    def compute_logits(self, source: Tensor, target: Tensor) -> Tensor:
         """Vectors of sources (sources, width) and of targets (targets, width) -> logits (sources, targets)."""
-        return self.log_factor.exp() * left @ right.T
+        return self.logit_scale.exp() * source @ target.T

@@ -10,26 +10,26 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from qkv.errors import SpecError
-from qkv.spec.answers import Actions, Classes, Dense, Labels, PointerGenerator, States, Vector, Vocabulary
+from qkv.spec.heads import Actions, Classes, Dense, Labels, PointerGenerator, States, Vector, Vocabulary
 from qkv.spec.blocks import (
     AcrossHeads,
     Alibi,
     Attention,
     Block,
-    ByWavelength,
+    Llama3Scaling,
     Experts,
     FeedForward,
-    Interpolated,
+    LinearScaling,
     Norm,
-    Recurrence,
+    SSRU,
     RelativeBias,
     Rotary,
-    Stretched,
-    Yarn,
+    LongRopeScaling,
+    YarnScaling,
 )
 from qkv.spec.inputs import (
     Convolution,
-    Convolved,
+    Convolutional,
     Frames,
     Learned,
     Patches,
@@ -39,15 +39,15 @@ from qkv.spec.inputs import (
     Trajectory,
     Waveform,
 )
-from qkv.spec.models import Recurrent, Spec, Stack, Towers, Transformer
+from qkv.spec.models import Recurrent, Spec, Stack, DualEncoder, Transformer
 
 _NODES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        Norm, AcrossHeads, Interpolated, ByWavelength, Yarn, Stretched, Rotary, RelativeBias, Alibi, Attention,
-        Recurrence, FeedForward, Experts, Block, Segments, Tokens, Patches, Frames, Convolution, Waveform,
-        Trajectory, Learned, Sinusoidal, Convolved, Stack, Dense, Vocabulary, PointerGenerator, Labels, Classes,
-        Vector, Actions, States, Transformer, Towers, Recurrent,
+        Norm, AcrossHeads, LinearScaling, Llama3Scaling, YarnScaling, LongRopeScaling, Rotary, RelativeBias, Alibi, Attention,
+        SSRU, FeedForward, Experts, Block, Segments, Tokens, Patches, Frames, Convolution, Waveform,
+        Trajectory, Learned, Sinusoidal, Convolutional, Stack, Dense, Vocabulary, PointerGenerator, Labels, Classes,
+        Vector, Actions, States, Transformer, DualEncoder, Recurrent,
     )
 }  # fmt: skip
 
@@ -83,7 +83,7 @@ def from_json(text: str) -> Spec:
         for key, item in fields.items():
             if key not in hints:
                 raise SpecError(f"{where}: {name} has no field {key!r}; it has {', '.join(hints)}")
-            if not _fits(item, hints[key]):
+            if not _matches_type(item, hints[key]):
                 raise SpecError(f"{where}.{key}={item!r} was given; {name} takes {hints[key]} there")
         try:
             return cls(**fields)
@@ -99,14 +99,14 @@ def from_json(text: str) -> Spec:
     return spec
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _matches_type(value: Any, hint: Any) -> bool:
     origin = typing.get_origin(hint)
     if origin is Literal:
         return value in get_args(hint)
     if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, get_args(hint)[0]) for item in value)
+        return isinstance(value, tuple) and all(_matches_type(item, get_args(hint)[0]) for item in value)
     if origin is typing.Union or isinstance(hint, types.UnionType):
-        return any(_fits(value, part) for part in get_args(hint))
+        return any(_matches_type(value, part) for part in get_args(hint))
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from qkv.spec.blocks import Activation, Norm
-from qkv.spec.rules import require_choices, require_positive
+from qkv.spec.validation import require_choices, require_positive
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Classes:
     count: int
     pool: Pool = "mean"
     dense: Dense | None = None
-    also: Pool | None = None
+    second_pool: Pool | None = None
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -87,7 +87,7 @@ class Vector:
 
     pool: Pool = "mean"
     width: int | None = None
-    unit: bool = True
+    normalized: bool = True
 
     def __post_init__(self) -> None:
         require_choices(self)
@@ -107,4 +107,4 @@ class States:
     """Answers with the last block's own vector for each position."""
 
 
-Answers: TypeAlias = Vocabulary | PointerGenerator | Labels | Classes | Vector | Actions | States
+Head: TypeAlias = Vocabulary | PointerGenerator | Labels | Classes | Vector | Actions | States

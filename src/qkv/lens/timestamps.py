@@ -19,7 +19,7 @@ from qkv.lens.trace import Trace
 
 
 @dataclass(frozen=True)
-class Span:
+class TimedWord:
     """A stretch of text and when it is heard, in seconds from the beginning of the sound."""
 
     text: str
@@ -27,8 +27,8 @@ class Span:
     end: float
 
 
-def attention_map(
-    trace: Trace, heads: Sequence[tuple[int, int]], *, positions: int | None = None, smooth: int = 7
+def compute_attention_map(
+    trace: Trace, heads: Sequence[tuple[int, int]], *, positions: int | None = None, median_filter_width: int = 7
 ) -> Tensor:
     """What some heads together look at when they write: (queries, positions), of the first row of a batch.
 
@@ -45,10 +45,10 @@ def attention_map(
         weights = weights / weights.sum(dim=-1, keepdim=True)
         spread, mean = torch.std_mean(weights, dim=0, keepdim=True, correction=0)
         maps.append((weights - mean) / spread.clamp(min=torch.finfo(torch.float32).tiny))
-    return _smoothed(torch.stack(maps), smooth).mean(dim=0)
+    return _median_filter(torch.stack(maps), median_filter_width).mean(dim=0)
 
 
-def _smoothed(rows: Tensor, width: int) -> Tensor:
+def _median_filter(rows: Tensor, width: int) -> Tensor:
     """Each number replaced by the median of its `width` neighbours in the last dimension, mirrored at the ends."""
     around = width // 2
     if rows.shape[-1] <= around:
@@ -57,7 +57,7 @@ def _smoothed(rows: Tensor, width: int) -> Tensor:
     return padded.unfold(-1, width, 1).median(dim=-1).values
 
 
-def starts(matrix: Tensor) -> list[int]:
+def align_with_dtw(matrix: Tensor) -> list[int]:
     """The column at which each row of a map (rows, columns) begins, on the path of the greatest sum.
 
     The path goes from the first corner to the last by steps of one row, one column or both: dynamic time warping
@@ -87,14 +87,14 @@ def starts(matrix: Tensor) -> list[int]:
     return found
 
 
-def token_times(
+def compute_token_times(
     trace: Trace,
     heads: Sequence[tuple[int, int]],
     *,
     begin: int,
     end: int,
     positions: int | None = None,
-    seconds: float = 0.02,
+    seconds_per_position: float = 0.02,
 ) -> list[tuple[float, float]]:
     """When the tokens `begin` to `end` of the target that a trace shows are heard: (start, end) each, in seconds.
 
@@ -102,26 +102,26 @@ def token_times(
     positions as for `attention_map`; seconds: how long an encoder's position is. Raises QkvError for tokens that the
     trace does not have.
     """
-    matrix = attention_map(trace, heads, positions=positions)
+    matrix = compute_attention_map(trace, heads, positions=positions)
     if not 0 < begin < end <= len(matrix):
         raise QkvError(
             f"tokens {begin} to {end} were asked for; expected some from 1 to {len(matrix)}, the tokens of the target"
         )
     # A row shows where its query looks to write the token after it; the last one's end is where the next row begins.
-    times = [column * seconds for column in starts(matrix[begin - 1 : end])]
+    times = [column * seconds_per_position for column in align_with_dtw(matrix[begin - 1 : end])]
     return list(zip(times[:-1], times[1:], strict=True))
 
 
-def words(pieces: Sequence[str], times: Sequence[tuple[float, float]]) -> list[Span]:
+def group_words(token_texts: Sequence[str], times: Sequence[tuple[float, float]]) -> list[TimedWord]:
     """Join the texts of tokens, with their times, to words: a piece that begins with a space begins a word.
 
     Signs at a word's end belong to it, but not their time, in which nothing is said.
     """
-    found: list[Span] = []
-    for piece, (start, end) in zip(pieces, times, strict=True):
+    found: list[TimedWord] = []
+    for piece, (start, end) in zip(token_texts, times, strict=True):
         if not found or piece[:1].isspace():
-            found.append(Span(piece.strip(), start, end))
+            found.append(TimedWord(piece.strip(), start, end))
         else:
             spoken = any(character.isalnum() for character in piece)
-            found[-1] = Span(found[-1].text + piece, found[-1].start, end if spoken else found[-1].end)
+            found[-1] = TimedWord(found[-1].text + piece, found[-1].start, end if spoken else found[-1].end)
     return found

@@ -18,12 +18,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from qkv.mask import LARGEST, Mask
+from qkv.mask import MAX_MASK_ELEMENTS, Mask
 from qkv.tap import NO_TAP, Tap
 
-_ROWS = 512  # queries that are taken at a time where the mask of all of them would be too large
+_QUERY_CHUNK = 512  # queries that are taken at a time where the mask of all of them would be too large
 
-Score: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+ScoreFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Scores that are not a dot product: (query, key) -> (batch, heads, queries, keys)."""
 
 
@@ -37,7 +37,7 @@ def attend(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Float[Tensor, " heads"] | None = None,
-    score: Score | None = None,
+    score: ScoreFunction | None = None,
     dropout: float = 0.0,
     tap: Tap = NO_TAP,
 ) -> Float[Tensor, "batch heads queries d_value"]:
@@ -55,20 +55,20 @@ def attend(
     score: replaces the scaled dot product, e.g. the additive score of Bahdanau et al. 2015.
     dropout: the probability with which a weight is left out (and the others scaled up).
     """
-    query, key, value, bias = _heard(query, key, value, bias, tap)
-    tap.terms(mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, score=score)
+    query, key, value, bias = _apply_tap(query, key, value, bias, tap)
+    tap.score_terms(mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, score=score)
     explicit = score is not None or softcap is not None or sinks is not None
-    large = query.shape[0] * query.shape[2] * key.shape[2] > LARGEST
-    if explicit or tap.wants("scores") or tap.wants("weights"):
-        context, _ = _explicit(query, key, value, mask, bias, scale, softcap, sinks, score, dropout, tap)
-    elif large and isinstance(mask, Mask) and not mask.only_causal and bias is None:
-        context = _by_rows(query, key, value, mask, scale, dropout)
+    large = query.shape[0] * query.shape[2] * key.shape[2] > MAX_MASK_ELEMENTS
+    if explicit or tap.replaces("scores") or tap.replaces("weights"):
+        context, _ = _explicit_attention(query, key, value, mask, bias, scale, softcap, sinks, score, dropout, tap)
+    elif large and isinstance(mask, Mask) and not mask.is_only_causal and bias is None:
+        context = _attend_by_rows(query, key, value, mask, scale, dropout)
     else:
-        context = _fused(query, key, value, mask, bias, scale, dropout)
+        context = _fused_attention(query, key, value, mask, bias, scale, dropout)
     return tap("context", context)
 
 
-def attend_and_point(
+def attend_with_weights(
     query: Float[Tensor, "batch heads queries d_key"],
     key: Float[Tensor, "batch kv_heads keys d_key"],
     value: Float[Tensor, "batch kv_heads keys d_value"],
@@ -77,23 +77,23 @@ def attend_and_point(
     tap: Tap = NO_TAP,
 ) -> tuple[Float[Tensor, "batch heads queries d_value"], Float[Tensor, "batch heads queries keys"]]:
     """`attend` where the weights are an answer themselves -> the context, and the weights that it was blended with."""
-    query, key, value, bias = _heard(query, key, value, None, tap)
-    tap.terms(mask=mask, bias=bias, scale=None, softcap=None, sinks=None, score=None)
-    context, weights = _explicit(query, key, value, mask, bias, None, None, None, None, 0.0, tap)
+    query, key, value, bias = _apply_tap(query, key, value, None, tap)
+    tap.score_terms(mask=mask, bias=bias, scale=None, softcap=None, sinks=None, score=None)
+    context, weights = _explicit_attention(query, key, value, mask, bias, None, None, None, None, 0.0, tap)
     return tap("context", context), weights
 
 
-def _heard(
+def _apply_tap(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, tap: Tap
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     key, value, query = tap("key", key), tap("value", value), tap("query", query)
     # the query comes last: by then a tap knows how many keys stand before it
-    if (more := tap.adds(query, key)) is not None:
+    if (more := tap.score_bias(query, key)) is not None:
         bias = more if bias is None else bias + more
     return query, key, value, bias
 
 
-def _explicit(
+def _explicit_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -102,19 +102,19 @@ def _explicit(
     scale: float | None,
     softcap: float | None,
     sinks: Tensor | None,
-    score: Score | None,
+    score: ScoreFunction | None,
     dropout: float,
     tap: Tap,
 ) -> tuple[Tensor, Tensor]:
     group = query.shape[1] // key.shape[1]
-    key, value = _repeat(key, group), _repeat(value, group)
-    found, visible = scores(query, key, mask=mask, bias=bias, scale=scale, softcap=softcap, score=score)
-    weights = softmax(tap("scores", found), visible, sinks)
+    key, value = _repeat_heads(key, group), _repeat_heads(value, group)
+    found, visible = compute_scores(query, key, mask=mask, bias=bias, scale=scale, softcap=softcap, score=score)
+    weights = masked_softmax(tap("scores", found), visible, sinks)
     weights = tap("weights", weights)
-    return drop(weights, dropout) @ value, weights
+    return apply_dropout(weights, dropout) @ value, weights
 
 
-def scores(
+def compute_scores(
     query: Float[Tensor, "batch heads queries d_key"],
     key: Float[Tensor, "batch heads keys d_key"],
     *,
@@ -122,7 +122,7 @@ def scores(
     bias: Tensor | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    score: Score | None = None,
+    score: ScoreFunction | None = None,
 ) -> tuple[Float[Tensor, "batch heads queries keys"], Tensor | None]:
     """How well each key answers each query, everything added; and which keys are visible at all (None: every one)."""
     if score is None:
@@ -132,16 +132,16 @@ def scores(
         found = score(query, key)
     if softcap is not None:
         found = softcap * torch.tanh(found / softcap)
-    added, visible = additions(mask, bias, query, key)
+    added, visible = split_mask_and_bias(mask, bias, query, key)
     return found if added is None else found + added, visible
 
 
-def additions(
+def split_mask_and_bias(
     mask: Mask | Tensor | None, bias: Tensor | None, query: Tensor, key: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
     """Split mask and bias into what is added to the scores and what is visible at all (None: nothing, everything)."""
     if isinstance(mask, Mask):
-        mask = mask.matrix(query.shape[-2], key.shape[-2], query.device)
+        mask = mask.to_tensor(query.shape[-2], key.shape[-2], query.device)
     added, visible = bias, None
     if mask is not None and mask.dtype == torch.bool:
         visible = mask
@@ -155,36 +155,36 @@ def additions(
     return added, visible
 
 
-def softmax(
-    found: Float[Tensor, "batch heads queries keys"],
+def masked_softmax(
+    scores: Float[Tensor, "batch heads queries keys"],
     visible: Tensor | None = None,
     sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "batch heads queries keys"]:
     """Turn scores into weights over the visible keys: they sum to 1, to less with sinks, to 0 where none is visible."""
     if visible is not None:
-        found = found.masked_fill(~visible, torch.finfo(found.dtype).min)
+        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
     if sinks is not None:
-        sink = sinks[None, :, None, None].expand(found.shape[0], -1, found.shape[2], 1).to(found.dtype)
-        weights = torch.cat([found, sink], dim=-1).softmax(dim=-1)[..., :-1]
+        sink = sinks[None, :, None, None].expand(scores.shape[0], -1, scores.shape[2], 1).to(scores.dtype)
+        weights = torch.cat([scores, sink], dim=-1).softmax(dim=-1)[..., :-1]
     else:
-        weights = found.softmax(dim=-1)
+        weights = scores.softmax(dim=-1)
     return weights if visible is None else weights.masked_fill(~visible, 0.0)
 
 
-def _by_rows(query: Tensor, key: Tensor, value: Tensor, mask: Mask, scale: float | None, dropout: float) -> Tensor:
+def _attend_by_rows(query: Tensor, key: Tensor, value: Tensor, mask: Mask, scale: float | None, dropout: float) -> Tensor:
     """The kernel for some queries after others, each time over the keys that these may see."""
     parts = []
-    for begin in range(0, query.shape[2], _ROWS):
-        rows = begin, min(begin + _ROWS, query.shape[2])
-        first, end = mask.seen(rows, key.shape[2])
+    for begin in range(0, query.shape[2], _QUERY_CHUNK):
+        rows = begin, min(begin + _QUERY_CHUNK, query.shape[2])
+        first, end = mask.visible_range(rows, key.shape[2])
         keys = min(first, key.shape[2] - 1), max(end, 1)  # at least one, if a hidden one
-        seen = mask.part(rows, keys)
+        seen = mask.restrict(rows, keys)
         own = query[:, :, rows[0] : rows[1]], key[:, :, keys[0] : keys[1]], value[:, :, keys[0] : keys[1]]
-        parts.append(_fused(*own, seen, None, scale, dropout))
+        parts.append(_fused_attention(*own, seen, None, scale, dropout))
     return torch.cat(parts, dim=2)
 
 
-def _fused(
+def _fused_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -193,9 +193,9 @@ def _fused(
     scale: float | None,
     dropout: float,
 ) -> Tensor:
-    causal = isinstance(mask, Mask) and mask.only_causal and bias is None
+    causal = isinstance(mask, Mask) and mask.is_only_causal and bias is None
     if isinstance(mask, Mask):
-        mask = None if causal else mask.matrix(query.shape[-2], key.shape[-2], query.device)
+        mask = None if causal else mask.to_tensor(query.shape[-2], key.shape[-2], query.device)
     if bias is not None:
         if mask is None:
             mask = bias
@@ -222,11 +222,11 @@ def _fused(
     return context.to(given)
 
 
-def _repeat(tensor: Tensor, group: int) -> Tensor:
+def _repeat_heads(tensor: Tensor, group: int) -> Tensor:
     return tensor if group == 1 else tensor.repeat_interleave(group, dim=1)
 
 
-def drop(tensor: Tensor, rate: float) -> Tensor:
+def apply_dropout(tensor: Tensor, rate: float) -> Tensor:
     """Set elements to 0 with probability `rate` and scale the others up (Srivastava et al. 2014).
 
     On a CPU the mask is made of random bytes, several times cheaper than one float each, so the rate is rounded

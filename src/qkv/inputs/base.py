@@ -10,44 +10,44 @@ from torch.nn import functional
 
 from qkv import spec
 from qkv.errors import DataError
-from qkv.layers import Dropout, norm
-from qkv.positions import sinusoids
+from qkv.layers import Dropout, build_norm
+from qkv.positions import compute_sinusoids
 
 
-class Reader(nn.Module):
+class InputEmbedding(nn.Module):
     """Turns what a stack is given into (batch, length, d_model).
 
     apart: how many of the first positions are learned vectors of the model, and no part of what is given.
     """
 
-    apart = 0
+    num_prefix_tokens = 0
 
-    def __init__(self, choice: spec.Stack, width: int) -> None:
+    def __init__(self, config: spec.Stack, width: int) -> None:
         super().__init__()
-        self.choice = choice.positions
+        self.positions_config = config.positions
         self.positions = (
-            nn.Embedding(choice.positions.length, width) if isinstance(choice.positions, spec.Learned) else None
+            nn.Embedding(config.positions.length, width) if isinstance(config.positions, spec.Learned) else None
         )
-        self.around: nn.Conv1d | None = None
-        if isinstance(choice.positions, spec.Convolved):
-            window, groups = choice.positions.width, choice.positions.groups
-            self.around = nn.Conv1d(width, width, window, padding=window // 2, groups=groups)
-        self.norm = norm(choice.embed_norm, width) if choice.embed_norm else nn.Identity()
+        self.positional_conv: nn.Conv1d | None = None
+        if isinstance(config.positions, spec.Convolutional):
+            window, groups = config.positions.kernel_size, config.positions.groups
+            self.positional_conv = nn.Conv1d(width, width, window, padding=window // 2, groups=groups)
+        self.norm = build_norm(config.embed_norm, width) if config.embed_norm else nn.Identity()
         self.dropout = Dropout()
 
     @abstractmethod
-    def forward(self, given: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
+    def forward(self, inputs: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
         """What is given -> (batch, length, d_model); its first position is number `past`. mask: which of it is real."""
 
-    def mask(self, given: Tensor | None) -> Tensor | None:
+    def position_mask(self, mask: Tensor | None) -> Tensor | None:
         """Which positions are real, (batch, length) bool, from the same of what is given."""
-        return given
+        return mask
 
-    def measured(self, given: Tensor) -> Tensor:
+    def to_parameter_dtype(self, inputs: Tensor) -> Tensor:
         """Pixels, samples and the like in the floating type of the parameters."""
-        return given.to(next(self.parameters()).dtype)
+        return inputs.to(next(self.parameters()).dtype)
 
-    def placed(self, hidden: Tensor, past: int, mask: Tensor | None = None) -> Tensor:
+    def add_positions(self, hidden: Tensor, past: int, mask: Tensor | None = None) -> Tensor:
         """Add to hidden (batch, length, width) the vectors of its positions (Vaswani et al. 2017, section 3.5).
 
         mask (batch, length) bool: which positions are real; no other is seen from around one.
@@ -59,15 +59,15 @@ class Reader(nn.Module):
                 f"{end} tokens were given; this model has learned positions for {self.positions.num_embeddings}; "
                 "shorten the text or split it"
             )
-        if self.around is not None:
+        if self.positional_conv is not None:
             hidden = hidden if mask is None else hidden.masked_fill(~mask[..., None], 0)
-            seen = self.around(hidden.mT)[..., : hidden.shape[1]]  # an even width makes one too many
+            seen = self.positional_conv(hidden.mT)[..., : hidden.shape[1]]  # an even width makes one too many
             return hidden + functional.gelu(seen).mT
         numbers = torch.arange(past, end, device=hidden.device)
         if self.positions is not None:
             learned: Tensor = hidden + self.positions(numbers)
             return learned
-        if isinstance(self.choice, spec.Sinusoidal):
-            waves = sinusoids(numbers + self.choice.start, hidden.shape[-1], self.choice.layout)
+        if isinstance(self.positions_config, spec.Sinusoidal):
+            waves = compute_sinusoids(numbers + self.positions_config.start, hidden.shape[-1], self.positions_config.layout)
             return hidden + waves.to(hidden.dtype)
         return hidden

@@ -12,77 +12,77 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from qkv.attend import scores, softmax
+from qkv.attention import compute_scores, masked_softmax
 from qkv.lens.recorder import Call
 from qkv.mask import Mask, Span
 
 
-def of_heads(tensor: Tensor, heads: Sequence[int], of: int) -> Tensor:
+def select_kv_heads(tensor: Tensor, heads: Sequence[int], n_heads: int) -> Tensor:
     """The key or value (batch, kv_heads, keys, d) that each of `heads` of `of` looks at; a copy only where groups
     share one or heads are not neighbours."""
     kv_heads = tensor.shape[1]
-    shared = [head * kv_heads // of for head in heads]
+    shared = [head * kv_heads // n_heads for head in heads]
     first = shared[0] if shared else 0
     if shared == list(range(first, first + len(shared))):
         return tensor[:, first : first + len(shared)]
     return tensor[:, shared]
 
 
-def raw_scores(call: Call, heads: Sequence[int], rows: Span, keys: Span) -> tuple[Tensor, Tensor | None]:
+def compute_scores_and_visibility(call: Call, heads: Sequence[int], rows: Span, keys: Span) -> tuple[Tensor, Tensor | None]:
     """Scores (batch, heads, rows, keys) with everything added, and what is visible of them (None: all)."""
-    return _formed(call, heads, rows, keys, call.terms.get("mask"))
+    return _compute_scores(call, heads, rows, keys, call.score_terms.get("mask"))
 
 
-def _formed(
-    call: Call, heads: Sequence[int], rows: Span, keys: Span, mask: Mask | Tensor | None, scaled: bool = False
+def _compute_scores(
+    call: Call, heads: Sequence[int], rows: Span, keys: Span, mask: Mask | Tensor | None, scale_query: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """`raw_scores` with another mask; `scaled`: by scaling the queries, not each score."""
-    terms, of = call.terms, call["query"].shape[1]
-    query = of_heads(call["query"], heads, of)[:, :, rows[0] : rows[1]]
-    key = of_heads(call["key"], heads, of)[:, :, keys[0] : keys[1]]
+    terms, of = call.score_terms, call["query"].shape[1]
+    query = select_kv_heads(call["query"], heads, of)[:, :, rows[0] : rows[1]]
+    key = select_kv_heads(call["key"], heads, of)[:, :, keys[0] : keys[1]]
     if query.dtype in (torch.float16, torch.bfloat16):
         query, key = query.float(), key.float()
     scale = terms.get("scale")
-    if scaled:
+    if scale_query:
         query, scale = query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale), 1.0
-    return scores(
+    return compute_scores(
         query,
         key,
-        mask=_mask_part(mask, heads, rows, keys),
-        bias=_part(terms.get("bias"), heads, rows, keys),
+        mask=_slice_mask(mask, heads, rows, keys),
+        bias=_slice_tensor(terms.get("bias"), heads, rows, keys),
         scale=scale,
         softcap=terms.get("softcap"),
         score=terms.get("score"),
     )
 
 
-def hidden_scores(call: Call, heads: Sequence[int], rows: Span, keys: Span) -> Tensor:
+def compute_masked_scores(call: Call, heads: Sequence[int], rows: Span, keys: Span) -> Tensor:
     """Scores (batch, heads, rows, keys), -inf where a query may not look."""
-    found, visible = raw_scores(call, heads, rows, keys)
+    found, visible = compute_scores_and_visibility(call, heads, rows, keys)
     return found if visible is None else found.masked_fill(~visible, -math.inf)
 
 
-def lowered(call: Call, heads: Sequence[int], rows: Span, keys: Span) -> Tensor:
+def compute_filled_scores(call: Call, heads: Sequence[int], rows: Span, keys: Span) -> Tensor:
     """Scores (batch, heads, rows, keys), the least number there is where a query may not look.
 
     For long rows: the query is scaled instead of its scores, and a rule is worked out only for the keys that it hides
     from some of these queries and not from all.
     """
-    mask, product = call.terms.get("mask"), call.terms.get("score") is None
-    simple = isinstance(mask, Mask) and mask.keys is None and mask.documents is None
-    found, visible = _formed(call, heads, rows, keys, None if simple else mask, scaled=product)
+    mask, product = call.score_terms.get("mask"), call.score_terms.get("score") is None
+    simple = isinstance(mask, Mask) and mask.key_mask is None and mask.documents is None
+    found, visible = _compute_scores(call, heads, rows, keys, None if simple else mask, scale_query=product)
     least = torch.finfo(found.dtype).min
     found = found if visible is None else found.masked_fill(~visible, least)
     if isinstance(mask, Mask) and simple:
         found = found if product else found.clone()
-        for edge in _edges(mask, rows, keys):
-            matrix = mask.part(rows, edge).matrix(rows[1] - rows[0], edge[1] - edge[0], found.device)
+        for edge in _find_edges(mask, rows, keys):
+            matrix = mask.restrict(rows, edge).to_tensor(rows[1] - rows[0], edge[1] - edge[0], found.device)
             if matrix is not None:
                 found[..., edge[0] - keys[0] : edge[1] - keys[0]].masked_fill_(~matrix, least)
     return found
 
 
-def _edges(mask: Mask, rows: Span, keys: Span) -> list[Span]:
+def _find_edges(mask: Mask, rows: Span, keys: Span) -> list[Span]:
     """The keys among `keys` that a causal rule or a window hides from some queries of `rows`."""
     first, last = mask.past + rows[0], mask.past + rows[1] - 1
     edges = []
@@ -95,52 +95,52 @@ def _edges(mask: Mask, rows: Span, keys: Span) -> list[Span]:
     return [(begin, end) for begin, end in cut if begin < end]
 
 
-def weights(call: Call, heads: Sequence[int], rows: Span, seen: int | None = None) -> Tensor:
+def compute_weights(call: Call, heads: Sequence[int], rows: Span, n_keys: int | None = None) -> Tensor:
     """Weights (batch, heads, rows, keys) over all keys, or over the first ones where these rows see no others."""
-    found, visible = raw_scores(call, heads, rows, (0, call["key"].shape[2] if seen is None else seen))
-    return softmax(found, visible, sinks(call, heads))
+    found, visible = compute_scores_and_visibility(call, heads, rows, (0, call["key"].shape[2] if n_keys is None else n_keys))
+    return masked_softmax(found, visible, select_sinks(call, heads))
 
 
-def normaliser(call: Call, heads: Sequence[int], rows: Span) -> Tensor:
+def compute_logsumexp(call: Call, heads: Sequence[int], rows: Span) -> Tensor:
     """log of the sum of exp(score) over the keys and the sink, (batch, heads, rows); -inf where there is neither."""
-    keys = seen(call, rows)
-    found = hidden_scores(call, heads, rows, keys)
-    sink = sinks(call, heads)
+    keys = find_visible_range(call, rows)
+    found = compute_masked_scores(call, heads, rows, keys)
+    sink = select_sinks(call, heads)
     if sink is not None:
         found = torch.cat([found, sink[None, :, None, None].expand(*found.shape[:3], 1).to(found.dtype)], dim=-1)
     return found.logsumexp(dim=-1)
 
 
-def normalised(found: Tensor, by: Tensor) -> Tensor:
+def normalize_scores(scores: Tensor, logsumexp: Tensor) -> Tensor:
     """The weights of scores (..., rows, keys), hidden ones -inf, by their normaliser (..., rows)."""
-    return (found - by.masked_fill(by == -math.inf, 0.0).unsqueeze(-1)).exp()
+    return (scores - logsumexp.masked_fill(logsumexp == -math.inf, 0.0).unsqueeze(-1)).exp()
 
 
-def sinks(call: Call, heads: Sequence[int]) -> Tensor | None:
+def select_sinks(call: Call, heads: Sequence[int]) -> Tensor | None:
     """The sink's score of each of `heads`, if there are sinks."""
-    found = call.terms.get("sinks")
+    found = call.score_terms.get("sinks")
     return None if found is None else found.detach()[list(heads)]
 
 
-def seen(call: Call, rows: Span) -> Span:
+def find_visible_range(call: Call, rows: Span) -> Span:
     """The keys that a `Mask` lets some query of `rows` see; all of them where no rule says less."""
     keys = call["key"].shape[2]
-    mask = call.terms.get("mask")
-    return mask.seen(rows, keys) if isinstance(mask, Mask) else (0, keys)
+    mask = call.score_terms.get("mask")
+    return mask.visible_range(rows, keys) if isinstance(mask, Mask) else (0, keys)
 
 
-def runs(numbers: Sequence[int], longest: int) -> list[Span]:
+def split_into_runs(numbers: Sequence[int], max_length: int) -> list[Span]:
     """Ascending numbers as spans without a break, none longer than `longest`."""
     found: list[Span] = []
     begin = 0
     for index in range(1, len(numbers) + 1):
-        if index == len(numbers) or numbers[index] != numbers[index - 1] + 1 or index - begin == longest:
+        if index == len(numbers) or numbers[index] != numbers[index - 1] + 1 or index - begin == max_length:
             found.append((numbers[begin], numbers[index - 1] + 1))
             begin = index
     return found
 
 
-def _part(tensor: Tensor | None, heads: Sequence[int], rows: Span, keys: Span) -> Tensor | None:
+def _slice_tensor(tensor: Tensor | None, heads: Sequence[int], rows: Span, keys: Span) -> Tensor | None:
     """The part of a tensor that broadcasts to (batch, heads, queries, keys)."""
     if tensor is None:
         return None
@@ -152,5 +152,5 @@ def _part(tensor: Tensor | None, heads: Sequence[int], rows: Span, keys: Span) -
     return tensor[..., keys[0] : keys[1]] if tensor.dim() > 0 and tensor.shape[-1] > 1 else tensor
 
 
-def _mask_part(mask: Mask | Tensor | None, heads: Sequence[int], rows: Span, keys: Span) -> Mask | Tensor | None:
-    return mask.part(rows, keys) if isinstance(mask, Mask) else _part(mask, heads, rows, keys)
+def _slice_mask(mask: Mask | Tensor | None, heads: Sequence[int], rows: Span, keys: Span) -> Mask | Tensor | None:
+    return mask.restrict(rows, keys) if isinstance(mask, Mask) else _slice_tensor(mask, heads, rows, keys)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from qkv.errors import QkvError
-from qkv.lens.pieces import Pieces
-from qkv.lens.statistics import measure
+from qkv.lens.chunks import WeightChunks
+from qkv.lens.statistics import compute_statistics
 from qkv.lens.trace import AttentionTrace, Trace
 
 
@@ -37,28 +37,28 @@ class HeadReport:
     positional: float
     duplicate: float | None
     induction: float | None
-    share: float | None
+    output_share: float | None
 
 
-def report(trace: Trace, row: int | None = None) -> list[HeadReport]:
+def report_heads(trace: Trace, row: int | None = None) -> list[HeadReport]:
     """A report of every head of a trace: of all rows of its batch together, or of one.
 
     The trace's own source and target are the tokens. A look at a batch with padding counts the padding.
     """
     found: list[HeadReport] = []
     for attention in trace:
-        found += report_of(trace, attention, attention.pieces(), row)
+        found += report_attention(trace, attention, attention.compute_chunks(), row)
     return found
 
 
 @torch.no_grad()
-def report_of(trace: Trace, attention: AttentionTrace, pieces: Pieces, row: int | None = None) -> list[HeadReport]:
+def report_attention(trace: Trace, attention: AttentionTrace, chunks: WeightChunks, row: int | None = None) -> list[HeadReport]:
     """The reports of one attention of a trace; pieces: its own, which others may go over as well."""
     chosen = slice(None) if row is None else slice(row, row + 1)
-    return list(_of_attention(attention, pieces, _tokens(trace, attention), chosen))
+    return list(_report_each_head(attention, chunks, _get_tokens(trace, attention), chosen))
 
 
-def similarity(left: AttentionTrace, right: AttentionTrace) -> Tensor:
+def head_similarity(left: AttentionTrace, right: AttentionTrace) -> Tensor:
     """How much of their weights the heads of two attentions share, (heads, heads): the mean over queries of
     sum over keys of min(weight, weight), 1 for the same weights. Raises QkvError for other queries or keys."""
     if (left.queries, left.keys) != (right.queries, right.keys):
@@ -67,31 +67,31 @@ def similarity(left: AttentionTrace, right: AttentionTrace) -> Tensor:
             f"{right.keys}; expected two attentions over the same tokens"
         )
     shared = torch.zeros(left.heads, right.heads)
-    for begin, weights in _rows(left.pieces()):
+    for begin, weights in _iterate_weights(left.compute_chunks()):
         others = right.weights(rows=range(begin, begin + weights.shape[2])).float().cpu()[..., : weights.shape[3]]
         for head in range(left.heads):
             shared[head] += torch.minimum(weights[:, head : head + 1], others).sum(dim=-1).mean(dim=0).sum(dim=-1)
     return shared / left.queries
 
 
-def dead(trace: Trace, below: float = 0.01) -> list[tuple[str, int]]:
+def find_dead_heads(trace: Trace, threshold: float = 0.01) -> list[tuple[str, int]]:
     """The heads whose outputs are less than `below` of all that the heads beside them add, on this input."""
-    shares = [(one.place, head, share) for one in trace for head, share in enumerate(_shares(one, slice(None)) or ())]
-    return [(place, head) for place, head, share in shares if share < below]
+    shares = [(one.place, head, share) for one in trace for head, share in enumerate(_compute_output_shares(one, slice(None)) or ())]
+    return [(place, head) for place, head, share in shares if share < threshold]
 
 
-def _of_attention(
-    attention: AttentionTrace, pieces: Pieces, tokens: Tensor | None, chosen: slice
+def _report_each_head(
+    attention: AttentionTrace, chunks: WeightChunks, tokens: Tensor | None, chosen: slice
 ) -> Iterator[HeadReport]:
-    statistics = measure(attention, top=1, first=1)
-    profile = _profile(attention, pieces, chosen)
+    statistics = compute_statistics(attention, top=1, first=1)
+    profile = _compute_distance_profile(attention, chunks, chosen)
     # from the last distance on, so that each query's own part of it goes from its first key to its last
     expected = profile.flip(1).unfold(1, attention.keys, 1)
     heads, queries = attention.heads, attention.queries
     previous, positional = torch.zeros(heads), torch.zeros(heads)
     matched = {"duplicate": torch.zeros(heads), "induction": torch.zeros(heads)}
     counts = dict.fromkeys(matched, 0)
-    for begin, weights in _rows(pieces):
+    for begin, weights in _iterate_weights(chunks):
         weights = weights[chosen]
         query, key = torch.arange(begin, begin + weights.shape[2]), torch.arange(weights.shape[3])
         previous += weights.diagonal(begin - 1, dim1=2, dim2=3).sum(dim=-1).mean(dim=0)
@@ -106,7 +106,7 @@ def _of_attention(
             row, asking, asked = where.nonzero(as_tuple=True)  # few of all pairs of tokens
             matched[name] += weights[row, :, asking, asked].sum(dim=0)
             counts[name] += int(where.any(dim=-1).sum())
-    shares = _shares(attention, chosen)
+    shares = _compute_output_shares(attention, chosen)
     sink = 1 - statistics.mass + statistics.first
     for head in range(heads):
         known = {name: float(total[head]) / counts[name] if counts[name] else None for name, total in matched.items()}
@@ -124,12 +124,12 @@ def _of_attention(
         )
 
 
-def _profile(attention: AttentionTrace, pieces: Pieces, chosen: slice) -> Tensor:
+def _compute_distance_profile(attention: AttentionTrace, chunks: WeightChunks, chosen: slice) -> Tensor:
     """The mean weight at each distance, (heads, distances), that of key - query = keys - 1 first."""
     queries, keys = attention.queries, attention.keys
     totals = torch.zeros(attention.heads, queries + keys)
     counts = torch.zeros(queries + keys)
-    for begin, weights in _rows(pieces):
+    for begin, weights in _iterate_weights(chunks):
         query = torch.arange(begin, begin + weights.shape[2])
         index = (query[:, None] - torch.arange(weights.shape[3]) + keys - 1).flatten()
         totals.index_add_(1, index, weights[chosen].mean(dim=0).flatten(1))
@@ -137,14 +137,14 @@ def _profile(attention: AttentionTrace, pieces: Pieces, chosen: slice) -> Tensor
     return totals / counts.clamp(min=1)
 
 
-def _shares(attention: AttentionTrace, chosen: slice) -> list[float] | None:
-    if attention.output_parameter is None:
+def _compute_output_shares(attention: AttentionTrace, chosen: slice) -> list[float] | None:
+    if attention.output_weight is None:
         return None
     sizes = torch.stack([attention.output(head)[chosen].norm(dim=-1).mean() for head in range(attention.heads)])
     return (sizes / sizes.sum().clamp(min=torch.finfo(sizes.dtype).tiny)).tolist()
 
 
-def _tokens(trace: Trace, attention: AttentionTrace) -> Tensor | None:
+def _get_tokens(trace: Trace, attention: AttentionTrace) -> Tensor | None:
     """The tokens, (batch, length), that a self-attention asks and is asked for."""
     given = trace.source if attention.side == "source" else trace.target
     if not attention.place.endswith("self_attention") or given is None or given.is_floating_point():
@@ -152,7 +152,7 @@ def _tokens(trace: Trace, attention: AttentionTrace) -> Tensor | None:
     return given.cpu() if given.shape[1] == attention.queries == attention.keys else None
 
 
-def _rows(pieces: Pieces) -> Iterator[tuple[int, Tensor]]:
+def _iterate_weights(chunks: WeightChunks) -> Iterator[tuple[int, Tensor]]:
     """All weights, (batch, heads, some queries, keys), with the number of the first query."""
-    for piece in pieces:
+    for piece in chunks:
         yield piece.begin, piece.weights.float().cpu()

@@ -31,14 +31,14 @@ def look(
     is recomputed: call model.eval() first.
     """
     device = next(model.parameters()).device
-    source, target = _batch(source, "source", device), _batch(target, "target", device)
+    source, target = _to_batch(source, "source", device), _to_batch(target, "target", device)
     recorder = Recorder(tap)
     with torch.no_grad():
         logits = model(source, target, source_mask, target_mask, tap=recorder)
-    return trace_of(recorder, model, logits=logits, source=source, target=target)
+    return build_trace(recorder, model, logits=logits, source=source, target=target)
 
 
-def trace_of(
+def build_trace(
     recorder: Recorder,
     model: nn.Module,
     *,
@@ -51,15 +51,15 @@ def trace_of(
     for place, calls in recorder.calls.items():
         if "query" in calls[0] and "context" in calls[0]:
             heads = calls[0]["query"].shape[1]
-            attentions[place] = AttentionTrace(place, calls, _output_parameter(model, place, heads))
+            attentions[place] = AttentionTrace(place, calls, _get_output_weight(model, place, heads))
     return Trace(recorder.calls, attentions, logits, source, target)
 
 
-def _batch(given: Tensor | Sequence[int] | None, name: str, device: torch.device) -> Tensor | None:
-    if given is None:
+def _to_batch(values: Tensor | Sequence[int] | None, name: str, device: torch.device) -> Tensor | None:
+    if values is None:
         return None
-    measured = isinstance(given, Tensor) and given.is_floating_point()  # an image or a sound, and no tokens
-    batch = torch.as_tensor(given, dtype=None if measured else torch.int64, device=device)
+    measured = isinstance(values, Tensor) and values.is_floating_point()  # an image or a sound, and no tokens
+    batch = torch.as_tensor(values, dtype=None if measured else torch.int64, device=device)
     batch = batch[None] if batch.dim() == 1 else batch
     if (batch.dim() < 2 if measured else batch.dim() != 2) or batch.numel() == 0:
         raise QkvError(
@@ -69,7 +69,7 @@ def _batch(given: Tensor | Sequence[int] | None, name: str, device: torch.device
     return batch
 
 
-def part_at(model: nn.Module, place: str) -> object:
+def find_submodule(model: nn.Module, place: str) -> object:
     """The part of a model that calls a place by its name ("decoder.3.self_attention"); None if there is none."""
     part: object = model
     for name in place.split("."):
@@ -83,9 +83,9 @@ def part_at(model: nn.Module, place: str) -> object:
     return part
 
 
-def _output_parameter(model: nn.Module, place: str, heads: int) -> Tensor | None:
+def _get_output_weight(model: nn.Module, place: str, heads: int) -> Tensor | None:
     """W_O of the attention at a place, by head: (heads, d_value, d_model), or None if it has none."""
-    matrix = getattr(getattr(part_at(model, place), "output", None), "weight", None)  # it may be kept in int8
+    matrix = getattr(getattr(find_submodule(model, place), "output", None), "weight", None)  # it may be kept in int8
     if not isinstance(matrix, Tensor) or matrix.dim() != 2 or matrix.shape[1] % heads:
         return None
     return matrix.detach().reshape(matrix.shape[0], heads, -1).permute(1, 2, 0)
