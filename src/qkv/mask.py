@@ -52,7 +52,7 @@ class Mask:
             self.documents[1][:, keys[0] : keys[1]],
         )
         real = None if self.key_mask is None else self.key_mask[:, keys[0] : keys[1]]
-        return replace(self, past=self.past + rows[0] - keys[0], keys=real, documents=documents)
+        return replace(self, past=self.past + rows[0] - keys[0], key_mask=real, documents=documents)
 
     def to_tensor(self, queries: int, keys: int, device: torch.device) -> Tensor | None:
         """The mask as a bool tensor that broadcasts to (batch, heads, queries, keys); None if all is visible."""

@@ -27,7 +27,7 @@ def build_pointer_generator(vocab: int = VOCAB, seed: int = 0, **more: Any) -> S
         source_vocab=vocab, target_vocab=vocab, d_model=16, heads=2, d_ff=16, layers=1, shared_embedding=True, **more
     )
     torch.manual_seed(seed)
-    return build(replace(shape, answers=spec.PointerGenerator(8, spec.Vocabulary()))).eval()
+    return build(replace(shape, head=spec.PointerGenerator(8, spec.Vocabulary()))).eval()
 
 
 def make_rows(
@@ -51,12 +51,12 @@ def test_probabilities_are_a_mixture_of_vocabulary_and_source(seed: int) -> None
     assert torch.allclose(logits.exp().sum(-1), torch.ones(3, 5), atol=1e-5)
     trace = lens.look(model, source, target, mask)
     assert trace.logits is not None and torch.equal(trace.logits, logits)
-    weights = trace["answer.cross_attention"].weights(0)
+    weights = trace["head.cross_attention"].weights(0)
     assert not weights[~mask[:, None, :].expand_as(weights)].any()
     # equation 9, token by token, from what the lens saw
     hidden = model.decoder.final_norm(trace.tensor("decoder.0", "residual"))  # type: ignore[union-attr,operator]
     answer: Any = model.answer
-    gate = torch.sigmoid(answer.gate(torch.cat((trace["answer.cross_attention"].context[:, 0], hidden), -1)))
+    gate = torch.sigmoid(answer.gate(torch.cat((trace["head.cross_attention"].context[:, 0], hidden), -1)))
     generated = answer.vocabulary(hidden).softmax(-1)
     copied = torch.stack([torch.where(source[:, None] == w, weights, 0.0).sum(-1) for w in range(VOCAB)], dim=-1)
     assert torch.allclose(logits.exp(), gate * generated + (1 - gate) * copied, atol=1e-6)
@@ -129,8 +129,8 @@ def test_beams_interventions_and_reasons_reach_the_pointer() -> None:
             assert float(total) == pytest.approx(one.log_probability, abs=1e-4)
     covered = replace(beams, method=Beam(size=3, coverage_penalty=0.5))
     assert generate_batch(model, source, mask, bos=1, eos=2, decoding=covered)
-    hidden = lens.look(model, source, target, mask, tap=lens.knock_out("answer.cross_attention", keys=[0]))
-    assert not hidden["answer.cross_attention"].weights(0)[:1, :, 0].any()
+    hidden = lens.look(model, source, target, mask, tap=lens.knock_out("head.cross_attention", keys=[0]))
+    assert not hidden["head.cross_attention"].weights(0)[:1, :, 0].any()
     # with the vocabulary silenced, a token of the source is impossible once nobody may look at it
     answer: Any = model.answer
     answer.gate.bias.fill_(-30.0)
@@ -143,7 +143,7 @@ def test_beams_interventions_and_reasons_reach_the_pointer() -> None:
 def test_what_cannot_be_says_so(tmp_path: Path) -> None:
     shape = presets.encoder_decoder(source_vocab=9, target_vocab=9, d_model=8, heads=1, d_ff=8, layers=1)
     with pytest.raises(SpecError, match="PointerGenerator was given without shared_embedding"):
-        replace(shape, answers=spec.PointerGenerator(8))
+        replace(shape, head=spec.PointerGenerator(8))
     with pytest.raises(SpecError, match="d_key=0"):
         spec.PointerGenerator(0)
     model = build_pointer_generator()

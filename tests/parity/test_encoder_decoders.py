@@ -218,7 +218,7 @@ def test_a_wrong_file_is_named(written: WriteModel, tmp_path: Path) -> None:
     tensors, config = load_file(folder / "model.safetensors"), (folder / "config.json").read_text()
     fc1 = "model.encoder.layers.1.fc1.weight"
     for change, expected in (
-        ({fc1: None}, "no tensor for encoder.blocks.1.feed_forward.widen.weight"),
+        ({fc1: None}, "no tensor for encoder.blocks.1.feed_forward.up_proj.weight"),
         ({fc1: None, "model.encoder.layers.1.fc3.weight": tensors[fc1]}, "fc3.weight has no place"),
         ({fc1: tensors[fc1].T.contiguous()}, "the shape"),
         ({"model.decoder.embed_tokens.weight": tensors["model.shared.weight"] + 1}, "they are tied"),

@@ -225,7 +225,7 @@ def test_a_layer_scale_that_is_missing_is_noticed(written: WriteModel, tmp_path:
     tensors = load_file(folder / "model.safetensors")
     del tensors["encoder.layer.1.layer_scale2.lambda1"]
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"encoder\.blocks\.1\.feed_forward\.narrow\.weight"):
+    with pytest.raises(CheckpointError, match=r"encoder\.blocks\.1\.feed_forward\.down_proj\.weight"):
         pretrained.load(tmp_path)
 
 
@@ -315,7 +315,7 @@ def test_patches_are_a_convolution_without_overlap(
     size: int, channels: int, rows: int, columns: int, leading: int, registers: int
 ) -> None:
     reads = spec.Patches(size, channels, leading, registers)
-    embed: Any = build_embedding(dataclasses.replace(build_stack(), reads=reads, positions=None))
+    embed: Any = build_embedding(dataclasses.replace(build_stack(), input=reads, positions=None))
     given = torch.randn(2, channels, rows * size, columns * size)
     kernel = embed.patches.weight.reshape(-1, channels, size, size)
     expected = torch.conv2d(given, kernel, embed.patches.bias, stride=size).flatten(2).mT
@@ -360,7 +360,7 @@ def test_looking_at_an_image_changes_nothing() -> None:
     with pytest.raises(DataError, match=r"images of shape \(8, 8\) were given"):
         lens.look(model, torch.randn(8, 8))
     texts_alone = models.build(
-        dataclasses.replace(build_tiny_spec(), encoder=dataclasses.replace(build_stack(), reads=spec.Tokens(9)))
+        dataclasses.replace(build_tiny_spec(), encoder=dataclasses.replace(build_stack(), input=spec.Tokens(9)))
     )
     with pytest.raises(DataError, match="float32 of shape .* given; this model reads tokens"):
         lens.look(texts_alone, given)
@@ -421,8 +421,8 @@ def test_a_fresh_model_of_images_learns() -> None:
 def build_dual_encoder(width: int = 4) -> spec.DualEncoder:
     unit = spec.Vector("first", 4)
     return spec.DualEncoder(
-        dataclasses.replace(build_tiny_spec(), answers=unit),
-        dataclasses.replace(build_tiny_spec(patch_size=2), answers=dataclasses.replace(unit, width=width)),
+        dataclasses.replace(build_tiny_spec(), head=unit),
+        dataclasses.replace(build_tiny_spec(patch_size=2), head=dataclasses.replace(unit, width=width)),
     )
 
 
@@ -441,7 +441,7 @@ def test_towers_compare_each_with_each() -> None:
     assert float(logits.abs().max()) <= 1 / 0.07 + 1e-4
     assert spec.from_json(spec.to_json(build_dual_encoder())) == build_dual_encoder()
     deeper = dataclasses.replace(
-        build_dual_encoder(), target=dataclasses.replace(build_tiny_spec(layers=3), answers=spec.Vector("mean", 4))
+        build_dual_encoder(), target=dataclasses.replace(build_tiny_spec(layers=3), head=spec.Vector("mean", 4))
     )
     assert {change.name for change in compare.compare_designs(build_dual_encoder(), deeper)} == {"target: answer"}
     assert {change.name for change in compare.compare_sizes(build_dual_encoder(), deeper)} == {

@@ -169,7 +169,7 @@ def test_onnx_graphs_copy_as_ours_do(tmp_path: Path) -> None:
     choice = presets.encoder_decoder(
         source_vocab=99, target_vocab=99, d_model=32, heads=4, d_ff=48, layers=2, shared_embedding=True
     )
-    model = build_random(replace(choice, answers=spec.PointerGenerator(8, spec.Vocabulary())))
+    model = build_random(replace(choice, head=spec.PointerGenerator(8, spec.Vocabulary())))
     export.to_onnx(model, tmp_path)
     assert_same_translations(model, tmp_path)
 

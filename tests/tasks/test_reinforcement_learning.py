@@ -381,7 +381,7 @@ def test_an_agent_learns_resumes_plays_and_shows(tmp_path: Path) -> None:
     held = looked.input.values
     assert {kind: len(one) for kind, one in held.items()} == {"return": 5, "state": 5, "action": 5}
     assert held["action"][:, 0].tolist() == first.actions[:5] and held["state"].tolist() == first.states[:5]
-    later = replace(agent, acting=RolloutConfig(context_length=4)).look("1@9").input
+    later = replace(agent, rollout=RolloutConfig(context_length=4)).look("1@9").input
     assert isinstance(later, tasks.TrajectoryInput) and later.first_step == 5 and len(later.values["action"]) == 4
     axis = view.build_run(agent, "1@5").source
     assert axis is not None and axis.kind == "trajectory" and list(axis.values) == ["return", "state", "action"]

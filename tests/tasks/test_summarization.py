@@ -287,7 +287,7 @@ def test_a_summarizer_trains_answers_scores_and_shows(tmp_path: Path, model: str
     assert not runner.look("short", "").copy_report, "of an empty answer nothing is told"
     if model == "copies":
         assert (
-            "answer.cross_attention" in looked.trace.attentions and "tokens came more out of" in looked.copy_report[0]
+            "head.cross_attention" in looked.trace.attentions and "tokens came more out of" in looked.copy_report[0]
         )
     else:
         assert looked.target_tokens[:8] == ["<s>", "s", "h", "o", "r", "t", "<s>", "A"] and not looked.copy_report
@@ -343,7 +343,7 @@ def test_the_command_tells_of_cuts_copies_and_baselines(tmp_path: Path) -> None:
     done = qkv("look", place, text, "--answer", summary, "--html", str(tmp_path / "page.html"))
     assert f"of {len(summary)} tokens came more out of the source" in done.output
     assert "which is 26 tokens too long" in done.output
-    assert "answer.cross_attention" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "head.cross_attention" in (tmp_path / "page.html").read_text(encoding="utf-8")
     done = qkv("describe", place)
     assert "PointerGenerator(d_key=16)" in done.output
     assert "docstrings" in qkv("data", "list").output

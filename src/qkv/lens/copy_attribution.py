@@ -12,7 +12,7 @@ from qkv.models import SequenceModel
 from qkv.models.transformer import Transformer
 from qkv.outputs import PointerGeneratorHead
 
-COPY_ATTENTION_PLACE = "answer.cross_attention"
+COPY_ATTENTION_PLACE = "head.cross_attention"
 
 
 @dataclass(frozen=True)

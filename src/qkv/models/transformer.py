@@ -216,7 +216,7 @@ class Transformer(SequenceModel):
             for choice, block in zip(stack.config.blocks, stack.blocks, strict=True):
                 if choice.norm_at == "pre":
                     for name, module in block.named_modules():
-                        if name.endswith((".output", ".narrow")) and isinstance(module, nn.Linear):
+                        if name.endswith((".output", ".down_proj")) and isinstance(module, nn.Linear):
                             module.weight.data.mul_((2 * len(stack.blocks)) ** -0.5)
 
     def encode(self, source: Tensor, source_mask: Tensor | None = None, tap: Tap = NO_TAP) -> Memory | None:

@@ -157,7 +157,7 @@ def _iter_adjusted(operation: str | Conversion, names: Iterable[str]) -> Iterato
 def _is_head_tensor(name: str, table: WeightTable) -> bool:
     """Whether a name stands beside the body of the model, as its answering head does, and takes no prefix."""
     found = _find_entry(table, name)
-    return found is not None and all(target.startswith("answer.") for target in found[1])
+    return found is not None and all(target.startswith("head.") for target in found[1])
 
 
 def _find_entry(table: WeightTable, name: str) -> tuple[Conversion, list[str]] | None:

@@ -170,7 +170,7 @@ class Transformer:
         )
         if not self.pointer_generator:
             return shape
-        return replace(shape, answers=spec.PointerGenerator(self.d_model, spec.Vocabulary(tied=self.tied)))
+        return replace(shape, head=spec.PointerGenerator(self.d_model, spec.Vocabulary(tied=self.tied)))
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ SHARED_TABLE: WeightTable = {
     "shared": "encoder.embedding.tokens",
     "encoder.embed_tokens": "encoder.embedding.tokens",
     "decoder.embed_tokens": "decoder.embedding.tokens",
-    "lm_head.weight": "answer.vectors",
-    "final_logits_bias": reshape("answer.bias", (1, -1)),
+    "lm_head.weight": "head.weight",
+    "final_logits_bias": reshape("head.bias", (1, -1)),
     "encoder.version": ignore(),
     "decoder.version": ignore(),
 }
@@ -87,12 +87,12 @@ def _build_m2m100(config: HFConfig) -> spec.Transformer:
     config = {"activation_function": "relu", "scale_embedding": True, **config}
     positions = spec.Sinusoidal("tensor2tensor", start=config.get("pad_token_id", 1) + 1)
     found = _build_transformer(config, "pre", positions=positions, final_norm=spec.Norm())
-    return replace(found, answers=spec.Vocabulary())
+    return replace(found, head=spec.Vocabulary())
 
 
 _M2M100_TABLE: WeightTable = {**_PRE_NORM_TABLE, **SINUSOIDAL_TABLE}
 
-_ZERO_BIAS = ("answer.bias",)
+_ZERO_BIAS = ("head.bias",)
 FAMILIES = (
     Family("BART", ("bart",), _build_bart, lambda config: _BART_TABLE, zero_suffixes=_ZERO_BIAS, base_model_prefix="model."),
     Family("mBART", ("mbart",), _build_mbart, lambda config: {**_PRE_NORM_TABLE, **_POSITION_TABLE, **_EMBED_NORM_TABLE}, zero_suffixes=_ZERO_BIAS, base_model_prefix="model."),

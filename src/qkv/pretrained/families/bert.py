@@ -55,7 +55,7 @@ def count_labels(config: HFConfig) -> int:
 
 def define_label_head(name: str) -> HeadDefinition:
     """Scores for the labels of each position, straight from the hidden vectors."""
-    return HeadDefinition(lambda config: spec.Labels(count_labels(config)), {name: "answer.linear"})
+    return HeadDefinition(lambda config: spec.Labels(count_labels(config)), {name: "head.linear"})
 
 
 # What all of them share
@@ -137,11 +137,11 @@ _BODY_TABLE: dict[str, str | Conversion] = {**_EMBEDDING_TABLE, **_LAYER_TABLE, 
 def _build_masked_lm_table(dense: str, norm: str, bias: tuple[str, ...], vectors: str) -> WeightTable:
     """bias: the names that it has, the first of which is written."""
     return {
-        dense: "answer.dense.linear",
-        norm: "answer.dense.norm",
-        vectors: "answer.vectors",
-        bias[0]: "answer.bias",
-        **{name: accept_legacy_name("answer.bias") for name in bias[1:]},
+        dense: "head.dense.linear",
+        norm: "head.dense.norm",
+        vectors: "head.weight",
+        bias[0]: "head.bias",
+        **{name: accept_legacy_name("head.bias") for name in bias[1:]},
     }
 
 
@@ -156,7 +156,7 @@ def _add_gamma_and_beta(table: WeightTable) -> WeightTable:
     return {**gammas, **betas, **table}
 
 
-_POOLER_TABLE = {"bert.pooler.dense": "answer.dense.linear"}
+_POOLER_TABLE = {"bert.pooler.dense": "head.dense.linear"}
 _BERT_MASKED_LM = HeadDefinition(
     _build_masked_lm_head,
     _build_masked_lm_table(
@@ -170,8 +170,8 @@ _BERT_HEADS: HeadDefinitions = {
     "Model": NO_HEAD,
     "ForMaskedLM": _BERT_MASKED_LM,
     "ForPreTraining": _BERT_MASKED_LM,
-    "ForNextSentencePrediction": HeadDefinition(_make_first_token_classifier("tanh", 2), {**_POOLER_TABLE, "cls.seq_relationship": "answer.linear"}),
-    "ForSequenceClassification": HeadDefinition(_make_first_token_classifier("tanh"), {**_POOLER_TABLE, "classifier": "answer.linear"}),
+    "ForNextSentencePrediction": HeadDefinition(_make_first_token_classifier("tanh", 2), {**_POOLER_TABLE, "cls.seq_relationship": "head.linear"}),
+    "ForSequenceClassification": HeadDefinition(_make_first_token_classifier("tanh"), {**_POOLER_TABLE, "classifier": "head.linear"}),
     "ForTokenClassification": define_label_head("classifier"),
     "ForQuestionAnswering": define_label_head("qa_outputs"),
 }
@@ -207,7 +207,7 @@ _ROBERTA_HEADS: HeadDefinitions = {
         ),
     ),
     "ForSequenceClassification": HeadDefinition(
-        _make_first_token_classifier("tanh"), {"classifier.dense": "answer.dense.linear", "classifier.out_proj": "answer.linear"}
+        _make_first_token_classifier("tanh"), {"classifier.dense": "head.dense.linear", "classifier.out_proj": "head.linear"}
     ),
     "ForTokenClassification": define_label_head("classifier"),
     "ForQuestionAnswering": define_label_head("qa_outputs"),
@@ -246,7 +246,7 @@ _DISTILBERT_HEADS: HeadDefinitions = {
         _build_masked_lm_table("vocab_transform", "vocab_layer_norm", ("vocab_projector.bias",), "vocab_projector.weight"),
     ),
     "ForSequenceClassification": HeadDefinition(
-        _make_first_token_classifier("relu"), {"pre_classifier": "answer.dense.linear", "classifier": "answer.linear"}
+        _make_first_token_classifier("relu"), {"pre_classifier": "head.dense.linear", "classifier": "head.linear"}
     ),
     "ForTokenClassification": define_label_head("classifier"),
     "ForQuestionAnswering": define_label_head("qa_outputs"),
@@ -312,7 +312,7 @@ _ALBERT_HEADS: HeadDefinitions = {
     "ForPreTraining": _ALBERT_MASKED_LM,
     "ForSequenceClassification": HeadDefinition(
         lambda config: spec.Classes(count_labels(config), "first", spec.Dense("tanh")),
-        {"albert.pooler": "answer.dense.linear", "classifier": "answer.linear"},
+        {"albert.pooler": "head.dense.linear", "classifier": "head.linear"},
     ),
     "ForTokenClassification": define_label_head("classifier"),
     "ForQuestionAnswering": define_label_head("qa_outputs"),
@@ -334,8 +334,8 @@ _ELECTRA_HEADS: HeadDefinitions = {
     "ForPreTraining": HeadDefinition(
         lambda config: spec.Labels(1, spec.Dense(parse_activation(config.get("hidden_act", "gelu")))),
         {
-            "discriminator_predictions.dense": "answer.dense.linear",
-            "discriminator_predictions.dense_prediction": "answer.linear",
+            "discriminator_predictions.dense": "head.dense.linear",
+            "discriminator_predictions.dense_prediction": "head.linear",
         },
     ),
     "ForMaskedLM": HeadDefinition(
@@ -348,7 +348,7 @@ _ELECTRA_HEADS: HeadDefinitions = {
         ),
     ),
     "ForSequenceClassification": HeadDefinition(
-        _make_first_token_classifier("gelu"), {"classifier.dense": "answer.dense.linear", "classifier.out_proj": "answer.linear"}
+        _make_first_token_classifier("gelu"), {"classifier.dense": "head.dense.linear", "classifier.out_proj": "head.linear"}
     ),
     "ForTokenClassification": define_label_head("classifier"),
     "ForQuestionAnswering": define_label_head("qa_outputs"),

@@ -57,9 +57,9 @@ def _build_table(config: HFConfig) -> WeightTable:
         f"{layer}mlp.c_fc": transpose(f"{feed_forward}.up_proj"),
         f"{layer}mlp.c_proj": transpose(f"{feed_forward}.down_proj"),
         "encoder.ln_f": "encoder.final_norm",
-        "predict_return": "answer.returns",
-        "predict_state": "answer.state",
-        "predict_action.0": "answer.action",
+        "predict_return": "head.returns",
+        "predict_state": "head.state",
+        "predict_action.0": "head.action",
     }
 
 

@@ -23,8 +23,8 @@ _CELL_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _TABLE: WeightTable = {
     "enc_emb": "encoder.embedding.tokens.weight",
     "dec_emb": "decoder.embedding.tokens.weight",
-    "fc_w": "answer.vectors",
-    "fc_b": "answer.bias",
+    "fc_w": "head.weight",
+    "fc_b": "head.bias",
     **{
         f"{short}_{part[0]}_{part[-2:]}": f"{name}.layers.0.{part}_l0"
         for short, name in (("enc", "encoder"), ("dec", "decoder"))

@@ -68,7 +68,7 @@ _GPT2_TABLE: WeightTable = {
     "h.{n}.mlp.c_fc": transpose(f"{_FEED_FORWARD}.up_proj"),
     "h.{n}.mlp.c_proj": transpose(f"{_FEED_FORWARD}.down_proj"),
     "ln_f": "decoder.final_norm",
-    "lm_head.weight": "answer.vectors",
+    "lm_head.weight": "head.weight",
 }
 
 
@@ -100,7 +100,7 @@ def _build_gpt_neox_table(config: HFConfig) -> WeightTable:
         "layers.{n}.mlp.dense_h_to_4h": f"{_FEED_FORWARD}.up_proj",
         "layers.{n}.mlp.dense_4h_to_h": f"{_FEED_FORWARD}.down_proj",
         "final_layer_norm": "decoder.final_norm",
-        "embed_out.weight": "answer.vectors",
+        "embed_out.weight": "head.weight",
     }
 
 
@@ -146,8 +146,8 @@ def _build_opt_table(config: HFConfig) -> WeightTable:
         f"{layer}final_layer_norm": f"{_FEED_FORWARD_RESIDUAL}.{norm}",
         "decoder.final_layer_norm": "decoder.final_norm",
         "decoder.project_in": "decoder.embedding.projection",
-        "decoder.project_out": "answer.dense.linear",
-        "lm_head.weight": "answer.vectors",
+        "decoder.project_out": "head.dense.linear",
+        "lm_head.weight": "head.weight",
     }
 
 
@@ -180,7 +180,7 @@ def _build_bloom_table(config: HFConfig, kv_heads: int | None = None) -> WeightT
         "h.{n}.mlp.dense_h_to_4h": f"{_FEED_FORWARD}.up_proj",
         "h.{n}.mlp.dense_4h_to_h": f"{_FEED_FORWARD}.down_proj",
         "ln_f": "decoder.final_norm",
-        "lm_head.weight": "answer.vectors",
+        "lm_head.weight": "head.weight",
     }
 
 

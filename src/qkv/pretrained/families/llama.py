@@ -27,7 +27,7 @@ _ATTENTION_TABLE = {
 _TABLE: WeightTable = {
     "model.embed_tokens": "decoder.embedding.tokens",
     "model.norm": "decoder.final_norm",
-    "lm_head.weight": "answer.vectors",
+    "lm_head.weight": "head.weight",
     **_ATTENTION_TABLE,
     "model.layers.{n}.self_attn.rotary_emb.inv_freq": ignore(),
     "model.layers.{n}.input_layernorm": f"{_BLOCK}self_attention_residual.before",
@@ -200,10 +200,10 @@ def _build_gpt_oss_table(config: HFConfig) -> WeightTable:
     return {
         **{name: target for name, target in _TABLE.items() if ".mlp." not in name},
         f"{mlp}router": f"{_BLOCK}feed_forward.router",
-        f"{mlp}experts.gate_up_proj": stack_experts(count, f"{ours}gate.weight", f"{ours}widen.weight"),
-        f"{mlp}experts.gate_up_proj_bias": stack_experts(count, f"{ours}gate.bias", f"{ours}widen.bias"),
-        f"{mlp}experts.down_proj": stack_experts(count, f"{ours}narrow.weight"),
-        f"{mlp}experts.down_proj_bias": stack_experts(count, f"{ours}narrow.bias"),
+        f"{mlp}experts.gate_up_proj": stack_experts(count, f"{ours}gate.weight", f"{ours}up_proj.weight"),
+        f"{mlp}experts.gate_up_proj_bias": stack_experts(count, f"{ours}gate.bias", f"{ours}up_proj.bias"),
+        f"{mlp}experts.down_proj": stack_experts(count, f"{ours}down_proj.weight"),
+        f"{mlp}experts.down_proj_bias": stack_experts(count, f"{ours}down_proj.bias"),
     }
 
 

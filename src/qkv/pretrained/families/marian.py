@@ -98,7 +98,7 @@ def _is_recurrent(config: HFConfig) -> bool:
 def _build_native_table(config: HFConfig) -> WeightTable:
     table: dict[str, Any] = {
         "Wemb": append_rows("encoder.embedding.tokens.weight", 1),
-        "decoder_ff_logit_out_b": append_rows("answer.bias", 1, fill_value=-1e4),
+        "decoder_ff_logit_out_b": append_rows("head.bias", 1, fill_value=-1e4),
     }
     parts = {"self": "self_attention", "context": "cross_attention"}
     for name in ("encoder", "decoder"):
@@ -174,7 +174,7 @@ FAMILIES = (
         ("marian",),
         _build_marian,
         lambda config: _TABLE if _has_shared_embedding(config) else _UNTIED_TABLE,
-        zero_suffixes=("answer.bias",),
+        zero_suffixes=("head.bias",),
         base_model_prefix="model.",
     ),
     Family("Marian (native)", ("marian_native",), _build_native, _build_native_table),

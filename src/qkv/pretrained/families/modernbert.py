@@ -64,8 +64,8 @@ def _build_classes(config: HFConfig) -> spec.Classes:
     return spec.Classes(count_labels(config), pool, _build_dense(config))
 
 
-_DENSE_TABLE: WeightTable = {"head.dense": "answer.dense.linear", "head.norm": "answer.dense.norm"}
-_CLASSIFIER_TABLE: WeightTable = {**_DENSE_TABLE, "classifier": "answer.linear"}
+_DENSE_TABLE: WeightTable = {"head.dense": "head.dense.linear", "head.norm": "head.dense.norm"}
+_CLASSIFIER_TABLE: WeightTable = {**_DENSE_TABLE, "classifier": "head.linear"}
 _LABEL_HEAD = HeadDefinition(lambda config: spec.Labels(count_labels(config), _build_dense(config)), _CLASSIFIER_TABLE)
 _HEADS: HeadDefinitions = {
     "Model": NO_HEAD,
@@ -73,7 +73,7 @@ _HEADS: HeadDefinitions = {
         lambda config: spec.Vocabulary(
             config.get("tie_word_embeddings", True), bias=config.get("decoder_bias", True), dense=_build_dense(config)
         ),
-        {**_DENSE_TABLE, "decoder.weight": "answer.vectors", "decoder.bias": "answer.bias"},
+        {**_DENSE_TABLE, "decoder.weight": "head.weight", "decoder.bias": "head.bias"},
     ),
     "ForSequenceClassification": HeadDefinition(_build_classes, _CLASSIFIER_TABLE),
     "ForTokenClassification": _LABEL_HEAD,
@@ -98,7 +98,7 @@ FAMILIES = (
         ("modernbert",),
         _build_encoder,
         lambda config: combine_tables(config, _HEADS, _BODY_TABLE),
-        zero_suffixes=("norm.bias", "before.bias", "answer.dense.linear.bias"),
+        zero_suffixes=("norm.bias", "before.bias", "head.dense.linear.bias"),
         base_model_prefix="model.",
         sidecar_readers=(read_sentence_pooling,),
     ),

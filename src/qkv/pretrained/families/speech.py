@@ -38,19 +38,19 @@ def _build_whisper(config: HFConfig) -> spec.Transformer:
         )
         for name, length in (("encoder", "source"), ("decoder", "target"))
     }
-    encoder = replace(sides["encoder"], reads=spec.Frames(config["num_mel_bins"]))
+    encoder = replace(sides["encoder"], input=spec.Frames(config["num_mel_bins"]))
     return spec.Transformer(encoder, sides["decoder"], spec.Vocabulary())
 
 
 _WHISPER_TABLE: WeightTable = {
-    "encoder.conv1": "encoder.embedding.first",
-    "encoder.conv2": "encoder.embedding.second",
+    "encoder.conv1": "encoder.embedding.conv1",
+    "encoder.conv2": "encoder.embedding.conv2",
     "decoder.embed_tokens": "decoder.embedding.tokens",
     **{f"{one}.embed_positions": f"{one}.embedding.positions" for one in ("encoder", "decoder")},
     **{f"{one}.layer_norm": f"{one}.final_norm" for one in ("encoder", "decoder")},
     **build_block_table("encoder", "before"),
     **build_block_table("decoder", "before"),
-    "proj_out.weight": accept_legacy_name("answer.vectors"),
+    "proj_out.weight": accept_legacy_name("head.weight"),
 }
 
 
@@ -243,7 +243,7 @@ def _build_wav2vec2_table(config: HFConfig) -> WeightTable:
     stable = config.get("do_stable_layer_norm", False)
     layer, block = "encoder.layers.{n}.", "encoder.blocks.{n}."
     hides = config.get("mask_time_prob", 0.05) > 0 or config.get("mask_feature_prob", 0.0) > 0  # sound, in training
-    around, norm = "encoder.embedding.around", "before" if stable else "last"
+    around, norm = "encoder.embedding.positional_conv", "before" if stable else "last"
     lengths, directions = set_weight_magnitude(f"{around}.weight"), set_weight_direction(f"{around}.weight")
     return {
         "feature_extractor.conv_layers.{n}.conv": "encoder.embedding.layers.{n}.convolution",
@@ -264,7 +264,7 @@ def _build_wav2vec2_table(config: HFConfig) -> WeightTable:
         f"{layer}feed_forward.intermediate_dense": f"{block}feed_forward.up_proj",
         f"{layer}feed_forward.output_dense": f"{block}feed_forward.down_proj",
         f"{layer}final_layer_norm": f"{block}feed_forward_residual.{norm}",
-        "lm_head": "answer.linear",
+        "lm_head": "head.linear",
         "masked_spec_embed": write_zeros(f"{around}.bias") if hides else ignore(),
         **{name: ignore() for name in ("quantizer", "project_q", "project_hid")},
     }

@@ -82,7 +82,7 @@ def _build_table(config: HFConfig) -> WeightTable:
         "shared": "encoder.embedding.tokens",
         "encoder.embed_tokens": "encoder.embedding.tokens",
         "decoder.embed_tokens": "decoder.embedding.tokens",
-        "lm_head.weight": "answer.vectors",
+        "lm_head.weight": "head.weight",
         "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight": ignore(),  # never used
         **_build_side_table("encoder", gated),
         **_build_side_table("decoder", gated),

@@ -98,7 +98,7 @@ def _build_image_table(config: HFConfig) -> dict[str, str | Conversion]:
     config = {**_DEFAULTS, **config}
     size = _get_side(config, "patch_size")
     return {
-        "embeddings.cls_token": reshape("encoder.embedding.leading.0", (1, 1, -1)),
+        "embeddings.cls_token": reshape("encoder.embedding.class_tokens.0", (1, 1, -1)),
         "embeddings.mask_token": ignore(),
         "embeddings.position_embeddings": reshape("encoder.embedding.positions.weight", (1, -1, config["hidden_size"])),
         "embeddings.patch_embeddings.projection.weight": reshape(
@@ -111,7 +111,7 @@ def _build_image_table(config: HFConfig) -> dict[str, str | Conversion]:
         "encoder.layer.{n}.attention.output.dense": f"{_ATTENTION}.output",
         "layernorm": "encoder.final_norm",
         "pooler": ignore(),
-        "classifier": "answer.linear",
+        "classifier": "head.linear",
     }
 
 
@@ -127,11 +127,11 @@ def _build_vit_table(config: HFConfig) -> WeightTable:
 
 def _build_deit_table(config: HFConfig) -> WeightTable:
     table = dict(_build_vit_table(config))
-    table["embeddings.distillation_token"] = reshape("encoder.embedding.leading.1", (1, 1, -1))
+    table["embeddings.distillation_token"] = reshape("encoder.embedding.class_tokens.1", (1, 1, -1))
     if "DeiTForImageClassificationWithTeacher" in (config.get("architectures") or ()):  # the mean of two answers
         del table["classifier"]
-        table["cls_classifier"] = scale("answer.linear", 0.5)
-        table["distillation_classifier"] = scale("answer.second", 0.5)
+        table["cls_classifier"] = scale("head.linear", 0.5)
+        table["distillation_classifier"] = scale("head.second", 0.5)
     return table
 
 
@@ -176,8 +176,8 @@ def _build_dinov2_table(config: HFConfig) -> WeightTable:
         "encoder.layer.{n}.layer_scale1.lambda1": scale_rows(f"{_ATTENTION}.output"),
         "encoder.layer.{n}.layer_scale2.lambda1": scale_rows(f"{_FEED_FORWARD}.down_proj"),
         **feed_forward,
-        "classifier.weight": concatenate_columns("answer.linear.weight", "answer.second.weight"),
-        "classifier.bias": "answer.linear.bias",
+        "classifier.weight": concatenate_columns("head.linear.weight", "head.second.weight"),
+        "classifier.bias": "head.linear.bias",
     }
 
 
@@ -296,13 +296,13 @@ def _build_clip_image_table(config: HFConfig) -> WeightTable:
     size = _get_side(config, "patch_size")
     return {
         **_CLIP_BLOCK_TABLE,
-        "embeddings.class_embedding": "encoder.embedding.leading.0",
+        "embeddings.class_embedding": "encoder.embedding.class_tokens.0",
         "embeddings.patch_embedding.weight": reshape(
             "encoder.embedding.patches.weight", (-1, config["num_channels"], size, size)
         ),
         "pre_layrnorm": "encoder.embedding.norm",
         "post_layernorm": "encoder.final_norm",
-        "visual_projection": "answer.linear",
+        "visual_projection": "head.linear",
     }
 
 
@@ -311,7 +311,7 @@ def _build_clip_text_table(config: HFConfig) -> WeightTable:
         **_CLIP_BLOCK_TABLE,
         "embeddings.token_embedding": "encoder.embedding.tokens",
         "final_layer_norm": "encoder.final_norm",
-        "text_projection": "answer.linear",
+        "text_projection": "head.linear",
     }
 
 
@@ -321,7 +321,7 @@ def _build_clip_table(config: HFConfig) -> WeightTable:
         ("vision_model.", "source.", _build_clip_image_table(image)),
         ("text_model.", "target.", _build_clip_text_table(text)),
     )
-    table: dict[str, str | Conversion] = {"logit_scale": "log_factor"}
+    table: dict[str, str | Conversion] = {"logit_scale": "logit_scale"}
     for theirs, ours, tower in towers:
         for name, target in tower.items():
             table[name if name.endswith("_projection") else theirs + name] = _add_prefix(ours, target)
@@ -339,13 +339,13 @@ _NO_PATCH_BIAS = ("embedding.patches.bias",)
 FAMILIES = (
     Family("ViT", ("vit",), _build_vit, _build_vit_table, base_model_prefix="vit."),
     Family("DeiT", ("deit",), _build_deit, _build_deit_table, base_model_prefix="deit."),
-    Family("DINOv2", ("dinov2",), _build_dinov2, _build_dinov2_table, zero_suffixes=("answer.second.bias",), base_model_prefix="dinov2."),
+    Family("DINOv2", ("dinov2",), _build_dinov2, _build_dinov2_table, zero_suffixes=("head.second.bias",), base_model_prefix="dinov2."),
     Family(
         "DINOv2 with registers",
         ("dinov2_with_registers",),
         _build_dinov2_with_registers,
         _build_dinov2_with_registers_table,
-        zero_suffixes=("answer.second.bias",),
+        zero_suffixes=("head.second.bias",),
         base_model_prefix="dinov2_with_registers.",
     ),
     Family("CLIP", ("clip",), _build_clip, _build_clip_table, zero_suffixes=_NO_PATCH_BIAS),

@@ -120,10 +120,10 @@ class _PretrainedClassifier:
             answers = replace(answers, count=len(classes), dense=None)
         else:
             answers = spec.Classes(len(classes), answers.pool if isinstance(answers, spec.Vector) else "mean")
-        model = build(replace(shape, answers=answers))
-        rest = {name: value for name, value in self.model.state_dict().items() if not name.startswith("answer.")}
+        model = build(replace(shape, head=answers))
+        rest = {name: value for name, value in self.model.state_dict().items() if not name.startswith("head.")}
         strange = model.load_state_dict(rest, strict=False)
-        assert all(name.startswith("answer.") for name in strange.missing_keys) and not strange.unexpected_keys
+        assert all(name.startswith("head.") for name in strange.missing_keys) and not strange.unexpected_keys
         return model
 
 

@@ -87,8 +87,8 @@ class SpeechTransformer:
             tied=self.tied,
         )
         assert shape.encoder is not None
-        encoder = replace(shape.encoder, reads=spec.Frames(mels))
-        return replace(shape, encoder=encoder, encoder_answers=spec.Labels(vocab) if ctc else None)
+        encoder = replace(shape.encoder, input=spec.Frames(mels))
+        return replace(shape, encoder=encoder, encoder_head=spec.Labels(vocab) if ctc else None)
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class AudioClassifier:
         encoder = both.spec(mels, 8, ctc=False).encoder
         assert encoder is not None
         reads = spec.Frames(mels, self.stem, self.stem_norm, self.stem_residual)
-        return spec.Transformer(replace(encoder, reads=reads), None, spec.Classes(classes))
+        return spec.Transformer(replace(encoder, input=reads), None, spec.Classes(classes))
 
 
 @dataclass(frozen=True)
