@@ -26,7 +26,7 @@ from sizes import DECODERS, SIZES, build_gpt2, build_marian, build_qkv, build_qk
 from torch import Tensor
 
 from qkv.attention import attend
-from qkv.lens import AttentionTrace, Recorder, AttentionStatistics, compute_statistics, build_trace
+from qkv.lens import AttentionStatistics, AttentionTrace, Recorder, build_trace, compute_statistics
 from qkv.mask import Mask
 from qkv.models import SequenceModel
 from qkv.tap import Tap

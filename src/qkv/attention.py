@@ -171,7 +171,9 @@ def masked_softmax(
     return weights if visible is None else weights.masked_fill(~visible, 0.0)
 
 
-def _attend_by_rows(query: Tensor, key: Tensor, value: Tensor, mask: Mask, scale: float | None, dropout: float) -> Tensor:
+def _attend_by_rows(
+    query: Tensor, key: Tensor, value: Tensor, mask: Mask, scale: float | None, dropout: float
+) -> Tensor:
     """The kernel for some queries after others, each time over the keys that these may see."""
     parts = []
     for begin in range(0, query.shape[2], _QUERY_CHUNK):

@@ -79,7 +79,9 @@ def describe_sizes(model_spec: spec.Spec) -> dict[str, str]:
     return said
 
 
-def _describe_dual_encoder(model_spec: spec.DualEncoder, describe: Callable[[spec.Spec], dict[str, str]]) -> dict[str, str]:
+def _describe_dual_encoder(
+    model_spec: spec.DualEncoder, describe: Callable[[spec.Spec], dict[str, str]]
+) -> dict[str, str]:
     towers = (("source", model_spec.source), ("target", model_spec.target))
     return {f"{name}: {what}": words for name, tower in towers for what, words in describe(tower).items()}
 

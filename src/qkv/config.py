@@ -313,7 +313,8 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _kind_name(cls: Any) -> str:
-    return str(cls.__name__).lower()
+    """RelativeBias -> relative_bias."""
+    return re.sub(r"(?<!^)(?=[A-Z][a-z])", "_", cls.__name__).lower()
 
 
 def _find_options(hint: Any, name: str, path: str = "", ancestors: tuple[Any, ...] = ()) -> Iterator[str]:

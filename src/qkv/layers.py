@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qkv import spec
-from qkv.attention import attend, apply_dropout
-from qkv.cache import BlockCache, SSRUCache, KeyValueCache
+from qkv.attention import apply_dropout, attend
+from qkv.cache import BlockCache, KeyValueCache, SSRUCache
 from qkv.mask import Mask
 from qkv.positions import apply_rotary
 from qkv.tap import NO_TAP, Tap

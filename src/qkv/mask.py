@@ -35,7 +35,9 @@ class Mask:
     @property
     def is_only_causal(self) -> bool:
         """Whether a kernel's own causal flag (aligned top-left) says it all."""
-        return self.causal and self.window is None and self.past == 0 and self.key_mask is None and self.documents is None
+        return (
+            self.causal and self.window is None and self.past == 0 and self.key_mask is None and self.documents is None
+        )
 
     def visible_range(self, rows: Span, keys: int) -> Span:
         """The keys, of so many, that some query of `rows` may see by distance; all that others hide are outside."""

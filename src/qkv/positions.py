@@ -123,7 +123,9 @@ class RelativeBias(nn.Module):
         return offset + torch.where(distance < exact, distance, far)
 
 
-def compute_alibi_bias(distances: Int[Tensor, "queries keys"], heads: int, factor: float = 1.0) -> Float[Tensor, "1 heads queries keys"]:
+def compute_alibi_bias(
+    distances: Int[Tensor, "queries keys"], heads: int, factor: float = 1.0
+) -> Float[Tensor, "1 heads queries keys"]:
     """The bias -slope * distance * factor with slopes 2^(-8/heads), 2^(-16/heads), ... (Press et al. 2022, section 3).
 
     For a number of heads that is no power of two: the slopes of the next lower power, then every second one of

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from qkv.attention import attend, apply_dropout, masked_softmax
+from qkv.attention import apply_dropout, attend, masked_softmax
 from qkv.mask import Mask
 from qkv.tap import Site, Tap
 

@@ -113,7 +113,12 @@ def test_it_learns_to_copy_what_it_never_saw_and_says_so() -> None:
     assert right > 25, "chance is 1 or 2 of 50"
     trace = lens.look(model, unseen[:1], torch.cat((torch.tensor([[1]]), unseen[:1, :2]), 1))
     [first, _] = lens.attribute_copies(model, trace)
-    assert first.position == 1 and first.copied_share > 0.9 and first.source_position == 0 and first.generation_probability < 0.5
+    assert (
+        first.position == 1
+        and first.copied_share > 0.9
+        and first.source_position == 0
+        and first.generation_probability < 0.5
+    )
 
 
 @torch.no_grad()

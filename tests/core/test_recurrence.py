@@ -9,7 +9,7 @@ from torch import Tensor
 from qkv import lens, spec
 from qkv.decoding import Beam, DecodingConfig, LengthLimit, generate_batch
 from qkv.errors import SpecError
-from qkv.layers import AttentionInputs, SSRU
+from qkv.layers import SSRU, AttentionInputs
 from qkv.models import build
 
 ATTENTION, FEED_FORWARD = spec.Attention(2, 8), spec.FeedForward(24)

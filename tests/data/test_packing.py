@@ -94,7 +94,7 @@ def test_a_sampler_refuses_other_texts() -> None:
         TokenWindows(TokenStore.from_lists(None, []), 4, Special())
 
 
-@pytest.mark.parametrize("position", [None, {"kind": "rotary"}, {"kind": "relativebias"}, {"kind": "alibi"}])
+@pytest.mark.parametrize("position", [None, {"kind": "rotary"}, {"kind": "relative_bias"}, {"kind": "alibi"}])
 def test_documents_do_not_see_each_other(position: dict[str, str] | None) -> None:
     from qkv import config
 

@@ -15,13 +15,13 @@ from qkv.lens import (
     Recorder,
     Trace,
     align,
-    find_best_heads,
     alignment_error_rate,
-    look,
-    parse_pharaoh,
-    format_pharaoh,
     build_trace,
     compute_word_ids,
+    find_best_heads,
+    format_pharaoh,
+    look,
+    parse_pharaoh,
 )
 from tests.lens.test_trace import causal_model
 

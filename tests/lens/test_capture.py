@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from qkv import spec
 from qkv.errors import CheckpointError, QkvError, StorageError
-from qkv.lens import Recorder, Trace, capture, look, compute_statistics, read_capture, build_trace, write_capture
+from qkv.lens import Recorder, Trace, build_trace, capture, compute_statistics, look, read_capture, write_capture
 from qkv.models import build
 from tests.core.test_spec import build_small_spec, draw_spec
 from tests.lens.test_statistics import attentions, make_attention_trace

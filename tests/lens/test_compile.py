@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from qkv import spec
-from qkv.lens import Recorder, Compose, ablate, knock_out, look, patch, swap_values, build_trace
+from qkv.lens import Compose, Recorder, ablate, build_trace, knock_out, look, patch, swap_values
 from qkv.models import SequenceModel, build
 from tests.core.test_spec import build_small_spec
 

@@ -12,7 +12,7 @@ from torch import Tensor
 import qkv
 from qkv import spec
 from qkv.errors import QkvError, SpecError
-from qkv.lens import Compose, knock_out, explain
+from qkv.lens import Compose, explain, knock_out
 from qkv.lens.interventions import Intervention
 from qkv.models import SequenceModel, build
 from qkv.tap import NO_TAP, Tap

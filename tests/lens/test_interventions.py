@@ -218,5 +218,9 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(QkvError, match="run of the same model"):
         run(model, given_tokens, patch(CROSS, "value", narrow[CROSS]))
     assert (
-        lens.Intervention(CROSS, "weights", torch.zeros_like).at("decoder").at("0").at("cross_attention").replaces("weights")
+        lens.Intervention(CROSS, "weights", torch.zeros_like)
+        .at("decoder")
+        .at("0")
+        .at("cross_attention")
+        .replaces("weights")
     )

@@ -14,11 +14,16 @@ from torch import Tensor
 from qkv import spec
 from qkv.attention import attend
 from qkv.errors import QkvError
-from qkv.lens import Intervention, Recorder, Trace, look, build_trace
-from qkv.lens import chunks
-from qkv.lens.attributions import direct_logit_attribution, gradient_times_weight, logit_lens, attention_rollout, value_zeroing
-from qkv.lens.circuits import LowRankMatrix, composition_scores, copying_score, token_circuit, ov_circuit, qk_circuit
-from qkv.lens.head_reports import find_dead_heads, report_heads, report_attention, head_similarity
+from qkv.lens import Intervention, Recorder, Trace, build_trace, chunks, look
+from qkv.lens.attributions import (
+    attention_rollout,
+    direct_logit_attribution,
+    gradient_times_weight,
+    logit_lens,
+    value_zeroing,
+)
+from qkv.lens.circuits import LowRankMatrix, composition_scores, copying_score, ov_circuit, qk_circuit, token_circuit
+from qkv.lens.head_reports import find_dead_heads, head_similarity, report_attention, report_heads
 from qkv.models import build
 from qkv.models.transformer import Transformer
 from tests.core.test_spec import build_small_spec, draw_spec

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qkv.attention import attend
 from qkv.errors import QkvError
-from qkv.lens import AttentionTrace, Recorder, AttentionStatistics, compute_statistics, statistics, build_trace
+from qkv.lens import AttentionStatistics, AttentionTrace, Recorder, build_trace, compute_statistics, statistics
 from qkv.mask import Mask
 
 

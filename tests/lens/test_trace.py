@@ -13,7 +13,7 @@ from torch import Tensor
 from qkv import spec
 from qkv.attention import attend
 from qkv.errors import QkvError
-from qkv.lens import AttentionTrace, Intervention, Recorder, Trace, look, build_trace
+from qkv.lens import AttentionTrace, Intervention, Recorder, Trace, build_trace, look
 from qkv.mask import Mask
 from qkv.models import SequenceModel, build
 from qkv.tap import Site, Tap
@@ -198,7 +198,9 @@ def kept_numbers(trace: Trace) -> int:
     for calls in trace.calls.values():
         for call in calls:
             sites = [site for site in ("query", "key", "value", "context", "output", "residual") if site in call]
-            for tensor in [call[site] for site in sites] + [x for x in call.score_terms.values() if isinstance(x, Tensor)]:
+            for tensor in [call[site] for site in sites] + [
+                x for x in call.score_terms.values() if isinstance(x, Tensor)
+            ]:
                 storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
     return sum(storages.values())
 

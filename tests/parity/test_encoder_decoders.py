@@ -249,7 +249,9 @@ def test_rules_of_generation_are_read_or_refused() -> None:
         "forced_bos_token_id": 7, "forced_eos_token_id": 2,
     }  # fmt: skip
     assert GenerationConfig.from_hugging_face(says, has_encoder=True) == GenerationConfig(5, (2, 3), (4, 9), (7,), 2)
-    assert GenerationConfig.from_hugging_face({"bos_token_id": 1, "eos_token_id": 2}, has_encoder=False) == GenerationConfig(None, (2,))
+    assert GenerationConfig.from_hugging_face(
+        {"bos_token_id": 1, "eos_token_id": 2}, has_encoder=False
+    ) == GenerationConfig(None, (2,))
     assert GenerationConfig.from_hugging_face({"bos_token_id": 1}, has_encoder=True) == GenerationConfig(1, ())
     for wrong in ({"bad_words_ids": [[1, 2]]}, {"eos_token_id": "</s>"}, {"forced_bos_token_id": -1}):
         with pytest.raises(CheckpointError, match=next(iter(wrong))):

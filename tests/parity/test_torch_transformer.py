@@ -9,9 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from qkv import spec
-from qkv.layers import Attention, Block, AttentionInputs
+from qkv.layers import Attention, AttentionInputs, Block
 from qkv.mask import Mask
-from qkv.positions import RelativeBias, compute_alibi_bias, compute_distances, apply_rotary, compute_rotations, compute_sinusoids
+from qkv.positions import (
+    RelativeBias,
+    apply_rotary,
+    compute_alibi_bias,
+    compute_distances,
+    compute_rotations,
+    compute_sinusoids,
+)
 
 D_MODEL, HEADS, D_FF = 24, 3, 20
 

@@ -225,7 +225,9 @@ def test_ctranslate2_continues_the_same(case: Case, tmp_path: Path) -> None:
     model, names = pretrained.load(tmp_path).model, train_word_tokenizer().vocabulary()
     out = tmp_path / "out"
     out.mkdir()
-    export.to_ctranslate2(model, out, train_word_tokenizer(), train_word_tokenizer(), bos=None, eos=2, suppress_tokens=(0,))
+    export.to_ctranslate2(
+        model, out, train_word_tokenizer(), train_word_tokenizer(), bos=None, eos=2, suppress_tokens=(0,)
+    )
     generator = engine.Generator(str(out))
     rows = [name_tokens(row, names) for row in SOURCE.tolist()]
     theirs = torch.from_numpy(numpy.array(generator.forward_batch(rows)))
@@ -255,7 +257,9 @@ def test_ctranslate2_translates_the_same(case: Case, tmp_path: Path) -> None:
 def test_ctranslate2_translates_the_same_with_models_of_our_own(choice: spec.Transformer, tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="needs the package ctranslate2")
     model = build_random(choice)
-    export.to_ctranslate2(model, tmp_path, train_word_tokenizer(), train_word_tokenizer(), bos=1, eos=2, suppress_tokens=(0,))
+    export.to_ctranslate2(
+        model, tmp_path, train_word_tokenizer(), train_word_tokenizer(), bos=1, eos=2, suppress_tokens=(0,)
+    )
     expected = [decode_greedily(model, row[:length], [1]) for row, length in zip(SOURCE, LENGTHS, strict=True)]
     assert translate_with_ctranslate2(tmp_path, train_word_tokenizer().vocabulary()) == expected
 
@@ -274,9 +278,7 @@ def test_what_ctranslate2_does_not_have_is_named(tmp_path: Path) -> None:
         (spec.Recurrent("gru", 8, 1, spec.Tokens(99), spec.Tokens(99)), ["a Recurrent"]),
     ):
         with pytest.raises(SpecError) as caught:
-            export.to_ctranslate2(
-                build(choice), tmp_path, train_word_tokenizer(), train_word_tokenizer(), bos=1, eos=2
-            )
+            export.to_ctranslate2(build(choice), tmp_path, train_word_tokenizer(), train_word_tokenizer(), bos=1, eos=2)
         assert all(what in str(caught.value) for what in told), str(caught.value)
     small = presets.encoder_decoder(source_vocab=50, target_vocab=50, d_model=8, heads=2, d_ff=8, layers=1)
     with pytest.raises(VocabularyError, match="99 tokens and the model 50"):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from qkv.errors import VocabularyError
 from qkv.pretrained import sentencepiece, tokenizers
-from qkv.pretrained.sentencepiece import SentencePieceModel, Piece
+from qkv.pretrained.sentencepiece import Piece, SentencePieceModel
 from qkv.text import SpecialTokenIds, Tokenizer, train
 
 spm = pytest.importorskip("sentencepiece", reason="needs the package sentencepiece")
@@ -347,7 +347,9 @@ def load_gguf(cut: str, **more: Any) -> Tokenizer:
     tokens = ["<|end|>", *(word for word in made["vocab"] if not word.startswith(("<s", "</s", "<p", "<u")))]
     says = {"tokens": tokens, "merges": list(map(" ".join, made["merges"])), "pre": cut}
     says["token_type"] = [3, *[1] * (len(tokens) - 1)]
-    return tokenizers.build_gguf_tokenizer(GGUF | {f"tokenizer.ggml.{key}": value for key, value in (says | more).items()})
+    return tokenizers.build_gguf_tokenizer(
+        GGUF | {f"tokenizer.ggml.{key}": value for key, value in (says | more).items()}
+    )
 
 
 @pytest.mark.parametrize("cut", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
@@ -466,7 +468,9 @@ def test_what_cannot_be_read_alike_is_refused() -> None:
     with pytest.raises(VocabularyError, match="model_type is 4"):
         sentencepiece.parse_model(build_sentencepiece(model_type="char"), "c.model")
     with pytest.raises(VocabularyError, match="cannot be used"):
-        sentencepiece.build_tokenizer(SentencePieceModel((Piece("a"),), precompiled_charsmap=b"\x04\0\0\0\xff"), "x.model")
+        sentencepiece.build_tokenizer(
+            SentencePieceModel((Piece("a"),), precompiled_charsmap=b"\x04\0\0\0\xff"), "x.model"
+        )
     with pytest.raises(VocabularyError, match="pad=9 names no token"):
         SpecialTokenIds(3, pad=9)
     with pytest.raises(VocabularyError, match="kind 'rwkv'"):

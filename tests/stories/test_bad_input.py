@@ -90,7 +90,7 @@ def test_unequal_line_counts(trained: Path, tmp_path: Path) -> None:
         invoke_refused(
             "train",
             trained / "recipe.yaml",
-            f"data.train=[{{kind: parallelfiles, source: {tmp_path}/one, target: {tmp_path}/two}}]",
+            f"data.train=[{{kind: parallel_files, source: {tmp_path}/one, target: {tmp_path}/two}}]",
             "--folder",
             tmp_path / "run",
         ),

@@ -61,7 +61,7 @@ CASES = {
     "write": Case(
         {
             "task": "language-modeling",
-            "data": {"train": [{"kind": "textfiles", "path": "texts"}], "context": 16, "batch_tokens": 64},
+            "data": {"train": [{"kind": "text_files", "path": "texts"}], "context": 16, "batch_tokens": 64},
             "tokenizer": {"kind": "character"},
             "model": DECODER,
         },
@@ -84,8 +84,8 @@ CASES = {
         ("toy.npz",),
         "toy.npz#1",
     ),
-    "hear": make_speech_case({**SMALL, "kind": "speechtransformer", "encoder_layers": 1, "decoder_layers": 1}, "wer"),
-    "hear, naming": make_speech_case({**SMALL, "kind": "audioclassifier", "layers": 1}, "accuracy"),
+    "hear": make_speech_case({**SMALL, "kind": "speech_transformer", "encoder_layers": 1, "decoder_layers": 1}, "wer"),
+    "hear, naming": make_speech_case({**SMALL, "kind": "audio_classifier", "layers": 1}, "accuracy"),
     "act": Case(
         {
             "task": "decision-transformer",

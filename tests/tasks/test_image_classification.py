@@ -68,7 +68,7 @@ def build_recipe(place: Path, **changes: object) -> ImageClassificationConfig:
             "held_out": 0.2,
             "grayscale": True,
             "batch_size": 16,
-            "augmentation": [{"kind": "randomcrop", "padding": 1}],
+            "augmentation": [{"kind": "random_crop", "padding": 1}],
             "mixup": 0.2,
         },
         "model": {

@@ -41,8 +41,8 @@ def build_recipe(folder: Path, *changes: str, **training: Any) -> tasks.Language
     tree = {
         "task": "language-modeling",
         "data": {
-            "train": [{"kind": "textfiles", "path": str(folder / "texts")}],
-            "valid": {"kind": "textfiles", "path": str(folder / "valid.txt")},
+            "train": [{"kind": "text_files", "path": str(folder / "texts")}],
+            "valid": {"kind": "text_files", "path": str(folder / "valid.txt")},
             "context": 16,
             "batch_tokens": 64,
         },
@@ -98,9 +98,7 @@ def test_a_long_text_is_read_and_shown_from_afar(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(overview, "_MAX_MATRIX_SIZE", 100)
     monkeypatch.setattr(models, "_SLOW_TOKENS", 20)
     measure = lens.compute_statistics
-    monkeypatch.setattr(
-        lens, "measure", lambda one, **more: (counted.append(more["heads"]), measure(one, **more))[1]
-    )
+    monkeypatch.setattr(lens, "measure", lambda one, **more: (counted.append(more["heads"]), measure(one, **more))[1])
     ids = view.encode_long_text(runner, text)
     assert ids is not None and len(ids) == len(text)
     session = view.Session([("mine", runner)], text)
@@ -145,7 +143,7 @@ def test_what_is_checked_on_is_never_learned_from(folder: Path) -> None:
     held = load_data(build_recipe(folder, "data.valid=null", "data.held_out=0.3"))
     assert len(held.train) == 3 and len(held.valid) == 1 and not set(held.train) & set(held.valid)
     assert list(held.train) == list(load_data(build_recipe(folder, "data.valid=null", "data.held_out=0.3")).train)
-    one = [{"kind": "textfiles", "path": str(folder / "valid.txt")}]
+    one = [{"kind": "text_files", "path": str(folder / "valid.txt")}]
     end = load_data(build_recipe(folder, f"data.train={json.dumps(one)}", "data.valid=null", "data.held_out=0.25"))
     assert (list(end.train), end.valid) == (["the cat lay on the"], [" rug. "])
 

@@ -198,7 +198,7 @@ def test_a_decoder_goes_on_learning_and_one_with_an_encoder_does_not(kept: Publi
     def learn(kind: str) -> Result:
         return invoke(
             "train", "language-modeling", f"model={{kind: pretrained, path: {kept(kind)[2]}}}", "tokenizer={}", "data.context=16",
-            f"data.train=[{{kind: textfiles, path: {tmp_path / 'texts'}}}]", "data.batch_tokens=128", "data.stride=8",
+            f"data.train=[{{kind: text_files, path: {tmp_path / 'texts'}}}]", "data.batch_tokens=128", "data.stride=8",
             "training.max_minutes=null", "training.max_steps=30", "training.optimizer.learning_rate=0.01",
             "training.validation.every=30", "decoding.length={factor: 0.0, constant: 20}", "--folder", tmp_path / kind,
         )  # fmt: skip

@@ -52,7 +52,7 @@ def build_recipe(*changes: str, **training: Any) -> tasks.DecisionTransformerCon
             "max_steps": 4,
             "label_smoothing": 0.0,
             "validation": {"every": 2},
-            "schedule": {"kind": "inversesquareroot", "warmup_steps": 2},
+            "schedule": {"kind": "inverse_square_root", "warmup_steps": 2},
             **training,
         },
     }

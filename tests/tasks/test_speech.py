@@ -91,7 +91,7 @@ def build_recipe(folder: Path, *changes: str) -> tasks.SpeechConfig:
         },
         "tokenizer": {"kind": "word"},
         "model": {
-            "kind": "speechtransformer",
+            "kind": "speech_transformer",
             "d_model": 24,
             "heads": 2,
             "d_ff": 32,
@@ -550,7 +550,8 @@ def test_a_published_listener_goes_on_with_recordings(folder: Path) -> None:
     assert isinstance(runner, tasks.TextGenerator)
     first = runner.target_tokenizer.encode("high")
     replace(
-        runner, generation=GenerationConfig(runner.target_tokenizer.bos, (runner.target_tokenizer.eos,), (), tuple(first))
+        runner,
+        generation=GenerationConfig(runner.target_tokenizer.bos, (runner.target_tokenizer.eos,), (), tuple(first)),
     ).save(folder / "p")
     start = f"model={{kind: pretrained, path: {folder / 'p'}}}", "tokenizer={}"
     further = build_recipe(folder, *start, "data.features={}", "data.augmentation.time_stretch=0.5")
@@ -637,7 +638,7 @@ def test_a_classifier_names_what_it_hears(stem: str, folder: Path) -> None:
     write_npz(folder / "train.npz", list(PITCHES), 8)
     write_npz(folder / "valid.npz", list(PITCHES))
     change = (
-        f"model={{kind: audioclassifier, d_model: 16, heads: 2, d_ff: 16, layers: 1{stem}}}",
+        f"model={{kind: audio_classifier, d_model: 16, heads: 2, d_ff: 16, layers: 1{stem}}}",
         "training.max_steps=40",
         "training.validation={every: 40, metric: accuracy, mode: max}",
     )

@@ -286,9 +286,7 @@ def test_a_summarizer_trains_answers_scores_and_shows(tmp_path: Path, model: str
     assert all(differences.max() < 1e-5 for differences in looked.trace.certify().values())
     assert not runner.look("short", "").copy_report, "of an empty answer nothing is told"
     if model == "copies":
-        assert (
-            "head.cross_attention" in looked.trace.attentions and "tokens came more out of" in looked.copy_report[0]
-        )
+        assert "head.cross_attention" in looked.trace.attentions and "tokens came more out of" in looked.copy_report[0]
     else:
         assert looked.target_tokens[:8] == ["<s>", "s", "h", "o", "r", "t", "<s>", "A"] and not looked.copy_report
 

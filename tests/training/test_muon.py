@@ -61,7 +61,9 @@ def test_it_moves_the_matrices_of_blocks_and_adam_all_else() -> None:
     parts = ("query", "key", "value", "output")
     wanted = {f"decoder.blocks.{block}.self_attention.{part}.weight" for block in (0, 1) for part in parts}
     assert named == wanted | {
-        f"decoder.blocks.{block}.feed_forward.{part}.weight" for block in (0, 1) for part in ("up_proj", "gate", "down_proj")
+        f"decoder.blocks.{block}.feed_forward.{part}.weight"
+        for block in (0, 1)
+        for part in ("up_proj", "gate", "down_proj")
     }
     rest = [id(parameter) for group in adam.param_groups for parameter in group["params"]]
     assert len(rest) == len(set(rest)) and set(rest) | moved == {id(parameter) for parameter in made.parameters()}

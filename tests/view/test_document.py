@@ -23,7 +23,7 @@ from torch.nn import functional
 
 from qkv import spec
 from qkv.errors import QkvError, StorageError
-from qkv.lens import Intervention, Recorder, Trace, knock_out, look, report_heads, build_trace
+from qkv.lens import Intervention, Recorder, Trace, build_trace, knock_out, look, report_heads
 from qkv.lens.timestamps import TimedWord
 from qkv.models import build
 from qkv.presets import encoder_decoder
@@ -275,9 +275,9 @@ def test_axes_of_images_sounds_and_trajectories() -> None:
     assert heard["audio"]["seconds"] == 1.0 and heard["tokens"][25] == "0.50 s"
     peaks = decode_block(blocks.to_bytes(), heard["audio"]["peaks"])
     assert peaks.shape == (2000, 2) and peaks[:, 0].min() == samples.min() and peaks[:, 1].max() == samples.max()
-    said = axes.build_audio_axis(samples, 16_000, 50, 0.02, [TimedWord("one", 0.1, 0.31), TimedWord("two", 0.31, 0.4)]).to_json(
-        blocks
-    )
+    said = axes.build_audio_axis(
+        samples, 16_000, 50, 0.02, [TimedWord("one", 0.1, 0.31), TimedWord("two", 0.31, 0.4)]
+    ).to_json(blocks)
     assert said["audio"]["words"] == [["one", 0.1, 0.31], ["two", 0.31, 0.4]] and said["audio"]["samples"] == 16_000
     assert said["tokens"][4:6] == ["0.08 s", "0.10 s one"] and said["tokens"][15:21:5] == ["0.30 s two", "0.40 s"]
     held = {"state": torch.randn(2, 4), "action": torch.tensor([[0.0], [1.0]])}

@@ -40,7 +40,11 @@ class RolloutContext:
         if not isinstance(reads, spec.Trajectory):
             raise SpecError(f"this model reads {type(reads).__name__}; expected one that reads a Trajectory")
         self._model, self._encoder, self._context_length = model, model.encoder, context_length
-        self._tokens_per_step, self._action_dims, self.max_episode_steps = reads.positions_per_step, reads.action_dim, reads.max_episode_steps
+        self._tokens_per_step, self._action_dims, self.max_episode_steps = (
+            reads.positions_per_step,
+            reads.action_dim,
+            reads.max_episode_steps,
+        )
         self._steps: Tensor | None = None
         kept = [cache.self_attention for cache in model.encoder.build_caches()]
         self._caches = model.encoder.build_caches() if all(isinstance(one, KeyValueCache) for one in kept) else None

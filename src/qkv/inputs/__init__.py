@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from qkv import spec
+from qkv.inputs.base import InputEmbedding
 from qkv.inputs.frames import FrameEmbedding
 from qkv.inputs.patches import PatchEmbedding
-from qkv.inputs.base import InputEmbedding
 from qkv.inputs.tokens import TokenEmbedding
 from qkv.inputs.trajectory import TrajectoryEmbedding
 from qkv.inputs.waveform import WaveformEmbedding
 
-__all__ = ["FrameEmbedding", "PatchEmbedding", "InputEmbedding", "TokenEmbedding", "TrajectoryEmbedding", "WaveformEmbedding", "build_embedding"]
+__all__ = [
+    "FrameEmbedding",
+    "PatchEmbedding",
+    "InputEmbedding",
+    "TokenEmbedding",
+    "TrajectoryEmbedding",
+    "WaveformEmbedding",
+    "build_embedding",
+]
 
 
 def build_embedding(config: spec.Stack) -> InputEmbedding:

@@ -68,6 +68,8 @@ class InputEmbedding(nn.Module):
             learned: Tensor = hidden + self.positions(numbers)
             return learned
         if isinstance(self.positions_config, spec.Sinusoidal):
-            waves = compute_sinusoids(numbers + self.positions_config.start, hidden.shape[-1], self.positions_config.layout)
+            waves = compute_sinusoids(
+                numbers + self.positions_config.start, hidden.shape[-1], self.positions_config.layout
+            )
             return hidden + waves.to(hidden.dtype)
         return hidden

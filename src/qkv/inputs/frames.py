@@ -23,7 +23,10 @@ class FrameEmbedding(InputEmbedding):
         self.input_config = input_config
         self.stem = build_stem(input_config, 1)
         if input_config.stem:
-            self.projection = nn.Linear(input_config.stem[-1].channels * -(-input_config.mels // input_config.frames_per_position), config.d_model)
+            self.projection = nn.Linear(
+                input_config.stem[-1].channels * -(-input_config.mels // input_config.frames_per_position),
+                config.d_model,
+            )
         else:
             self.conv1 = nn.Conv1d(input_config.mels, config.d_model, 3, padding=1)
             self.conv2 = nn.Conv1d(config.d_model, config.d_model, 3, stride=2, padding=1)

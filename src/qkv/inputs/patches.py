@@ -29,7 +29,9 @@ class PatchEmbedding(InputEmbedding):
         self.side = input_config.size // math.prod(one.stride for one in input_config.stem)
         self.patches = nn.Linear(channels * self.side**2, config.d_model)
         self.class_tokens = nn.ParameterList(torch.zeros(config.d_model) for _ in range(input_config.class_tokens))
-        self.registers = nn.Parameter(torch.zeros(input_config.registers, config.d_model)) if input_config.registers else None
+        self.registers = (
+            nn.Parameter(torch.zeros(input_config.registers, config.d_model)) if input_config.registers else None
+        )
 
     def forward(self, inputs: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
         """images (batch, channels, height, width) float -> (batch, apart + rows * columns, d_model).

@@ -27,6 +27,8 @@ def build_stem(input_config: spec.Patches | spec.Frames, channels: int) -> nn.Mo
     """The steps that a stack begins with, for a picture of so many channels."""
     before = [channels, *(one.channels for one in input_config.stem)]
     return nn.ModuleList(
-        StemConvolution(given, one, input_config.stem_norm, input_config.stem_residual and one.stride == 1 and one.channels == given)
+        StemConvolution(
+            given, one, input_config.stem_norm, input_config.stem_residual and one.stride == 1 and one.channels == given
+        )
         for given, one in zip(before[:-1], input_config.stem, strict=True)
     )

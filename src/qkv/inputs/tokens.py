@@ -23,7 +23,9 @@ class TokenEmbedding(InputEmbedding):
         self.separator = input_config.segments.separator if input_config.segments else None
         self.segments = nn.Embedding(input_config.segments.count, width) if input_config.segments else None
         self.projection = (
-            nn.Linear(width, config.d_model, bias=not input_config.project_first) if input_config.width is not None else nn.Identity()
+            nn.Linear(width, config.d_model, bias=not input_config.project_first)
+            if input_config.width is not None
+            else nn.Identity()
         )
 
     def forward(self, inputs: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:

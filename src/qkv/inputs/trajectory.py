@@ -43,7 +43,9 @@ class TrajectoryEmbedding(InputEmbedding):
                 f"0 to {self.times.num_embeddings - 1}: count them from the beginning of the episode"
             )
         returns, states, actions = torch.split(
-            self.to_parameter_dtype(inputs[..., 1:]), [1, self.input_config.state_dim, self.input_config.action_dim], dim=-1
+            self.to_parameter_dtype(inputs[..., 1:]),
+            [1, self.input_config.state_dim, self.input_config.action_dim],
+            dim=-1,
         )
         seen = [self.states(states), self.actions(actions)]
         if self.returns is not None:

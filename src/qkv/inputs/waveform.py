@@ -18,7 +18,12 @@ class WaveformEmbedding(InputEmbedding):
         super().__init__(config, config.d_model)
         before = [1, *(one.channels for one in input_config.convolutions)]
         self.layers = nn.ModuleList(
-            _ConvolutionLayer(channels, one, input_config.bias, "none" if number and input_config.norm_at == "first" else input_config.norm_at)
+            _ConvolutionLayer(
+                channels,
+                one,
+                input_config.bias,
+                "none" if number and input_config.norm_at == "first" else input_config.norm_at,
+            )
             for number, (channels, one) in enumerate(zip(before, input_config.convolutions, strict=False))
         )
         self.projection_norm = nn.LayerNorm(before[-1])
@@ -51,7 +56,10 @@ class WaveformEmbedding(InputEmbedding):
             return None
         lengths, positions = mask.sum(dim=1), mask.shape[1]
         for one in self.convolutions:
-            lengths, positions = (lengths - one.kernel_size) // one.stride + 1, (positions - one.kernel_size) // one.stride + 1
+            lengths, positions = (
+                (lengths - one.kernel_size) // one.stride + 1,
+                (positions - one.kernel_size) // one.stride + 1,
+            )
         return torch.arange(positions, device=mask.device) < lengths[:, None]
 
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from qkv.lens.alignment import Alignment, GoldAlignment, align, find_best_heads, alignment_error_rate, parse_pharaoh, format_pharaoh, compute_word_ids
+from qkv.lens.alignment import (
+    Alignment,
+    GoldAlignment,
+    align,
+    alignment_error_rate,
+    compute_word_ids,
+    find_best_heads,
+    format_pharaoh,
+    parse_pharaoh,
+)
 from qkv.lens.capture import Capture, read_capture, write_capture
-from qkv.lens.interventions import Intervention, Compose, ablate, knock_out, patch, swap_values
-from qkv.lens.tracing import look, build_trace
 from qkv.lens.copy_attribution import CopyAttribution, attribute_copies
+from qkv.lens.explanation import Explanation, TokenEffect, explain
+from qkv.lens.head_reports import HeadReport, head_similarity, report_heads
+from qkv.lens.interventions import Compose, Intervention, ablate, knock_out, patch, swap_values
 from qkv.lens.recorder import Call, Recorder
-from qkv.lens.head_reports import HeadReport, report_heads, head_similarity
 from qkv.lens.statistics import AttentionStatistics, compute_statistics
 from qkv.lens.trace import AttentionTrace, Trace
-from qkv.lens.explanation import TokenEffect, Explanation, explain
+from qkv.lens.tracing import build_trace, look
 
 __all__ = [
     "Alignment",

@@ -218,7 +218,9 @@ def _check_word_ids(word_ids: Sequence[int | None] | None, tokens: int, name: st
         return list(range(tokens))
     # the end token is never read, so that "written" has a row less than the tokens that were asked for
     if len(word_ids) < tokens or any(word is not None and word < 0 for word in word_ids):
-        raise QkvError(f"{name} has {len(word_ids)} numbers for {tokens} tokens; expected a word's number, or None, each")
+        raise QkvError(
+            f"{name} has {len(word_ids)} numbers for {tokens} tokens; expected a word's number, or None, each"
+        )
     return list(word_ids[:tokens])
 
 

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from qkv.errors import QkvError
 from qkv.lens.interventions import Compose
-from qkv.lens.tracing import find_submodule, build_trace
 from qkv.lens.recorder import Recorder
 from qkv.lens.trace import AttentionTrace, Trace
+from qkv.lens.tracing import build_trace, find_submodule
 from qkv.models import SequenceModel
 from qkv.models.transformer import Stack, Transformer
 from qkv.outputs import VocabularyHead

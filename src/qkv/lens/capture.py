@@ -162,11 +162,18 @@ def _describe_call(call: Call, blocks: _TensorBlocks, place: str) -> dict[str, A
     said |= {name: terms.get(name) for name in _SCALAR_TERMS}
     said |= {name: blocks.add(terms.get(name)) for name in ("bias", "sinks")}
     if isinstance(mask, Mask):
-        said["mask"] = {"causal": mask.causal, "window": mask.window, "past": mask.past, "keys": blocks.add(mask.key_mask)}
+        said["mask"] = {
+            "causal": mask.causal,
+            "window": mask.window,
+            "past": mask.past,
+            "keys": blocks.add(mask.key_mask),
+        }
         said["mask"]["documents"] = None if mask.documents is None else [blocks.add(one) for one in mask.documents]
     else:
         said["mask"] = blocks.add(mask)
-    vector = score.vector if isinstance(score, _AdditiveScore) else getattr(getattr(score, "__self__", None), "vector", None)
+    vector = (
+        score.vector if isinstance(score, _AdditiveScore) else getattr(getattr(score, "__self__", None), "vector", None)
+    )
     if score is not None and vector is None:
         raise QkvError(f"{place}: its scores come from a function of its own, which a file cannot hold")
     said["additive"] = blocks.add(vector)

@@ -52,5 +52,7 @@ class WeightChunks:
             for begin in range(0, queries, step):
                 rows = begin, min(begin + step, queries)
                 seen = recompute.find_visible_range(call, rows)[1]
-                yield WeightChunk(number, rows, offset + begin, recompute.compute_weights(call, range(heads), rows, seen))
+                yield WeightChunk(
+                    number, rows, offset + begin, recompute.compute_weights(call, range(heads), rows, seen)
+                )
             offset += queries

@@ -84,7 +84,9 @@ def ov_circuit(model: SequenceModel, place: str, head: int) -> LowRankMatrix:
     return LowRankMatrix(value.T, output.T)
 
 
-def token_circuit(model: SequenceModel, place: str, head: int, circuit: Literal["query_key", "output_value"]) -> LowRankMatrix:
+def token_circuit(
+    model: SequenceModel, place: str, head: int, circuit: Literal["query_key", "output_value"]
+) -> LowRankMatrix:
     """The same circuit from token to token, (vocab, vocab): of a decoder that reads and answers tokens.
 
     query_key: row is the token that asks, column the one that is looked at. output_value: row is the token that is

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from qkv.errors import QkvError
-from qkv.lens.tracing import build_trace
 from qkv.lens.recorder import Recorder
+from qkv.lens.tracing import build_trace
 from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Site, Tap
 
@@ -194,7 +194,9 @@ def explain(
     found = question.compute_probabilities_without([_Removal(means, *one) for one in tokens for means in every], token)
     numbers: dict[Side, list[int]] = {"past": whole[0].tolist(), "source": [] if read is None else read[0].tolist()}
     reasons = [
-        TokenEffect(side, number, int(numbers[side][number]), found[3 * place], found[3 * place + 1], found[3 * place + 2])
+        TokenEffect(
+            side, number, int(numbers[side][number]), found[3 * place], found[3 * place + 1], found[3 * place + 2]
+        )
         for place, (side, number) in enumerate(tokens)
     ]
     reasons.sort(key=lambda reason: reason.probability_without)

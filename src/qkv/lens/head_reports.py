@@ -52,7 +52,9 @@ def report_heads(trace: Trace, row: int | None = None) -> list[HeadReport]:
 
 
 @torch.no_grad()
-def report_attention(trace: Trace, attention: AttentionTrace, chunks: WeightChunks, row: int | None = None) -> list[HeadReport]:
+def report_attention(
+    trace: Trace, attention: AttentionTrace, chunks: WeightChunks, row: int | None = None
+) -> list[HeadReport]:
     """The reports of one attention of a trace; pieces: its own, which others may go over as well."""
     chosen = slice(None) if row is None else slice(row, row + 1)
     return list(_report_each_head(attention, chunks, _get_tokens(trace, attention), chosen))
@@ -76,7 +78,11 @@ def head_similarity(left: AttentionTrace, right: AttentionTrace) -> Tensor:
 
 def find_dead_heads(trace: Trace, threshold: float = 0.01) -> list[tuple[str, int]]:
     """The heads whose outputs are less than `below` of all that the heads beside them add, on this input."""
-    shares = [(one.place, head, share) for one in trace for head, share in enumerate(_compute_output_shares(one, slice(None)) or ())]
+    shares = [
+        (one.place, head, share)
+        for one in trace
+        for head, share in enumerate(_compute_output_shares(one, slice(None)) or ())
+    ]
     return [(place, head) for place, head, share in shares if share < threshold]
 
 

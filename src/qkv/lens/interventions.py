@@ -135,7 +135,9 @@ class Intervention(_ReplaceTap):
 class _KnockOutTap(Tap):
     """Hides keys from queries by a bias."""
 
-    def __init__(self, matcher: _PlaceMatcher, keys: list[int], queries: list[int] | None, heads: Sequence[int] | None) -> None:
+    def __init__(
+        self, matcher: _PlaceMatcher, keys: list[int], queries: list[int] | None, heads: Sequence[int] | None
+    ) -> None:
         self._matcher, self._keys, self._queries, self._heads = matcher, keys, queries, heads
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
@@ -169,7 +171,9 @@ def knock_out(
 
     A query that has no key left takes nothing. Raises QkvError for positions below 0 and heads that there are not.
     """
-    return _KnockOutTap(_PlaceMatcher(place), _check_positions(keys), None if queries is None else _check_positions(queries), heads)
+    return _KnockOutTap(
+        _PlaceMatcher(place), _check_positions(keys), None if queries is None else _check_positions(queries), heads
+    )
 
 
 def ablate(
@@ -186,13 +190,17 @@ def ablate(
     Raises QkvError where `of` is missing or has another shape.
     """
     if by == "zero":
-        return _ReplaceTap(_PlaceMatcher(place), "context", lambda tensor, _: _replace(tensor, None, heads, place), NO_TAP)
+        return _ReplaceTap(
+            _PlaceMatcher(place), "context", lambda tensor, _: _replace(tensor, None, heads, place), NO_TAP
+        )
     if of is None:
         raise QkvError(f"by={by!r} was given without `of`, the run it takes contexts from; give lens.look(...)[place]")
     context = of.context
     if by == "mean":
         mean = context.mean(dim=(0, 2), keepdim=True)
-        return _ReplaceTap(_PlaceMatcher(place), "context", lambda tensor, _: _replace(tensor, mean, heads, place), NO_TAP)
+        return _ReplaceTap(
+            _PlaceMatcher(place), "context", lambda tensor, _: _replace(tensor, mean, heads, place), NO_TAP
+        )
     others = context.transpose(1, 2).flatten(0, 1)  # (rows * queries, heads, d_value)
     drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed)).to(others.device)
 

@@ -28,7 +28,9 @@ def select_kv_heads(tensor: Tensor, heads: Sequence[int], n_heads: int) -> Tenso
     return tensor[:, shared]
 
 
-def compute_scores_and_visibility(call: Call, heads: Sequence[int], rows: Span, keys: Span) -> tuple[Tensor, Tensor | None]:
+def compute_scores_and_visibility(
+    call: Call, heads: Sequence[int], rows: Span, keys: Span
+) -> tuple[Tensor, Tensor | None]:
     """Scores (batch, heads, rows, keys) with everything added, and what is visible of them (None: all)."""
     return _compute_scores(call, heads, rows, keys, call.score_terms.get("mask"))
 
@@ -97,7 +99,9 @@ def _find_edges(mask: Mask, rows: Span, keys: Span) -> list[Span]:
 
 def compute_weights(call: Call, heads: Sequence[int], rows: Span, n_keys: int | None = None) -> Tensor:
     """Weights (batch, heads, rows, keys) over all keys, or over the first ones where these rows see no others."""
-    found, visible = compute_scores_and_visibility(call, heads, rows, (0, call["key"].shape[2] if n_keys is None else n_keys))
+    found, visible = compute_scores_and_visibility(
+        call, heads, rows, (0, call["key"].shape[2] if n_keys is None else n_keys)
+    )
     return masked_softmax(found, visible, select_sinks(call, heads))
 
 

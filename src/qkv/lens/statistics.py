@@ -94,7 +94,9 @@ def _iterate_scores(call: Call, heads: Sequence[int], batch: int) -> Iterator[tu
     """The scores of a few of `heads` and queries at a time, with which these are and which keys they are of: many rows
     of one head where they are long."""
     queries = call["query"].shape[2]
-    numbers = call["query"].shape[3] if call.score_terms.get("score") is not None else 1  # such scores may build them all
+    numbers = (
+        call["query"].shape[3] if call.score_terms.get("score") is not None else 1
+    )  # such scores may build them all
     width, longest = call["key"].shape[2], queries
     mask = call.score_terms.get("mask")
     if isinstance(mask, Mask) and mask.window is not None:  # that many rows see little more than their windows

@@ -253,7 +253,9 @@ class Trace:
         """What passed a site at a place, e.g. tensor("encoder.0", "residual"); several calls joined along length."""
         tensors = [call[site] for call in self.calls.get(place, ()) if site in call]
         if not tensors:
-            known = sorted(f"{name or '(model)'}: {', '.join(_list_sites(calls))}" for name, calls in self.calls.items())
+            known = sorted(
+                f"{name or '(model)'}: {', '.join(_list_sites(calls))}" for name, calls in self.calls.items()
+            )
             raise QkvError(f"nothing passed site {site!r} at {place!r}. Seen were:\n  " + "\n  ".join(known))
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=-2)
 

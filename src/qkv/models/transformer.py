@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from qkv import spec
-from qkv.cache import BlockCache, SSRUCache, KeyValueCache, Memory, TransformerState
+from qkv.cache import BlockCache, KeyValueCache, Memory, SSRUCache, TransformerState
 from qkv.errors import SpecError
-from qkv.inputs import PatchEmbedding, InputEmbedding, TokenEmbedding, build_embedding
-from qkv.layers import Block, AttentionInputs, build_norm
+from qkv.inputs import InputEmbedding, PatchEmbedding, TokenEmbedding, build_embedding
+from qkv.layers import AttentionInputs, Block, build_norm
 from qkv.mask import MAX_MASK_ELEMENTS, Mask
 from qkv.models.protocol import SequenceModel
 from qkv.outputs import (
@@ -119,7 +119,10 @@ class Stack(nn.Module):
             return AttentionInputs(seen, bias=table(compute_distances(length, past + length, past, device)))
         if isinstance(position, spec.Alibi):
             return AttentionInputs(
-                seen, bias=compute_alibi_bias(compute_distances(length, past + length, past, device), attention.heads, position.factor)
+                seen,
+                bias=compute_alibi_bias(
+                    compute_distances(length, past + length, past, device), attention.heads, position.factor
+                ),
             )
         return AttentionInputs(seen)
 
@@ -148,20 +151,16 @@ class Transformer(SequenceModel):
         assert last is not None
         d_model = last.config.d_model
         self.head: (
-            VocabularyHead
-            | PointerGeneratorHead
-            | LabelsHead
-            | ClassesHead
-            | VectorHead
-            | ActionsHead
-            | StatesHead
+            VocabularyHead | PointerGeneratorHead | LabelsHead | ClassesHead | VectorHead | ActionsHead | StatesHead
         )
         match config.head:
             case spec.Vocabulary():
                 self.head = VocabularyHead(config.head, d_model, _get_token_embedding(last))
             case spec.PointerGenerator():
                 assert config.encoder is not None
-                self.head = PointerGeneratorHead(config.head, d_model, config.encoder.d_model, _get_token_embedding(last))
+                self.head = PointerGeneratorHead(
+                    config.head, d_model, config.encoder.d_model, _get_token_embedding(last)
+                )
             case spec.Labels():
                 self.head = LabelsHead(config.head, d_model)
             case spec.Classes():

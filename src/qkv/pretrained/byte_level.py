@@ -18,7 +18,9 @@ _DIGIT_PATTERN: Final = r"\p{N}"
 
 PRE_TOKENIZER_PATTERNS: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(("gpt-2", "gpt2", "phi-2", "roberta-bpe", "mpt", "olmo", "jina-es", "jina-de"), (_GPT2_PATTERN,)),
-    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), (_DIGIT_PATTERN, _GPT2_PATTERN)),
+    **dict.fromkeys(
+        ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), (_DIGIT_PATTERN, _GPT2_PATTERN)
+    ),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"), (_CASELESS_PATTERN % "{1,3}",)),
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen"), (_CASELESS_PATTERN % "",)),
 }

@@ -16,10 +16,9 @@ from torch import Tensor
 from qkv import spec
 from qkv.errors import CheckpointError
 from qkv.models import SequenceModel
-from qkv.pretrained import weights
-from qkv.pretrained import sidecar
+from qkv.pretrained import sidecar, weights
 from qkv.pretrained.families import SINGLE_FILE_READERS, get_family
-from qkv.pretrained.family import HFConfig, Family, export_tensors, build_model
+from qkv.pretrained.family import Family, HFConfig, build_model, export_tensors
 from qkv.pretrained.generation_config import GenerationConfig
 
 _GENERATION_CONFIG = "generation_config.json"
@@ -48,7 +47,11 @@ class PretrainedModel:
 
 
 def load(
-    path: str | Path, *, dtype: torch.dtype | None = torch.float32, allow_pickle: bool = False, keep_quantized: bool = False
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    allow_pickle: bool = False,
+    keep_quantized: bool = False,
 ) -> PretrainedModel:
     """Open a folder with config.json and weights, or one file that says itself what it is; parameters in `dtype`, or
     as they are stored if None.
@@ -76,7 +79,9 @@ def load_spec(path: str | Path) -> spec.Spec:
     """The spec of a published model, without its weights; CheckpointError as for `read`."""
     place = Path(path)
     with _errors_with_path(place):
-        family, config = _read_single_file(weights.read(place))[:2] if _is_self_describing(place) else _read_folder_config(place)
+        family, config = (
+            _read_single_file(weights.read(place))[:2] if _is_self_describing(place) else _read_folder_config(place)
+        )
         return _build_spec(family, config)
 
 
@@ -141,7 +146,9 @@ def save(pretrained: PretrainedModel, folder: str | Path) -> None:
     config = sidecar.write_sentence_pooling(place, _with_stored_dtype(pretrained.config, tensors))
     (place / "config.json").write_text(json.dumps(dict(config), indent=2), encoding="utf-8")
     if pretrained.generation_settings:
-        (place / _GENERATION_CONFIG).write_text(json.dumps(dict(pretrained.generation_settings), indent=2), encoding="utf-8")
+        (place / _GENERATION_CONFIG).write_text(
+            json.dumps(dict(pretrained.generation_settings), indent=2), encoding="utf-8"
+        )
 
 
 def _with_stored_dtype(config: HFConfig, tensors: Mapping[str, Tensor]) -> HFConfig:

@@ -351,7 +351,9 @@ class StackExperts(Conversion):
 
 def stack_experts(num_experts: int, *targets: str) -> Conversion:
     """The same parameters of each of `count` experts, `{e}` in the targets being its number."""
-    return StackExperts(tuple(one.replace("{e}", str(number)) for number in range(num_experts) for one in targets), len(targets))
+    return StackExperts(
+        tuple(one.replace("{e}", str(number)) for number in range(num_experts) for one in targets), len(targets)
+    )
 
 
 class Ignore(Conversion):

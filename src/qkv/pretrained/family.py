@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from qkv import spec
 from qkv.errors import CheckpointError
 from qkv.models import SequenceModel, build_on_meta
-from qkv.pretrained.conversions import Adjustment, LegacyName, Conversion, WriteZeros, rename
+from qkv.pretrained.conversions import Adjustment, Conversion, LegacyName, WriteZeros, rename
 from qkv.pretrained.quantized_tensor import QuantizedTensor
 from qkv.pretrained.weights import LazyWeights
 from qkv.pretrained.weights.cursor import release_memory
@@ -49,7 +49,9 @@ class Family:
     sidecar_readers: tuple[Callable[[Path, HFConfig], HFConfig], ...] = ()
 
 
-def build_model(family: Family, config: HFConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> SequenceModel:
+def build_model(
+    family: Family, config: HFConfig, tensors: Mapping[str, Tensor], dtype: torch.dtype | None
+) -> SequenceModel:
     """Build the model that a configuration describes from the tensors of its file, in `dtype` (None: as stored).
 
     Tensors that need no change stay where they are, memory-mapped if they were. Raises CheckpointError, with every
@@ -139,7 +141,9 @@ def export_tensors(family: Family, config: HFConfig, model: SequenceModel) -> di
             "expected a model as it was read, or trained from there: save it as a folder of this package instead"
         )
     return {
-        name if not headed or name.startswith(family.base_model_prefix) or _is_head_tensor(name, table) else family.base_model_prefix + name: tensor
+        name
+        if not headed or name.startswith(family.base_model_prefix) or _is_head_tensor(name, table)
+        else family.base_model_prefix + name: tensor
         for name, tensor in written.items()
     }
 
@@ -208,7 +212,9 @@ def _convert_tensor(
         if target in converted and not torch.equal(converted[target], part):
             problems.append(f"{name} differs from another tensor for {target}, to which it should be tied")
         converted.setdefault(target, part)
-    if not isinstance(tensor, QuantizedTensor) and not any(_shares_memory(converted.get(target), tensor) for target in targets):
+    if not isinstance(tensor, QuantizedTensor) and not any(
+        _shares_memory(converted.get(target), tensor) for target in targets
+    ):
         release_memory(tensor)
 
 

@@ -30,7 +30,9 @@ def download(repo_id: str, *, with_weights: bool = True) -> Path:
 
     try:
         wanted = list(_MODEL_PATTERNS if with_weights else _CONFIG_PATTERNS)
-        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=wanted, ignore_patterns=list(_IGNORED_PATTERNS)))
+        return Path(
+            huggingface_hub.snapshot_download(repo_id, allow_patterns=wanted, ignore_patterns=list(_IGNORED_PATTERNS))
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DownloadError(

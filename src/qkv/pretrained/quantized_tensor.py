@@ -36,7 +36,9 @@ class QuantizedTensor(Tensor):
     zero_point: int
 
     @staticmethod
-    def __new__(cls, codes: Tensor, scale: Tensor, block_min: Tensor | None = None, zero_point: int = 0) -> QuantizedTensor:
+    def __new__(
+        cls, codes: Tensor, scale: Tensor, block_min: Tensor | None = None, zero_point: int = 0
+    ) -> QuantizedTensor:
         shape = (scale.shape[0], scale.shape[1] * BLOCK_SIZE)
         made: QuantizedTensor = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)
         made.codes, made.scale, made.block_min, made.zero_point = codes, scale, block_min, zero_point
@@ -152,7 +154,9 @@ def dequantize_blocks(format: str, data: Tensor) -> Tensor:
 def unpack_q8_0(data: Tensor, rows: int) -> QuantizedTensor:
     """Of each 32 numbers a scale (float16), and a byte for each. data: uint8."""
     blocks = data.view(rows, -1, 2 + BLOCK_SIZE)
-    return QuantizedTensor(blocks[..., 2:].contiguous().view(torch.int8).flatten(1), _view_as_float16(blocks[..., :2])[..., 0])
+    return QuantizedTensor(
+        blocks[..., 2:].contiguous().view(torch.int8).flatten(1), _view_as_float16(blocks[..., :2])[..., 0]
+    )
 
 
 def unpack_q4_0(data: Tensor, rows: int) -> QuantizedTensor:

@@ -156,7 +156,10 @@ def _require_bytes(value: int | bytes) -> bytes:
 
 
 def build_tokenizer(
-    model: SentencePieceModel, name: str, pre_normalizers: Sequence[normalizers.Normalizer] = (), strip_spaces: bool = False
+    model: SentencePieceModel,
+    name: str,
+    pre_normalizers: Sequence[normalizers.Normalizer] = (),
+    strip_spaces: bool = False,
 ) -> tokenizers.Tokenizer:
     """Make the tokenizer that cuts and joins text as the SentencePiece model does; control pieces are special.
 
@@ -165,7 +168,10 @@ def build_tokenizer(
     """
     try:
         inner = tokenizers.Tokenizer(_build_unigram(model) if model.model_type == UNIGRAM else _build_bpe(model))
-        steps = [*pre_normalizers, *([normalizers.Precompiled(model.precompiled_charsmap)] if model.precompiled_charsmap else [])]
+        steps = [
+            *pre_normalizers,
+            *([normalizers.Precompiled(model.precompiled_charsmap)] if model.precompiled_charsmap else []),
+        ]
     except Exception as error:  # the library raises plain Exception, whatever is wrong
         raise VocabularyError(f"the SentencePiece model {name} cannot be used: {error}; copy it again") from error
     if model.remove_extra_whitespaces:

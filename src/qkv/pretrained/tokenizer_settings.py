@@ -76,11 +76,21 @@ _DEFAULTS: Final[Mapping[str, TokenizerDefaults]] = {
     "albert": TokenizerDefaults(*_BERT_TEMPLATES, {**_ALBERT_TOKENS, "mask": "[MASK]"}, normalize_quotes=True),
     "marian": TokenizerDefaults("$A eos", "$A $B eos", _T5_TOKENS, language_pattern=re.compile(r">>.+<<")),
     "xlmroberta": TokenizerDefaults("bos $A eos", "bos $A eos eos $B eos", _ROBERTA_TOKENS, has_fairseq_ids=True),
-    "mbart": TokenizerDefaults("$A eos lang", "$A $B eos lang", _ROBERTA_TOKENS, has_fairseq_ids=True, source_language="en_XX"),
-    "mbart50": TokenizerDefaults("lang $A eos", "lang $A $B eos", _ROBERTA_TOKENS, has_fairseq_ids=True, source_language="en_XX"),
-    "nllb": TokenizerDefaults("lang $A eos", "lang $A $B eos", _ROBERTA_TOKENS, has_fairseq_ids=True, source_language="eng_Latn"),
+    "mbart": TokenizerDefaults(
+        "$A eos lang", "$A $B eos lang", _ROBERTA_TOKENS, has_fairseq_ids=True, source_language="en_XX"
+    ),
+    "mbart50": TokenizerDefaults(
+        "lang $A eos", "lang $A $B eos", _ROBERTA_TOKENS, has_fairseq_ids=True, source_language="en_XX"
+    ),
+    "nllb": TokenizerDefaults(
+        "lang $A eos", "lang $A $B eos", _ROBERTA_TOKENS, has_fairseq_ids=True, source_language="eng_Latn"
+    ),
     "m2m100": TokenizerDefaults(
-        "lang $A eos", "lang $A $B eos", {**_LLAMA_TOKENS, "pad": "<pad>"}, source_language="__en__", language_tokens=_M2M100_LANGUAGES
+        "lang $A eos",
+        "lang $A $B eos",
+        {**_LLAMA_TOKENS, "pad": "<pad>"},
+        source_language="__en__",
+        language_tokens=_M2M100_LANGUAGES,
     ),
 }
 
@@ -133,7 +143,11 @@ class TokenizerSettings:
     @cached_property
     def extra_tokens(self) -> list[str]:
         """The special tokens without a role, e.g. languages, in order."""
-        listed = self.tokenizer_config.get("extra_special_tokens") or self.tokenizer_config.get("additional_special_tokens") or ()
+        listed = (
+            self.tokenizer_config.get("extra_special_tokens")
+            or self.tokenizer_config.get("additional_special_tokens")
+            or ()
+        )
         values = listed.values() if isinstance(listed, Mapping) else listed
         return [str(one.content) for one in map(self.parse_added_token, values) if one is not None]
 
@@ -150,14 +164,21 @@ class TokenizerSettings:
         raise VocabularyError(f"{self.name} has {value!r:.60} where a token belongs; copy its tokenizer files again")
 
 
-def finalize_tokenizer(inner: tokenizers.Tokenizer, settings: TokenizerSettings, defaults: TokenizerDefaults | None, size: int | None = None) -> Tokenizer:
+def finalize_tokenizer(
+    inner: tokenizers.Tokenizer,
+    settings: TokenizerSettings,
+    defaults: TokenizerDefaults | None,
+    size: int | None = None,
+) -> Tokenizer:
     """Give a tokenizer its special tokens, what stands around a text, and how a decoded text is cleaned.
 
     form: None for one that says by itself what stands around a text. size: numbers from there on mean the unknown.
     """
     kind = defaults or settings.defaults or TokenizerDefaults()
     spelt = {
-        role: settings.get_token(role) if f"{role}_token" in settings.tokenizer_config else kind.tokens.get(role, _find_common_token(inner, settings, role))
+        role: settings.get_token(role)
+        if f"{role}_token" in settings.tokenizer_config
+        else kind.tokens.get(role, _find_common_token(inner, settings, role))
         for role in ROLES
     }
     _add_tokens(inner, settings, spelt, strict=defaults is not None)
@@ -201,7 +222,9 @@ def _find_common_token(inner: tokenizers.Tokenizer, settings: TokenizerSettings,
     return next((spelling for spelling in _COMMON_TOKENS.get(role, ()) if spelling in special), None)
 
 
-def _add_tokens(inner: tokenizers.Tokenizer, settings: TokenizerSettings, role_tokens: Mapping[str, str | None], strict: bool) -> None:
+def _add_tokens(
+    inner: tokenizers.Tokenizer, settings: TokenizerSettings, role_tokens: Mapping[str, str | None], strict: bool
+) -> None:
     """Add what the files list beyond the vocabulary; strict: at the number they give, or VocabularyError."""
     there = {token.content for token in inner.get_added_tokens_decoder().values()}
     roles = set(role_tokens.values()) | set(settings.extra_tokens)
@@ -230,7 +253,10 @@ def _add_tokens(inner: tokenizers.Tokenizer, settings: TokenizerSettings, role_t
 
 
 def _build_template(
-    inner: tokenizers.Tokenizer, settings: TokenizerSettings, defaults: TokenizerDefaults, token_ids: Mapping[str, int | None]
+    inner: tokenizers.Tokenizer,
+    settings: TokenizerSettings,
+    defaults: TokenizerDefaults,
+    token_ids: Mapping[str, int | None],
 ) -> processors.PostProcessor:
     single, pair = defaults.single or "", defaults.pair
     if not single:

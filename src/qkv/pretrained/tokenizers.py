@@ -18,11 +18,24 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from qkv.errors import VocabularyError
 from qkv.pretrained import byte_level, sentencepiece, weights
-from qkv.pretrained.sentencepiece import SentencePieceModel, Piece
-from qkv.pretrained.tokenizer_settings import TokenizerDefaults, TokenizerSettings, read_text, finalize_tokenizer, read_json, read_lines
+from qkv.pretrained.sentencepiece import Piece, SentencePieceModel
+from qkv.pretrained.tokenizer_settings import (
+    TokenizerDefaults,
+    TokenizerSettings,
+    finalize_tokenizer,
+    read_json,
+    read_lines,
+    read_text,
+)
 from qkv.text import Tokenizer
 
-_SENTENCEPIECE_FILES: Final = ("spiece.model", "sentencepiece.bpe.model", "sentencepiece.model", "tokenizer.model", "spm.model")
+_SENTENCEPIECE_FILES: Final = (
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "sentencepiece.model",
+    "tokenizer.model",
+    "spm.model",
+)
 
 
 def load(path: str | Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
@@ -103,7 +116,9 @@ def build_symbol_tokenizers(config: Mapping[str, Any]) -> tuple[Tokenizer, Token
     form = TokenizerDefaults("$A eos", tokens={"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"})
     without_begin = TokenizerDefaults("$A eos", tokens={"eos": "</s>", "unk": "<unk>", "pad": "<pad>"})
     name = "the model's own list"
-    return finalize_tokenizer(reads, TokenizerSettings(name, {}, {}), without_begin), finalize_tokenizer(says, TokenizerSettings(name, {}, {}), form)
+    return finalize_tokenizer(reads, TokenizerSettings(name, {}, {}), without_begin), finalize_tokenizer(
+        says, TokenizerSettings(name, {}, {}), form
+    )
 
 
 def build_gguf_tokenizer(metadata: Mapping[str, Any], name: str = "the GGUF file") -> Tokenizer:
@@ -123,12 +138,16 @@ def build_gguf_tokenizer(metadata: Mapping[str, Any], name: str = "the GGUF file
             raise VocabularyError(f"{name} has {len(tokens)} tokens and {len(scores)} scores; copy it again")
         pieces = tuple(Piece(*piece) for piece in zip(tokens, scores, kinds, strict=True))
         prefix = bool(says.get("add_space_prefix", True))
-        model = SentencePieceModel(pieces, sentencepiece.BPE, byte_fallback=True, add_dummy_prefix=prefix, remove_extra_whitespaces=False)
+        model = SentencePieceModel(
+            pieces, sentencepiece.BPE, byte_fallback=True, add_dummy_prefix=prefix, remove_extra_whitespaces=False
+        )
         inner = sentencepiece.build_tokenizer(model, name)
     elif kind == "gpt2":
         merges = _parse_merges(_require_strings(says.get("merges"), f"{name}: tokenizer.ggml.merges"), name, 1)
         cut = str(says.get("pre", "gpt-2"))
-        inner = byte_level.build_tokenizer(dict(zip(tokens, itertools.count(), strict=False)), merges, name, pre_tokenizer=cut)
+        inner = byte_level.build_tokenizer(
+            dict(zip(tokens, itertools.count(), strict=False)), merges, name, pre_tokenizer=cut
+        )
         added = (sentencepiece.USER_DEFINED, sentencepiece.CONTROL)
         inner.add_tokens(
             [
@@ -218,7 +237,9 @@ def _load_sentencepiece(path: Path, settings: TokenizerSettings) -> Tokenizer:
         tail = [Piece(text, 0.0, sentencepiece.CONTROL) for text in after]
         pieces = (*head, Piece("<unk>", 0.0, sentencepiece.UNKNOWN), *kept, *tail)
         model = _replace_pieces(model, pieces)
-    return finalize_tokenizer(sentencepiece.build_tokenizer(model, str(path), _albert_normalizers(form, settings)), settings, form)
+    return finalize_tokenizer(
+        sentencepiece.build_tokenizer(model, str(path), _albert_normalizers(form, settings)), settings, form
+    )
 
 
 def _albert_normalizers(defaults: TokenizerDefaults, settings: TokenizerSettings) -> list[normalizers.Normalizer]:
@@ -305,7 +326,9 @@ def _load_llama2c(path: Path, settings: TokenizerSettings) -> Tokenizer:
     if [piece.text for piece in pieces[:4]] != ["<unk>", "<s>", "</s>", "<0x00>"]:
         raise VocabularyError(f"{path} is no vocabulary of llama2.c: expected <unk>, <s>, </s> and 256 bytes first")
     model = SentencePieceModel(tuple(pieces), sentencepiece.BPE, byte_fallback=True, remove_extra_whitespaces=False)
-    return finalize_tokenizer(sentencepiece.build_tokenizer(model, str(path)), settings, TokenizerDefaults.for_class("llama"))
+    return finalize_tokenizer(
+        sentencepiece.build_tokenizer(model, str(path)), settings, TokenizerDefaults.for_class("llama")
+    )
 
 
 def _read_bytes(path: Path) -> bytes:

@@ -22,11 +22,30 @@ JSON beside the weights and rebuilds the model with no look-up of a name. This p
 from __future__ import annotations
 
 from qkv.errors import SpecError
+from qkv.spec.blocks import (
+    SSRU,
+    AcrossHeads,
+    Activation,
+    Alibi,
+    Attention,
+    Block,
+    Experts,
+    FeedForward,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Norm,
+    Position,
+    RelativeBias,
+    Rotary,
+    Scaling,
+    YarnScaling,
+)
 from qkv.spec.heads import (
     Actions,
-    Head,
     Classes,
     Dense,
+    Head,
     Labels,
     PointerGenerator,
     Pool,
@@ -34,36 +53,13 @@ from qkv.spec.heads import (
     Vector,
     Vocabulary,
 )
-from qkv.spec.blocks import (
-    AcrossHeads,
-    Activation,
-    Alibi,
-    Attention,
-    Block,
-    Llama3Scaling,
-    Experts,
-    FeedForward,
-    LinearScaling,
-    Norm,
-    Position,
-    SSRU,
-    RelativeBias,
-    Rotary,
-    Scaling,
-    LongRopeScaling,
-    YarnScaling,
-)
-from qkv.spec.serialization import (
-    from_json,
-    to_json,
-)
 from qkv.spec.inputs import (
     Convolution,
     Convolutional,
     Frames,
+    Input,
     Learned,
     Patches,
-    Input,
     Segments,
     Sinusoidal,
     Tokens,
@@ -71,11 +67,15 @@ from qkv.spec.inputs import (
     Waveform,
 )
 from qkv.spec.models import (
+    DualEncoder,
     Recurrent,
     Spec,
     Stack,
-    DualEncoder,
     Transformer,
+)
+from qkv.spec.serialization import (
+    from_json,
+    to_json,
 )
 
 __all__ = [

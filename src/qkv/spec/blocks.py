@@ -48,8 +48,12 @@ class Llama3Scaling:
     original_length: int
 
     def __post_init__(self) -> None:
-        require_positive(self, "factor", "low", "length")
-        require(self.high_freq_factor > self.low_freq_factor, self, f"high={self.high_freq_factor} was given; it must be greater than low={self.low_freq_factor}")
+        require_positive(self, "factor", "low_freq_factor", "original_length")
+        require(
+            self.high_freq_factor > self.low_freq_factor,
+            self,
+            f"high_freq_factor={self.high_freq_factor} was given; it must be greater than low_freq_factor={self.low_freq_factor}",
+        )
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class YarnScaling:
     truncate: bool = True
 
     def __post_init__(self) -> None:
-        require_positive(self, "factor", "length", "fast", "slow", "attention")
+        require_positive(self, "factor", "original_length", "beta_fast", "beta_slow", "attention_factor")
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,11 @@ class LongRopeScaling:
     attention_factor: float = 1.0
 
     def __post_init__(self) -> None:
-        require_positive(self, "length", "attention")
+        require_positive(self, "original_length", "attention_factor")
         require(
-            len(self.short_factor) == len(self.long_factor), self, f"short has {len(self.short_factor)} numbers and long {len(self.long_factor)}"
+            len(self.short_factor) == len(self.long_factor),
+            self,
+            f"short_factor has {len(self.short_factor)} numbers and long_factor {len(self.long_factor)}",
         )
 
 
@@ -214,8 +220,8 @@ class Experts:
     expert: FeedForward
 
     def __post_init__(self) -> None:
-        require_positive(self, "count", "chosen")
-        require(self.top_k <= self.count, self, f"chosen={self.top_k} was given of count={self.count}")
+        require_positive(self, "count", "top_k")
+        require(self.top_k <= self.count, self, f"top_k={self.top_k} was given of count={self.count}")
 
 
 @dataclass(frozen=True)
@@ -258,7 +264,9 @@ class Block:
         if self.parallel:
             require(self.norm_at == "pre", self, f"parallel with norm_at={self.norm_at!r}; it must be 'pre'")
             require(self.cross_attention is None, self, "parallel was given with cross_attention, which has no place")
-        require(self.has_first_norm or self.norm_at == "pre", self, f"first_norm=False with norm_at={self.norm_at!r}")
+        require(
+            self.has_first_norm or self.norm_at == "pre", self, f"has_first_norm=False with norm_at={self.norm_at!r}"
+        )
         if self.cross_attention is not None:
             require(
                 not self.cross_attention.causal, self, "cross_attention.causal=True was given; a memory has no future"

@@ -37,8 +37,8 @@ class Tokens:
 
     def __post_init__(self) -> None:
         require_positive(self, "vocab", "width")
-        require(not self.project_first or self.width is not None, self, "widened_first, but no width was given")
-        require(not self.project_first or self.segments is None, self, "widened_first, and segments; expected one")
+        require(not self.project_first or self.width is not None, self, "project_first, but no width was given")
+        require(not self.project_first or self.segments is None, self, "project_first, and segments; expected one")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Convolution:
     stride: int
 
     def __post_init__(self) -> None:
-        require_positive(self, "channels", "width", "stride")
+        require_positive(self, "channels", "kernel_size", "stride")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Patches:
         _check_stem(self)
         strides = math.prod(one.stride for one in self.stem)
         require(self.size % strides == 0, self, f"size={self.size} is not a multiple of {strides}, the stem's strides")
-        for name in ("leading", "registers"):
+        for name in ("class_tokens", "registers"):
             require(getattr(self, name) >= 0, self, f"{name}={getattr(self, name)} was given; it must be at least 0")
 
 
@@ -111,7 +111,11 @@ class Frames:
 
 def _check_stem(node: Patches | Frames) -> None:
     for one in node.stem:
-        require(one.kernel_size % 2 == 1, node, f"stem: width={one.kernel_size} was given; it must be odd, to have a middle")
+        require(
+            one.kernel_size % 2 == 1,
+            node,
+            f"stem: kernel_size={one.kernel_size} was given; it must be odd, to have a middle",
+        )
     for name, unset in (("stem_norm", "none"), ("stem_residual", False)):
         given = getattr(node, name)
         require(bool(node.stem) or given == unset, node, f"{name}={given} was given, and no stem; expected both")
@@ -155,7 +159,7 @@ class Trajectory:
         return 3 if self.return_conditioned else 2
 
     def __post_init__(self) -> None:
-        require_positive(self, "state", "action", "longest")
+        require_positive(self, "state_dim", "action_dim", "max_episode_steps")
 
 
 Input: TypeAlias = Tokens | Patches | Frames | Waveform | Trajectory
@@ -200,4 +204,4 @@ class Convolutional:
     groups: int = 1
 
     def __post_init__(self) -> None:
-        require_positive(self, "width", "groups")
+        require_positive(self, "kernel_size", "groups")

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from qkv.spec.heads import Actions, Head, Labels, PointerGenerator, Vector, Vocabulary
 from qkv.spec.blocks import Attention, Block, Norm, RelativeBias
-from qkv.spec.inputs import Convolutional, Learned, Patches, Input, Sinusoidal, Tokens, Trajectory
+from qkv.spec.heads import Actions, Head, Labels, PointerGenerator, Vector, Vocabulary
+from qkv.spec.inputs import Convolutional, Input, Learned, Patches, Sinusoidal, Tokens, Trajectory
 from qkv.spec.validation import require, require_choices, require_positive
 
 
@@ -38,14 +38,14 @@ class Stack:
             require(
                 not any(block.self_attention.causal for block in self.blocks),
                 self,
-                "positions=Convolved was given with a causal block, to which it would show the future",
+                "positions=Convolutional was given with a causal block, to which it would show the future",
             )
         if isinstance(self.input, Patches) and isinstance(self.positions, Learned):
             patches = self.positions.length - self.input.class_tokens
             require(
                 patches > 0 and math.isqrt(patches) ** 2 == patches,
                 self,
-                f"positions: length={self.positions.length} less the reads' leading={self.input.class_tokens} "
+                f"positions: length={self.positions.length} less the input's class_tokens={self.input.class_tokens} "
                 f"is {patches}, which is no square of patches",
             )
         attentions = [one.self_attention for one in self.blocks if isinstance(one.self_attention, Attention)]
@@ -96,7 +96,7 @@ class Transformer:
             require(
                 isinstance(self.head, Vocabulary | PointerGenerator),
                 self,
-                f"answers={type(self.head).__name__} needs encoder alone; decoder was given",
+                f"head={type(self.head).__name__} needs encoder alone; decoder was given",
             )
         if encoder is not None:
             require(
@@ -109,20 +109,20 @@ class Transformer:
                     isinstance(encoder.input, Trajectory)
                     and all(block.self_attention.causal for block in encoder.blocks),
                     self,
-                    "answers=Actions was given; the encoder must then read a Trajectory, with causal blocks that do "
+                    "head=Actions was given; the encoder must then have the input Trajectory, with causal blocks that do "
                     "not see the action they are to choose",
                 )
         if isinstance(self.head, PointerGenerator):
             require(
                 self.shared_embedding,
                 self,
-                "answers=PointerGenerator was given without shared_embedding; a token that is copied from the source "
+                "head=PointerGenerator was given without shared_embedding; a token that is copied from the source "
                 "must be the same token in the target",
             )
         require(
             self.encoder_head is None or (encoder is not None and decoder is not None),
             self,
-            "encoder_answers was given without encoder and decoder; an encoder alone answers by answers=Labels",
+            "encoder_head was given without encoder and decoder; an encoder alone has head=Labels",
         )
         if self.shared_embedding:
             require(encoder is not None and decoder is not None, self, "shared_embedding needs encoder and decoder")

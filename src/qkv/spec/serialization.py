@@ -10,23 +10,23 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from qkv.errors import SpecError
-from qkv.spec.heads import Actions, Classes, Dense, Labels, PointerGenerator, States, Vector, Vocabulary
 from qkv.spec.blocks import (
+    SSRU,
     AcrossHeads,
     Alibi,
     Attention,
     Block,
-    Llama3Scaling,
     Experts,
     FeedForward,
     LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
     Norm,
-    SSRU,
     RelativeBias,
     Rotary,
-    LongRopeScaling,
     YarnScaling,
 )
+from qkv.spec.heads import Actions, Classes, Dense, Labels, PointerGenerator, States, Vector, Vocabulary
 from qkv.spec.inputs import (
     Convolution,
     Convolutional,
@@ -39,7 +39,7 @@ from qkv.spec.inputs import (
     Trajectory,
     Waveform,
 )
-from qkv.spec.models import Recurrent, Spec, Stack, DualEncoder, Transformer
+from qkv.spec.models import DualEncoder, Recurrent, Spec, Stack, Transformer
 
 _NODES: dict[str, type] = {
     cls.__name__: cls

@@ -52,7 +52,9 @@ def load_pretrained(
     if isinstance(reads := shape.encoder.input, spec.Trajectory):  # it is given numbers as they are
         sizes = SpaceSpec(reads.state_dim, reads.action_dim, (-1.0,) * reads.action_dim, (1.0,) * reads.action_dim)
         return DecisionTransformerAgent(
-            published.model, TrajectoryNormalizer(sizes, (0.0,) * reads.state_dim, (1.0,) * reads.state_dim, 1.0, 0.0), None
+            published.model,
+            TrajectoryNormalizer(sizes, (0.0,) * reads.state_dim, (1.0,) * reads.state_dim, 1.0, 0.0),
+            None,
         )
     labels = published.config.get("id2label") or {}
     named = tuple(str(labels[key]) for key in sorted(labels, key=int))

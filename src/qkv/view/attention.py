@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from qkv.attention import split_mask_and_bias
-from qkv.lens import AttentionTrace, HeadReport, Trace
-from qkv.lens import recompute
+from qkv.lens import AttentionTrace, HeadReport, Trace, recompute
 from qkv.lens.chunks import WeightChunks
-from qkv.lens.recorder import Call
 from qkv.lens.head_reports import report_attention
+from qkv.lens.recorder import Call
 from qkv.mask import Mask
 from qkv.view.blocks import Blocks, StorageDtype, round_trip
 

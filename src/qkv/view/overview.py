@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qkv import lens
 from qkv.errors import QkvError
-from qkv.lens import AttentionTrace, AttentionStatistics, Trace
+from qkv.lens import AttentionStatistics, AttentionTrace, Trace
 from qkv.mask import Span
 from qkv.view.attention import describe_attention, find_mask_rule
 from qkv.view.blocks import Blocks
@@ -95,7 +95,9 @@ def measure_head(attention: AttentionTrace, head: int, cache: StatisticsCache) -
     return cache[key]
 
 
-def overview_to_json(attention: AttentionTrace, statistics: AttentionStatistics, blocks: Blocks, row: int = 0) -> dict[str, Any]:
+def overview_to_json(
+    attention: AttentionTrace, statistics: AttentionStatistics, blocks: Blocks, row: int = 0
+) -> dict[str, Any]:
     """Some heads for the page: the largest weights of up to 512 x 512 parts of each matrix, and numbers by token."""
     pictures = []
     for number, head in enumerate(statistics.heads):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qkv import lens
 from qkv.errors import QkvError
-from qkv.lens import Trace, Explanation
+from qkv.lens import Explanation, Trace
 from qkv.view import attention as attentions
 from qkv.view import overview
 from qkv.view.axes import Axis, build_text_axis

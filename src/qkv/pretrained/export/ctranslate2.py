@@ -57,7 +57,9 @@ def to_ctranslate2(
     else:
         assert model.encoder is not None
         encoder = engine.TransformerEncoderSpec(
-            model.encoder.depth, **_stack_options(engine, choice.encoder), no_final_norm=choice.encoder.final_norm is None
+            model.encoder.depth,
+            **_stack_options(engine, choice.encoder),
+            no_final_norm=choice.encoder.final_norm is None,
         )
         _copy_stack(encoder, model.encoder)
         whole = engine.TransformerSpec(encoder, decoder)
@@ -93,7 +95,9 @@ def _find_unsupported(config: spec.Spec) -> Iterator[str]:
         yield f"norms that differ ({', '.join(f'{one.kind} with eps={one.eps}' for one in sorted(norms, key=str))})"
     for name, stack in stacks.items():
         if stack is not None:
-            yield from (f"{name}.{what}" for what in _find_unsupported_in_stack(stack, is_decoder_only=config.encoder is None))
+            yield from (
+                f"{name}.{what}" for what in _find_unsupported_in_stack(stack, is_decoder_only=config.encoder is None)
+            )
 
 
 def _iter_norms(stack: spec.Stack) -> Iterator[spec.Norm]:
@@ -134,7 +138,9 @@ def _find_unsupported_in_stack(stack: spec.Stack, is_decoder_only: bool) -> Iter
         yield "first_norm=False"
     if block.parallel and block.norm.kind != "layer":
         yield "parallel blocks with norms of the kind 'rms'"
-    yield from (f"self_attention.{what}" for what in _find_unsupported_in_attention(block.self_attention, is_decoder_only))
+    yield from (
+        f"self_attention.{what}" for what in _find_unsupported_in_attention(block.self_attention, is_decoder_only)
+    )
     if block.cross_attention is not None:
         across = block.cross_attention
         yield from (f"cross_attention.{what}" for what in _find_unsupported_in_attention(across, is_decoder_only))

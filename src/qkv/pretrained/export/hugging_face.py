@@ -7,8 +7,8 @@ from pathlib import Path
 
 from qkv import spec
 from qkv.pretrained import tokenizers
-from qkv.pretrained.export.output_folder import copy_sidecar_files, create_folder
 from qkv.pretrained.checkpoint import PretrainedModel, save
+from qkv.pretrained.export.output_folder import copy_sidecar_files, create_folder
 
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 

@@ -15,17 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from qkv import spec
-from qkv.cache import SSRUCache, KeyValueCache, Memory
+from qkv.cache import KeyValueCache, Memory, SSRUCache
 from qkv.errors import SpecError
 from qkv.layers import Attention, AttentionInputs
 from qkv.models import SequenceModel
-from qkv.models.recurrent import Recurrent
 from qkv.models.dual_encoder import DualEncoder
+from qkv.models.recurrent import Recurrent
 from qkv.models.transformer import Transformer
 from qkv.outputs import PointerGeneratorHead
-from qkv.pretrained.export.output_folder import import_library
-from qkv.pretrained.export.onnx_graph import EXAMPLE_BATCH, EXAMPLE_LENGTH, EXAMPLE_PAST, EXAMPLE_SOURCES, OnnxGraph, Inputs, save_graph
+from qkv.pretrained.export.onnx_graph import (
+    EXAMPLE_BATCH,
+    EXAMPLE_LENGTH,
+    EXAMPLE_PAST,
+    EXAMPLE_SOURCES,
+    Inputs,
+    OnnxGraph,
+    save_graph,
+)
 from qkv.pretrained.export.onnx_recurrent import build_recurrent_graphs, replace_recurrences
+from qkv.pretrained.export.output_folder import import_library
 
 _EXAMPLE_FRAMES, _EXAMPLE_SAMPLES = 20, 16_000
 
@@ -58,7 +66,10 @@ def _build_graphs(model: SequenceModel) -> dict[str, OnnxGraph]:
         return build_recurrent_graphs(model)
     if isinstance(model, DualEncoder):
         [source], [target] = (_build_graphs(tower).values() for tower in (model.source, model.target))
-        return {"source.onnx": replace(source, module=_ScaledEncoder(source.module, model.logit_scale)), "target.onnx": target}
+        return {
+            "source.onnx": replace(source, module=_ScaledEncoder(source.module, model.logit_scale)),
+            "target.onnx": target,
+        }
     if not isinstance(model, Transformer):
         raise SpecError(f"a {type(model).__name__} was given; ONNX graphs are made of the models of a spec alone")
     _require_traceable(model.spec)
@@ -223,9 +234,7 @@ def _build_decoder_graph(model: Transformer) -> OnnxGraph:
             past[f"past.{number}.state"] = (torch.zeros(EXAMPLE_BATCH, choice.d_model), {0: "batch"})
         else:
             past |= _build_key_value_inputs(f"past.{number}", attention, EXAMPLE_PAST, "past")
-    if choice.positions is not None and all(
-        isinstance(block.self_attention, spec.SSRU) for block in choice.blocks
-    ):
+    if choice.positions is not None and all(isinstance(block.self_attention, spec.SSRU) for block in choice.blocks):
         past["past.length"] = (torch.tensor(EXAMPLE_PAST), {})
     inputs: list[Inputs] = [{"tokens": (tokens, {0: "batch", 1: "length"})}, past]
     if model.encoder is not None:
@@ -275,7 +284,9 @@ def _build_source_inputs(config: spec.Stack) -> tuple[Inputs, ...]:
     """
     if isinstance(config.input, spec.Frames):
         learned = config.positions.length if isinstance(config.positions, spec.Learned) else None
-        frames = torch.zeros(EXAMPLE_BATCH, config.input.mels, config.input.frames_per_position * (learned or _EXAMPLE_FRAMES))
+        frames = torch.zeros(
+            EXAMPLE_BATCH, config.input.mels, config.input.frames_per_position * (learned or _EXAMPLE_FRAMES)
+        )
         return ({"source": (frames, {0: "batch"} if learned else {0: "batch", 2: "frames"})},)
     if isinstance(config.input, spec.Waveform):
         return ({"source": (torch.zeros(EXAMPLE_BATCH, _EXAMPLE_SAMPLES), {0: "batch", 1: "samples"})},)

@@ -16,7 +16,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 OPSET = 23
-EXAMPLE_BATCH, EXAMPLE_LENGTH, EXAMPLE_PAST, EXAMPLE_SOURCES = 2, 3, 4, 5  # of the example that is traced; none equals another by accident
+EXAMPLE_BATCH, EXAMPLE_LENGTH, EXAMPLE_PAST, EXAMPLE_SOURCES = (
+    2,
+    3,
+    4,
+    5,
+)  # of the example that is traced; none equals another by accident
 
 Axes = Mapping[int, str]
 Inputs = dict[str, tuple[Tensor, Axes]]
@@ -52,7 +57,8 @@ def save_graph(graph: OnnxGraph, path: Path) -> None:
     """Trace a module with its example and write the graph, with the parameters in it or, from 2 GB on, beside it."""
     example = tuple(_unwrap_single([tensor for tensor, _ in one.values()]) for one in graph.inputs)
     free = tuple(
-        _unwrap_single([dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for _, axes in one.values()]) for one in graph.inputs
+        _unwrap_single([dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for _, axes in one.values()])
+        for one in graph.inputs
     )
     named = tuple(_unwrap_single([dict(axes) for _, axes in one.values()]) for one in graph.inputs)
     with torch.no_grad(), _silence_exporter():

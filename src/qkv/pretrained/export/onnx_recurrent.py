@@ -14,10 +14,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from qkv import spec
-from qkv.cache import SSRUCache, Memory
-from qkv.layers import Block, AttentionInputs, SSRU
+from qkv.cache import Memory, SSRUCache
+from qkv.layers import SSRU, AttentionInputs, Block
 from qkv.models.recurrent import Recurrent, RecurrentState
-from qkv.pretrained.export.onnx_graph import EXAMPLE_BATCH, EXAMPLE_LENGTH, OPSET, EXAMPLE_SOURCES, Axes, OnnxGraph, Inputs
+from qkv.pretrained.export.onnx_graph import (
+    EXAMPLE_BATCH,
+    EXAMPLE_LENGTH,
+    EXAMPLE_SOURCES,
+    OPSET,
+    Axes,
+    Inputs,
+    OnnxGraph,
+)
 from qkv.tap import NO_TAP, Tap
 
 _GATE_ORDER = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
@@ -122,7 +130,12 @@ class _Recurrence(nn.Module):
         )
 
     def forward(
-        self, hidden: Tensor, placing: AttentionInputs, memory: None = None, cache: SSRUCache | None = None, tap: Tap = NO_TAP
+        self,
+        hidden: Tensor,
+        placing: AttentionInputs,
+        memory: None = None,
+        cache: SSRUCache | None = None,
+        tap: Tap = NO_TAP,
     ) -> Tensor:
         first = () if cache is None or cache.state is None else (cache.state[None],)
         states, last = self.operator(hidden, first)  # padding comes after, where it changes nothing before
@@ -146,7 +159,9 @@ class _Encoder(nn.Module):
             states, _ = layer(states, lengths=lengths)
         memory = Memory(states, source_mask)
         first = [part for layer in decoder.start(memory) for part in layer]
-        return first if decoder.cross_attention is None else [states, decoder.cross_attention.compute_keys(memory), *first]
+        return (
+            first if decoder.cross_attention is None else [states, decoder.cross_attention.compute_keys(memory), *first]
+        )
 
 
 class _Decoder(nn.Module):
@@ -179,8 +194,12 @@ def build_recurrent_graphs(model: Recurrent) -> dict[str, OnnxGraph]:
     choice: Any = model.spec
     assert isinstance(choice, spec.Recurrent)
     model = replace_recurrences(model)
-    mask: Inputs = {"source_mask": (torch.ones(EXAMPLE_BATCH, EXAMPLE_SOURCES, dtype=torch.bool), {0: "batch", 1: "sources"})}
-    source: Inputs = {"source": (torch.zeros(EXAMPLE_BATCH, EXAMPLE_SOURCES, dtype=torch.long), {0: "batch", 1: "sources"})}
+    mask: Inputs = {
+        "source_mask": (torch.ones(EXAMPLE_BATCH, EXAMPLE_SOURCES, dtype=torch.bool), {0: "batch", 1: "sources"})
+    }
+    source: Inputs = {
+        "source": (torch.zeros(EXAMPLE_BATCH, EXAMPLE_SOURCES, dtype=torch.long), {0: "batch", 1: "sources"})
+    }
     # who looks back before each step takes one at a time
     steps = 1 if choice.attention == "additive" else EXAMPLE_LENGTH
     axes: Axes = {0: "batch"} if steps == 1 else {0: "batch", 1: "length"}

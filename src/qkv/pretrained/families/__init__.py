@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.families import bart, bert, gpt2, llama, marian, modernbert, speech, t5, vision
-from qkv.pretrained.families import decision_transformer
-from qkv.pretrained.families import g2p
-from qkv.pretrained.families import single_file
-from qkv.pretrained.family import HFConfig, Family, SingleFileReader
+from qkv.pretrained.families import (
+    bart,
+    bert,
+    decision_transformer,
+    g2p,
+    gpt2,
+    llama,
+    marian,
+    modernbert,
+    single_file,
+    speech,
+    t5,
+    vision,
+)
+from qkv.pretrained.family import Family, HFConfig, SingleFileReader
 
 FAMILIES: tuple[Family, ...] = (
     *llama.FAMILIES,
@@ -24,7 +34,13 @@ FAMILIES: tuple[Family, ...] = (
 )
 """Every family that can be read."""
 
-SINGLE_FILE_READERS: tuple[SingleFileReader, ...] = (*vision.SINGLE_FILE_READERS, *speech.SINGLE_FILE_READERS, *single_file.SINGLE_FILE_READERS, *marian.SINGLE_FILE_READERS, *g2p.SINGLE_FILE_READERS)
+SINGLE_FILE_READERS: tuple[SingleFileReader, ...] = (
+    *vision.SINGLE_FILE_READERS,
+    *speech.SINGLE_FILE_READERS,
+    *single_file.SINGLE_FILE_READERS,
+    *marian.SINGLE_FILE_READERS,
+    *g2p.SINGLE_FILE_READERS,
+)
 """Every kind of file that needs no config.json beside it."""
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from qkv import spec
+from qkv.pretrained.conversions import ignore, reshape, skip_rows
 from qkv.pretrained.families.common import parse_activation, require
-from qkv.pretrained.family import HFConfig, Family, WeightTable
-from qkv.pretrained.conversions import ignore, skip_rows, reshape
+from qkv.pretrained.family import Family, HFConfig, WeightTable
 
 _SUBLAYERS = {"self_attn": "self_attention", "encoder_attn": "cross_attention"}
 _PARTS = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output"}
@@ -43,13 +43,26 @@ SHARED_TABLE: WeightTable = {
 _POSITION_TABLE: WeightTable = {
     f"{name}.embed_positions": skip_rows(2, f"{name}.embedding.positions") for name in ("encoder", "decoder")
 }
-_EMBED_NORM_TABLE: WeightTable = {f"{name}.layernorm_embedding": f"{name}.embedding.norm" for name in ("encoder", "decoder")}
+_EMBED_NORM_TABLE: WeightTable = {
+    f"{name}.layernorm_embedding": f"{name}.embedding.norm" for name in ("encoder", "decoder")
+}
 _FINAL_NORM_TABLE: WeightTable = {f"{name}.layer_norm": f"{name}.final_norm" for name in ("encoder", "decoder")}
 SINUSOIDAL_TABLE: WeightTable = {f"{name}.embed_positions": ignore() for name in ("encoder", "decoder")}
 """Older files hold the sinusoids, which are computed here."""
 
-_BART_TABLE: WeightTable = {**SHARED_TABLE, **_POSITION_TABLE, **_EMBED_NORM_TABLE, **build_block_table("encoder", "last"), **build_block_table("decoder", "last")}
-_PRE_NORM_TABLE: WeightTable = {**SHARED_TABLE, **_FINAL_NORM_TABLE, **build_block_table("encoder", "before"), **build_block_table("decoder", "before")}
+_BART_TABLE: WeightTable = {
+    **SHARED_TABLE,
+    **_POSITION_TABLE,
+    **_EMBED_NORM_TABLE,
+    **build_block_table("encoder", "last"),
+    **build_block_table("decoder", "last"),
+}
+_PRE_NORM_TABLE: WeightTable = {
+    **SHARED_TABLE,
+    **_FINAL_NORM_TABLE,
+    **build_block_table("encoder", "before"),
+    **build_block_table("decoder", "before"),
+}
 
 
 def build_stack(config: HFConfig, side: str, norm_at: str, vocab: int, **options: Any) -> spec.Stack:
@@ -68,7 +81,9 @@ def build_stack(config: HFConfig, side: str, norm_at: str, vocab: int, **options
 
 
 def _build_transformer(config: HFConfig, norm_at: str, **options: Any) -> spec.Transformer:
-    encoder, decoder = (build_stack(config, name, norm_at, config["vocab_size"], **options) for name in ("encoder", "decoder"))
+    encoder, decoder = (
+        build_stack(config, name, norm_at, config["vocab_size"], **options) for name in ("encoder", "decoder")
+    )
     return spec.Transformer(encoder, decoder, spec.Vocabulary(bias=True), shared_embedding=True)
 
 
@@ -94,7 +109,16 @@ _M2M100_TABLE: WeightTable = {**_PRE_NORM_TABLE, **SINUSOIDAL_TABLE}
 
 _ZERO_BIAS = ("head.bias",)
 FAMILIES = (
-    Family("BART", ("bart",), _build_bart, lambda config: _BART_TABLE, zero_suffixes=_ZERO_BIAS, base_model_prefix="model."),
-    Family("mBART", ("mbart",), _build_mbart, lambda config: {**_PRE_NORM_TABLE, **_POSITION_TABLE, **_EMBED_NORM_TABLE}, zero_suffixes=_ZERO_BIAS, base_model_prefix="model."),
+    Family(
+        "BART", ("bart",), _build_bart, lambda config: _BART_TABLE, zero_suffixes=_ZERO_BIAS, base_model_prefix="model."
+    ),
+    Family(
+        "mBART",
+        ("mbart",),
+        _build_mbart,
+        lambda config: {**_PRE_NORM_TABLE, **_POSITION_TABLE, **_EMBED_NORM_TABLE},
+        zero_suffixes=_ZERO_BIAS,
+        base_model_prefix="model.",
+    ),
     Family("M2M100", ("m2m_100",), _build_m2m100, lambda config: _M2M100_TABLE, base_model_prefix="model."),
 )

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 from qkv import spec
 from qkv.errors import CheckpointError
-from qkv.pretrained.sidecar import read_sentence_pooling, read_separator
+from qkv.pretrained.conversions import Conversion, accept_legacy_name, ignore, skip_rows
 from qkv.pretrained.families.common import parse_activation, require
-from qkv.pretrained.family import HFConfig, Family, WeightTable
-from qkv.pretrained.conversions import Conversion, ignore, accept_legacy_name, skip_rows
+from qkv.pretrained.family import Family, HFConfig, WeightTable
+from qkv.pretrained.sidecar import read_sentence_pooling, read_separator
 
 
 @dataclass(frozen=True)
@@ -102,11 +102,15 @@ def _build_segments(config: HFConfig) -> spec.Segments:
 
 
 def _build_masked_lm_head(config: HFConfig, hidden_act: str | None = None) -> spec.Vocabulary:
-    dense = spec.Dense(parse_activation(hidden_act or config.get("hidden_act", "gelu")), spec.Norm(eps=_norm_eps(config)))
+    dense = spec.Dense(
+        parse_activation(hidden_act or config.get("hidden_act", "gelu")), spec.Norm(eps=_norm_eps(config))
+    )
     return spec.Vocabulary(config.get("tie_word_embeddings", True), bias=True, dense=dense)
 
 
-def _make_first_token_classifier(hidden_act: spec.Activation, num_classes: int | None = None) -> Callable[[HFConfig], spec.Classes]:
+def _make_first_token_classifier(
+    hidden_act: spec.Activation, num_classes: int | None = None
+) -> Callable[[HFConfig], spec.Classes]:
     """Classes from the first position's vector, after a dense layer."""
     return lambda config: spec.Classes(num_classes or count_labels(config), "first", spec.Dense(hidden_act))
 
@@ -170,8 +174,12 @@ _BERT_HEADS: HeadDefinitions = {
     "Model": NO_HEAD,
     "ForMaskedLM": _BERT_MASKED_LM,
     "ForPreTraining": _BERT_MASKED_LM,
-    "ForNextSentencePrediction": HeadDefinition(_make_first_token_classifier("tanh", 2), {**_POOLER_TABLE, "cls.seq_relationship": "head.linear"}),
-    "ForSequenceClassification": HeadDefinition(_make_first_token_classifier("tanh"), {**_POOLER_TABLE, "classifier": "head.linear"}),
+    "ForNextSentencePrediction": HeadDefinition(
+        _make_first_token_classifier("tanh", 2), {**_POOLER_TABLE, "cls.seq_relationship": "head.linear"}
+    ),
+    "ForSequenceClassification": HeadDefinition(
+        _make_first_token_classifier("tanh"), {**_POOLER_TABLE, "classifier": "head.linear"}
+    ),
     "ForTokenClassification": define_label_head("classifier"),
     "ForQuestionAnswering": define_label_head("qa_outputs"),
 }
@@ -207,7 +215,8 @@ _ROBERTA_HEADS: HeadDefinitions = {
         ),
     ),
     "ForSequenceClassification": HeadDefinition(
-        _make_first_token_classifier("tanh"), {"classifier.dense": "head.dense.linear", "classifier.out_proj": "head.linear"}
+        _make_first_token_classifier("tanh"),
+        {"classifier.dense": "head.dense.linear", "classifier.out_proj": "head.linear"},
     ),
     "ForTokenClassification": define_label_head("classifier"),
     "ForQuestionAnswering": define_label_head("qa_outputs"),
@@ -243,7 +252,9 @@ _DISTILBERT_HEADS: HeadDefinitions = {
     "Model": NO_HEAD,
     "ForMaskedLM": HeadDefinition(
         lambda config: _build_masked_lm_head(config, config.get("activation", "gelu")),
-        _build_masked_lm_table("vocab_transform", "vocab_layer_norm", ("vocab_projector.bias",), "vocab_projector.weight"),
+        _build_masked_lm_table(
+            "vocab_transform", "vocab_layer_norm", ("vocab_projector.bias",), "vocab_projector.weight"
+        ),
     ),
     "ForSequenceClassification": HeadDefinition(
         _make_first_token_classifier("relu"), {"pre_classifier": "head.dense.linear", "classifier": "head.linear"}
@@ -325,7 +336,10 @@ _ALBERT_HEADS: HeadDefinitions = {
 def _build_electra(config: HFConfig) -> spec.Transformer:
     width = config["embedding_size"]
     return _build_encoder(
-        config, _ELECTRA_HEADS, width=None if width == config["hidden_size"] else width, segments=_build_segments(config)
+        config,
+        _ELECTRA_HEADS,
+        width=None if width == config["hidden_size"] else width,
+        segments=_build_segments(config),
     )
 
 
@@ -348,7 +362,8 @@ _ELECTRA_HEADS: HeadDefinitions = {
         ),
     ),
     "ForSequenceClassification": HeadDefinition(
-        _make_first_token_classifier("gelu"), {"classifier.dense": "head.dense.linear", "classifier.out_proj": "head.linear"}
+        _make_first_token_classifier("gelu"),
+        {"classifier.dense": "head.dense.linear", "classifier.out_proj": "head.linear"},
     ),
     "ForTokenClassification": define_label_head("classifier"),
     "ForQuestionAnswering": define_label_head("qa_outputs"),
@@ -379,12 +394,21 @@ FAMILIES = (
         base_model_prefix="distilbert.",
         sidecar_readers=(read_sentence_pooling,),
     ),
-    Family("ALBERT", ("albert",), _build_albert, _build_albert_table, base_model_prefix="albert.", sidecar_readers=(read_separator, read_sentence_pooling)),
+    Family(
+        "ALBERT",
+        ("albert",),
+        _build_albert,
+        _build_albert_table,
+        base_model_prefix="albert.",
+        sidecar_readers=(read_separator, read_sentence_pooling),
+    ),
     Family(
         "ELECTRA",
         ("electra",),
         _build_electra,
-        lambda config: combine_tables(config, _ELECTRA_HEADS, {**_BODY_TABLE, "embeddings_project": "encoder.embedding.projection"}),
+        lambda config: combine_tables(
+            config, _ELECTRA_HEADS, {**_BODY_TABLE, "embeddings_project": "encoder.embedding.projection"}
+        ),
         base_model_prefix="electra.",
         sidecar_readers=(read_separator, read_sentence_pooling),
     ),

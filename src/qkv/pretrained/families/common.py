@@ -41,9 +41,7 @@ def get_field(config: HFConfig, *names: str) -> Any:
 def require(config: HFConfig, name: str, value: object) -> None:
     """Refuse a configuration whose `field` is not `value`, which it is where nothing is said: CheckpointError."""
     if config.get(name, value) != value:
-        raise CheckpointError(
-            f"the configuration says {name}={config[name]!r}; expected {value!r}, the only one known"
-        )
+        raise CheckpointError(f"the configuration says {name}={config[name]!r}; expected {value!r}, the only one known")
 
 
 def build_rotary(config: HFConfig, layer_type: str = "full_attention") -> spec.Rotary:

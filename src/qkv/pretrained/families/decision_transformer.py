@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from qkv import spec
+from qkv.pretrained.conversions import add_first_row, concatenate_rows, ignore, transpose, write_zeros
 from qkv.pretrained.families.common import parse_activation, require
-from qkv.pretrained.family import HFConfig, Family, WeightTable
-from qkv.pretrained.conversions import add_first_row, ignore, concatenate_rows, transpose, write_zeros
+from qkv.pretrained.family import Family, HFConfig, WeightTable
 
 # The Decision Transformer (Chen et al. 2021), whose blocks are GPT-2's
 
@@ -49,7 +49,9 @@ def _build_table(config: HFConfig) -> WeightTable:
         "encoder.wpe.weight": add_first_row("encoder.embedding.norm.bias", {**_DEFAULTS, **config}["n_positions"]),
         "encoder.wte.weight": write_zeros("encoder.embedding.norm.bias", config.get("vocab_size", 1)),
         f"{layer}ln_1": f"{attention}_residual.before",
-        f"{layer}attn.c_attn": concatenate_rows(*(f"{attention}.{one}" for one in ("query", "key", "value")), transpose=True),
+        f"{layer}attn.c_attn": concatenate_rows(
+            *(f"{attention}.{one}" for one in ("query", "key", "value")), transpose=True
+        ),
         f"{layer}attn.c_proj": transpose(f"{attention}.output"),
         f"{layer}attn.bias": ignore(),  # the causal mask
         f"{layer}attn.masked_bias": ignore(),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from qkv import spec
-from qkv.pretrained.family import HFConfig, Family, WeightTable, SingleFileReader
+from qkv.pretrained.family import Family, HFConfig, SingleFileReader, WeightTable
 from qkv.pretrained.weights import LazyWeights
 
 LETTERS = ("<pad>", "<unk>", "</s>", *"abcdefghijklmnopqrstuvwxyz")

@@ -8,9 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from qkv import spec
-from qkv.pretrained.families.common import parse_activation, require, build_rotary, get_field
-from qkv.pretrained.family import HFConfig, Family, WeightTable
-from qkv.pretrained.conversions import interleave_heads, ignore, skip_rows, rename, concatenate_rows, transpose
+from qkv.pretrained.conversions import concatenate_rows, ignore, interleave_heads, rename, skip_rows, transpose
+from qkv.pretrained.families.common import build_rotary, get_field, parse_activation, require
+from qkv.pretrained.family import Family, HFConfig, WeightTable
 
 _BLOCK = "decoder.blocks.{n}."
 _ATTENTION, _FEED_FORWARD = f"{_BLOCK}self_attention", f"{_BLOCK}feed_forward"
@@ -92,7 +92,9 @@ def _build_gpt_neox_table(config: HFConfig) -> WeightTable:
         "embed_in": "decoder.embedding.tokens",
         "layers.{n}.input_layernorm": f"{_ATTENTION_RESIDUAL}.before",
         "layers.{n}.post_attention_layernorm": f"{_FEED_FORWARD_RESIDUAL}.before",
-        "layers.{n}.attention.query_key_value": interleave_heads(*_QUERY_KEY_VALUE, kv_heads=config["num_attention_heads"]),
+        "layers.{n}.attention.query_key_value": interleave_heads(
+            *_QUERY_KEY_VALUE, kv_heads=config["num_attention_heads"]
+        ),
         "layers.{n}.attention.dense": f"{_ATTENTION}.output",
         "layers.{n}.attention.bias": ignore(),  # the causal mask
         "layers.{n}.attention.masked_bias": ignore(),
@@ -190,7 +192,9 @@ def _build_falcon(config: HFConfig) -> spec.Transformer:
     d_key, bias = width // heads, config.get("bias", False)
     position = spec.Alibi(1 / math.sqrt(d_key)) if config.get("alibi", False) else build_rotary(config)
     block = spec.Block(
-        spec.Attention(heads, d_key, kv_heads=_count_falcon_kv_heads(config), position=position, causal=True, bias=bias),
+        spec.Attention(
+            heads, d_key, kv_heads=_count_falcon_kv_heads(config), position=position, causal=True, bias=bias
+        ),
         spec.FeedForward(
             config.get("ffn_hidden_size") or 4 * width, parse_activation(config.get("activation", "gelu")), bias=bias
         ),
@@ -214,8 +218,15 @@ def _build_falcon_table(config: HFConfig) -> WeightTable:
         return table
     rest = {name: target for name, target in table.items() if not name.endswith("layernorm")}
     if grown and (config.get("num_ln_in_parallel_attn") or 2) == 2:
-        return {**rest, "h.{n}.ln_attn": f"{_ATTENTION_RESIDUAL}.before", "h.{n}.ln_mlp": f"{_FEED_FORWARD_RESIDUAL}.before"}
-    return {**rest, "h.{n}.input_layernorm": rename(f"{_ATTENTION_RESIDUAL}.before", f"{_FEED_FORWARD_RESIDUAL}.before")}
+        return {
+            **rest,
+            "h.{n}.ln_attn": f"{_ATTENTION_RESIDUAL}.before",
+            "h.{n}.ln_mlp": f"{_FEED_FORWARD_RESIDUAL}.before",
+        }
+    return {
+        **rest,
+        "h.{n}.input_layernorm": rename(f"{_ATTENTION_RESIDUAL}.before", f"{_FEED_FORWARD_RESIDUAL}.before"),
+    }
 
 
 FAMILIES = (

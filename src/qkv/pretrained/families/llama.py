@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from qkv import spec
-from qkv.pretrained.families.common import parse_activation, require, build_rotary
-from qkv.pretrained.family import HFConfig, Family, WeightTable
-from qkv.pretrained.conversions import stack_experts, ignore, add_one, concatenate_rows
+from qkv.pretrained.conversions import add_one, concatenate_rows, ignore, stack_experts
+from qkv.pretrained.families.common import build_rotary, parse_activation, require
+from qkv.pretrained.family import Family, HFConfig, WeightTable
 
 _BLOCK = "decoder.blocks.{n}."
 _ATTENTION_TABLE = {
@@ -60,7 +60,9 @@ def _build_decoder(config: HFConfig, blocks: tuple[spec.Block, ...], **stack_opt
     answers = spec.Vocabulary(
         tied=config.get("tie_word_embeddings", False), softcap=config.get("final_logit_softcapping")
     )
-    return spec.Transformer(None, spec.Stack(config["hidden_size"], blocks, reads, final_norm=norm, **stack_options), answers)
+    return spec.Transformer(
+        None, spec.Stack(config["hidden_size"], blocks, reads, final_norm=norm, **stack_options), answers
+    )
 
 
 def _build_block(config: HFConfig, **attention_options: Any) -> spec.Block:
@@ -103,7 +105,9 @@ def _build_llama(config: HFConfig) -> spec.Transformer:
 
 
 def _build_windowed(config: HFConfig, **attention_options: Any) -> spec.Transformer:
-    return _build_decoder(config, tuple(_build_block(config, window=window, **attention_options) for window in _list_windows(config)))
+    return _build_decoder(
+        config, tuple(_build_block(config, window=window, **attention_options) for window in _list_windows(config))
+    )
 
 
 def _build_qwen2(config: HFConfig) -> spec.Transformer:
@@ -149,7 +153,9 @@ _PHI3_TABLE = {
     "model.layers.{n}.self_attn.qkv_proj": concatenate_rows(
         *(f"{_BLOCK}self_attention.{one}" for one in ("query", "key", "value"))
     ),
-    "model.layers.{n}.mlp.gate_up_proj": concatenate_rows(f"{_BLOCK}feed_forward.gate", f"{_BLOCK}feed_forward.up_proj"),
+    "model.layers.{n}.mlp.gate_up_proj": concatenate_rows(
+        f"{_BLOCK}feed_forward.gate", f"{_BLOCK}feed_forward.up_proj"
+    ),
 }
 
 
@@ -253,7 +259,12 @@ FAMILIES = (
     ),
     Family("OLMo 2", ("olmo2",), _build_olmo2, lambda config: _OLMO2_TABLE),
     Family("Phi-3", ("phi3",), _build_windowed, lambda config: _PHI3_TABLE),
-    Family("Gemma", ("gemma",), _with_defaults(_build_gemma, num_key_value_heads=16, **_GEMMA_DEFAULTS), lambda config: _add_one_to_norms(_TABLE)),
+    Family(
+        "Gemma",
+        ("gemma",),
+        _with_defaults(_build_gemma, num_key_value_heads=16, **_GEMMA_DEFAULTS),
+        lambda config: _add_one_to_norms(_TABLE),
+    ),
     Family(
         "Gemma 2",
         ("gemma2",),

@@ -12,14 +12,19 @@ from torch import Tensor
 
 from qkv import spec
 from qkv.errors import CheckpointError
+from qkv.pretrained.conversions import append_rows, reshape, transpose
 from qkv.pretrained.families.bart import SHARED_TABLE, SINUSOIDAL_TABLE, build_block_table, build_stack
 from qkv.pretrained.families.common import parse_activation, require
-from qkv.pretrained.family import HFConfig, Family, WeightTable, SingleFileReader
-from qkv.pretrained.conversions import append_rows, reshape, transpose
+from qkv.pretrained.family import Family, HFConfig, SingleFileReader, WeightTable
 from qkv.pretrained.weights import LazyWeights
 from qkv.pretrained.weights.marian import SETTINGS_KEY
 
-_TABLE: WeightTable = {**SHARED_TABLE, **SINUSOIDAL_TABLE, **build_block_table("encoder", "last"), **build_block_table("decoder", "last")}
+_TABLE: WeightTable = {
+    **SHARED_TABLE,
+    **SINUSOIDAL_TABLE,
+    **build_block_table("encoder", "last"),
+    **build_block_table("decoder", "last"),
+}
 _UNTIED_TABLE: WeightTable = {
     **{name: target for name, target in _TABLE.items() if name != "shared"},
     "decoder.embed_tokens": "decoder.embedding.tokens",

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from qkv import spec
-from qkv.pretrained.sidecar import read_sentence_pooling
-from qkv.pretrained.families.bert import NO_HEAD, HeadDefinition, HeadDefinitions, select_head, count_labels, combine_tables
-from qkv.pretrained.families.common import parse_activation, build_rotary
-from qkv.pretrained.family import HFConfig, Family, WeightTable
 from qkv.pretrained.conversions import concatenate_rows
+from qkv.pretrained.families.bert import (
+    NO_HEAD,
+    HeadDefinition,
+    HeadDefinitions,
+    combine_tables,
+    count_labels,
+    select_head,
+)
+from qkv.pretrained.families.common import build_rotary, parse_activation
+from qkv.pretrained.family import Family, HFConfig, WeightTable
+from qkv.pretrained.sidecar import read_sentence_pooling
 
 _ROTARY_BASES = {"full_attention": ("global_rope_theta", 160000.0), "sliding_attention": ("local_rope_theta", 10000.0)}
 """Each kind of block -> the older name of its rotary base, and what it is where nothing is said."""

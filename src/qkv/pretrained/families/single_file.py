@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.family import HFConfig, SingleFileReader
 from qkv.pretrained.conversions import permute_for_rotary
+from qkv.pretrained.family import HFConfig, SingleFileReader
 from qkv.pretrained.weights import LazyWeights
 
 _INTERLEAVED_ROTARY = {"llama": True, "qwen2": False, "qwen3": False}
@@ -77,7 +77,11 @@ class RenamedWeights(Mapping[str, Tensor]):
     """
 
     def __init__(
-        self, file_weights: LazyWeights, names: Mapping[str, str], interleaved_heads: Mapping[str, int], exclude: tuple[str, ...] = ()
+        self,
+        file_weights: LazyWeights,
+        names: Mapping[str, str],
+        interleaved_heads: Mapping[str, int],
+        exclude: tuple[str, ...] = (),
     ) -> None:
         self._file_weights, self._interleaved_heads = file_weights, interleaved_heads
         self._names = {_rename(name, names): name for name in file_weights if name not in exclude}
@@ -120,7 +124,9 @@ def _read_gguf(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tensor
             f"{file_weights.path} is of the architecture {kind!r}; expected one of {', '.join(_INTERLEAVED_ROTARY)}"
         )
     says = {
-        name.removeprefix(f"{kind}."): value for name, value in file_weights.metadata.items() if name.startswith(f"{kind}.")
+        name.removeprefix(f"{kind}."): value
+        for name, value in file_weights.metadata.items()
+        if name.startswith(f"{kind}.")
     }
     config: dict[str, Any] = {
         "model_type": kind,
@@ -138,7 +144,10 @@ def _read_gguf(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tensor
     if "token_embd.weight" in file_weights:
         config["vocab_size"] = file_weights.shape("token_embd.weight")[0]
     d_key = config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
-    config["rope_parameters"] = {"rope_theta": config.pop("rope_theta", 10000.0), **_parse_rope_scaling(file_weights, says, config)}
+    config["rope_parameters"] = {
+        "rope_theta": config.pop("rope_theta", 10000.0),
+        **_parse_rope_scaling(file_weights, says, config),
+    }
     known = {*_GGUF_SETTINGS, "rope.scaling.type", "rope.scaling.factor"}
     for name, value in says.items():
         fits = name in known or (name in ("rope.dimension_count", "attention.value_length") and value == d_key)

@@ -13,10 +13,16 @@ from torch import Tensor
 
 from qkv import spec
 from qkv.errors import CheckpointError
+from qkv.pretrained.conversions import (
+    accept_legacy_name,
+    ignore,
+    set_weight_direction,
+    set_weight_magnitude,
+    write_zeros,
+)
 from qkv.pretrained.families.bart import build_block_table, build_stack
 from qkv.pretrained.families.common import parse_activation, require
-from qkv.pretrained.family import HFConfig, Family, WeightTable
-from qkv.pretrained.conversions import ignore, accept_legacy_name, set_weight_magnitude, set_weight_direction, write_zeros
+from qkv.pretrained.family import Family, HFConfig, WeightTable
 from qkv.pretrained.weights import LazyWeights
 
 # Whisper (Radford et al. 2022)
@@ -154,7 +160,9 @@ def _get_size(file_weights: LazyWeights, name: str, axis: int) -> int:
     """The length of a tensor that a model's sizes are known by; CheckpointError if it is missing or too flat."""
     shape = file_weights.shape(name) if name in file_weights else ()
     if len(shape) <= axis:
-        raise CheckpointError(f"{file_weights.path} has no {name}, or one of shape {shape}; expected a whole Whisper model")
+        raise CheckpointError(
+            f"{file_weights.path} has no {name}, or one of shape {shape}; expected a whole Whisper model"
+        )
     return shape[axis]
 
 
@@ -235,7 +243,9 @@ def _build_wav2vec2(config: HFConfig) -> spec.Transformer:
         norm if stable else None,
     )
     if (name := (config.get("architectures") or ["Wav2Vec2Model"])[0]) not in _WAV2VEC2_HEADS:
-        raise CheckpointError(f"the configuration says architectures={name}; expected one of {', '.join(_WAV2VEC2_HEADS)}")
+        raise CheckpointError(
+            f"the configuration says architectures={name}; expected one of {', '.join(_WAV2VEC2_HEADS)}"
+        )
     return spec.Transformer(stack, None, _WAV2VEC2_HEADS[name](config))
 
 
@@ -272,7 +282,12 @@ def _build_wav2vec2_table(config: HFConfig) -> WeightTable:
 
 FAMILIES = (
     Family(
-        "Whisper", ("whisper",), _build_whisper, lambda config: _WHISPER_TABLE, zero_suffixes=("attention.key.bias",), base_model_prefix="model."
+        "Whisper",
+        ("whisper",),
+        _build_whisper,
+        lambda config: _WHISPER_TABLE,
+        zero_suffixes=("attention.key.bias",),
+        base_model_prefix="model.",
     ),
     Family("wav2vec 2.0", ("wav2vec2",), _build_wav2vec2, _build_wav2vec2_table, base_model_prefix="wav2vec2."),
 )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qkv import spec
-from qkv.pretrained.families.common import parse_activation
-from qkv.pretrained.family import HFConfig, Family, WeightTable
 from qkv.pretrained.conversions import ignore
+from qkv.pretrained.families.common import parse_activation
+from qkv.pretrained.family import Family, HFConfig, WeightTable
 
 _PARTS = {"q": "query", "k": "key", "v": "value", "o": "output"}
 
@@ -38,7 +38,9 @@ def _build_feed_forward(config: HFConfig) -> spec.FeedForward:
 def _build_t5(config: HFConfig) -> spec.Transformer:
     """Version 1.1 answers with vectors of its own and does not scale; transformers 5 says so by the scale alone."""
     untied = not config.get("tie_word_embeddings", True) or not config.get("scale_decoder_outputs", True)
-    return _build_transformer(config, spec.Vocabulary(tied=False) if untied else spec.Vocabulary(scale=config["d_model"] ** -0.5))
+    return _build_transformer(
+        config, spec.Vocabulary(tied=False) if untied else spec.Vocabulary(scale=config["d_model"] ** -0.5)
+    )
 
 
 def _build_mt5(config: HFConfig) -> spec.Transformer:

@@ -16,9 +16,17 @@ from torch import Tensor
 
 from qkv import spec
 from qkv.errors import CheckpointError
+from qkv.pretrained.conversions import (
+    Conversion,
+    concatenate_columns,
+    concatenate_rows,
+    ignore,
+    reshape,
+    scale,
+    scale_rows,
+)
 from qkv.pretrained.families.common import parse_activation, require
-from qkv.pretrained.family import HFConfig, Family, WeightTable
-from qkv.pretrained.conversions import Conversion, concatenate_columns, ignore, scale_rows, scale, reshape, concatenate_rows
+from qkv.pretrained.family import Family, HFConfig, WeightTable
 from qkv.pretrained.weights import LazyWeights
 
 _DEFAULTS: HFConfig = {
@@ -29,7 +37,9 @@ _DEFAULTS: HFConfig = {
 """What a configuration means that says nothing of it, by the defaults of transformers."""
 
 
-def _build_stack(config: HFConfig, patches: spec.Input, positions: int, causal: bool = False, **options: Any) -> spec.Stack:
+def _build_stack(
+    config: HFConfig, patches: spec.Input, positions: int, causal: bool = False, **options: Any
+) -> spec.Stack:
     """A pre-norm encoder of equal blocks; `positions` are learned."""
     width, heads = config["hidden_size"], config["num_attention_heads"]
     norm = spec.Norm(eps=config["layer_norm_eps"])
@@ -233,7 +243,13 @@ def read_dinov2_onnx(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, 
 
 # CLIP (Radford et al. 2021)
 
-_CLIP_DEFAULTS: HFConfig = {**_DEFAULTS, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5, "patch_size": 32, "projection_dim": 512}
+_CLIP_DEFAULTS: HFConfig = {
+    **_DEFAULTS,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "patch_size": 32,
+    "projection_dim": 512,
+}
 _CLIP_TEXT_DEFAULTS: HFConfig = {
     **_CLIP_DEFAULTS, "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "vocab_size": 49408,
     "max_position_embeddings": 77,
@@ -339,7 +355,14 @@ _NO_PATCH_BIAS = ("embedding.patches.bias",)
 FAMILIES = (
     Family("ViT", ("vit",), _build_vit, _build_vit_table, base_model_prefix="vit."),
     Family("DeiT", ("deit",), _build_deit, _build_deit_table, base_model_prefix="deit."),
-    Family("DINOv2", ("dinov2",), _build_dinov2, _build_dinov2_table, zero_suffixes=("head.second.bias",), base_model_prefix="dinov2."),
+    Family(
+        "DINOv2",
+        ("dinov2",),
+        _build_dinov2,
+        _build_dinov2_table,
+        zero_suffixes=("head.second.bias",),
+        base_model_prefix="dinov2.",
+    ),
     Family(
         "DINOv2 with registers",
         ("dinov2_with_registers",),
@@ -357,5 +380,7 @@ FAMILIES = (
         zero_suffixes=_NO_PATCH_BIAS,
         base_model_prefix="vision_model.",
     ),
-    Family("CLIP texts", ("clip_text_model",), _build_clip_text, _build_clip_text_table, base_model_prefix="text_model."),
+    Family(
+        "CLIP texts", ("clip_text_model",), _build_clip_text, _build_clip_text_table, base_model_prefix="text_model."
+    ),
 )

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.weights import ctranslate2, gguf, llama2c, marian, npz, onnx, safetensors, shards
-from qkv.pretrained.weights import pickle
+from qkv.pretrained.weights import ctranslate2, gguf, llama2c, marian, npz, onnx, pickle, safetensors, shards
 from qkv.pretrained.weights.cursor import map_file
-from qkv.pretrained.weights.lazy_weights import UnknownTensorError, LazyWeights
+from qkv.pretrained.weights.lazy_weights import LazyWeights, UnknownTensorError
 
 __all__ = ["UnknownTensorError", "LazyWeights", "read"]
 
@@ -44,7 +43,9 @@ def read(path: str | Path, *, allow_pickle: bool = False, keep_quantized: bool =
     if path.is_dir():
         path = _find_weights_file(path, allow_pickle)
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such file or folder. Expected {_SUPPORTED_FORMATS}: check the path.")
+        raise CheckpointError(
+            f"{path}: there is no such file or folder. Expected {_SUPPORTED_FORMATS}: check the path."
+        )
     if path.name.endswith(shards.INDEX_SUFFIX):
         return shards.read(path, lambda part: _select_reader(part, allow_pickle, keep_quantized)(part))
     return _select_reader(path, allow_pickle, keep_quantized)(path)
@@ -63,7 +64,9 @@ def _find_weights_file(folder: Path, allow_pickle: bool) -> Path:
     pickles = [file for pattern in _PICKLE_PATTERNS for file in sorted(folder.glob(pattern))]
     if pickles:
         raise _pickle_error(pickles[0])
-    raise CheckpointError(f"{folder} holds no weights. Expected {_SUPPORTED_FORMATS}: name the file, or another folder.")
+    raise CheckpointError(
+        f"{folder} holds no weights. Expected {_SUPPORTED_FORMATS}: name the file, or another folder."
+    )
 
 
 def _pickle_error(path: Path) -> CheckpointError:
@@ -96,4 +99,6 @@ def _select_reader(path: Path, allow_pickle: bool, keep_quantized: bool) -> Call
         return ctranslate2.read
     if re.match(rb"\x08[\x01-\x1f][\x08-\xff]", head) or path.suffix == ".onnx":
         return onnx.read
-    raise CheckpointError(f"{path} begins with the bytes {head[:16].hex(' ')}. Expected {_SUPPORTED_FORMATS}: check what it is.")
+    raise CheckpointError(
+        f"{path} begins with the bytes {head[:16].hex(' ')}. Expected {_SUPPORTED_FORMATS}: check what it is."
+    )

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qkv.pretrained.weights.cursor import Cursor, view_as_tensor, count_elements
-from qkv.pretrained.weights.lazy_weights import TensorEntry, LazyWeights
+from qkv.pretrained.weights.cursor import Cursor, count_elements, view_as_tensor
+from qkv.pretrained.weights.lazy_weights import LazyWeights, TensorEntry
 
 _DTYPES = (torch.float32, torch.int8, torch.int16, torch.int32, torch.float16, torch.bfloat16)
 _VERSIONS = range(4, 7)
@@ -47,7 +47,9 @@ def read(path: Path) -> LazyWeights:
     cursor = Cursor(path)
     version = cursor.read_number("I", "the version")
     if version not in _VERSIONS:
-        raise cursor.make_error(f"binary version {version}", "4, 5 or 6", "Convert the model with a newer CTranslate2.", 0)
+        raise cursor.make_error(
+            f"binary version {version}", "4, 5 or 6", "Convert the model with a newer CTranslate2.", 0
+        )
     specification, revision = _read_text(cursor, "the model's kind"), cursor.read_number("I", "the revision")
     variables: dict[str, _Variable] = {}
     for _ in range(cursor.read_count("I", 9, "variables")):
@@ -61,7 +63,9 @@ def read(path: Path) -> LazyWeights:
         at = cursor.offset
         alias, name = _read_text(cursor, "an alias"), _read_text(cursor, "an alias's variable")
         if alias in variables or alias in aliases or name not in variables:
-            raise cursor.make_error(f"the alias {alias!r} of {name!r}", "a new name for a variable of the file", offset=at)
+            raise cursor.make_error(
+                f"the alias {alias!r} of {name!r}", "a new name for a variable of the file", offset=at
+            )
         aliases[alias] = name
     cursor.require_end()
     entries = _build_entries(cursor, variables)
@@ -86,7 +90,9 @@ def _read_variable(cursor: Cursor, name: str) -> _Variable:
         raise cursor.make_error(f"{name!r} has the dtype {kind}", f"a number below {len(_DTYPES)}", offset=at)
     wanted = count_elements(shape) * _DTYPES[kind].itemsize
     if size != wanted:
-        raise cursor.make_error(f"{name!r} of shape {shape} has {size:,} bytes", f"{wanted:,} ({_DTYPES[kind]})", offset=at)
+        raise cursor.make_error(
+            f"{name!r} of shape {shape} has {size:,} bytes", f"{wanted:,} ({_DTYPES[kind]})", offset=at
+        )
     return _Variable(at, _DTYPES[kind], shape, cursor.read_bytes(size, f"the data of {name!r}"))
 
 

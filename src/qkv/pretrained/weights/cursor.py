@@ -84,14 +84,18 @@ class Cursor:
     def num_bytes_left(self) -> int:
         return len(self._map) - self.offset
 
-    def make_error(self, found: str, expected: str, advice: str = DOWNLOAD_AGAIN, offset: int | None = None) -> CheckpointError:
+    def make_error(
+        self, found: str, expected: str, advice: str = DOWNLOAD_AGAIN, offset: int | None = None
+    ) -> CheckpointError:
         """Return the error for what stands at this place (or at byte `at`)."""
         return make_error(self.path, found, expected, advice, self.offset if offset is None else offset)
 
     def skip(self, count: int, description: str) -> int:
         """Step over `count` bytes and return where they began. Raises CheckpointError beyond the end."""
         if count > self.num_bytes_left:
-            raise self.make_error(f"{description} of {count:,} bytes, and {self.num_bytes_left:,} are left", "a whole file")
+            raise self.make_error(
+                f"{description} of {count:,} bytes, and {self.num_bytes_left:,} are left", "a whole file"
+            )
         start = self.offset
         self.offset += count
         return start
@@ -136,9 +140,13 @@ class Cursor:
                     break
                 found.append(str(self._map[start:at], "utf-8"))
         except (struct.error, UnicodeDecodeError) as error:
-            raise self.make_error(f"{description} number {len(found):,} is not whole UTF-8 text", "text", offset=at) from error
+            raise self.make_error(
+                f"{description} number {len(found):,} is not whole UTF-8 text", "text", offset=at
+            ) from error
         if len(found) < count:
-            raise self.make_error(f"{description} number {len(found):,} ends beyond the file", "a whole file", offset=start)
+            raise self.make_error(
+                f"{description} number {len(found):,} ends beyond the file", "a whole file", offset=start
+            )
         self.offset = at
         return found
 

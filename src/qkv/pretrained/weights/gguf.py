@@ -20,8 +20,8 @@ from torch import Tensor
 
 from qkv.errors import MissingExtraError
 from qkv.pretrained import quantized_tensor
-from qkv.pretrained.weights.cursor import Cursor, view_as_tensor, count_elements
-from qkv.pretrained.weights.lazy_weights import TensorEntry, LazyWeights
+from qkv.pretrained.weights.cursor import Cursor, count_elements, view_as_tensor
+from qkv.pretrained.weights.lazy_weights import LazyWeights, TensorEntry
 
 _NUMBER_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -62,7 +62,9 @@ def read(path: Path, *, keep_quantized: bool = False) -> LazyWeights:
             raise cursor.make_error(f"a second key {key!r}", "each key once", offset=at)
         metadata[key] = _read_value(cursor, cursor.read_number("I", f"the type of {key!r}"), key)
     if metadata.get("split.count", 1) not in (0, 1):
-        raise cursor.make_error("one part of several", "a whole model", "Join the parts with llama-gguf-split --merge.", 0)
+        raise cursor.make_error(
+            "one part of several", "a whole model", "Join the parts with llama-gguf-split --merge.", 0
+        )
     return LazyWeights(path, _read_entries(cursor, library, tensors, metadata, keep_quantized), metadata)
 
 
@@ -85,7 +87,9 @@ def _read_value(cursor: Cursor, kind: int, key: str, nesting: int = 0) -> Any:
     if kind == _STRING:
         return _read_text(cursor, f"the value of {key!r}")
     if kind != _ARRAY or nesting == _MAX_NESTING:
-        raise cursor.make_error(f"{key!r} has the type {kind}, {nesting} lists deep", f"a type up to 12, {_MAX_NESTING} deep")
+        raise cursor.make_error(
+            f"{key!r} has the type {kind}, {nesting} lists deep", f"a type up to 12, {_MAX_NESTING} deep"
+        )
     kind = cursor.read_number("I", f"the type of the list {key!r}")
     if kind == _STRING:
         return cursor.read_texts(cursor.read_count("Q", 8, f"entries of {key!r}"), f"the list {key!r}'s text")
@@ -97,7 +101,9 @@ def _read_value(cursor: Cursor, kind: int, key: str, nesting: int = 0) -> Any:
     return cursor.read_bytes(count * dtype.itemsize, f"the list {key!r}").view(dtype)
 
 
-def _read_entries(cursor: Cursor, library: Any, count: int, metadata: dict[str, Any], keep_quantized: bool) -> dict[str, TensorEntry]:
+def _read_entries(
+    cursor: Cursor, library: Any, count: int, metadata: dict[str, Any], keep_quantized: bool
+) -> dict[str, TensorEntry]:
     found: dict[str, tuple[Any, tuple[int, ...], int, int]] = {}
     for _ in range(count):
         at = cursor.offset
@@ -146,7 +152,9 @@ def _read_tensor_info(cursor: Cursor, library: Any, name: str) -> tuple[Any, tup
         raise cursor.make_error(f"{name!r} has the unknown type {number}", "a type of ggml", advice, at) from error
     block, size = library.GGML_QUANT_SIZES[kind]
     if shape[-1] % block:
-        raise cursor.make_error(f"{name!r} has rows of {shape[-1]:,}", f"whole blocks of {block} ({kind.name})", offset=at)
+        raise cursor.make_error(
+            f"{name!r} has rows of {shape[-1]:,}", f"whole blocks of {block} ({kind.name})", offset=at
+        )
     return kind, shape, offset, count_elements(shape) // block * size
 
 
@@ -174,4 +182,8 @@ def _dequantize(library: Any, data: NDArray[np.uint8], kind: Any, shape: tuple[i
         return torch.from_numpy(library.quants.dequantize(data.reshape(rows, -1), kind)).view(shape)
 
 
-_BLOCK_UNPACKERS = {"Q8_0": quantized_tensor.unpack_q8_0, "Q4_0": quantized_tensor.unpack_q4_0, "Q4_1": quantized_tensor.unpack_q4_1}
+_BLOCK_UNPACKERS = {
+    "Q8_0": quantized_tensor.unpack_q8_0,
+    "Q4_0": quantized_tensor.unpack_q4_0,
+    "Q4_1": quantized_tensor.unpack_q4_1,
+}

@@ -14,7 +14,9 @@ from qkv.errors import CheckpointError
 DOWNLOAD_AGAIN = "It is cut short, altered or of another kind: fetch or convert it again."
 
 
-def make_error(path: Path, found: str, expected: str, advice: str = DOWNLOAD_AGAIN, offset: int | None = None) -> CheckpointError:
+def make_error(
+    path: Path, found: str, expected: str, advice: str = DOWNLOAD_AGAIN, offset: int | None = None
+) -> CheckpointError:
     """Return the error that says what a file holds (and at which byte), what was expected there and what to do."""
     place = "" if offset is None else f" at byte {offset:,}"
     return CheckpointError(f"{path}: {found}{place}. Expected {expected}. {advice}")

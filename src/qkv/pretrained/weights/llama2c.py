@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torch
 
-from qkv.pretrained.weights.cursor import Cursor, view_as_tensor, count_elements
-from qkv.pretrained.weights.lazy_weights import TensorEntry, LazyWeights
+from qkv.pretrained.weights.cursor import Cursor, count_elements, view_as_tensor
+from qkv.pretrained.weights.lazy_weights import LazyWeights, TensorEntry
 
 _HEADER_FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
 _MAX_LAYERS = 100_000  # more than any model has, and few enough to count through
@@ -23,7 +23,9 @@ _MAX_LAYERS = 100_000  # more than any model has, and few enough to count throug
 
 def is_llama2c(head: bytes, size: int) -> bool:
     """Say whether a file of `size` bytes that begins with `head` is one, to the byte."""
-    return len(head) >= 28 and size == _compute_size(dict(zip(_HEADER_FIELDS, struct.unpack_from("<7i", head), strict=True)))
+    return len(head) >= 28 and size == _compute_size(
+        dict(zip(_HEADER_FIELDS, struct.unpack_from("<7i", head), strict=True))
+    )
 
 
 def read(path: Path) -> LazyWeights:
@@ -40,14 +42,18 @@ def read(path: Path) -> LazyWeights:
     for name, count, shape in _iter_tensors(header):
         for layer in range(count):
             data = cursor.read_bytes(4 * count_elements(shape), name)
-            entries[name.format(layer)] = TensorEntry(shape, functools.partial(view_as_tensor, data, torch.float32, shape))
+            entries[name.format(layer)] = TensorEntry(
+                shape, functools.partial(view_as_tensor, data, torch.float32, shape)
+            )
     cursor.require_end()
     shared = header["vocab_size"] > 0
     return LazyWeights(path, entries, header | {"vocab_size": abs(header["vocab_size"]), "shared_classifier": shared})
 
 
 def _compute_size(header: dict[str, int]) -> int | None:
-    small = all(value > 0 for name, value in header.items() if name != "vocab_size") and header["n_layers"] <= _MAX_LAYERS
+    small = (
+        all(value > 0 for name, value in header.items() if name != "vocab_size") and header["n_layers"] <= _MAX_LAYERS
+    )
     if not small or not header["vocab_size"] or header["dim"] % header["n_heads"]:
         return None
     return 28 + 4 * sum(count * count_elements(shape) for _, count, shape in _iter_tensors(header))

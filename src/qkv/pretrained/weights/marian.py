@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qkv.pretrained.weights.cursor import Cursor, view_as_tensor, count_elements
-from qkv.pretrained.weights.lazy_weights import TensorEntry, LazyWeights
+from qkv.pretrained.weights.cursor import Cursor, count_elements, view_as_tensor
+from qkv.pretrained.weights.lazy_weights import LazyWeights, TensorEntry
 
 SETTINGS_KEY = "special:model.yml"
 _DTYPES = {
@@ -29,7 +29,10 @@ _DTYPES = {
     0x0404: torch.float32,
     0x0408: torch.float64,
 }
-_QUANTIZED_DTYPES = {0x4101: torch.int8, 0x4102: torch.int16}  # intgemm, in the order that is the same on all processors
+_QUANTIZED_DTYPES = {
+    0x4101: torch.int8,
+    0x4102: torch.int16,
+}  # intgemm, in the order that is the same on all processors
 _PADDING = 256  # Marian's memory comes in such pieces, and items are written as long as they are
 
 

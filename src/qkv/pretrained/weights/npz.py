@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.weights.cursor import Cursor, view_as_tensor, count_elements
-from qkv.pretrained.weights.lazy_weights import TensorEntry, LazyWeights, make_error
+from qkv.pretrained.weights.cursor import Cursor, count_elements, view_as_tensor
+from qkv.pretrained.weights.lazy_weights import LazyWeights, TensorEntry, make_error
 from qkv.pretrained.weights.marian import SETTINGS_KEY
 
 _DTYPES = {
@@ -54,7 +54,9 @@ def read(path: Path) -> LazyWeights:
                 entries[name] = _read_entry(cursor, archive, info)
         metadata = {}
         if SETTINGS_KEY in entries:
-            metadata[SETTINGS_KEY] = bytes(entries.pop(SETTINGS_KEY).load().to(torch.uint8).tolist()).decode().rstrip("\0")
+            metadata[SETTINGS_KEY] = (
+                bytes(entries.pop(SETTINGS_KEY).load().to(torch.uint8).tolist()).decode().rstrip("\0")
+            )
         return LazyWeights(path, entries, metadata)
     except CheckpointError:
         raise
@@ -77,7 +79,9 @@ def _read_entry(cursor: Cursor, archive: zipfile.ZipFile, info: zipfile.ZipInfo)
         start = file.tell()
     kind = _DTYPES.get(f"{dtype.kind}{dtype.itemsize}")
     if kind is None or dtype.names or dtype.subdtype:
-        raise make_error(cursor.path, f"{info.filename!r} holds {dtype}", "numbers: pickled objects and texts are not read")
+        raise make_error(
+            cursor.path, f"{info.filename!r} holds {dtype}", "numbers: pickled objects and texts are not read"
+        )
     if any(not isinstance(size, int) or size < 0 for size in shape):
         raise make_error(cursor.path, f"{info.filename!r} has the shape {shape}", "sizes from 0 on")
     if start + count_elements(shape) * dtype.itemsize != info.file_size:

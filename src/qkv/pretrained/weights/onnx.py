@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from qkv.errors import MissingExtraError
-from qkv.pretrained.weights.cursor import Cursor, view_as_tensor, count_elements
-from qkv.pretrained.weights.lazy_weights import TensorEntry, LazyWeights, make_error
+from qkv.pretrained.weights.cursor import Cursor, count_elements, view_as_tensor
+from qkv.pretrained.weights.lazy_weights import LazyWeights, TensorEntry, make_error
 
 _GRAPH_FIELD, _INITIALIZER_FIELD, _RAW_DATA_FIELD = 7, 5, 9
 _EXTERNAL_LOCATION = 1
@@ -180,11 +180,15 @@ def _encode_varint(value: int) -> bytes:
     return bytes([*encoded, value])
 
 
-def _build_entry(cursor: Cursor, library: Any, proto: Any, span: tuple[int, int] | None, files: dict[str, Cursor]) -> TensorEntry:
+def _build_entry(
+    cursor: Cursor, library: Any, proto: Any, span: tuple[int, int] | None, files: dict[str, Cursor]
+) -> TensorEntry:
     shape = tuple(proto.dims)
     dtype = _DTYPES.get(proto.data_type)
     if dtype is None or min(shape, default=0) < 0:
-        raise make_error(cursor.path, f"{proto.name!r} has the type {proto.data_type} and shape {shape}", "plain numbers")
+        raise make_error(
+            cursor.path, f"{proto.name!r} has the type {proto.data_type} and shape {shape}", "plain numbers"
+        )
     if proto.data_location == _EXTERNAL_LOCATION:
         data = _read_external_data(cursor.path, proto, files)
     elif span is not None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qkv.errors import CheckpointError
 from qkv.pretrained.weights.cursor import map_file
-from qkv.pretrained.weights.lazy_weights import TensorEntry, LazyWeights, make_error
+from qkv.pretrained.weights.lazy_weights import LazyWeights, TensorEntry, make_error
 
 
 def read(path: Path) -> LazyWeights:
@@ -35,7 +35,10 @@ def read(path: Path) -> LazyWeights:
             "Fetch it again; if it holds other objects, have who made it save the model as safetensors.",
         ) from error
     tensors, rest = _split_tensors(path, content)
-    entries = {name: TensorEntry(tuple(tensor.shape), functools.partial(_return_tensor, tensor)) for name, tensor in tensors.items()}
+    entries = {
+        name: TensorEntry(tuple(tensor.shape), functools.partial(_return_tensor, tensor))
+        for name, tensor in tensors.items()
+    }
     return LazyWeights(path, entries, rest)
 
 
@@ -60,7 +63,9 @@ def _split_tensors(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[st
             "of them: save the one that is the model as a file of its own."
         )
     if strange := [name for name in chosen if not isinstance(name, str)]:
-        raise make_error(path, f"a tensor under the name {strange[0]!r}", "texts as names", "Save the model's state_dict().")
+        raise make_error(
+            path, f"a tensor under the name {strange[0]!r}", "texts as names", "Save the model's state_dict()."
+        )
     return {name: tensor.detach() for name, tensor in chosen.items()}, rest
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qkv.pretrained.weights.cursor import Cursor, view_as_tensor
-from qkv.pretrained.weights.lazy_weights import TensorEntry, LazyWeights, make_error
+from qkv.pretrained.weights.lazy_weights import LazyWeights, TensorEntry, make_error
 
 _DTYPES = {
     "F64": torch.float64,

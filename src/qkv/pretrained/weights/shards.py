@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qkv.errors import CheckpointError
-from qkv.pretrained.weights.lazy_weights import TensorEntry, LazyWeights, make_error
+from qkv.pretrained.weights.lazy_weights import LazyWeights, TensorEntry, make_error
 
 INDEX_SUFFIX = ".index.json"
 
@@ -33,7 +33,9 @@ def read(index: Path, read_part: Callable[[Path], LazyWeights]) -> LazyWeights:
             or ":" in file
             or file in ("", ".", "..")
         ):
-            raise make_error(index, f"the file {file!r} is outside its folder", "the plain names of files beside the index")
+            raise make_error(
+                index, f"the file {file!r} is outside its folder", "the plain names of files beside the index"
+            )
         path = index.parent / file
         if not path.is_file():
             raise CheckpointError(
@@ -44,7 +46,9 @@ def read(index: Path, read_part: Callable[[Path], LazyWeights]) -> LazyWeights:
         if absent := [name for name in names if name not in weights]:
             raise make_error(path, f"no tensor {absent[0]!r}", f"{len(names)} tensors, as {index.name} says")
         if extra := weights.keys() - set(names):
-            raise make_error(path, f"a tensor {min(extra)!r} that {index.name} does not place there", "what the index says")
+            raise make_error(
+                path, f"a tensor {min(extra)!r} that {index.name} does not place there", "what the index says"
+            )
         entries |= {name: TensorEntry(weights.shape(name), _make_loader(weights, name)) for name in names}
     return LazyWeights(index, {name: entries[name] for name in content["weight_map"]}, content.get("metadata") or {})
 

@@ -19,8 +19,7 @@ from qkv.data.audio.sources import FeatureConfig
 from qkv.decoding import Beam, DecodingConfig, Hypothesis, generate_batch, score
 from qkv.decoding.ctc import ctc_greedy_decode, ctc_log_probabilities, forced_align
 from qkv.errors import DataError, QkvError
-from qkv.lens import Trace
-from qkv.lens import timestamps
+from qkv.lens import Trace, timestamps
 from qkv.lens.timestamps import TimedWord
 from qkv.models import SequenceModel
 from qkv.models.transformer import Transformer
@@ -264,7 +263,9 @@ def ctc_word_times(runner: TextGenerator, source: Tensor, tokens: Sequence[int])
         places = forced_align(compute_ctc_logits(runner.model, source, None)[0][0], tokens, runner.target_tokenizer.pad)
     except QkvError:
         return ()
-    return tuple(timestamps.group_words(_token_texts(runner, tokens), [(seconds * one, seconds * two) for one, two in places]))
+    return tuple(
+        timestamps.group_words(_token_texts(runner, tokens), [(seconds * one, seconds * two) for one, two in places])
+    )
 
 
 def _token_texts(runner: TextGenerator, tokens: Sequence[int]) -> list[str]:
