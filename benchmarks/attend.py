@@ -28,7 +28,7 @@ HEADS, D_KEY, QUERIES = 8, 64, 2048
 class Stepwise(Tap):
     """Asks for the weights and leaves them as they are, which takes the explicit rendering."""
 
-    def wants(self, site: Site) -> bool:
+    def replaces(self, site: Site) -> bool:
         return site == "weights"
 
 

@@ -149,7 +149,7 @@ VERIFIED = (
             "steps": "test_it_computes_what_marian_does",
             "written": "test_it_is_written_as_a_folder",
         },
-        ("marian_own",),
+        ("marian_native",),
     ),
     VerifiedCheckpoint(
         test_gru,
@@ -169,7 +169,7 @@ WEIGHTS = {
     "bert": ("all-MiniLM-L6-v2", test_encoders, "test_minilm_has_its_published_similarities"),
     "albert": ("ALBERT of RXNMapper", test_encoders, "test_the_albert_of_rxnmapper_answers_the_same"),
     "dinov2": ("ViT-S/14 (ONNX)", test_vision, "test_a_published_backbone_in_a_graph_gives_what_onnxruntime_gives"),  # noqa: E501
-    "marian_own": ("Bergamot en-pt, pt-en", test_marian, "TestTheTranslator"),
+    "marian_native": ("Bergamot en-pt, pt-en", test_marian, "TestTheTranslator"),
     "whisper": ("tiny.en (CTranslate2)", test_speech, "test_whisper_writes_down_a_speech_and_when_it_was_said"),
     "g2p_gru": ("g2p-en", test_gru, "test_the_published_one_is_the_plain_formula"),
 }  # fmt: skip

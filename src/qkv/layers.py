@@ -22,7 +22,7 @@ from qkv.tap import NO_TAP, Tap
 
 
 class Dropout(nn.Module):
-    """Leaves elements out at `rate` while training (see `attend.drop`)."""
+    """Leaves elements out at `rate` while training (see `attention.apply_dropout`)."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,8 +18,8 @@ into pays one Python call a site, and nothing at all once compiled.
     logits        the answer                                        (batch, length, vocab)
 
 `scores` and `weights` exist only where attention is computed step by step. A tap that *replaces* one of them
-says so in `wants`, and that attention then takes the explicit rendering; a tap that only reads them has no need
-to: `terms` tells it how the scores come from query and key, so it can compute them afterwards, exactly.
+says so in `replaces`, and that attention then takes the explicit rendering; a tap that only reads them has no need
+to: `score_terms` tells it how the scores come from query and key, so it can compute them afterwards, exactly.
 """
 
 from __future__ import annotations

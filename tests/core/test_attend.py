@@ -25,7 +25,7 @@ class Explicit(Tap):
     def __init__(self) -> None:
         self.seen: dict[str, Tensor] = {}
 
-    def wants(self, site: Site) -> bool:
+    def replaces(self, site: Site) -> bool:
         return site == "weights"
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def test_a_rule_too_large_for_a_matrix_is_taken_by_rows(problem: dict[str, Any],
     found = []
     for largest in (2**26, 0):
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("qkv.attention.LARGEST", largest)
+            patched.setattr("qkv.attention.MAX_MASK_ELEMENTS", largest)
             patched.setattr("qkv.attention._ROWS", rows)
             context = attend(*inputs, mask=problem["mask"], scale=problem["scale"])
         found.append([context, *torch.autograd.grad(context.square().sum(), inputs)])
@@ -116,7 +116,7 @@ def test_a_rule_too_large_for_a_matrix_is_taken_by_rows(problem: dict[str, Any],
 
 @pytest.mark.parametrize("rule", [Mask(causal=True, window=40), Mask(window=40), Mask(causal=True, past=1000)])
 def test_no_matrix_of_a_large_rule_is_ever_made(rule: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qkv.attention.LARGEST", 10_000)
+    monkeypatch.setattr("qkv.attention.MAX_MASK_ELEMENTS", 10_000)
     monkeypatch.setattr("qkv.attention._ROWS", 16)
     length, largest, matrix = 500, 0, Mask.to_tensor
 

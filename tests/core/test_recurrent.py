@@ -199,7 +199,7 @@ def test_dropout_is_given_by_set_dropout_and_only_in_training() -> None:
 
 
 def test_tied_answer_and_scaled_embedding() -> None:
-    model = build(answers=spec.Vocabulary(tied=True, bias=True))
+    model = build(head=spec.Vocabulary(tied=True, bias=True))
     assert model.head.weight is model.decoder.embedding.tokens.weight
     scaled = spec.Recurrent("gru", D_MODEL, 1, spec.Tokens(11, scale=True), spec.Tokens(13))
     embedding = models.build(scaled).eval().encoder.embedding

@@ -85,7 +85,7 @@ class Recorder(Tap):
     def __init__(self, path="", seen=None):
         self.path, self.seen = path, [] if seen is None else seen
 
-    def wants(self, site):
+    def replaces(self, site):
         return site == "weights"
 
     def __call__(self, site, tensor):

@@ -45,7 +45,7 @@ def test_links_go_to_the_word_that_most_is_taken_from() -> None:
     # Tokens 0 and 1 are one source word, 2 no word; tokens 1 and 2 one target word.
     found = align(trace, [(PLACE, 0)], source_word_ids=[0, 0, None], target_word_ids=[0, 1, 1])
     assert format_pharaoh(found.links) == "0-0 0-1" and found.weights[1].tolist() == pytest.approx([1.0], abs=1e-3)
-    assert format_pharaoh(align(trace, [(PLACE, 0)], query="written").links) == "0-0 1-1"
+    assert format_pharaoh(align(trace, [(PLACE, 0)], query="reading").links) == "0-0 1-1"
 
 
 def test_words_of_tokens() -> None:
@@ -119,7 +119,7 @@ def test_mistakes_are_named() -> None:
         align(trace, [])
     with pytest.raises(QkvError, match="source_words has 1 numbers for 2 tokens"):
         align(trace, [(PLACE, 0)], source_word_ids=[0])
-    with pytest.raises(QkvError, match="expected 'asked' or 'written'"):
+    with pytest.raises(QkvError, match="expected 'predicting' or 'reading'"):
         align(trace, [(PLACE, 0)], query="read")  # type: ignore[arg-type]
     with pytest.raises(QkvError, match="no cross-attention"):
         find_best_heads([look(causal_model(), target=[1, 2])])

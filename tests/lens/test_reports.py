@@ -68,7 +68,7 @@ def test_weights_made_once_for_all_that_count_them_tell_what_each_one_tells(
         alone = {one.place: (one.certify(), one.weights().detach()) for one in trace}
         told = report_heads(trace)
         monkeypatch.setattr(chunks, "_ELEMENTS", 30)  # a few rows
-        monkeypatch.setattr(chunks, "_KEPT", kept)
+        monkeypatch.setattr(chunks, "_MAX_CACHED", kept)
         again = []
         for one in trace:
             worst, weights = alone[one.place]
@@ -119,8 +119,8 @@ def test_parts_add_up_to_the_logits(choice: spec.Spec, seed: int) -> None:
     assert trace.logits is not None
     parts = direct_logit_attribution(model, trace, 2, row=1)
     total = torch.stack(list(parts.values())).sum(dim=0)
-    if model.answer.softcap:  # type: ignore[union-attr]
-        total = model.answer.softcap * torch.tanh(total / model.answer.softcap)  # type: ignore[union-attr, operator]
+    if model.head.softcap:  # type: ignore[union-attr]
+        total = model.head.softcap * torch.tanh(total / model.head.softcap)  # type: ignore[union-attr, operator]
     assert_close(total, trace.logits[1, 2])
     assert {name.rpartition(".")[0] for name in parts if name.split(".")[-1].isdigit()} <= set(trace.attentions)
     assert_close(logit_lens(model, trace)[-1], trace.logits)

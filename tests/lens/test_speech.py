@@ -169,7 +169,7 @@ def compute_features(samples: Tensor) -> Tensor:
 def transcribe(whisper: Any, samples: Tensor) -> tuple[str, list[int]]:
     published, tokenizer = whisper
     (answer,) = generate_batch(
-        published.model, compute_features(samples), **published.generation.rules(),
+        published.model, compute_features(samples), **published.generation.to_kwargs(),
         decoding=DecodingConfig(Greedy(), LengthLimit(0, 100)),
     )[0]  # fmt: skip
     text = [token for token in answer.tokens if token < published.config["eos_token_id"]]

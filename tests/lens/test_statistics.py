@@ -88,7 +88,7 @@ def expected_statistics(attention: AttentionTrace, top: int, first: int) -> Atte
 
 
 def assert_same(attention: AttentionTrace, found: AttentionStatistics, right: AttentionStatistics) -> None:
-    for name in ("mass", "first", "entropy", "distance", "top_weights", "received", "normaliser"):
+    for name in ("mass", "first", "entropy", "distance", "top_weights", "received", "logsumexp"):
         torch.testing.assert_close(
             getattr(found, name),
             getattr(right, name),
@@ -106,7 +106,7 @@ def assert_same(attention: AttentionTrace, found: AttentionStatistics, right: At
 def test_equal_to_the_whole_matrix(attention: AttentionTrace, top: int, first: int, small: int) -> None:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(statistics, "_ELEMENTS", 10**small)  # few rows, or all, at a time
-        patched.setattr(statistics, "_COUNTED", 10 ** max(0, small - 1))
+        patched.setattr(statistics, "_COUNTED_AT_ONCE", 10 ** max(0, small - 1))
         found = compute_statistics(attention, top=top, first=first)
         assert_same(attention, found, expected_statistics(attention, top, first))
         one = compute_statistics(attention, top=top, first=first, heads=[attention.heads - 1])

@@ -56,7 +56,7 @@ class Explicit(Tap):
     def __init__(self, seen: dict[str, Tensor], place: str = "") -> None:
         self.seen, self.place = seen, place
 
-    def wants(self, site: Site) -> bool:
+    def replaces(self, site: Site) -> bool:
         return site == "weights"
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:

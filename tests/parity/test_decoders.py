@@ -191,7 +191,7 @@ def test_experts_that_all_read_a_token_alike_are_one() -> None:
 
 
 def test_experts_that_cannot_be_are_refused() -> None:
-    with pytest.raises(SpecError, match="chosen=5 was given of count=4"):
+    with pytest.raises(SpecError, match="top_k=5 was given of count=4"):
         Experts(4, 5, FeedForward(6))
     with pytest.raises(SpecError, match=r"limit=7\.0 was given with gated=False"):
         FeedForward(6, limit=7.0)

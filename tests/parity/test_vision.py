@@ -372,11 +372,11 @@ def test_looking_at_an_image_changes_nothing() -> None:
     ("make", "said"),
     [
         (lambda: spec.Patches(0), "size=0"),
-        (lambda: spec.Patches(4, class_tokens=-1), "leading=-1"),
+        (lambda: spec.Patches(4, class_tokens=-1), "class_tokens=-1"),
         (lambda: build_tiny_spec(image_size=9), "image_size=9 is not a multiple of patch_size=4"),
         (lambda: build_tiny_spec(heads=3), "d_model=16 is not a multiple of heads=3"),
         (lambda: dataclasses.replace(build_stack(), positions=spec.Learned(6)), "5, which is no square"),
-        (lambda: spec.DualEncoder(build_tiny_spec(), build_tiny_spec()), "must be a Vector with unit=True"),
+        (lambda: spec.DualEncoder(build_tiny_spec(), build_tiny_spec()), "must be a Vector with normalized=True"),
         (lambda: build_dual_encoder(width=3), "source's vectors have 4 numbers and target's 3"),
     ],
 )

@@ -21,7 +21,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import transformers
 
-OURS_ALONE = {"marian_own", "g2p_gru"}
+OURS_ALONE = {"marian_native", "g2p_gru"}
 KINDS = [kind for family in FAMILIES for kind in family.model_types if kind not in OURS_ALONE]
 
 

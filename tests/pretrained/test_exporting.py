@@ -270,7 +270,7 @@ def test_what_ctranslate2_does_not_have_is_named(tmp_path: Path) -> None:
     attention = spec.Attention(4, 8, position=rotary, causal=True, window=4, softcap=20.0, sinks=True)
     stack = spec.Stack(32, (spec.Block(attention, spec.FeedForward(48)),), spec.Tokens(99))
     for choice, told in (
-        (spec.Transformer(None, stack, spec.Vocabulary()), ["window=4", "softcap=20.0", "sinks", "ByWavelength"]),
+        (spec.Transformer(None, stack, spec.Vocabulary()), ["window=4", "softcap=20.0", "sinks", "Llama3Scaling"]),
         (build_spec(qk_norm=spec.Norm()), ["qk_norm"]),
         (build_spec(position=spec.RelativeBias()), ["beside those of an attention"]),
         (build_spec(position=spec.Rotary(), sinusoidal=False), ["Rotary beside another stack"]),

@@ -235,7 +235,7 @@ def test_a_stem_of_convolutions_makes_the_same_squares() -> None:
     assert torch.equal(model(torch.randn(2, 3, 8, 8)), torch.zeros(2, 5)), "no class is likelier before the first step"
     with pytest.raises(SpecError, match="size=6 is not a multiple of 4"):
         spec.Patches(6, stem=(spec.Convolution(8, 3, 4),))
-    with pytest.raises(SpecError, match="width=2 was given; it must be odd"):
+    with pytest.raises(SpecError, match="kernel_size=2 was given; it must be odd"):
         spec.Patches(4, stem=(spec.Convolution(8, 2, 2),))
     with pytest.raises(SpecError, match="10 x 8 pixels do not part into squares of patch_size=4"):
         ViT(4).spec(8, 10, 3, 2)
@@ -468,4 +468,7 @@ def test_the_command_evaluates_a_folder_and_lists_images(
         main(arguments, standalone_mode=False)
     said = capsys.readouterr().out
     assert "accuracy              100.00" in said and "images: train 10,000, test 10,000" in said
-    assert "Patches(size=4, channels=1, leading=0)" in said and "Convolution(channels=8, width=3, stride=2)" in said
+    assert (
+        "Patches(size=4, channels=1, class_tokens=0)" in said
+        and "Convolution(channels=8, kernel_size=3, stride=2)" in said
+    )

@@ -279,7 +279,7 @@ def test_numbers_are_kept_in_every_way(numbers: str, clip: tuple[Any, Path], pic
 def test_describe(clip: tuple[Any, Path]) -> None:
     shown = invoke_successfully("describe", clip[1])
     count = sum(one.numel() for one in tasks.load(clip[1]).model.parameters())
-    assert "Towers(" in shown and f"{count:,}" in shown
+    assert "DualEncoder(" in shown and f"{count:,}" in shown
 
 
 def test_the_processor_of_newer_folders_is_read(clip: tuple[Any, Path], pictures: list[Path], tmp_path: Path) -> None:

@@ -423,12 +423,12 @@ def listener(vocab: int = 7) -> Any:
 def test_an_encoder_answers_beside_its_decoder() -> None:
     model = listener()
     assert spec.from_json(spec.to_json(model.spec)) == model.spec
-    with pytest.raises(SpecError, match="encoder_answers was given without"):
+    with pytest.raises(SpecError, match="encoder_head was given without"):
         spec.Transformer(model.spec.encoder, None, spec.Labels(3), encoder_head=spec.Labels(3))
     source, target = torch.randn(2, 4, 11), torch.tensor([[1, 4, 5], [1, 6, 0]])
     mask = torch.arange(11) < torch.tensor([[11], [6]])
     memory = model.encode(source, mask)
-    assert torch.equal(model.answer_to(target, memory), model(source, target, mask))
+    assert torch.equal(model.decode(target, memory), model(source, target, mask))
     assert model.label(memory).shape == (2, 6, 7)
     alone = model.label(model.encode(source[1:, :, :6]))
     torch.testing.assert_close(model.label(memory)[1:, :3], alone)
@@ -626,7 +626,7 @@ def test_a_stem_hears_pitch_and_time_and_padding_changes_nothing() -> None:
     torch.testing.assert_close(found[positions], alone[0], rtol=1e-4, atol=1e-5)
     higher = sound.roll(1, dims=1)
     assert not torch.allclose(reader(higher), alone, atol=1e-2)
-    with pytest.raises(SpecError, match="width=4 was given; it must be odd"):
+    with pytest.raises(SpecError, match="kernel_size=4 was given; it must be odd"):
         spec.Frames(10, (spec.Convolution(4, 4, 2),))
     with pytest.raises(SpecError, match="stem_norm=batch was given, and no stem"):
         spec.Frames(10, stem_norm="batch")

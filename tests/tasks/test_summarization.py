@@ -243,7 +243,7 @@ def build_recipe(folder: Path, model: str = "copies", **changes: Any) -> tasks.T
     tree = {
         "task": "summarization",
         "data": {"train": [origin], "valid": origin, "batch_tokens": 300,
-                 "cleaning": {"max_length": 40, "long": "truncate"}},
+                 "cleaning": {"max_length": 40, "overflow": "truncate"}},
         "tokenizer": {"source": {"kind": "character"}},
         "model": MODELS[model],
         "training": {"max_steps": 6, "validation": {"every": 3, "metric": "rougeL", "mode": "max"},

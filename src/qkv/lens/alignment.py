@@ -1,10 +1,10 @@
 """Which word translates which, from the weights of cross-attention.
 
     alignments = [align(trace, heads, ...) for trace in traces]
-    pharaoh(alignments[0].links)                             "0-0 1-2 2-1"
-    error_rate([one.links for one in alignments], gold)      0.21
+    format_pharaoh(alignments[0].links)                           "0-0 1-2 2-1"
+    alignment_error_rate([one.links for one in alignments], gold)      0.21
 
-Heads differ: a few align, most do not. `best_heads` finds those that do, by gold alignments where there are some and
+Heads differ: a few align, most do not. `find_best_heads` finds those that do, by gold alignments where there are some and
 else by what they look like.
 """
 
@@ -27,7 +27,7 @@ Link = tuple[int, int]
 HeadIndex = tuple[str, int]
 """A place and a head's number there."""
 
-QueryChoice = Literal["asked", "written"]
+QueryChoice = Literal["predicting", "reading"]
 """Whose weights belong to a target token: those of the query it was predicted from, or those of the query that reads it
 as the next input. The latter often align better (Chen et al. 2020, section 3)."""
 
@@ -134,21 +134,21 @@ def align(
     *,
     source_word_ids: Sequence[int | None] | None = None,
     target_word_ids: Sequence[int | None] | None = None,
-    query: QueryChoice = "asked",
+    query: QueryChoice = "predicting",
     row: int = 0,
 ) -> Alignment:
     """Link the words of a sentence pair by the mean weights of some heads of cross-attention.
 
-    The trace teacher-forces the target with its begin token, as `Runner.look` and `lens.look` give it. source_words:
+    The trace teacher-forces the target with its begin token, as `Runner.look` and `lens.look` give it. source_word_ids:
     the word of each source token, None for what is no word, such as an end token; by default each token is one.
-    target_words: likewise of the tokens after the begin token, the end included. Words are numbered from 0.
+    target_word_ids: likewise of the tokens after the begin token, the end included. Words are numbered from 0.
     Raises QkvError where the numbers do not fit the trace.
     """
     if not heads:
-        raise QkvError("no heads were given to align by; take those of best_heads, or name some: [(place, head)]")
+        raise QkvError("no heads were given to align by; take those of find_best_heads, or name some: [(place, head)]")
     weights = torch.stack([_get_token_weights(trace[place], head, query, row) for place, head in heads]).mean(dim=0)
-    sources = _check_word_ids(source_word_ids, weights.shape[1], "source_words")
-    targets = _check_word_ids(target_word_ids, weights.shape[0], "target_words")
+    sources = _check_word_ids(source_word_ids, weights.shape[1], "source_word_ids")
+    targets = _check_word_ids(target_word_ids, weights.shape[0], "target_word_ids")
     by_word = _build_grouping_matrix(targets, mean=True) @ weights @ _build_grouping_matrix(sources, mean=False).T
     best = by_word.argmax(dim=1).tolist() if by_word.shape[1] else []
     links = frozenset((source, target) for target, source in enumerate(best) if float(by_word[target].sum()) > 0)
@@ -162,14 +162,14 @@ def find_best_heads(
     n_heads: int = 1,
     source_word_ids: Sequence[Sequence[int | None] | None] | None = None,
     target_word_ids: Sequence[Sequence[int | None] | None] | None = None,
-    query: QueryChoice = "asked",
+    query: QueryChoice = "predicting",
 ) -> list[tuple[HeadIndex, float]]:
     """The heads of cross-attention that align best over some sentence pairs, best first, with their scores.
 
     With gold alignments the score is 1 - alignment error rate. Without, it is how sure the head is (the mean of each
     target word's largest weight) times how much of the source it covers (the share of words that are linked, of as
     many as can be): a head that always looks at one token is sure and covers nothing. Raises as `align` and
-    `error_rate` do.
+    `alignment_error_rate` do.
     """
     if not traces:
         raise DataError("no traces were given to choose heads by; expected some sentences that were looked at")
@@ -207,16 +207,16 @@ def _score_without_gold(alignment: Alignment) -> float:
 
 def _get_token_weights(attention: AttentionTrace, head: int, query: QueryChoice, row: int) -> Tensor:
     """Weights (target tokens, source tokens) of the tokens after the begin token."""
-    if query not in ("asked", "written"):
-        raise QkvError(f"at={query!r} was given; expected 'asked' or 'written'")
+    if query not in ("predicting", "reading"):
+        raise QkvError(f"query={query!r} was given; expected 'predicting' or 'reading'")
     weights = attention.weights(head)[row].detach().float().cpu()
-    return weights if query == "asked" else weights[1:]
+    return weights if query == "predicting" else weights[1:]
 
 
 def _check_word_ids(word_ids: Sequence[int | None] | None, tokens: int, name: str) -> list[int | None]:
     if word_ids is None:
         return list(range(tokens))
-    # the end token is never read, so that "written" has a row less than the tokens that were asked for
+    # the end token is never read, so that "reading" has a row less than the tokens that were asked for
     if len(word_ids) < tokens or any(word is not None and word < 0 for word in word_ids):
         raise QkvError(
             f"{name} has {len(word_ids)} numbers for {tokens} tokens; expected a word's number, or None, each"

@@ -73,7 +73,7 @@ def write_capture(
         "places": {
             one.place: {
                 "calls": [_describe_call(call, blocks, one.place) for call in one.calls],
-                "output_parameter": blocks.add(one.output_weight),
+                "output_weight": blocks.add(one.output_weight),
             }
             for one in trace
         },
@@ -108,7 +108,7 @@ def read_capture(path: str | Path, *, certify: bool = True) -> Capture:
         attentions = {}
         for place, said in header["places"].items():
             calls = [_build_call(one, tensors) for one in said["calls"]]
-            attentions[place] = AttentionTrace(place, calls, _get_block(tensors, said["output_parameter"]))
+            attentions[place] = AttentionTrace(place, calls, _get_block(tensors, said["output_weight"]))
         inputs = {name: _get_block(tensors, block) for name, block in header["inputs"].items()}
         trace = Trace({place: list(one.calls) for place, one in attentions.items()}, attentions, **inputs)
         tokens = {side: None if own is None else tuple(own) for side, own in header["tokens"].items()}

@@ -37,7 +37,7 @@ class HeadReport:
     positional: float
     duplicate: float | None
     induction: float | None
-    output_share: float | None
+    share: float | None
 
 
 def report_heads(trace: Trace, row: int | None = None) -> list[HeadReport]:

@@ -29,7 +29,7 @@ _GROUP = 64  # neighbouring keys of which only the largest is looked at first, t
 class AttentionStatistics:
     """One attention in numbers, by head; (batch, heads, queries) unless said. A blind query has 0 everywhere.
 
-    heads: which heads these are. normaliser: log of the sum of exp(score), sinks included; -inf for a blind query.
+    heads: which heads these are. logsumexp: log of the sum of exp(score), sinks included; -inf for a blind query.
     mass: the sum of the weights: 1, or less where a sink takes a share. first: the weight on the first tokens.
     entropy: -sum of w log w, in nats. distance: how far the keys are that are looked at, the mean of
     |query's position - key's position| in tokens; a trace's first query has the first position, unless a rule says
@@ -144,7 +144,7 @@ def _accumulate(
     mass = seen * share
     surprise = torch.where(mass > 0, total.log() * mass, 0.0) - scores.mul_(shares).sum(dim=-1, keepdim=True) * share
     for name, value in (
-        ("normaliser", total.log() + torch.where(total > 0, largest, 0.0)),
+        ("logsumexp", total.log() + torch.where(total > 0, largest, 0.0)),
         ("mass", mass),
         ("first", shares[..., : max(0, first - keys[0])].sum(dim=-1, keepdim=True) * share),
         ("entropy", surprise),

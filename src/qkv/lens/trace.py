@@ -114,10 +114,10 @@ class AttentionTrace:
     def tile(self, head: int, rows: Span, keys: Span, logsumexp: Tensor | None = None, pool_width: int = 1) -> Tensor:
         """A part of one head's weights anywhere in the matrix, (batch, rows, keys), without the rest of its rows.
 
-        rows, keys: the first, and the one after the last. normaliser: `Statistics.normaliser`, (batch, heads,
+        rows, keys: the first, and the one after the last. logsumexp: `AttentionStatistics.logsumexp`, (batch, heads,
         queries), with which nothing outside the tile is computed; without it, the scores of its rows are.
-        across: each entry is the largest of so many neighbouring keys, of fewer at the end, (batch, rows, ceil(keys /
-        across)).
+        pool_width: each entry is the largest of so many neighbouring keys, of fewer at the end, (batch, rows, ceil(keys /
+        pool_width)).
         Raises QkvError for queries or keys that there are not.
         """
         self._check_head(head)

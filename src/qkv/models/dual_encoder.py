@@ -16,7 +16,7 @@ from qkv.tap import NO_TAP, Tap
 
 
 class DualEncoder(SequenceModel):
-    """The model a `spec.Towers` describes: `source` and `target` give one vector for each input, of length 1."""
+    """The model a `spec.DualEncoder` describes: `source` and `target` give one vector for each input, of length 1."""
 
     def __init__(self, config: spec.DualEncoder) -> None:
         super().__init__()

@@ -71,7 +71,7 @@ class Stack(nn.Module):
             attention = self.config.blocks[number % len(self.blocks)].self_attention
             if isinstance(attention, spec.SSRU):
                 if documents is not None:
-                    raise SpecError("a Recurrence was given several texts in a row, which it cannot keep apart")
+                    raise SpecError("an SSRU was given several texts in a row, which it cannot keep apart")
                 placing = AttentionInputs(mask)
             else:
                 key = (attention.position, attention.causal, attention.window, attention.heads, attention.d_key)
@@ -130,7 +130,7 @@ class Stack(nn.Module):
 def _get_token_embedding(stack: Stack) -> nn.Embedding:
     """The token vectors of a stack; SpecError if it reads something else."""
     if not isinstance(stack.embedding, TokenEmbedding):
-        raise SpecError("answers=Vocabulary or shared_embedding was given; the stack must then read Tokens")
+        raise SpecError("head=Vocabulary or shared_embedding was given; the stack must then read Tokens")
     return stack.embedding.tokens
 
 
@@ -230,7 +230,7 @@ class Transformer(SequenceModel):
     def compute_encoder_logits(self, memory: Memory) -> Tensor:
         """What the encoder answers by itself: logits (batch, sources, labels). Raises SpecError if it does not."""
         if self.encoder_head is None:
-            raise SpecError("this model's encoder answers nothing by itself; expected a spec with encoder_answers")
+            raise SpecError("this model's encoder answers nothing by itself; expected a spec with encoder_head")
         logits: Tensor = self.encoder_head(memory.states)
         return logits
 
@@ -294,5 +294,5 @@ class Transformer(SequenceModel):
             answered: Tensor = self.head(hidden)
             return answered
         assert memory is not None
-        copied: Tensor = self.head(hidden, memory, tap.at("answer"))
+        copied: Tensor = self.head(hidden, memory, tap.at("head"))
         return copied

@@ -6,16 +6,16 @@ JSON beside the weights and rebuilds the model with no look-up of a name. This p
     Transformer                       Recurrent
       encoder: Stack | None             source, target: Tokens
       decoder: Stack | None             attention: None | "additive" | "dot" | "general"
-        reads: Tokens | Patches | ...   answers: Vocabulary
-        positions: Learned | Sinusoidal | Convolved | None
+        input: Tokens | Patches | ...   head: Vocabulary
+        positions: Learned | Sinusoidal | Convolutional | None
         blocks: (Block, ...)
           self_attention, cross_attention: Attention (position: Rotary | RelativeBias | Alibi | None)
-          self_attention may be a Recurrence
+          self_attention may be an SSRU
           feed_forward: FeedForward | Experts
           norm: Norm, norm_at: "pre" | "post" | "both" | "result"
-      answers: Vocabulary | PointerGenerator | Labels | Classes | Vector | Actions | States
+      head: Vocabulary | PointerGenerator | Labels | Classes | Vector | Actions | States
 
-    Towers
+    DualEncoder
       source, target: Transformer       two encoders, whose vectors are compared
 """
 

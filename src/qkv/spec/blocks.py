@@ -39,8 +39,8 @@ class LinearScaling:
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """Rotary angles divided by `factor` where a wave is longer than `length` / `low`, kept where it is shorter than
-    `length` / `high`, blended between (Llama 3.1). length: positions learned before the scaling."""
+    """Rotary angles divided by `factor` where a wave is longer than `original_length` / `low_freq_factor`, kept where
+    it is shorter than `original_length` / `high_freq_factor`, blended between (Llama 3.1). original_length: positions learned before the scaling."""
 
     factor: float
     low_freq_factor: float
@@ -58,9 +58,9 @@ class Llama3Scaling:
 
 @dataclass(frozen=True)
 class YarnScaling:
-    """Rotary angles divided by `factor` in dimensions that turn less than `slow` times over `length` positions, kept
-    in those that turn more than `fast` times, blended between; queries and keys grow by `attention` (Peng et al. 2023).
-    whole: the blend begins and ends at whole dimensions."""
+    """Rotary angles divided by `factor` in dimensions that turn less than `beta_slow` times over `original_length`
+    positions, kept in those that turn more than `beta_fast` times, blended between; queries and keys grow by
+    `attention_factor` (Peng et al. 2023). truncate: the blend begins and ends at whole dimensions."""
 
     factor: float
     original_length: int
@@ -75,8 +75,8 @@ class YarnScaling:
 
 @dataclass(frozen=True)
 class LongRopeScaling:
-    """Rotary angles divided dimension by dimension: by `short` up to `length` positions, by `long` in longer texts;
-    queries and keys grow by `attention` (LongRoPE, Ding et al. 2024)."""
+    """Rotary angles divided dimension by dimension: by `short_factor` up to `original_length` positions, by `long_factor`
+    in longer texts; queries and keys grow by `attention_factor` (LongRoPE, Ding et al. 2024)."""
 
     short_factor: tuple[float, ...]
     long_factor: tuple[float, ...]
@@ -210,7 +210,7 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Experts:
-    """`count` feed-forward networks, `chosen` of which read each token: those that a linear layer scores highest.
+    """`count` feed-forward networks, `top_k` of which read each token: those that a linear layer scores highest.
 
     Their results are blended by the softmax of these scores (Shazeer et al. 2017).
     """
@@ -248,7 +248,7 @@ class Block:
 
     norm_at: "post" x = norm(x + f(x)) as in 2017; "pre" x = x + f(norm(x)); "both" x = x + norm(f(norm(x)));
     "result" x = x + norm(f(x)). parallel: attention and feed-forward read the same x, and both results are added
-    (Wang and Komatsuzaki 2021). first_norm: False leaves out the norm before the self-attention of a "pre" block.
+    (Wang and Komatsuzaki 2021). has_first_norm: False leaves out the norm before the self-attention of a "pre" block.
     """
 
     self_attention: Attention | SSRU

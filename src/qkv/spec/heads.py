@@ -69,7 +69,7 @@ Pool: TypeAlias = Literal["first", "second", "mean", "last"]
 
 @dataclass(frozen=True)
 class Classes:
-    """Answers with one of `count` classes for the whole input; also: from a second vector beside the first."""
+    """Answers with one of `count` classes for the whole input; second_pool: also from a second vector beside the first."""
 
     count: int
     pool: Pool = "mean"
@@ -83,7 +83,7 @@ class Classes:
 
 @dataclass(frozen=True)
 class Vector:
-    """Answers with one vector for the whole input, projected to `width` if given, of length 1 if `unit`."""
+    """Answers with one vector for the whole input, projected to `width` if given, of length 1 if `normalized`."""
 
     pool: Pool = "mean"
     width: int | None = None

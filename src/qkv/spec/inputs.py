@@ -26,7 +26,7 @@ class Tokens:
     """Reads a vocabulary's numbers: one learned vector each, times sqrt(d_model) if scaled (2017, section 3.4).
 
     width: the vectors' own, projected to d_model afterwards (Lan et al. 2020); d_model itself unless given.
-    widened_first: they are projected before their positions are added, and without a bias (Zhang et al. 2022).
+    project_first: they are projected before their positions are added, and without a bias (Zhang et al. 2022).
     """
 
     vocab: int
@@ -43,7 +43,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A window of `width` neighbours that moves on by `stride` and makes `channels` numbers at each stop."""
+    """A window of `kernel_size` neighbours that moves on by `stride` and makes `channels` numbers at each stop."""
 
     channels: int
     kernel_size: int
@@ -57,8 +57,8 @@ class Convolution:
 class Patches:
     """Reads an image in squares of size x size pixels, each turned into a vector (Dosovitskiy et al. 2021).
 
-    leading: learned vectors before them, such as a class token. registers: more of these, that have no position
-    (Darcet et al. 2024). smooth: learned positions are interpolated with antialiasing, for an image of another size.
+    class_tokens: learned vectors before them, such as a class token. registers: more of these, that have no position
+    (Darcet et al. 2024). antialias: learned positions are interpolated with antialiasing, for an image of another size.
     stem: convolutions over the image, each before a GELU, whose strides make smaller squares of these (Xiao et al.
     2021); the vectors are then made of what they give. stem_norm: "batch", what each convolution makes is normalised
     over the batch (Ioffe and Szegedy 2015). stem_residual: a convolution that keeps the shape has its result added to
@@ -142,10 +142,10 @@ class Waveform:
 @dataclass(frozen=True)
 class Trajectory:
     """Reads what an agent went through, each step as three positions: the return it is to reach, the state it sees
-    and the action it takes, of `state` and `action` numbers (Chen et al. 2021).
+    and the action it takes, of `state_dim` and `action_dim` numbers (Chen et al. 2021).
 
-    longest: how many steps an episode may have; a learned vector for the time of a step is added to its three.
-    returns: whether returns are read; without, each step is two positions, and the model clones behaviour.
+    max_episode_steps: how many steps an episode may have; a learned vector for the time of a step is added to its three.
+    return_conditioned: whether returns are read; without, each step is two positions, and the model clones behaviour.
     """
 
     state_dim: int
@@ -197,7 +197,7 @@ class Sinusoidal:
 
 @dataclass(frozen=True)
 class Convolutional:
-    """What stands around a position, seen through a convolution of `groups` groups over `width` neighbours and a
+    """What stands around a position, seen through a convolution of `groups` groups over `kernel_size` neighbours and a
     GELU, added to what is read (Baevski et al. 2020, section 2)."""
 
     kernel_size: int

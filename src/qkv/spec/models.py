@@ -64,7 +64,7 @@ class Stack:
 class Transformer:
     """An encoder and a decoder (translation), a decoder alone (language model) or an encoder alone (classifier).
 
-    shared_embedding: source and target use one embedding (Vaswani et al. 2017, section 3.4). encoder_answers: what the
+    shared_embedding: source and target use one embedding (Vaswani et al. 2017, section 3.4). encoder_head: what the
     encoder answers by itself beside the decoder, a label for each position, of which some read in order are the answer
     as well (CTC beside attention, Watanabe et al. 2017).
     """
@@ -157,7 +157,7 @@ class DualEncoder:
             require(
                 isinstance(tower.head, Vector) and tower.head.normalized,
                 self,
-                f"{name} answers with {tower.head}; it must be a Vector with unit=True",
+                f"{name} answers with {tower.head}; it must be a Vector with normalized=True",
             )
             assert isinstance(tower.head, Vector) and tower.encoder is not None
             widths.append(tower.head.width or tower.encoder.d_model)

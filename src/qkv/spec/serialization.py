@@ -95,7 +95,9 @@ def from_json(text: str) -> Spec:
     except json.JSONDecodeError as error:
         raise SpecError(f"the spec is not JSON: {error}") from None
     if not isinstance(spec, Spec):
-        raise SpecError(f"the spec is a {type(spec).__name__}; it must be a Transformer or a Recurrent, or Towers")
+        raise SpecError(
+            f"the spec is a {type(spec).__name__}; it must be a Transformer or a Recurrent, or a DualEncoder"
+        )
     return spec
 
 

@@ -171,7 +171,7 @@ def _explain_answer(generator: TextGenerator, result: LookResult) -> tuple[Expla
 
 
 def estimate_work(model: SequenceModel, source: Tensor | None, position: int) -> float:
-    """About how many multiplications `lens.why` takes for a position."""
+    """About how many multiplications `lens.explain` takes for a position."""
     read = 0 if source is None else source.shape[1]
     decoder: nn.Module = getattr(model, "decoder", model)
     parameters = sum(one.numel() for one in decoder.parameters())

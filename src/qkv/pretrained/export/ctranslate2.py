@@ -219,10 +219,10 @@ def _build_decoder(engine: Any, model: Transformer, suppress_tokens: Sequence[in
     )
     _copy_stack(written, decoder)
     answer: Any = model.head
-    written.projection.weight = answer.vectors.detach()
+    written.projection.weight = answer.weight.detach()
     bias = None if answer.bias is None else answer.bias.detach().clone()
     if suppress_tokens:
-        bias = torch.zeros(len(answer.vectors)) if bias is None else bias
+        bias = torch.zeros(len(answer.weight)) if bias is None else bias
         bias[list(suppress_tokens)] = _SUPPRESSED_SCORE
     if bias is not None:
         written.projection.bias = bias

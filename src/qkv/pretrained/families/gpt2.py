@@ -120,7 +120,7 @@ def _build_opt(config: HFConfig) -> spec.Transformer:
         norm_at="pre" if before else "post",
     )
     ends = before and not config.get("_remove_final_layer_norm", False)
-    own = {} if narrow == width else {"width": narrow, "widened_first": True}
+    own = {} if narrow == width else {"width": narrow, "project_first": True}
     return _build_decoder(
         config,
         width,

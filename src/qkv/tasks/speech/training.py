@@ -148,7 +148,7 @@ def joint_ctc_loss(blank: int, weight: float, label_smoothing: float) -> Callabl
     def losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         memory = model.encode(batch.source, batch.source_mask)
         written, plain = smoothed_and_plain_cross_entropy(
-            model.answer_to(batch.target, memory), batch.labels, label_smoothing
+            model.decode(batch.target, memory), batch.labels, label_smoothing
         )
         if not weight:
             return written, plain
