@@ -20,7 +20,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "generated", "docstrings"]
 exclude_patterns = ["_ext"]
 
 # Pages that are still being rewritten: they leave this list, and this block with it, when their new homes are merged.
-exclude_patterns += ["results.md", "checkpoints.md", "tasks"]
+exclude_patterns += ["results.md", "tasks"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
