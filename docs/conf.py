@@ -32,6 +32,7 @@ autodoc_preserve_defaults = True
 smartquotes = False  # -- is an option, not a dash
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 100
+toc_object_entries_show_parents = "hide"
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"qkv {release}"
