@@ -1,4 +1,4 @@
-"""The tables of docs/looking.md: what a model looks at for stress, for the gender of an article, and without a head.
+"""The tables of docs/explanation/what-attention-shows.md: stress, the gender of an article, and models without a head.
 
     python benchmarks/findings.py stress
     python benchmarks/findings.py heads

@@ -1,4 +1,4 @@
-"""What is checked of each family of published models: collected from the tests, and the table in docs/checkpoints.md.
+"""What is checked of each family of published models, from the tests, and the table of docs/reference/families.md.
 
 PYTHONPATH=src python -m tests.checked_families    # writes the table anew
 """
@@ -30,7 +30,8 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import transformers
 
-PAGE = Path(__file__).parents[1] / "docs" / "checkpoints.md"
+PAGE = Path(__file__).parents[1] / "docs" / "reference" / "families.md"
+GUIDE = PAGE.parents[1] / "how-to" / "use-published-checkpoints.md"
 BEGIN, END = "<!-- families: written by tests/checked_families.py -->", "<!-- end of families -->"
 
 COLUMNS = {

@@ -1,4 +1,4 @@
-"""The page about published checkpoints says of each family what the tests check, and its commands exist."""
+"""The page of model families says what the tests check of each, and the guide's commands exist."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 
 import pytest
 
+from checked_families import CHECKED, COLUMNS, GUIDE, PAGE, WEIGHTS, columns_of, page_with
 from qkv.cli import main
 from qkv.pretrained.families import FAMILIES
 from tests.checked_families import COLUMNS, PAGE, VERIFIED, WEIGHTS, group_by_column, render_page
@@ -31,8 +32,8 @@ def test_every_check_is_a_test() -> None:
         assert callable(getattr(where, name, None))
 
 
-def test_the_commands_of_the_page_exist() -> None:
-    blocks = re.findall(r"```console\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+def test_the_commands_of_the_guide_exist() -> None:
+    blocks = re.findall(r"```console\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
     commands = [line.removeprefix("$ ") for block in blocks for line in block.splitlines() if line.startswith("$ qkv")]
     assert len(commands) >= 6
     for command in commands:
