@@ -17,7 +17,9 @@ from qkv.cli.convert import convert
 from qkv.cli.data import data
 from qkv.cli.demo import demo
 from qkv.cli.describe import describe
-from qkv.cli.models import evaluate, look, run
+from qkv.cli.evaluate import evaluate
+from qkv.cli.look import look
+from qkv.cli.run import run
 from qkv.cli.train import train
 from qkv.errors import ConfigError, QkvError
 

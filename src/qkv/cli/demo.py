@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from qkv.cli.models import write_page
+from qkv.cli.look import write_page
 
 WORDS = ("colonel", "attention", "transformer", "queue", "knight", "choir")
 LOOK_WORD = "colonel"
