@@ -57,7 +57,7 @@ def test_help_names_every_command_and_imports_no_torch() -> None:
 
 def test_python_runs_the_package_as_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "qkv", "--version"], capture_output=True, text=True, check=True)
-    assert done.stdout == invoke("version").stdout
+    assert done.stdout == invoke("--version").stdout
 
 
 def test_lines_before_one_that_cannot_be_answered_are_answered(model: Path) -> None:
@@ -80,7 +80,6 @@ def test_every_command_explains_itself(command: str) -> None:
 
 def test_versions() -> None:
     assert qkv.__version__ in invoke("--version").output
-    assert "torch" in invoke("version").output
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_a_rule_too_large_for_a_matrix_is_taken_by_rows(problem: dict[str, Any],
     for largest in (2**26, 0):
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr("qkv.attention.MAX_MASK_ELEMENTS", largest)
-            patched.setattr("qkv.attention._ROWS", rows)
+            patched.setattr("qkv.attention._QUERY_CHUNK", rows)
             context = attend(*inputs, mask=problem["mask"], scale=problem["scale"])
         found.append([context, *torch.autograd.grad(context.square().sum(), inputs)])
     for whole, by_rows in zip(*found, strict=True):
@@ -117,7 +117,7 @@ def test_a_rule_too_large_for_a_matrix_is_taken_by_rows(problem: dict[str, Any],
 @pytest.mark.parametrize("rule", [Mask(causal=True, window=40), Mask(window=40), Mask(causal=True, past=1000)])
 def test_no_matrix_of_a_large_rule_is_ever_made(rule: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("qkv.attention.MAX_MASK_ELEMENTS", 10_000)
-    monkeypatch.setattr("qkv.attention._ROWS", 16)
+    monkeypatch.setattr("qkv.attention._QUERY_CHUNK", 16)
     length, largest, matrix = 500, 0, Mask.to_tensor
 
     def watched(mask: Mask, *given: Any) -> Tensor | None:
@@ -126,7 +126,7 @@ def test_no_matrix_of_a_large_rule_is_ever_made(rule: Mask, monkeypatch: pytest.
         largest = max(largest, 0 if found is None else found.numel())
         return found
 
-    monkeypatch.setattr(Mask, "matrix", watched)
+    monkeypatch.setattr(Mask, "to_tensor", watched)
     query, key, value = torch.randn(1, 2, length, 4), *torch.randn(2, 1, 2, rule.past + length, 4)
     attend(query, key, value, mask=rule)
     assert 0 < largest <= 16 * (rule.past + length)

@@ -55,7 +55,7 @@ def test_probabilities_are_a_mixture_of_vocabulary_and_source(seed: int) -> None
     assert not weights[~mask[:, None, :].expand_as(weights)].any()
     # equation 9, token by token, from what the lens saw
     hidden = model.decoder.final_norm(trace.tensor("decoder.0", "residual"))  # type: ignore[union-attr,operator]
-    answer: Any = model.answer
+    answer: Any = model.head
     gate = torch.sigmoid(answer.gate(torch.cat((trace["head.cross_attention"].context[:, 0], hidden), -1)))
     generated = answer.vocabulary(hidden).softmax(-1)
     copied = torch.stack([torch.where(source[:, None] == w, weights, 0.0).sum(-1) for w in range(VOCAB)], dim=-1)
@@ -82,8 +82,8 @@ def test_stepping_equals_teacher_forcing_and_rows_may_move(seed: int, first: int
 @torch.no_grad()
 def test_a_token_of_the_source_alone_gets_mass_and_padding_gives_none() -> None:
     model = build_pointer_generator()
-    answer: Any = model.answer
-    answer.vocabulary.vectors[17] -= 100 * torch.sign(answer.vocabulary.vectors.sum())  # hardly ever generated
+    answer: Any = model.head
+    answer.vocabulary.weight[17] -= 100 * torch.sign(answer.vocabulary.weight.sum())  # hardly ever generated
     answer.gate.bias.fill_(-20.0)  # copies only
     source, target = torch.tensor([[17, 5, 6]]), torch.tensor([[1]])
     assert model(source, target)[0, 0, 17].exp() > 0.1
@@ -137,7 +137,7 @@ def test_beams_interventions_and_reasons_reach_the_pointer() -> None:
     hidden = lens.look(model, source, target, mask, tap=lens.knock_out("head.cross_attention", keys=[0]))
     assert not hidden["head.cross_attention"].weights(0)[:1, :, 0].any()
     # with the vocabulary silenced, a token of the source is impossible once nobody may look at it
-    answer: Any = model.answer
+    answer: Any = model.head
     answer.gate.bias.fill_(-30.0)
     only = torch.tensor([[7, 8, 9]])
     why = lens.explain(model, only, [1, 7], 1, heads=1)

@@ -20,7 +20,7 @@ CHOICE = spec.Transformer(ENCODER, DECODER, spec.Vocabulary())
 
 
 @pytest.fixture(scope="module")
-def build_model() -> torch.nn.Module:
+def model() -> torch.nn.Module:
     torch.manual_seed(0)
     return build(CHOICE).eval()
 

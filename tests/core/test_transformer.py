@@ -101,7 +101,7 @@ def test_rules_too_large_for_a_matrix_change_nothing(monkeypatch: pytest.MonkeyP
     whole = answers()
     for module in ("models.transformer", "attention"):
         monkeypatch.setattr(f"qkv.{module}.MAX_MASK_ELEMENTS", 0)
-    monkeypatch.setattr("qkv.attention._ROWS", 4)
+    monkeypatch.setattr("qkv.attention._QUERY_CHUNK", 4)
     for by_rows, usual in zip(answers(), whole, strict=True):
         assert_close(by_rows, usual)
 

@@ -117,7 +117,7 @@ def test_mistakes_are_named() -> None:
     trace = looking_at([0, 1], sources=2)
     with pytest.raises(QkvError, match="no heads were given"):
         align(trace, [])
-    with pytest.raises(QkvError, match="source_words has 1 numbers for 2 tokens"):
+    with pytest.raises(QkvError, match="source_word_ids has 1 numbers for 2 tokens"):
         align(trace, [(PLACE, 0)], source_word_ids=[0])
     with pytest.raises(QkvError, match="expected 'predicting' or 'reading'"):
         align(trace, [(PLACE, 0)], query="read")  # type: ignore[arg-type]

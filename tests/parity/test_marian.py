@@ -251,7 +251,7 @@ class TestTheTranslator:
         target = tokenizer.encode("O gato não cruzou a rua.")
         trace = lens.look(published.model, source, [32000, *target])
         blended = trace["decoder.1.cross_attention"].weights()[0].mean(dim=0)
-        pieces, asked = tokenizer.tokens(source), tokenizer.tokens(target)
+        pieces, asked = tokenizer.display_tokens(source), tokenizer.display_tokens(target)
         for word, meant in (("gato", "cat"), ("rua", "street")):
             row = next(place for place, piece in enumerate(asked) if word in piece)  # asked just before it is written
             assert meant in pieces[int(blended[row].argmax())]

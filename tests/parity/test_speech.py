@@ -275,7 +275,7 @@ def test_a_listener_hears_the_same_padded(case: Case, written: WriteModel) -> No
         sound = make_samples() * mask
         padded = run_model(theirs, sound, attention_mask=mask.long())
         found = ours(source=sound, source_mask=mask)
-        real = ours.encoder.embedding.mask(mask)
+        real = ours.encoder.embedding.position_mask(mask)
         assert_close(found[real], padded[real])
         if "layer" in case.settings.values():
             assert_close(found[:1][real[:1]], ours(source=sound[:1, :length])[0])

@@ -394,7 +394,7 @@ def build_fresh() -> Any:
 def test_a_fresh_model_of_images_begins_well() -> None:
     model = build_fresh()
     embed = model.encoder.embedding
-    for learned in (embed.positions.weight, *embed.leading):
+    for learned in (embed.positions.weight, *embed.class_tokens):
         assert 0.01 < float(learned.std()) < 0.03
     pictures = torch.randn(16, 1, 16, 16)
     assert 0.5 < float(embed(pictures)[:, 1:].std()) < 2

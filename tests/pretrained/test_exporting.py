@@ -22,7 +22,7 @@ from qkv.decoding import DecodingConfig, Greedy, LengthLimit
 from qkv.errors import CheckpointError, MissingExtraError, QkvError, SpecError, StorageError, VocabularyError
 from qkv.models import SequenceModel, build
 from qkv.pretrained import export
-from qkv.pretrained.export import folders
+from qkv.pretrained.export import output_folder
 from qkv.tasks.speech.config import AudioClassifier, SpeechTransformer
 from qkv.text import SpecialTokenIds, Tokenizer, train
 from tests.published import Case, load_model, make_mask, make_tokens
@@ -168,7 +168,7 @@ def test_nothing_half_written_stays(tmp_path: Path) -> None:
 
 def test_a_missing_library_names_its_extra() -> None:
     with pytest.raises(MissingExtraError, match=r"qkv\[onnx\]"):
-        folders.import_library("no_such_library", "onnx")
+        output_folder.import_library("no_such_library", "onnx")
 
 
 # CTranslate2
@@ -306,7 +306,7 @@ def test_a_model_trained_here_translates_the_same(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def make_traceable() -> Iterator[None]:
+def traceable() -> Iterator[None]:
     """Without the checks of shapes, which take sizes of any value for no numbers."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
@@ -347,7 +347,7 @@ def generate(graph: Any, begin: Tensor, longest: int = 10, **given: Any) -> list
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("make_traceable")
+@pytest.mark.usefixtures("traceable")
 @torch.no_grad()
 def test_an_onnx_decoder_steps_as_ours_does(tmp_path: Path) -> None:
     write_published(MISTRAL, tmp_path / "there")
@@ -363,7 +363,7 @@ def test_an_onnx_decoder_steps_as_ours_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("make_traceable")
+@pytest.mark.usefixtures("traceable")
 @torch.no_grad()
 def test_onnx_graphs_translate_as_ours_do(tmp_path: Path) -> None:
     runner = build_trained(tmp_path / "run")
@@ -382,7 +382,7 @@ def test_onnx_graphs_translate_as_ours_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("make_traceable")
+@pytest.mark.usefixtures("traceable")
 @pytest.mark.parametrize("length", [None, 4], ids=["all", "window"])
 @torch.no_grad()
 def test_an_onnx_encoder_answers_as_ours_does(length: int | None, tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ def test_an_onnx_encoder_answers_as_ours_does(length: int | None, tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("make_traceable")
+@pytest.mark.usefixtures("traceable")
 @torch.no_grad()
 def test_onnx_graphs_write_down_sounds_as_ours_do(tmp_path: Path) -> None:
     model = build_random(SpeechTransformer(32, 4, 64, 2, 2).spec(16, 30, ctc=False))
@@ -420,7 +420,7 @@ def test_onnx_graphs_write_down_sounds_as_ours_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("make_traceable")
+@pytest.mark.usefixtures("traceable")
 @torch.no_grad()
 def test_an_onnx_classifier_hears_as_ours_does(tmp_path: Path) -> None:
     stem = (spec.Convolution(6, 3, 2), spec.Convolution(6, 3, 1))
@@ -433,7 +433,7 @@ def test_an_onnx_classifier_hears_as_ours_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("make_traceable")
+@pytest.mark.usefixtures("traceable")
 @torch.no_grad()
 def test_an_onnx_encoder_reads_samples_as_ours_does(tmp_path: Path) -> None:
     reads = spec.Waveform((spec.Convolution(8, 10, 5), spec.Convolution(8, 3, 2)))

@@ -21,13 +21,13 @@ from tests.pretrained.test_exporting import (
     build_random,
     convert,
     decode_greedily,
-    make_traceable,
     open_session,
     run_graph,
+    traceable,
 )
 from tests.published import make_mask, make_tokens
 
-__all__ = ["make_traceable"]  # a fixture is imported to be used by its name
+__all__ = ["traceable"]  # a fixture is imported to be used by its name
 
 Arrays = dict[str, "numpy.ndarray[Any, Any]"]
 LENGTHS = [7, 4, 1]

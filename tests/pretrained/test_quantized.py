@@ -53,7 +53,7 @@ def test_a_matrix_in_blocks_multiplies_as_the_whole_one(
 ) -> None:
     path, expected = write_gguf(folder / "a.gguf", kind, rows, 32 * blocks, seed=rows)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qkv.pretrained.quantized_tensor._PIECE", 96)
+        patch.setattr("qkv.pretrained.quantized_tensor._UNPACK_CHUNK", 96)
         kept, whole = weights.read(path, keep_quantized=True)["matrix"], weights.read(path)["matrix"]
     assert type(whole) is torch.Tensor and torch.equal(whole, expected)
     assert isinstance(kept, QuantizedTensor) and kept.shape == expected.shape
@@ -63,7 +63,7 @@ def test_a_matrix_in_blocks_multiplies_as_the_whole_one(
     bias = torch.randn(rows) if biased else None
     hidden = torch.randn(*lead, 32 * blocks, requires_grad=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("qkv.pretrained.quantized_tensor._AT_ONCE", at_once)
+        patch.setattr("qkv.pretrained.quantized_tensor._MATMUL_CHUNK", at_once)
         product = functional.linear(hidden, kept, bias)
     whole = functional.linear(hidden, expected, bias)
     torch.testing.assert_close(product, whole, rtol=1e-5, atol=1e-5)

@@ -274,8 +274,8 @@ def test_a_harmed_checkpoint_is_not_resumed(
         ([], "already holds a run. Resume it (--resume)"),
         (["--resume", "training.seed=2"], "begun with training.seed=1 (given: 2)"),
         (
-            ["--resume", "text.source.kind=byte", "model.d_ff=16"],
-            "text.source.kind=character (given: byte), model.d_ff=8",
+            ["--resume", "tokenizer.source.kind=byte", "model.d_ff=16"],
+            "tokenizer.source.kind=character (given: byte), model.d_ff=8",
         ),
         (["--resume", "data.train.0.source=1"], "begun with data.train="),
     ],
@@ -365,7 +365,7 @@ def test_a_missing_extra_is_named_before_training(work: Path, package: str, monk
     for name in [name for name in sys.modules if name.split(".")[0] == package or "torch.utils.tensorboard" in name]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
-    changes = ["task=translate"] if package == "sacrebleu" else ["training.checkpointing.tensorboard=true"]
+    changes = ["task=translation"] if package == "sacrebleu" else ["training.checkpointing.tensorboard=true"]
     said = invoke_refused("train", work / "recipe.yaml", *changes, "--folder", work / "run")
     assert f"{package}" in said and "install" in said.lower() and "qkv[" in said
     assert not (work / "run" / "checkpoint.safetensors").exists()

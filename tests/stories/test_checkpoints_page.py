@@ -7,15 +7,14 @@ import shlex
 
 import pytest
 
-from checked_families import CHECKED, COLUMNS, GUIDE, PAGE, WEIGHTS, columns_of, page_with
 from qkv.cli import main
 from qkv.pretrained.families import FAMILIES
-from tests.checked_families import COLUMNS, PAGE, VERIFIED, WEIGHTS, group_by_column, render_page
+from tests.checked_families import COLUMNS, GUIDE, PAGE, VERIFIED, WEIGHTS, group_by_column, render_page
 
 
 def test_the_table_is_what_is_checked() -> None:
     text = PAGE.read_text(encoding="utf-8")
-    assert render_page(text) == text, "run: PYTHONPATH=src:tests python tests/checked_families.py"
+    assert render_page(text) == text, "run: PYTHONPATH=src python -m tests.checked_families"
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

@@ -74,7 +74,7 @@ def build_recipe(place: Path, **changes: object) -> ImageClassificationConfig:
         "model": {
             "kind": "vit",
             "patch_size": 4,
-            "stem": [{"channels": 8, "width": 3, "stride": 2}],
+            "stem": [{"channels": 8, "kernel_size": 3, "stride": 2}],
             "d_model": 16,
             "heads": 2,
             "layers": 2,
@@ -299,7 +299,7 @@ def test_a_model_learns_is_resumed_to_the_same_bytes_scored_asked_and_looked_int
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     changes: dict[str, object] = {}
     if stem != "plain":
-        sizes = [{"channels": 8, "width": 3, "stride": stride} for stride in (2, 1)]
+        sizes = [{"channels": 8, "kernel_size": 3, "stride": stride} for stride in (2, 1)]
         changes = {"model": {"kind": "vit", "d_model": 16, "heads": 2, "layers": 2, "stem": sizes, **BATCH_NORM}}
         changes |= {"training.ema_decay": 0.8, "training.optimizer.muon": {}}
     if "helper" in stem:
@@ -369,7 +369,7 @@ def test_a_published_model_learns_other_classes(folder: Path, tmp_path: Path) ->
     transformers.ViTImageProcessor(size={"height": 12, "width": 12}).save_pretrained(tmp_path / "vit")
     onwards = {"model": {"kind": "pretrained", "path": str(tmp_path / "vit")}, "data.grayscale": False}
     learned = tasks.train(
-        build_recipe(folder, **onwards, **{"data.augment": []}), folder=tmp_path / "run", reporter=NullReporter()
+        build_recipe(folder, **onwards, **{"data.augmentation": []}), folder=tmp_path / "run", reporter=NullReporter()
     )
     assert learned.result.metrics["accuracy"] == 100
     opened = tasks.load(tmp_path / "run")

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from click.testing import CliRunner
 
 from qkv import config, lens, tasks, view
-from qkv.cli import look, main
+from qkv.cli import main
 from qkv.errors import ConfigError, DataError, VocabularyError
 from qkv.evaluation.sliding_window import SlidingWindow
 from qkv.mask import Mask
@@ -96,7 +97,7 @@ def test_a_long_text_is_read_and_shown_from_afar(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(builder, "MAX_INPUT_TOKENS", 20)
     monkeypatch.setattr(builder, "_CHUNK_SIZE", 7)
     monkeypatch.setattr(overview, "_MAX_MATRIX_SIZE", 100)
-    monkeypatch.setattr(look, "_SLOW_TOKENS", 20)
+    monkeypatch.setattr(sys.modules["qkv.cli.look"], "_SLOW_TOKENS", 20)
     measure = lens.compute_statistics
     monkeypatch.setattr(lens, "measure", lambda one, **more: (counted.append(more["heads"]), measure(one, **more))[1])
     ids = view.encode_long_text(runner, text)

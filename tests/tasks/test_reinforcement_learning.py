@@ -368,7 +368,7 @@ def test_an_agent_learns_resumes_plays_and_shows(tmp_path: Path) -> None:
     assert agent.normalizer == whole.model.normalizer and agent.rollout.context_length == 33
     answers: Any = agent.predict(["1", "", "0.5"])
     [[first], [nothing], [second]] = answers
-    assert nothing.text == "" and first.text.startswith("achieved ") and first.asked == 1 and second.seed == 2
+    assert nothing.text == "" and first.text.startswith("achieved ") and first.target_return == 1 and second.seed == 2
     assert len(first.states) == len(first.actions) == len(first.rewards)
     assert [[first]] == list(agent.predict(["1"]))
     with pytest.raises(DataError, match="a number such as 500"):
@@ -442,7 +442,7 @@ def test_a_model_without_a_world_is_judged_by_episodes(tmp_path: Path) -> None:
 def test_a_card_of_another_model_is_refused(tmp_path: Path) -> None:
     tasks.train(build_recipe(), folder=tmp_path, reporter=NullReporter())
     card = json.loads((tmp_path / "card.json").read_text())
-    card["normalizer"]["space"]["action"] = 3
+    card["normalizer"]["space"]["action_dim"] = 3
     (tmp_path / "card.json").write_text(json.dumps(card))
     with pytest.raises(CheckpointError, match="take both files from the same run"):
         tasks.load(tmp_path)

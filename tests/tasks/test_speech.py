@@ -231,7 +231,7 @@ def test_digits_are_split_by_take_and_by_speaker(tmp_path: Path, monkeypatch: py
     assert {Path(one.name).stem.split("_")[2] for one in parts["test"]} == set("01234")
     theo = Fsdd("all", ("theo",)).list_recordings()
     assert len(theo) == 500 and {one.speaker for one in theo} == {"theo"}
-    assert {one.text for one in theo} == set(corpora.digits.WORDS)
+    assert {one.text for one in theo} == set(corpora.fsdd.WORDS)
     assert len(corpora.load_pairs("fsdd", "test")) == 300
     with pytest.raises(CorpusError, match="no speaker 'tehe'"):
         Fsdd("all", ("tehe",)).list_recordings()
@@ -332,7 +332,7 @@ def test_a_sound_needs_room_for_its_labels() -> None:
     tokenizer = Letters(("a", "b", "c", "d"))
     short = torch.from_numpy(make_tone("low"))[: 64 * 6]  # three positions: two equal labels and a blank between
     everything = CleaningConfig(max_dropped_fraction=1.0)
-    ready = make_preparation(tokenizer=tokenizer, labels=True, cleaning=everything)
+    ready = make_preparation(tokenizer=tokenizer, fits_ctc=True, cleaning=everything)
     assert ready([make_recording("dd", short), make_recording("ddd", short)])[1] == [0]
     assert len(make_preparation(tokenizer=tokenizer)([make_recording("ddd", short)])[1]) == 1
 
@@ -362,7 +362,7 @@ def test_frames_change_at_random_by_torchs_seed_alone() -> None:
     higher = frames.augment_frames(ramp.T.contiguous(), SpectrogramAugmentation(0.0, 0.5, 0, 0, 0, 0))
     factor = float(higher[1, 0])
     torch.testing.assert_close(higher[:, 0], (torch.arange(40.0) * factor).clamp(max=39))
-    with pytest.raises(ConfigError, match="time_share"):
+    with pytest.raises(ConfigError, match="time_fraction"):
         SpectrogramAugmentation(time_fraction=2)
     with pytest.raises(ConfigError, match="noise=81: expected at most 80 decibels"):
         SpectrogramAugmentation(min_snr_db=81)
@@ -429,12 +429,12 @@ def test_an_encoder_answers_beside_its_decoder() -> None:
     mask = torch.arange(11) < torch.tensor([[11], [6]])
     memory = model.encode(source, mask)
     assert torch.equal(model.decode(target, memory), model(source, target, mask))
-    assert model.label(memory).shape == (2, 6, 7)
-    alone = model.label(model.encode(source[1:, :, :6]))
-    torch.testing.assert_close(model.label(memory)[1:, :3], alone)
-    model.encoder_answer = None
+    assert model.compute_encoder_logits(memory).shape == (2, 6, 7)
+    alone = model.compute_encoder_logits(model.encode(source[1:, :, :6]))
+    torch.testing.assert_close(model.compute_encoder_logits(memory)[1:, :3], alone)
+    model.encoder_head = None
     with pytest.raises(SpecError, match="answers nothing by itself"):
-        model.label(memory)
+        model.compute_encoder_logits(memory)
 
 
 def test_the_joint_loss_is_both_losses_by_weight() -> None:
@@ -447,7 +447,7 @@ def test_the_joint_loss_is_both_losses_by_weight() -> None:
     torch.testing.assert_close(written, expected)
     torch.testing.assert_close(plain, expected)
     memory = model.encode(batch.source, batch.source_mask)
-    read = -sum(ctc_log_probabilities(model.label(memory), [[4, 5], [6]], 0, memory.mask))
+    read = -sum(ctc_log_probabilities(model.compute_encoder_logits(memory), [[4, 5], [6]], 0, memory.mask))
     both, _ = joint_ctc_loss(0, 0.3, 0.0)(model, batch)
     assert both.item() == pytest.approx(0.7 * expected.item() + 0.3 * read, rel=1e-5)
 
@@ -502,7 +502,7 @@ def test_answers_come_from_the_decoder_the_labels_or_both(folder: Path) -> None:
     hearing = runner.frontend
     assert hearing is not None
     for share in (0.0, 0.4, 1.0):
-        asked = replace(runner, frontend=replace(hearing, ctc=share))
+        asked = replace(runner, frontend=replace(hearing, ctc_weight=share))
         together = [one[0] for one in asked.transcribe(sounds)]
         alone = [next(asked.transcribe([one]))[0] for one in sounds]
         assert [one.tokens for one in together] == [one.tokens for one in alone]
@@ -601,7 +601,9 @@ def test_noise_is_put_under_the_frames_and_not_over_them() -> None:
     # powers are added: what is as loud as the noise becomes twice as loud, 3 dB
     level = frames._add_noise(torch.tensor([[1.0, 0.0]]), 40.0)[0, 1]
     assert float(level) * 40 == pytest.approx(3.0, abs=6.0) and float(level) > 0
-    with pytest.raises(ConfigError, match="noise=30, gain=0.0 were given; they need features.normalization=peak"):
+    with pytest.raises(
+        ConfigError, match="min_snr_db=30, gain_db=0.0 were given; they need features.normalization=peak"
+    ):
         AudioData((SpokenNumbers(),), SpokenNumbers("valid"), augmentation=SpectrogramAugmentation(min_snr_db=30))
 
 
@@ -672,7 +674,7 @@ def test_recipes_that_contradict_themselves_or_leak_are_told(folder: Path) -> No
         with pytest.raises(ConfigError, match=words):
             build_recipe(folder, change)
     for change, words in (
-        ("training.validation.metric=bleu", "expected one of loss, wer, right"),
+        ("training.validation.metric=bleu", "expected one of loss, wer, exact_match"),
         ("training.validation.mode=max", "wer needs mode min"),
     ):
         with pytest.raises(ConfigError, match=words):

@@ -346,7 +346,7 @@ def test_the_command_tells_of_cuts_copies_and_baselines(tmp_path: Path) -> None:
     assert "PointerGenerator(d_key=16)" in done.output
     assert "docstrings" in qkv("data", "list").output
     failed = CliRunner().invoke(main, ["evaluate", "pronunciation", str(tmp_path / "pairs.jsonl"), "--baselines"])
-    assert failed.exit_code == 2 and "expected one that does summarize" in failed.output
+    assert failed.exit_code == 2 and "expected one that does summarization" in failed.output
 
 
 def test_the_recipe_that_comes_along_is_whole() -> None:

@@ -57,7 +57,7 @@ def build_recipe(
 
 def test_a_model_knows_what_stood_before_its_sources(pairs: Path) -> None:
     plain = build_recipe(pairs, model=RECURRENT)
-    marked = replace(plain.data.train[0], before="<BT>")
+    marked = replace(plain.data.train[0], prefix="<BT>")
     asked = replace(plain, data=replace(plain.data, train=(*plain.data.train, marked)))
     learned = tasks.train(asked, folder=pairs / "run", reporter=NullReporter())
     assert learned.model.prefixes == qkv.load(pairs / "run").prefixes == ("", "<BT>")
@@ -167,7 +167,7 @@ def test_going_on_from_a_model_begins_with_all_it_knows(pairs: Path, base: Path)
 
 
 def test_going_on_from_a_model_resumes_exactly(pairs: Path, base: Path) -> None:
-    tree = build_fine_tuning_recipe(pairs, base, steps=9, dropout=0.3)
+    tree = build_fine_tuning_recipe(pairs, base, max_steps=9, dropout=0.3)
     tasks.train(tree, folder=pairs / "whole", reporter=NullReporter())
     tasks.train(tree, folder=pairs / "parts", reporter=InterruptingReporter(4))
     tasks.train(tree, folder=pairs / "parts", resume=True, reporter=NullReporter())
@@ -176,8 +176,8 @@ def test_going_on_from_a_model_resumes_exactly(pairs: Path, base: Path) -> None:
 
 
 def test_going_on_from_a_model_that_does_not_fit(pairs: Path, base: Path) -> None:
-    with pytest.raises(ConfigError, match="text: given beside .*take text out"):
-        build_fine_tuning_recipe(pairs, base, "text.source.kind=byte")
+    with pytest.raises(ConfigError, match="tokenizer: given beside .*take tokenizer out"):
+        build_fine_tuning_recipe(pairs, base, "tokenizer.source.kind=byte")
     with pytest.raises(CheckpointError, match="no model folder"):
         tasks.train(build_fine_tuning_recipe(pairs, pairs / "absent"), folder=pairs / "run", reporter=NullReporter())
     with (pairs / "train.tsv").open("a") as file:
@@ -201,7 +201,7 @@ def test_a_folder_in_use_is_left_alone(pairs: Path) -> None:
 def test_several_origins_are_mixed_by_weight(pairs: Path) -> None:
     tree = config.to_dict(build_recipe(pairs))
     tree["data"]["train"] *= 2
-    tree["data"]["weights"] = [3.0, 1.0]
+    tree["data"]["sampling_weights"] = [3.0, 1.0]
     learned = tasks.train(config.from_dict(tasks.Text2TextConfig, tree), folder=pairs / "run", reporter=NullReporter())
     assert learned.result.step == 8
 
@@ -273,7 +273,7 @@ def test_a_damaged_model_folder_is_refused_by_name(pairs: Path, what: str, error
 
 
 def test_a_model_that_is_not_there_is_named() -> None:
-    with pytest.raises(CheckpointError, match="no model folder 'pronuonce'"):
+    with pytest.raises(CheckpointError, match="no model folder 'pronuncation'"):
         qkv.load("pronuncation")
 
 

@@ -127,7 +127,7 @@ def test_weight_decay_spares_norms_biases_and_embeddings() -> None:
     [adamw] = Optimizers(model, OptimizerConfig(kind="adamw", weight_decay=0.1)).optimizers
     groups = adamw.param_groups
     decayed = {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]}
-    assert decayed == {id(model.middle.weight), id(model.head.weight)}
+    assert decayed == {id(model.middle.weight), id(model.answer.weight)}
     assert all(group["fused"] for group in groups)
 
 

@@ -294,7 +294,7 @@ def test_axes_of_images_sounds_and_trajectories() -> None:
 
 def test_a_long_run_is_told_from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overview, "_MAX_MATRIX_SIZE", 100)
-    monkeypatch.setattr(overview, "SIDE", 8)
+    monkeypatch.setattr(overview, "OVERVIEW_SIZE", 8)
     monkeypatch.setattr(overview, "_MAX_WEIGHTS_AT_ONCE", 64)
     trace = make_traces()["step by step"]
     made = encode_document(trace)

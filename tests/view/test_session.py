@@ -51,8 +51,8 @@ def test_a_look_with_changes_is_what_its_code_makes(session: Session, capsys: py
     assert [one["chosen"] for one in run["answers"]] != [one["chosen"] for one in before["answers"]]
     names: dict[str, Any] = {}
     exec(run["code"], names)
-    assert capsys.readouterr().out.strip() == names["looked"].answer.text
-    logits = names["looked"].trace.logits[0]
+    assert capsys.readouterr().out.strip() == names["result"].answer.text
+    logits = names["result"].trace.logits[0]
     for position, answer in enumerate(run["answers"]):
         assert answer["chosen"][1] == pytest.approx(float(logits[position].softmax(-1).max()), abs=1e-5) or (
             answer["chosen"][0] != answer["best"][0][0]

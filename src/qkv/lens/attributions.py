@@ -26,7 +26,7 @@ def logit_lens(model: SequenceModel, trace: Trace) -> Tensor:
     residuals = [trace.tensor(name, "embedding")]
     residuals += [trace.tensor(f"{name}.{number}", "residual") for number in range(stack.depth)]
     with torch.no_grad():
-        return torch.stack([model.answer(stack.final_norm(hidden)) for hidden in residuals])  # type: ignore[operator]
+        return torch.stack([model.head(stack.final_norm(hidden)) for hidden in residuals])  # type: ignore[operator]
 
 
 def direct_logit_attribution(model: SequenceModel, trace: Trace, position: int, row: int = 0) -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ class QuantizedTensor(Tensor):
             bias = args[2] if len(args) == 3 else (kwargs or {}).get("bias")
             return product if bias is None else product + bias
         if func is Tensor.contiguous:  # as everything asks that writes files
-            return args[0].widened()
+            return args[0].dequantize()
         if func is functional.embedding and isinstance(args[1], QuantizedTensor):
             chosen = args[1].select_rows(args[0].reshape(-1)).dequantize()
             return chosen.view(*args[0].shape, -1)
@@ -97,9 +97,9 @@ class QuantizedTensor(Tensor):
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
-            return args[0].rows(slice(None))
+            return args[0].select_rows(slice(None))
         if func is torch.ops.aten.index.Tensor and _is_row_index(args[1]):
-            return args[0].rows(args[1][0])
+            return args[0].select_rows(args[1][0])
         args, kwargs = _pytree.tree_map_only(QuantizedTensor, QuantizedTensor.dequantize, (args, dict(kwargs or {})))
         return func(*args, **kwargs)
 
@@ -125,7 +125,7 @@ class _QuantizedMatmul(torch.autograd.Function):
 
     @staticmethod
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0] @ context.matrix.widened(), None
+        return gradients[0] @ context.matrix.dequantize(), None
 
 
 def dequantize_blocks(format: str, data: Tensor) -> Tensor:

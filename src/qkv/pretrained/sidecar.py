@@ -64,15 +64,15 @@ def read_sentence_pooling(folder: Path, config: HFConfig) -> HFConfig:
     mode = mode[0] if isinstance(mode, list) and len(mode) == 1 else mode
     if not isinstance(mode, str) or mode not in _POOLING_MODES:
         raise CheckpointError(f"{path} says pooling_mode={mode!r}; expected one of {', '.join(_POOLING_MODES)}")
-    return {"sentence_vector": {"pool": _POOLING_MODES[mode], "unit": kinds[-1] == "Normalize"}}
+    return {"sentence_vector": {"pool": _POOLING_MODES[mode], "normalized": kinds[-1] == "Normalize"}}
 
 
 def write_sentence_pooling(folder: Path, config: HFConfig) -> HFConfig:
     """Write the files that `read_sentence_pooling` reads, and return what is left for config.json."""
     if "sentence_vector" not in config:
         return config
-    pool, unit = (config["sentence_vector"][name] for name in ("pool", "unit"))
-    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")][: 3 if unit else 2]
+    pool, normalized = (config["sentence_vector"][name] for name in ("pool", "normalized"))
+    modules = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")][: 3 if normalized else 2]
     listed = [
         {"idx": number, "name": str(number), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for number, (kind, path) in enumerate(modules)

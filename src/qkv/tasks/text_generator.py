@@ -381,7 +381,7 @@ class TextGenerator:
             "task": self.task.name,
             "decoding": config.to_dict(self.decoding),
             **({} if self.generation is None else {"generation": asdict(self.generation)}),
-            **({} if self.frontend is None else {"hearing": config.to_dict(self.frontend)}),
+            **({} if self.frontend is None else {"frontend": config.to_dict(self.frontend)}),
             "tokenizers": {"source": self.source_tokenizer.digest, "target": self.target_tokenizer.digest},
         }
         model_folder.write_model_folder(Path(folder), self.model, card, files, dtype)

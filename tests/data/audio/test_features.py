@@ -253,7 +253,15 @@ def test_sounds_of_other_kinds_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"mels": 0}, {"hop": 500}, {"window": 1.5}, {"highest": 9e3}, {"seconds": -1}, {"scaling": "loud"}, {"rate": 9}],
+    [
+        {"mels": 0},
+        {"hop_length": 500},
+        {"n_fft": 1.5},
+        {"f_max": 9e3},
+        {"seconds": -1},
+        {"normalization": "loud"},
+        {"sample_rate": 9},
+    ],
     ids=str,
 )
 def test_impossible_features_are_refused(options: dict[str, Any]) -> None:

@@ -403,7 +403,7 @@ def test_clothes_are_found_where_debian_puts_them(tmp_path: Path, monkeypatch: p
             path.write_bytes(gzip.compress(text))
             files.append(make_file_record(f"fashion-mnist/{path.name}", text))
     monkeypatch.setattr(
-        corpora, "ENTRIES", (dataclasses.replace(corpora.find_corpus("fashion-mnist"), files=tuple(files)),)
+        corpora, "CORPORA", (dataclasses.replace(corpora.find_corpus("fashion-mnist"), files=tuple(files)),)
     )
     album = corpora.load_images("fashion-mnist", "test")
     assert list(album.labels) == ["ankle boot", "T-shirt"] and album.names[1] == "fashion-mnist/test#1"

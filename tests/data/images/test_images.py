@@ -216,10 +216,10 @@ def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
         {"resize": 100_000},
         {"crop": (10, 2.5)},
         {"interpolation": "nearest"},
-        {"rescale": float("nan")},
+        {"rescale_factor": float("nan")},
         {"mean": (0.5,)},
         {"grayscale": True},
-        {"deviation": (1.0, 0.0, 1.0)},
+        {"std": (1.0, 0.0, 1.0)},
     ],
     ids=str,
 )

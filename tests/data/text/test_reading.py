@@ -203,7 +203,7 @@ def test_a_store_is_found_again_by_its_content(tmp_path: Path) -> None:
     tokenize_pairs(pairs, WORDS, WORDS, CleaningConfig(max_length=5), cache=tmp_path)
     tokenize_pairs([("ab", "")] * 1 + [("a", "b")] * 200, WORDS, WORDS, cache=tmp_path)
     assert len(list(tmp_path.iterdir())) == 6
-    (folder / "note.json").write_text("{")
+    (folder / "metadata.json").write_text("{")
     with pytest.raises(DataError, match="delete that folder"):
         tokenize_pairs(pairs, WORDS, WORDS, cache=tmp_path)
 

@@ -155,7 +155,7 @@ def joint_ctc_loss(blank: int, weight: float, label_smoothing: float) -> Callabl
         targets = batch.target[:, 1:] if batch.target is not None else batch.labels
         lengths = (batch.labels >= 0).sum(dim=1) - 1  # the end is no label
         read = functional.ctc_loss(
-            model.label(memory).float().log_softmax(-1).transpose(0, 1),
+            model.compute_encoder_logits(memory).float().log_softmax(-1).transpose(0, 1),
             targets,
             memory.mask.sum(dim=1),
             lengths,

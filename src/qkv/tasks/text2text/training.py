@@ -91,7 +91,7 @@ def answer_cross_entropy(model: Any, batch: Batch, label_smoothing: float = 0.0)
     """The losses of a decoder alone (see `with_plain`), which scores no token of its source against the vocabulary."""
     where = batch.labels != IGNORE_INDEX
     return smoothed_and_plain_cross_entropy(
-        model.decode(batch.target, where=where), batch.labels[where], label_smoothing
+        model.decode(batch.target, selected=where), batch.labels[where], label_smoothing
     )
 
 
