@@ -387,7 +387,7 @@ def test_a_card_that_does_not_fit_its_model_is_refused(folder: Path, tmp_path: P
     assert tasks.load(tmp_path / "m").processor == runner.processor  # type: ignore[union-attr]
     for old, new, error in (
         ('"below"', '"below", "beside"', CheckpointError),
-        ('"imageprocessor"', '"logmel"', ConfigError),
+        ('"image_processor"', '"log_mel"', ConfigError),
         ('"grayscale": true', '"grayscale": false', ConfigError),
         ('"labels"', '"names"', ConfigError),
     ):

@@ -99,7 +99,9 @@ def test_a_long_text_is_read_and_shown_from_afar(folder: Path, monkeypatch: pyte
     monkeypatch.setattr(overview, "_MAX_MATRIX_SIZE", 100)
     monkeypatch.setattr(sys.modules["qkv.cli.look"], "_SLOW_TOKENS", 20)
     measure = lens.compute_statistics
-    monkeypatch.setattr(lens, "measure", lambda one, **more: (counted.append(more["heads"]), measure(one, **more))[1])
+    monkeypatch.setattr(
+        lens, "compute_statistics", lambda one, **more: (counted.append(more["heads"]), measure(one, **more))[1]
+    )
     ids = view.encode_long_text(runner, text)
     assert ids is not None and len(ids) == len(text)
     session = view.Session([("mine", runner)], text)

@@ -211,7 +211,7 @@ def test_joined_recordings_are_the_same_each_time_and_know_when_words_are_said()
     assert torch.equal(clean.load().samples, torch.cat([torch.from_numpy(make_tone(w)) for w in clean.text.split()]))
     with pytest.raises(DataError, match="no recordings to join"):
         concatenate_recordings([], how)
-    with pytest.raises(ConfigError, match="least=3, most=2.*\n?.*") as problems:
+    with pytest.raises(ConfigError, match="min_parts=3, max_parts=2.*\n?.*") as problems:
         ConcatenationConfig(0, min_parts=3, max_parts=2, max_pause=-1, min_snr_db=500)
     assert len(problems.value.problems) == 4
 
@@ -364,7 +364,7 @@ def test_frames_change_at_random_by_torchs_seed_alone() -> None:
     torch.testing.assert_close(higher[:, 0], (torch.arange(40.0) * factor).clamp(max=39))
     with pytest.raises(ConfigError, match="time_fraction"):
         SpectrogramAugmentation(time_fraction=2)
-    with pytest.raises(ConfigError, match="noise=81: expected at most 80 decibels"):
+    with pytest.raises(ConfigError, match="min_snr_db=81: expected at most 80 decibels"):
         SpectrogramAugmentation(min_snr_db=81)
 
 
@@ -634,7 +634,7 @@ def test_a_stem_hears_pitch_and_time_and_padding_changes_nothing() -> None:
         spec.Frames(10, stem_norm="batch")
 
 
-@pytest.mark.parametrize("stem", ["", ", stem: [{channels: 4, width: 3, stride: 4}], stem_norm: batch"])
+@pytest.mark.parametrize("stem", ["", ", stem: [{channels: 4, kernel_size: 3, stride: 4}], stem_norm: batch"])
 def test_a_classifier_names_what_it_hears(stem: str, folder: Path) -> None:
     pytest.importorskip("soundfile").write(folder / "mid.wav", make_tone("mid", seed=4), RATE)
     write_npz(folder / "train.npz", list(PITCHES), 8)

@@ -308,7 +308,7 @@ def test_a_long_run_is_told_from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert numpy.allclose(largest, weights.amax(dim=-1).numpy(), atol=1e-6)
     assert one["statistics"]["largest"] == pytest.approx(largest.mean(axis=-1).tolist(), rel=1e-4)
     assert max(one["certified"]) < 1e-5
-    monkeypatch.setattr(overview, "_WORK", 1.0)
+    monkeypatch.setattr(overview, "_MAX_WEIGHTS_PER_PAGE", 1.0)
     (one,) = encode_document(trace).data["runs"][0]["attentions"]
     assert one["overview_heads"] == [0] and one["statistics"]["entropy"][1:] == [None] * 3
 

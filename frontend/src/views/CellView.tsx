@@ -147,7 +147,7 @@ function AddUp({ attention, head, row, column, whole, given, context, used }: Fa
       <h3>Add up</h3>
       <Strip name="context" text="context" values={context} extent={Math.max(largest(context), largest(given))} behind={given} />
       {off ? <p class="line">This head is switched off: what it adds is {off === "mean" ? "its mean, whatever it sees" : "0"}.</p> : (
-        <p class="line">the sum over all {attention.keys} keys; grey: this key's part. It gives <b class="result">{number(flow[column])}</b> {attention.tensors.norms ? "(length of weight \u00d7 value \u00d7 W_O)" : "(length of weight \u00d7 value)"}, number {rank} of {attention.keys}.</p>
+        <p class="line">the sum over all {attention.keys} keys; grey: this key's part. It gives <b class="result">{number(flow[column])}</b> {attention.tensors.value_norms ? "(length of weight \u00d7 value \u00d7 W_O)" : "(length of weight \u00d7 value)"}, number {rank} of {attention.keys}.</p>
       )}
       <p class="line muted">{attention.changes ? `your change moves the context by ${number(moved(context, used))}, of a length of ${number(long(used))}, at query ${row}`
         : used.length ? `differs from the model's own context by at most ${tiny(difference)}`

@@ -339,13 +339,13 @@ class TextGenerator:
                     f"the answer {answer!r} holds {', '.join(strange[:5])}, which this model never gives; expected "
                     f"what its answers are made of, as in {next(self.predict([line]))[0].text!r}"
                 )
-            tokens = (*prompt, *rules.get("first", ()), *self.target_tokenizer.encode(answer), *ends[:1])
+            tokens = (*prompt, *rules.get("forced_prefix", ()), *self.target_tokenizer.encode(answer), *ends[:1])
             given = Answer(answer, float("nan"), float("nan"), tokens)
         first = () if rules["bos"] is None else (rules["bos"],)
         whole = (*first, *tokens)
         whole = whole[:-1] if whole[-1] in ends and len(whole) > 1 else whole  # after an end nothing was asked
         trace = lens.look(self.model.eval(), source, whole, tap=tap)
-        begin = max(1, len(first) + len(rules.get("first", ())) + len(prompt))
+        begin = max(1, len(first) + len(rules.get("forced_prefix", ())) + len(prompt))
         heard = None if perceived is None else len(perceived.samples)
         words = () if heard is None else transcription.word_times(self, source, heard, tokens, trace, ends)
         copied = self._describe_copying(trace)

@@ -223,7 +223,7 @@ def word_times(
     assert hearing is not None
     rules = runner.generation_kwargs()
     begun = 0 if rules["bos"] is None else 1
-    said = [number for number, token in enumerate(tokens) if token not in ends][len(rules.get("first", ())) :]
+    said = [number for number, token in enumerate(tokens) if token not in ends][len(rules.get("forced_prefix", ())) :]
     plain = [tokens[number] for number in said]
     if not runner.target_tokenizer.decode(plain).strip():
         return ()
