@@ -69,14 +69,16 @@ DECODERS = [
     Case("GPT2", "GPT2Config", "GPT2LMHeadModel"),
     Case("GPT2-scaled", "GPT2Config", "GPT2LMHeadModel", {"scale_attn_by_inverse_layer_idx": True, "n_inner": 40, "activation_function": "relu", "tie_word_embeddings": False}),  # noqa: E501
     make_case("GPTNeoX", rotary_pct=0.5),
-    make_case("GPTNeoX", case="-sequential", use_parallel_residual=False, attention_bias=False, tie_word_embeddings=True),
+    make_case("GPTNeoX", case="-sequential", use_parallel_residual=False, attention_bias=False,
+    tie_word_embeddings=True),
     make_case("OPT", ffn_dim=48),
     make_case("OPT", case="-post", ffn_dim=48, do_layer_norm_before=False, enable_bias=False),
     make_case("OPT", case="-350m", ffn_dim=48, do_layer_norm_before=False, word_embed_proj_dim=16),
     make_case("Bloom"),
     make_case("Falcon", ffn_hidden_size=48),
     make_case("Falcon", case="-grouped", new_decoder_architecture=True, num_kv_heads=2),
-    make_case("Falcon", case="-grouped-1-norm", new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1),
+    make_case("Falcon", case="-grouped-1-norm", new_decoder_architecture=True, num_kv_heads=2,
+    num_ln_in_parallel_attn=1),
     # transformers adds ALiBi twice in eager (to the scores and to the mask), once in its default: so did the training.
     Case("Falcon-alibi", "FalconConfig", "FalconForCausalLM", {"alibi": True, "bias": True, "multi_query": False, "parallel_attn": False}, "sdpa"),  # noqa: E501
 ]  # fmt: skip

@@ -67,14 +67,16 @@ ENCODERS = [
     make_variant("Roberta", "from-1", "ForSequenceClassification", num_labels=3),
     make_variant("XLMRoberta", "multilingual", "ForTokenClassification", pad_token_id=1),
     *make_cases("DistilBert", **DISTILLED),
-    make_variant("DistilBert", "relu", **DISTILLED, activation="relu", sinusoidal_pos_embds=True, tie_word_embeddings=False),
+    make_variant("DistilBert", "relu", **DISTILLED, activation="relu", sinusoidal_pos_embds=True,
+    tie_word_embeddings=False),
     *make_cases("Albert", "ForPreTraining", **NARROW),
     make_variant("Albert", "group-of-2", "Model", **NARROW, inner_group_num=2),
     make_variant("Albert", "3-groups", "Model", **NARROW, num_hidden_groups=3),
     *make_cases("Electra", "ForPreTraining", **NARROW),
     make_variant("Electra", "wide", "ForPreTraining", **SEPARATOR, embedding_size=32),
     *make_cases("ModernBert", **WINDOWED),
-    make_variant("ModernBert", "mean", "ForSequenceClassification", **WINDOWED, classifier_pooling="mean", num_labels=3),
+    make_variant("ModernBert", "mean", "ForSequenceClassification", **WINDOWED, classifier_pooling="mean",
+    num_labels=3),
     make_variant("ModernBert", "biased", **WINDOWED, attention_bias=True, mlp_bias=True, norm_bias=True, classifier_bias=True, decoder_bias=False, classifier_activation="silu"),  # noqa: E501
 ]  # fmt: skip
 each_encoder = pytest.mark.parametrize("case", ENCODERS, ids=lambda case: case.name)

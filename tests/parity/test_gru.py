@@ -140,9 +140,8 @@ def test_a_random_one_reads_letters_and_answers_phonemes(tmp_path: Path) -> None
     write_archive(tmp_path / "model.npz")
     opened = tasks.load(tmp_path / "model.npz")
     assert isinstance(opened, tasks.TextGenerator)
-    assert opened.source_tokenizer.encode_with_special_tokens("Queue").ids == encode_word("queue") and opened.target_tokenizer.encode("AH0 K") == [
-        PHONEMES.index("AH0"), PHONEMES.index("K")
-    ]  # fmt: skip
+    assert opened.source_tokenizer.encode_with_special_tokens("Queue").ids == encode_word("queue")
+    assert opened.target_tokenizer.encode("AH0 K") == [PHONEMES.index("AH0"), PHONEMES.index("K")]
     assert (
         opened.target_tokenizer.decode([PHONEMES.index("AH0"), PHONEMES.index("K"), PHONEMES.index("</s>")]) == "AH0 K"
     )

@@ -107,7 +107,8 @@ def test_whisper_steps_and_generates_the_same(written: WriteModel) -> None:
     for method, beams in ((Greedy(), 1), (Beam(4, LengthPenalty("power", 1.0), rules="hugging-face"), 4)):
         expected = generate_from_audio(theirs, sound, begin, beams, opening)
         found = generate_batch(
-            ours, sound, bos=begin[0], eos=2, suppress_tokens=[7], begin_suppress_tokens=opening, prefixes=[begin[1:]] * 2,
+            ours, sound, bos=begin[0], eos=2, suppress_tokens=[7], begin_suppress_tokens=opening,
+            prefixes=[begin[1:]] * 2,
             decoding=DecodingConfig(method, LengthLimit(0, 12)),
         )  # fmt: skip
         for answer, row in zip(found, expected, strict=True):

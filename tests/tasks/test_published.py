@@ -197,7 +197,8 @@ def test_a_decoder_goes_on_learning_and_one_with_an_encoder_does_not(kept: Publi
 
     def learn(kind: str) -> Result:
         return invoke(
-            "train", "language-modeling", f"model={{kind: pretrained, path: {kept(kind)[2]}}}", "tokenizer={}", "data.context=16",
+            "train", "language-modeling", f"model={{kind: pretrained, path: {kept(kind)[2]}}}", "tokenizer={}",
+            "data.context=16",
             f"data.train=[{{kind: text_files, path: {tmp_path / 'texts'}}}]", "data.batch_tokens=128", "data.stride=8",
             "training.max_minutes=null", "training.max_steps=30", "training.optimizer.learning_rate=0.01",
             "training.validation.every=30", "decoding.length={factor: 0.0, constant: 20}", "--folder", tmp_path / kind,
@@ -232,7 +233,8 @@ def test_a_decoder_learns_to_sum_up_whatever_tokens_it_has(tokens: dict[str, Any
 
     def learn(start: Path, steps: int, run: Path) -> tasks.TextGenerator:
         done = invoke(
-            "train", "summarization", f"model={{kind: pretrained, path: {start}}}", "tokenizer={}", f"data.train=[{origin}]",
+            "train", "summarization", f"model={{kind: pretrained, path: {start}}}", "tokenizer={}",
+            f"data.train=[{origin}]",
             f"data.valid={origin}", "data.test=[]", "training.max_minutes=null", f"training.max_steps={steps}",
             "training.dropout=0", "training.optimizer.learning_rate=0.01", "training.validation.every=40",
             "--folder", run,

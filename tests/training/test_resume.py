@@ -38,7 +38,8 @@ class KillingReporter(NullReporter):
 
 for killed_at in map(int, sys.argv[3:]):
     if not (child := os.fork()):
-        build_trainer(Path(sys.argv[2]), INTERRUPTED_OPTIONS, validate=validate_on_three, reporter=KillingReporter()).train(resume=True)
+        build_trainer(Path(sys.argv[2]), INTERRUPTED_OPTIONS, validate=validate_on_three,
+        reporter=KillingReporter()).train(resume=True)
     _, status = os.waitpid(child, 0)
     print(os.waitstatus_to_exitcode(status) == -signal.SIGKILL)
 """

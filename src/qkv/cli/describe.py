@@ -132,7 +132,8 @@ def format_parameters(model: SequenceModel) -> Iterator[str]:
         label = "  " * place.count(".") + place.rpartition(".")[2]
         yield f"  {label:42} {count:>13,}  {count / total:6.1%}"
     yield f"{'memory of the parameters in float32':44} {total * _BYTES_PER_PARAMETER / 1e6:>10,.1f} MB"
-    yield f"{'memory while training with Adam':44} {total * _BYTES_PER_PARAMETER * _ADAM_MEMORY_FACTOR / 1e6:>10,.1f} MB, and activations"
+    yield f"{'memory while training with Adam':44} "
+    f"{total * _BYTES_PER_PARAMETER * _ADAM_MEMORY_FACTOR / 1e6:>10,.1f} MB, and activations"
 
 
 def _sum_by_part(counts: Mapping[str, int]) -> dict[str, int]:

@@ -128,12 +128,14 @@ def _format_notes(
         yield f"the model does not know {shown}; answers to lines with these are guesses."
     if truncated:
         yield (
-            f"{len(truncated):,} of the lines are longer than the model reads; {sum(truncated):,} tokens at their ends were "
+            f"{len(truncated):,} of the lines are longer than the model reads; {sum(truncated):,} tokens at their "
+            f"ends were "
             "not read."
         )
     if without_prefix and isinstance(runner, tasks.TextGenerator):
         yield (
-            f"{len(without_prefix):,} of the lines begin with none of {', '.join(runner.prefixes)}, by which this model is told "
+            f"{len(without_prefix):,} of the lines begin with none of {', '.join(runner.prefixes)}, by which this "
+            f"model is told "
             f"what to answer, such as {without_prefix[0][:40]!r}: give one with --prefix."
         )
     if violations:

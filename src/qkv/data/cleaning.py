@@ -90,8 +90,10 @@ class CleaningReport:
             )
         if self.dropped_fraction > cleaning.max_dropped_fraction:
             raise DataError(
-                f"{self.dropped_fraction:.1%} of the examples would be dropped, {cleaning.max_dropped_fraction:.1%} may be."
-                f"\n{self}\nMend the data, raise max_length, set overflow=truncate, or allow it with max_dropped_fraction="
+                f"{self.dropped_fraction:.1%} of the examples would be dropped, {cleaning.max_dropped_fraction:.1%} "
+                f"may be."
+                f"\n{self}\nMend the data, raise max_length, set overflow=truncate, or allow it with "
+                f"max_dropped_fraction="
                 f"{self.dropped_fraction + 0.001:.3f}"
             )
 

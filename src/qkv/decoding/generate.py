@@ -125,7 +125,8 @@ def generate_all(
         own = [prefixes[number] for number in numbers] if prefixes is not None else None
         held = [constraints[number] for number in numbers] if constraints is not None else None
         results = generate_batch(
-            model, source, mask, bos=bos, eos=eos, decoding=decoding, suppress_tokens=suppress_tokens, forced_prefix=forced_prefix, forced_eos=forced_eos,
+            model, source, mask, bos=bos, eos=eos, decoding=decoding, suppress_tokens=suppress_tokens,
+            forced_prefix=forced_prefix, forced_eos=forced_eos,
             begin_suppress_tokens=begin_suppress_tokens, prefixes=own, constraints=held, generator=generator, tap=tap,
         )  # fmt: skip
         found.update(zip(numbers, results, strict=True))

@@ -67,7 +67,8 @@ class GenerationRules:
     def __post_init__(self) -> None:
         if self.constraints is not None and len(self.constraints) != len(self.max_new_tokens):
             raise DataError(
-                f"constraints for {len(self.constraints)} of {len(self.max_new_tokens)} sentences; give each its own, empty for none"
+                f"constraints for {len(self.constraints)} of {len(self.max_new_tokens)} sentences; give each its "
+                f"own, empty for none"
             )
         if self.prefixes is not None and len(self.prefixes) != len(self.max_new_tokens):
             raise DataError(

@@ -33,7 +33,8 @@ class TrajectoryEmbedding(InputEmbedding):
         if len(shape) != 3 or shape[2] != width or not shape[1]:
             raise DataError(
                 f"steps of shape {shape} were given; expected (batch, steps, {width}), of which each step has its "
-                f"time, its return, {self.input_config.state_dim} numbers of its state and {self.input_config.action_dim} of its action"
+                f"time, its return, {self.input_config.state_dim} numbers of its state and "
+                f"{self.input_config.action_dim} of its action"
             )
         times = inputs[..., 0].long()
         exported = torch.compiler.is_exporting()  # a graph cannot look at numbers and refuse

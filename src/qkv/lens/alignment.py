@@ -4,8 +4,8 @@
     format_pharaoh(alignments[0].links)                           "0-0 1-2 2-1"
     alignment_error_rate([one.links for one in alignments], gold)      0.21
 
-Heads differ: a few align, most do not. `find_best_heads` finds those that do, by gold alignments where there are some and
-else by what they look like.
+Heads differ: a few align, most do not. `find_best_heads` finds those that do, by gold alignments where there are some
+and else by what they look like.
 """
 
 from __future__ import annotations

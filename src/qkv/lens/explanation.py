@@ -73,7 +73,8 @@ class Explanation:
             names = target if reason.side == "past" or source is None else source
             line = (
                 f"{names[reason.position]!r} ({reason.side} {reason.position}): {self.probability:.2f} -> "
-                f"{reason.probability_without:.2f} without it; its match {reason.probability_without_match:.2f}, its content {reason.probability_without_content:.2f}"
+                f"{reason.probability_without:.2f} without it; its match {reason.probability_without_match:.2f}, "
+                f"its content {reason.probability_without_content:.2f}"
             )
             if reason.heads:
                 first = reason.heads[0]

@@ -1,8 +1,8 @@
 """What one look saw: scores, weights and what flows, recomputed exactly for whatever part is asked for.
 
 A trace keeps query, key, value and context as the fused kernel had them, linear in length. Everything with an entry
-for each query and key is computed from them when asked, by the same formula (`qkv.attention`), and `certify` says how far
-weights @ value is from the context that the model really used.
+for each query and key is computed from them when asked, by the same formula (`qkv.attention`), and `certify` says how
+far weights @ value is from the context that the model really used.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class AttentionTrace:
 
     @property
     def score_terms(self) -> Mapping[str, Any]:
-        """How the last call formed its scores: mask, bias, scale, softcap, sinks, score (see `qkv.attention.attend`)."""
+        """How the last call formed its scores: mask, bias, scale, softcap, sinks, score (see
+        `qkv.attention.attend`)."""
         return self.calls[-1].score_terms
 
     @property
@@ -116,8 +117,8 @@ class AttentionTrace:
 
         rows, keys: the first, and the one after the last. logsumexp: `AttentionStatistics.logsumexp`, (batch, heads,
         queries), with which nothing outside the tile is computed; without it, the scores of its rows are.
-        pool_width: each entry is the largest of so many neighbouring keys, of fewer at the end, (batch, rows, ceil(keys /
-        pool_width)).
+        pool_width: each entry is the largest of so many neighbouring keys, of fewer at the end, (batch, rows,
+        ceil(keys / pool_width)).
         Raises QkvError for queries or keys that there are not.
         """
         self._check_head(head)

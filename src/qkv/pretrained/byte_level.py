@@ -41,7 +41,8 @@ def build_tokenizer(
     """Make the tokenizer. Raises VocabularyError, with `name`, for an unknown cut or merges that do not fit."""
     if pre_tokenizer not in PRE_TOKENIZER_PATTERNS:
         raise VocabularyError(
-            f"{name} cuts text in the way called {pre_tokenizer!r}, which is not known here; known are {', '.join(sorted(PRE_TOKENIZER_PATTERNS))}"
+            f"{name} cuts text in the way called {pre_tokenizer!r}, which is not known here; known are "
+            f"{', '.join(sorted(PRE_TOKENIZER_PATTERNS))}"
         )
     try:
         model = models.BPE(vocab=dict(vocab), merges=list(merges), ignore_merges=pre_tokenizer in IGNORE_MERGES)

@@ -131,7 +131,8 @@ def _read_single_file(file_weights: weights.LazyWeights) -> tuple[Family, HFConf
             config, tensors = found
             return get_family(config), config, tensors
     raise CheckpointError(
-        f"{file_weights.path} does not say what model its {len(file_weights)} tensors are of; expected a folder with config.json "
+        f"{file_weights.path} does not say what model its {len(file_weights)} tensors are of; expected a folder "
+        f"with config.json "
         "beside the weights: give the folder, or download what is missing"
     )
 

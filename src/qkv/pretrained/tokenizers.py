@@ -69,7 +69,8 @@ def load_pair(path: str | Path, config: Mapping[str, Any] | None = None) -> tupl
             return (_load_file(place / name, says),) * 2
     raise VocabularyError(
         f"{place} holds no tokenizer: expected tokenizer.json, source.spm and target.spm with vocab.json, one of "
-        f"{', '.join(_SENTENCEPIECE_FILES)}, vocab.json with merges.txt, or vocab.txt; copy them from where the model came from"
+        f"{', '.join(_SENTENCEPIECE_FILES)}, vocab.json with merges.txt, or vocab.txt; copy them from where the "
+        f"model came from"
     )
 
 

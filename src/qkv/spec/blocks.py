@@ -40,7 +40,8 @@ class LinearScaling:
 @dataclass(frozen=True)
 class Llama3Scaling:
     """Rotary angles divided by `factor` where a wave is longer than `original_length` / `low_freq_factor`, kept where
-    it is shorter than `original_length` / `high_freq_factor`, blended between (Llama 3.1). original_length: positions learned before the scaling."""
+    it is shorter than `original_length` / `high_freq_factor`, blended between (Llama 3.1). original_length: positions
+    learned before the scaling."""
 
     factor: float
     low_freq_factor: float
@@ -52,7 +53,8 @@ class Llama3Scaling:
         require(
             self.high_freq_factor > self.low_freq_factor,
             self,
-            f"high_freq_factor={self.high_freq_factor} was given; it must be greater than low_freq_factor={self.low_freq_factor}",
+            f"high_freq_factor={self.high_freq_factor} was given; it must be greater than "
+            f"low_freq_factor={self.low_freq_factor}",
         )
 
 
@@ -75,8 +77,8 @@ class YarnScaling:
 
 @dataclass(frozen=True)
 class LongRopeScaling:
-    """Rotary angles divided dimension by dimension: by `short_factor` up to `original_length` positions, by `long_factor`
-    in longer texts; queries and keys grow by `attention_factor` (LongRoPE, Ding et al. 2024)."""
+    """Rotary angles divided dimension by dimension: by `short_factor` up to `original_length` positions, by
+    `long_factor` in longer texts; queries and keys grow by `attention_factor` (LongRoPE, Ding et al. 2024)."""
 
     short_factor: tuple[float, ...]
     long_factor: tuple[float, ...]

@@ -69,7 +69,8 @@ Pool: TypeAlias = Literal["first", "second", "mean", "last"]
 
 @dataclass(frozen=True)
 class Classes:
-    """Answers with one of `count` classes for the whole input; second_pool: also from a second vector beside the first."""
+    """Answers with one of `count` classes for the whole input; second_pool: also from a second vector beside the
+    first."""
 
     count: int
     pool: Pool = "mean"

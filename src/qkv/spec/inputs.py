@@ -144,7 +144,8 @@ class Trajectory:
     """Reads what an agent went through, each step as three positions: the return it is to reach, the state it sees
     and the action it takes, of `state_dim` and `action_dim` numbers (Chen et al. 2021).
 
-    max_episode_steps: how many steps an episode may have; a learned vector for the time of a step is added to its three.
+    max_episode_steps: how many steps an episode may have; a learned vector for the time of a step is added to its
+    three.
     return_conditioned: whether returns are read; without, each step is two positions, and the model clones behaviour.
     """
 

@@ -109,7 +109,8 @@ class Transformer:
                     isinstance(encoder.input, Trajectory)
                     and all(block.self_attention.causal for block in encoder.blocks),
                     self,
-                    "head=Actions was given; the encoder must then have the input Trajectory, with causal blocks that do "
+                    "head=Actions was given; the encoder must then have the input Trajectory, with causal blocks "
+                    "that do "
                     "not see the action they are to choose",
                 )
         if isinstance(self.head, PointerGenerator):

@@ -44,7 +44,8 @@ from qkv.spec.models import DualEncoder, Recurrent, Spec, Stack, Transformer
 _NODES: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        Norm, AcrossHeads, LinearScaling, Llama3Scaling, YarnScaling, LongRopeScaling, Rotary, RelativeBias, Alibi, Attention,
+        Norm, AcrossHeads, LinearScaling, Llama3Scaling, YarnScaling, LongRopeScaling, Rotary, RelativeBias, Alibi,
+        Attention,
         SSRU, FeedForward, Experts, Block, Segments, Tokens, Patches, Frames, Convolution, Waveform,
         Trajectory, Learned, Sinusoidal, Convolutional, Stack, Dense, Vocabulary, PointerGenerator, Labels, Classes,
         Vector, Actions, States, Transformer, DualEncoder, Recurrent,

@@ -62,7 +62,8 @@ class Text2TextData:
             problems.append("train=[]: expected at least one origin of examples to learn from")
         if self.sampling_weights and (len(self.sampling_weights) != len(self.train) or min(self.sampling_weights) <= 0):
             problems.append(
-                f"sampling_weights={list(self.sampling_weights)}: expected one number above 0 for each of train, or none"
+                f"sampling_weights={list(self.sampling_weights)}: expected one number above 0 for each of train, or "
+                f"none"
             )
         for name in ("batch_tokens", "valid_examples"):
             if getattr(self, name) < 1:
@@ -271,7 +272,8 @@ class Text2TextConfig:
             what = "a model that copies" if copies else "a decoder alone"
             raise ConfigError(
                 [
-                    f"tokenizer.target: given, but {what} has one vocabulary for source and target: set tokenizer.target=null"
+                    f"tokenizer.target: given, but {what} has one vocabulary for source and target: set "
+                    f"tokenizer.target=null"
                 ]
             )
 
@@ -303,7 +305,8 @@ class ImageClassificationConfig:
 
 @dataclass(frozen=True)
 class SpeechConfig:
-    """All that makes a trained model that writes down what it hears, or names it; the same bytes as with `Text2TextConfig`.
+    """All that makes a trained model that writes down what it hears, or names it; the same bytes as with
+    `Text2TextConfig`.
 
     A classifier needs no `text`, `ctc` and `decoding`.
     """

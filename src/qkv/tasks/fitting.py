@@ -157,7 +157,8 @@ def _check_same_recipe(recipe: RecipeConfig, run_folder: Path) -> None:
     ]
     if changed:
         raise TrainingError(
-            f"The run in {run_folder} was begun with {', '.join(changed)}. Expected the recipe it began with: change that "
+            f"The run in {run_folder} was begun with {', '.join(changed)}. Expected the recipe it began with: "
+            f"change that "
             "back, or begin a new run in another folder (--folder)."
         )
 

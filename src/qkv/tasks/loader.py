@@ -68,7 +68,8 @@ def _load_trained(folder: Path, dtype: Dtype, allow_pickle: bool) -> TaskModel:
         )
     if dtype in ("blocks", "stored") or allow_pickle:
         raise CheckpointError(
-            f"{folder} was given dtype={dtype!r}, allow_pickle={allow_pickle}, which are for published checkpoints; expected "
+            f"{folder} was given dtype={dtype!r}, allow_pickle={allow_pickle}, which are for published checkpoints; "
+            f"expected "
             "float32, bfloat16 or int8 for a model that was trained here"
         )
     opened = load_model_folder(folder)

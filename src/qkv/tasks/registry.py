@@ -7,8 +7,9 @@ summarization   a text to what sums it up; ROUGE and chrF against all summaries 
 and of published models:
 
 text-generation    a text to what comes after it; how many continuations equal the reference
-speech-recognition  a sound file to what is said; word error rate, lower-cased, without punctuation, and texts wholly right
-fill-mask  a text with masked words to the text without; classification, a text or an image file to its class; token-classification, one
+speech-recognition  a sound file to what is said; word error rate, lower-cased, without punctuation, and texts wholly
+right fill-mask  a text with masked words to the text without; classification, a text or an image file to its class;
+token-classification, one
             label for each token or frame: how many equal the reference
 zero-shot-image-classification  an image file and some texts to the text that goes with it: how many equal the reference
 feature-extraction  a text or an image file to a vector, which is not scored

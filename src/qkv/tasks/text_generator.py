@@ -133,10 +133,10 @@ class TextGenerator:
         """Answer each line, best answer first; one line in, one list out, in order. An empty line answers itself.
 
         tap: sees and changes every step, of many lines at once: give one line where it names positions. wanted: what
-        the answers are to hold and what not; one that does not keep to it (see `LineConstraints.violations`) is given where none was
-        found that does. Raises DataError, with its number, for a line of more than LONGEST tokens, and for what is
-        wanted of a model that hears; ConfigError for phrases to hold without a beam, VocabularyError for one that the
-        model cannot spell.
+        the answers are to hold and what not; one that does not keep to it (see `LineConstraints.violations`) is given
+        where none was found that does. Raises DataError, with its number, for a line of more than LONGEST tokens, and
+        for what is wanted of a model that hears; ConfigError for phrases to hold without a beam, VocabularyError for
+        one that the model cannot spell.
         """
         decoding = decoding or self.decoding
         generator = torch.Generator().manual_seed(seed)
@@ -315,7 +315,8 @@ class TextGenerator:
             samples = transcription.load_waveform(line, self.frontend.features)
             if (most := self.frontend.features.seconds) and len(samples) > most * self.frontend.features.sample_rate:
                 raise DataError(
-                    f"{line.strip()} is {len(samples) / self.frontend.features.sample_rate:.1f} seconds long; expected at most "
+                    f"{line.strip()} is {len(samples) / self.frontend.features.sample_rate:.1f} seconds long; "
+                    f"expected at most "
                     f"{most:g} to look at, which the model hears at once: add @ and a second, {line.strip()}@0 for the "
                     "piece at its beginning (`qkv run` answers all of it)"
                 )

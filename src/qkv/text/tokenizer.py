@@ -62,9 +62,9 @@ class Encoding(NamedTuple):
 class Tokenizer:
     """Turns a line of text into token numbers and back.
 
-    Without `special_tokens` it is one made here: pad 0, bos 1, eos 2, unk 3, text that merely looks like a special token
-    ("</s>") is ordinary text and never becomes one, and decoding stops at the first eos. With them it is that of a
-    published model and does as its maker's library does: special tokens spelt in the text are special tokens, and
+    Without `special_tokens` it is one made here: pad 0, bos 1, eos 2, unk 3, text that merely looks like a special
+    token ("</s>") is ordinary text and never becomes one, and decoding stops at the first eos. With them it is that
+    of a published model and does as its maker's library does: special tokens spelt in the text are special tokens, and
     decoding leaves them out wherever they stand.
     Raises VocabularyError if a tokenizer made here has other special tokens.
     """

@@ -1,7 +1,7 @@
 """What a training run is told: one small tree of frozen choices, readable without torch.
 
-A run *ends* at the first of `max_steps`, `max_epochs` and `max_minutes`; at least one is given. Its *progress* runs from 0 to 1
-towards that end, and every fraction in a schedule is a fraction of it. So a run of three minutes decays its
+A run *ends* at the first of `max_steps`, `max_epochs` and `max_minutes`; at least one is given. Its *progress* runs
+from 0 to 1 towards that end, and every fraction in a schedule is a fraction of it. So a run of three minutes decays its
 learning rate to zero on any machine, and a run of 10,000 steps does the same at step 10,000.
 """
 
@@ -40,8 +40,8 @@ class MuonConfig:
 class OptimizerConfig:
     """Adam (Kingma and Ba 2015) or AdamW (Loshchilov and Hutter 2019) at a peak `learning_rate`.
 
-    `weight_decay` spares norms, biases and embeddings. `max_grad_norm` is the largest allowed L2 norm of the whole gradient;
-    None leaves gradients as they are. `muon` moves the matrices of the blocks, and the
+    `weight_decay` spares norms, biases and embeddings. `max_grad_norm` is the largest allowed L2 norm of the whole
+    gradient; None leaves gradients as they are. `muon` moves the matrices of the blocks, and the
     kernels of convolutions over images, in place of Adam, which keeps all else.
     """
 
@@ -174,8 +174,8 @@ class CheckpointingConfig:
 class TrainingConfig:
     """A training run: when it ends, how a step is made, what is judged and what is kept.
 
-    `gradient_accumulation` batches make one step, as if they were one. `workers` share each batch on a CPU, a core each (see
-    `qkv.training.workers`). `precision` "auto" is bfloat16 where the processor
+    `gradient_accumulation` batches make one step, as if they were one. `workers` share each batch on a CPU, a core
+    each (see `qkv.training.workers`). `precision` "auto" is bfloat16 where the processor
     multiplies it natively, else float32. `ema_decay` is the decay of a moving average of the parameters, which then is
     what is validated, kept and returned. `seed` fixes dropout (the caller seeds the model and the batches).
     """

@@ -234,7 +234,8 @@ class Trainer:
         return smoothed_and_plain_cross_entropy(logits, batch.labels, self.config.label_smoothing)
 
     def _suggest_remedy(self) -> str:
-        way = "Look at these examples; lower optimizer.learning_rate, set optimizer.max_grad_norm or use precision: float32."
+        way = "Look at these examples; lower optimizer.learning_rate, set optimizer.max_grad_norm or use precision: "
+        "float32."
         kept = (
             f" The checkpoint of the last save is whole: {self.checkpoint_path}."
             if self.checkpoint_path.exists()

@@ -151,7 +151,8 @@ def compress_by_distance(score_bias: Tensor) -> Tensor | None:
 def compute_head_statistics(
     attention: AttentionTrace, pieces: WeightChunks, row: int, reports: Sequence[HeadReport]
 ) -> dict[str, list[float | None]]:
-    """Each head in numbers, by name: what `lens.report_heads` says, and the mean largest weight and that on the diagonal."""
+    """Each head in numbers, by name: what `lens.report_heads` says, and the mean largest weight and that on the
+    diagonal."""
     found = {name: [_round_to_5_digits(getattr(one, name)) for one in reports] for name in _REPORT_METRICS}
     largest, diagonal = torch.zeros(attention.heads), torch.zeros(attention.heads)
     for piece in pieces:

@@ -130,8 +130,9 @@ def compute_tile(
 ) -> tuple[Tensor, Span]:
     """A part of one head's weights in at most size x size entries, and how many rows and columns one stands for.
 
-    Each is the largest weight of its rows and columns. normaliser: `AttentionStatistics.logsumexp` of this head, (batch, 1,
-    queries); without it the scores of whole rows are computed. Raises QkvError for rows or columns there are not.
+    Each is the largest weight of its rows and columns. normaliser: `AttentionStatistics.logsumexp` of this head,
+    (batch, 1, queries); without it the scores of whole rows are computed. Raises QkvError for rows or columns there
+    are not.
     """
     for name, span, count in (("rows", rows, attention.queries), ("columns", columns, attention.keys)):
         if not 0 <= span[0] < span[1] <= count:

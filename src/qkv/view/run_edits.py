@@ -4,8 +4,8 @@
     {"kind": "ablate", "place": "decoder.2.cross_attention", "head": 1, "mode": "zero"}      or "mean"
     {"kind": "swap_values", "place": "decoder.2.cross_attention", "key": 3, "with": 5}
 
-place may be left out of "knock_out": then it is all attentions of the decoder over the source or, where there are none, all
-self-attentions of the model. A head and queries may be left out: then it is all of them.
+place may be left out of "knock_out": then it is all attentions of the decoder over the source or, where there are
+none, all self-attentions of the model. A head and queries may be left out: then it is all of them.
 """
 
 from __future__ import annotations

@@ -24,8 +24,9 @@ def plot_words(
     if not len(samples) or not frames.numel():
         raise DataError("there is no sound to draw; expected at least one sample and one frame")
     seconds = len(samples) / sample_rate
+    bottom = _WAVEFORM_HEIGHT + _FRAMES_HEIGHT
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_WAVEFORM_HEIGHT + _FRAMES_HEIGHT + 2 * _WORDS_HEIGHT}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {bottom + 2 * _WORDS_HEIGHT}" '
         f'font-family="sans-serif" font-size="14"><title>{escape(title)}</title>',
         f'<rect width="100%" height="100%" fill="#fff"/><path d="{_waveform_path(samples)}" fill="#346"/>',
         *_spectrogram_cells(frames),
@@ -33,9 +34,9 @@ def plot_words(
     for word in words:
         left, right = (_WIDTH * min(at / seconds, 1.0) for at in (word.start, word.end))
         parts.append(
-            f'<rect x="{left:.1f}" y="0" width="{max(right - left, 1):.1f}" height="{_WAVEFORM_HEIGHT + _FRAMES_HEIGHT}" fill="#e70" '
-            f'fill-opacity="0.25"/><text x="{left:.1f}" y="{_WAVEFORM_HEIGHT + _FRAMES_HEIGHT + _WORDS_HEIGHT - 10}">{escape(word.text)}</text>'
-            f'<text x="{left:.1f}" y="{_WAVEFORM_HEIGHT + _FRAMES_HEIGHT + 2 * _WORDS_HEIGHT - 12}" font-size="10" fill="#666">'
+            f'<rect x="{left:.1f}" y="0" width="{max(right - left, 1):.1f}" height="{bottom}" fill="#e70" '
+            f'fill-opacity="0.25"/><text x="{left:.1f}" y="{bottom + _WORDS_HEIGHT - 10}">{escape(word.text)}</text>'
+            f'<text x="{left:.1f}" y="{bottom + 2 * _WORDS_HEIGHT - 12}" font-size="10" fill="#666">'
             f"{word.start:.2f}–{word.end:.2f} s</text>"
         )
     with atomic_write(path) as part:
@@ -57,12 +58,13 @@ def _waveform_path(samples: Tensor) -> str:
 
 def _spectrogram_cells(frames: Tensor) -> list[str]:
     """One rectangle for each band and stretch of frames, lighter where it is louder."""
+    bottom = _WAVEFORM_HEIGHT + _FRAMES_HEIGHT
     columns = torch.nn.functional.adaptive_avg_pool1d(frames[None].float(), min(_MAX_COLUMNS, frames.shape[1]))[0]
     low, high = float(columns.min()), float(columns.max())
     shades = ((columns - low) / max(high - low, 1e-9) * 9).round().long().tolist()
     width, height = _WIDTH / columns.shape[1], _FRAMES_HEIGHT / len(shades)
     return [
-        f'<rect x="{x * width:.1f}" y="{_WAVEFORM_HEIGHT + _FRAMES_HEIGHT - (band + 1) * height:.1f}" width="{width:.2f}" '
+        f'<rect x="{x * width:.1f}" y="{bottom - (band + 1) * height:.1f}" width="{width:.2f}" '
         f'height="{height:.2f}" fill="hsl(220 40% {15 + 8 * shade}%)"/>'
         for band, row in enumerate(shades)
         for x, shade in enumerate(row)

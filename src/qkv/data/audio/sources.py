@@ -45,7 +45,8 @@ class Fsdd:
 
 @dataclass(frozen=True)
 class SpokenNumbers:
-    """Numbers under `below` that espeak-ng says, in voices that differ from split to split (`qkv.data.audio.synthesis`)."""
+    """Numbers under `below` that espeak-ng says, in voices that differ from split to split
+    (`qkv.data.audio.synthesis`)."""
 
     split: Literal["train", "valid", "test"] = "train"
     count: int = 2000
@@ -134,7 +135,8 @@ class SpectrogramAugmentation:
     exp(warp) times higher or lower, as those of another throat (Jaitly and Hinton 2013). Then stripes are hidden, as in
     SpecAugment (Park et al. 2019): masks of up to so many bands and frames, none longer than a share of the sound.
     Before that, noise: even noise is put under the frames, from inaudible up to so many decibels below the loudest;
-    gain: they are made up to so many decibels louder or quieter. Both need features.normalization=peak, which keeps decibels.
+    gain: they are made up to so many decibels louder or quieter. Both need features.normalization=peak, which keeps
+    decibels.
     """
 
     time_stretch: float = 0.1

@@ -110,7 +110,8 @@ def fit_images(
                     shape = shape or pixels.shape
                     if pixels.shape != shape:
                         raise DataError(
-                            f"{name} has {_format_size(pixels.shape)} pixels and {names[0]} has {_format_size(shape)}; expected "
+                            f"{name} has {_format_size(pixels.shape)} pixels and {names[0]} has "
+                            f"{_format_size(shape)}; expected "
                             "one size: set data.size, and all are brought to it"
                         )
                     raw = pixels.tobytes()

@@ -170,12 +170,14 @@ class TextCorpus:
         total = faulty + len(self.digests) + self.excluded_count
         if faulty > _MAX_BROKEN_FRACTION * total:
             raise DataError(
-                f"{faulty:,} of {total:,} documents cannot be used, and at most {_MAX_BROKEN_FRACTION:.0%} may be left out: "
+                f"{faulty:,} of {total:,} documents cannot be used, and at most {_MAX_BROKEN_FRACTION:.0%} may be "
+                f"left out: "
                 f"{'; '.join(self.notes)}; mend them or take them out"
             )
         if not self.digests:
             raise DataError(
-                f"{', '.join(map(describe_source, self.sources))}: no text to learn from ({self.empty_count:,} documents are empty, "
+                f"{', '.join(map(describe_source, self.sources))}: no text to learn from ({self.empty_count:,} "
+                f"documents are empty, "
                 f"{self.excluded_count:,} are held out); give at least one document with text"
             )
 

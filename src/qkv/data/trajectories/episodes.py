@@ -37,8 +37,8 @@ class Rollouts:
     """Episodes played on the spot: in an environment of gymnasium (extra `act`), or in `key-to-door`.
 
     behaviour: "mixed", each episode is played by a policy of its own, good or bad: one drawn at random, or, where
-    states are numbered, what was learned from the episodes before (see `qkv.data.trajectories.environments.behave`); "random", every
-    action is drawn evenly.
+    states are numbered, what was learned from the episodes before (see `qkv.data.trajectories.environments.behave`);
+    "random", every action is drawn evenly.
     """
 
     environment: str
@@ -194,10 +194,10 @@ class TrajectoryBuffer:
         """All of them as one, for an environment of these sizes if given. Raises DataError if they do not fit it."""
         widths = {(one.states.shape[1:], one.actions.shape[1:], one.actions.dtype.kind) for one in self.episodes}
         if len(widths) > 1:
+            shapes = [f"{state} and {action}" for state, action, _ in sorted(widths, key=str)[:_MAX_EXAMPLES]]
             raise DataError(
-                f"{self.name}: its episodes differ in the shape of a state or an action: "
-                f"{', '.join(f'{state} and {action}' for state, action, _ in sorted(widths, key=str)[:_MAX_EXAMPLES])}; "
-                "expected the same in all"
+                f"{self.name}: the episodes differ in the shape of a state or an action: {', '.join(shapes)}; "
+                "expected the same shapes in all episodes"
             )
         states = np.concatenate([one.states for one in self.episodes])
         actions = np.concatenate([one.actions for one in self.episodes])

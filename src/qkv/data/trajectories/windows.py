@@ -108,8 +108,8 @@ class TrajectoryNormalizer:
 class StepWindows:
     """Episodes cut into windows of up to `context` steps, anew in each epoch.
 
-    Windows are numbered through all epochs, as in `qkv.data.text.packing.Windows`. An epoch holds each step once: an episode
-    that fits is one window, and a longer one is cut at places that depend only on (seed, epoch); the last
+    Windows are numbered through all epochs, as in `qkv.data.text.packing.Windows`. An epoch holds each step once: an
+    episode that fits is one window, and a longer one is cut at places that depend only on (seed, epoch); the last
     window of one may then have a step again.
 
     With a `temperature` an epoch has as many windows, drawn in proportion to exp(return / temperature) of their

@@ -160,7 +160,8 @@ def _read_native(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tens
         begin = int(says["dim-vocabs"][-1])
     except (yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(
-            f"{file_weights.path}: its settings ({SETTINGS_KEY}) are no YAML with dim-vocabs ({error}); convert the model again"
+            f"{file_weights.path}: its settings ({SETTINGS_KEY}) are no YAML with dim-vocabs ({error}); convert the "
+            f"model again"
         ) from error
     rules = {
         "decoder_start_token_id": begin,

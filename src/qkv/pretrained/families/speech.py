@@ -134,7 +134,8 @@ def read_ctranslate2_whisper(file_weights: LazyWeights) -> tuple[HFConfig, Mappi
     for name, value in _CONSTANTS.items():
         if name in file_weights and (file_weights[name].numel() != 1 or file_weights[name].item() != value):
             raise CheckpointError(
-                f"{file_weights.path} says {name}={file_weights[name].tolist()}; expected {value}, the only one known of Whisper"
+                f"{file_weights.path} says {name}={file_weights[name].tolist()}; expected {value}, the only one "
+                f"known of Whisper"
             )
     config: dict[str, Any] = {
         "model_type": "whisper",

@@ -220,7 +220,8 @@ def read_dinov2_onnx(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, 
         if [part.shape[1] for part in parts[:1]] != [1] or len(parts) != 2:
             shapes = [tuple(part.shape) for part in parts]
             raise CheckpointError(
-                f"{file_weights.path} holds a DINOv2 whose positions have no name, and {shapes} in their place; expected one "
+                f"{file_weights.path} holds a DINOv2 whose positions have no name, and {shapes} in their place; "
+                f"expected one "
                 f"(1, 1, {width}) and one (1, patches, {width}): export the model again"
             )
         tensors["embeddings.position_embeddings"] = torch.cat(parts, dim=1)

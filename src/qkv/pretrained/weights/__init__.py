@@ -34,7 +34,8 @@ def read(path: str | Path, *, allow_pickle: bool = False, keep_quantized: bool =
     """Open published weights: a file of any kind known here, or a folder with one; the content says which kind it is.
 
     In a folder, model.safetensors or the index of its parts comes first; otherwise there must be one file only.
-    Files of torch.save are pickles: they are opened only with `allow_pickle=True`, and then by torch's restricted reader.
+    Files of torch.save are pickles: they are opened only with `allow_pickle=True`, and then by torch's restricted
+    reader.
     blocks: whether matrices in GGUF's simple blocks are given as `QuantizedTensor`, and not widened.
     Raises CheckpointError for a file that is missing, damaged, of no known kind, or legacy and not asked for, and
     MissingExtraError if its library is not installed (GGUF, ONNX).
@@ -72,7 +73,8 @@ def _find_weights_file(folder: Path, allow_pickle: bool) -> Path:
 def _pickle_error(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path} is a file of torch.save, which is a pickle. Expected a file without code, such as safetensors: "
-        "fetch that one, or, if you trust who made this, open it with allow_pickle=True (--allow-pickle on the command line)."
+        "fetch that one, or, if you trust who made this, open it with allow_pickle=True (--allow-pickle on the "
+        "command line)."
     )
 
 

@@ -43,8 +43,8 @@ _PLAIN_DTYPES = {
 def read(path: Path, *, keep_quantized: bool = False) -> LazyWeights:
     """Map a GGUF file: tensors under their names in shapes as torch has them (rows first), dequantised when read.
 
-    Quantised tensors come as float32, or with `blocks` as `QuantizedTensor` where there is a simple kind of blocks and a
-    matrix; the others as stored. metadata: the file's key-values; lists of numbers are
+    Quantised tensors come as float32, or with `blocks` as `QuantizedTensor` where there is a simple kind of blocks
+    and a matrix; the others as stored. metadata: the file's key-values; lists of numbers are
     NumPy arrays. Raises CheckpointError for anything that is not whole, MissingExtraError without the package `gguf`.
     """
     library = _import_gguf()

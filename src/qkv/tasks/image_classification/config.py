@@ -90,7 +90,8 @@ class ViT:
             raise SpecError(f"d_model={self.d_model} is not a multiple of heads={self.heads}")
         if height % self.patch_size or width % self.patch_size:
             raise SpecError(
-                f"images of {width} x {height} pixels do not part into squares of patch_size={self.patch_size}; set model.patch_size, "
+                f"images of {width} x {height} pixels do not part into squares of patch_size={self.patch_size}; set "
+                f"model.patch_size, "
                 "or data.size to multiples of it"
             )
         count = height // self.patch_size * (width // self.patch_size)

@@ -22,10 +22,10 @@ class TrajectoryData:
     environment: where it acts; that of the first episodes that are played on the spot, unless given. Without any, it is
     judged by held-out episodes alone. context: how many steps it sees at a time. batch_steps: how many steps there are
     in a batch. temperature: the lower, the more often it learns from episodes of a high return (see
-    `qkv.data.trajectories.windows.StepWindows`); from all alike, unless given. late: the share of what is learned from at a time that
-    begins later than it could, at a random step. held_out: the share of episodes that is never learned from. shown:
-    which numbers of a state it is given (all). asked: the returns that are asked for; the highest of the data, unless
-    given. valid_episodes: how many it plays for each of these at a validation.
+    `qkv.data.trajectories.windows.StepWindows`); from all alike, unless given. late: the share of what is learned
+    from at a time that begins later than it could, at a random step. held_out: the share of episodes that is never
+    learned from. shown: which numbers of a state it is given (all). asked: the returns that are asked for; the
+    highest of the data, unless given. valid_episodes: how many it plays for each of these at a validation.
     """
 
     train: tuple[TrajectorySource, ...]

@@ -215,8 +215,10 @@ class DecisionTransformerAgent:
         reads = _trajectory_spec(loaded.model)
         if (kept.normalizer.state_dim, kept.normalizer.space.action_dim) != (reads.state_dim, reads.action_dim):
             raise CheckpointError(
-                f"{where}: a step has {kept.normalizer.state_dim} numbers of a state and {kept.normalizer.space.action_dim} of an "
-                f"action, and the model reads {reads.state_dim} and {reads.action_dim}; take both files from the same run"
+                f"{where}: a step has {kept.normalizer.state_dim} numbers of a state and "
+                f"{kept.normalizer.space.action_dim} of an "
+                f"action, and the model reads {reads.state_dim} and {reads.action_dim}; take both files from the "
+                f"same run"
             )
         return cls(loaded.model, kept.normalizer, kept.environment, kept.rollout, loaded.task, card)
 

@@ -80,7 +80,8 @@ def _describe(train: Trajectories, n_held_out: int) -> str:
     low, middle, high = np.percentile(returns, (10, 50, 90))
     top = float((returns >= returns.max()).mean())
     return (
-        f"{len(train):,} episodes of {len(train.rewards):,} steps to learn from, {n_held_out:,} to check on; returns: mean "
+        f"{len(train):,} episodes of {len(train.rewards):,} steps to learn from, {n_held_out:,} to check on; "
+        f"returns: mean "
         f"{returns.mean():.4g}, tenth {low:g}, median {middle:g}, nine tenths {high:g}, highest {returns.max():g} "
         f"({top:.1%} of them)"
     )

@@ -86,8 +86,8 @@ def transcribe(
 ) -> Iterator[list[Hypothesis]]:
     """The hypotheses for each sound (samples,) at the features' rate, best first.
 
-    Of a sound that is longer than the model hears at once, each piece (see `qkv.data.audio.features.pieces`) is answered by
-    itself, and the best answers are put together to one.
+    Of a sound that is longer than the model hears at once, each piece (see `qkv.data.audio.features.pieces`) is
+    answered by itself, and the best answers are put together to one.
     """
     hearing = runner.frontend
     assert hearing is not None

@@ -106,7 +106,8 @@ def translate_tagged(
 ) -> Iterator[list[Answer]]:
     """Answer lines that hold tags: their texts are answered without, and the tags put where these words went.
 
-    One line in, one list out, as `TextGenerator.predict`. Raises DataError for a model without cross-attention to align by.
+    One line in, one list out, as `TextGenerator.predict`. Raises DataError for a model without cross-attention to
+    align by.
     """
     rest = iter(lines)
     while chunk := list(islice(rest, _BATCH_SIZE)):

@@ -128,8 +128,10 @@ class Validator:
         for number, tokens in enumerate(self.runner.source_tokenizer.encode_batch(lines), 1):
             if len(tokens) > MAX_INPUT_TOKENS and self.runner.max_source_length is None:
                 raise DataError(
-                    f"{describe_source(recipe.data.valid)}, question {number} ({questions[number - 1][0][:30]!r}...) has "
-                    f"{len(tokens):,} tokens; expected at most {MAX_INPUT_TOKENS:,} to validate on: cut it or take it out"
+                    f"{describe_source(recipe.data.valid)}, question {number} "
+                    f"({questions[number - 1][0][:30]!r}...) has "
+                    f"{len(tokens):,} tokens; expected at most {MAX_INPUT_TOKENS:,} to validate on: cut it or take "
+                    f"it out"
                 )
         given = recipe.training.validation
         scores = self.task.score([own[0] for _, own in questions], [own for _, own in questions])
@@ -206,7 +208,8 @@ def _check_vocabulary(
     )
     raise VocabularyError(
         f"{unknown:,} of {total:,} examples hold what the model to go on from has no token for, such as {next(found)}; "
-        f"expected at most {recipe.data.cleaning.max_dropped_fraction:.1%}: give it text of the kind it knows, allow more "
+        f"expected at most {recipe.data.cleaning.max_dropped_fraction:.1%}: give it text of the kind it knows, "
+        f"allow more "
         "(data.cleaning.max_dropped_fraction), or train a new model"
     )
 
