@@ -55,7 +55,7 @@ def measure_stress(model: TextGenerator, count: int | None) -> None:
     marked = torch.tensor([name.endswith("1") for name in model.token_names(range(model.target_tokenizer.size))])
     draw, found = random.Random(2), []
     for word, _ in load_words(count or 120):
-        answer = next(model.predict([word]))[0]
+        answer = next(model.predict_ranked([word]))[0]
         sounds = answer.text.split()
         first = next((place for place, sound in enumerate(sounds) if sound.endswith("1")), None)
         if first is None:
@@ -67,7 +67,7 @@ def measure_stress(model: TextGenerator, count: int | None) -> None:
 
         def chance(hidden: Sequence[int], answer: Any = answer, later: int = later, word: str = word) -> float:
             tap: Tap = lens.knock_out("decoder.*.self_attention", hidden) if hidden else lens.Compose()
-            logits = model.look(word, answer, tap=tap).trace.logits
+            logits = model.look(word, answer, tap=tap).logits
             assert logits is not None
             return float(logits[0, later].softmax(-1)[marked].sum())
 
@@ -84,10 +84,10 @@ def measure_heads(model: TextGenerator, count: int | None) -> None:
     drawn = load_words(count or 120)
 
     def right(tap: Tap) -> int:
-        answers = model.predict([word for word, _ in drawn], tap=tap)
+        answers = model.predict_ranked([word for word, _ in drawn], tap=tap)
         return sum(one[0].text in own for one, (_, own) in zip(answers, drawn, strict=True))
 
-    trace = model.look(drawn[0][0]).trace
+    trace = model.look(drawn[0][0])
     print(f"| switched off | right of {len(drawn)} |\n| --- | ---: |\n| nothing | {right(lens.Compose())} |")
     for attention in trace:
         for head in range(attention.heads):
@@ -149,10 +149,10 @@ def _article_probabilities(
         "the English article from the decoder": crossing(article),
         "another token from the decoder, at random": crossing(other),
     }
-    said = int(looked.trace.target[0, place])
+    said = int(looked.target[0, place])
     told = {}
     for name, tap in taps.items():
-        logits = runner.look(looked.line, looked.answer, tap=tap).trace.logits[0, place - 1].softmax(-1)
+        logits = runner.look(looked.text, looked.answer, tap=tap).logits[0, place - 1].softmax(-1)
         told[name] = (float(logits[said]), float(logits[list(numbers)].max()) > float(logits[said]))
     return told
 

@@ -123,11 +123,13 @@ def run_qkv(model: Path, threads: int, tell: ReportStep, dtype: str = "float32")
     opened = load(model, dtype=dtype)  # type: ignore[arg-type]
     tell("opened")
     if not isinstance(opened, TextGenerator):
-        list(opened.predict([SENTENCE]))
+        list(opened.predict_ranked([SENTENCE]))
         tell("answered")
         return
     for step, length in (("first token", 1), (f"{TOKENS} tokens", TOKENS)):
-        [[answer]] = opened.predict([PROMPT], DecodingConfig(Greedy(), LengthLimit(0.0, length, min_new_tokens=length)))
+        [[answer]] = opened.predict_ranked(
+            [PROMPT], DecodingConfig(Greedy(), LengthLimit(0.0, length, min_new_tokens=length))
+        )
         assert len(answer.tokens) > length  # after those of the text
         tell(step)
 

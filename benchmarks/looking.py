@@ -192,7 +192,7 @@ def time_on_demand(attention: AttentionTrace, found: AttentionStatistics, clock:
     last = attention.keys - 1
     rows, keys = (max(0, last - TILE), last), (last // 3, min(last // 3 + TILE, last))
     return [
-        time_call(lambda: attention.weights(0, [last]), clock),
+        time_call(lambda: attention.compute_weights(0, [last]), clock),
         time_call(lambda: attention.tile(0, rows, keys), clock),
         time_call(lambda: attention.tile(0, rows, keys, found.logsumexp), clock),
     ]

@@ -109,7 +109,7 @@ class Ours:
 
     def __init__(self, recipe: tasks.LanguageModelingConfig, texts: training.TextSplits, folder: Path) -> None:
         lesson = training.build_training_setup(recipe, texts, folder, folder / "tokens", resume=False)
-        self.tokenizer, self.model = lesson.model.source_tokenizer, lesson.model.model
+        self.tokenizer, self.model = lesson.model.source_tokenizer, lesson.model.module
         self.trainer = Trainer(
             self.model,
             recipe.training,

@@ -87,7 +87,7 @@ def main() -> None:
 
 def translate(runner: TextGenerator, lines: Sequence[str], wanted: OutputConstraints | None = None) -> list[str]:
     """The best answer to each line."""
-    return [found[0].text for found in runner.predict(lines, constraints=wanted)]
+    return [found[0].text for found in runner.predict_ranked(lines, constraints=wanted)]
 
 
 def measure_phrases(runner: TextGenerator, texts: Texts) -> None:

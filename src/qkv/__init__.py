@@ -2,10 +2,11 @@
 
 import qkv
 
-runner = qkv.load("pronunciation")
-[[answer]] = runner.predict(["colonel"])
-looked = runner.look("colonel")
-looked.trace["decoder.2.cross_attention"].weights()
+model = qkv.load("pronunciation")
+model.predict("knight").text
+trace = qkv.look(model, "knight")
+trace["decoder.2.cross_attention"].weights
+qkv.show(trace, "look.html")
 """
 
 from __future__ import annotations
@@ -15,20 +16,54 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from qkv.api import look, show
     from qkv.attention import attend
-    from qkv.lens import look
+    from qkv.lens import Compose, Trace, ablate, knock_out, patch, swap_values
+    from qkv.mask import Mask
     from qkv.models import build
-    from qkv.tasks import load, train
-
-__all__ = ["__version__", "attend", "build", "load", "look", "train"]
+    from qkv.tasks.base import Answer, TaskModel
+    from qkv.tasks.evaluator import evaluate
+    from qkv.tasks.fitting import train
+    from qkv.tasks.loader import load
 
 _EXPORTS = {
+    "Answer": "qkv.tasks.base",
+    "Compose": "qkv.lens",
+    "Mask": "qkv.mask",
+    "TaskModel": "qkv.tasks.base",
+    "Trace": "qkv.lens",
+    "ablate": "qkv.lens",
     "attend": "qkv.attention",
     "build": "qkv.models",
-    "load": "qkv.tasks",
-    "look": "qkv.lens",
-    "train": "qkv.tasks",
+    "evaluate": "qkv.tasks.evaluator",
+    "knock_out": "qkv.lens",
+    "load": "qkv.tasks.loader",
+    "look": "qkv.api",
+    "patch": "qkv.lens",
+    "show": "qkv.api",
+    "swap_values": "qkv.lens",
+    "train": "qkv.tasks.fitting",
 }
+
+__all__ = [
+    "Answer",
+    "Compose",
+    "Mask",
+    "TaskModel",
+    "Trace",
+    "__version__",
+    "ablate",
+    "attend",
+    "build",
+    "evaluate",
+    "knock_out",
+    "load",
+    "look",
+    "patch",
+    "show",
+    "swap_values",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -37,3 +72,7 @@ def __getattr__(name: str) -> Any:
     import importlib
 
     return getattr(importlib.import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

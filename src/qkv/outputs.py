@@ -57,6 +57,8 @@ class PointerGeneratorHead(nn.Module):
     that the state is read from.
     """
 
+    attention_places = ("cross_attention",)  # what a tap may be aimed at, beside the modules
+
     def __init__(self, config: spec.PointerGenerator, d_model: int, d_memory: int, embedding: nn.Embedding) -> None:
         super().__init__()
         self.vocabulary = VocabularyHead(config.vocabulary, d_model, embedding)

@@ -24,7 +24,11 @@ to: `score_terms` tells it how the scores come from query and key, so it can com
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from qkv.errors import QkvError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,9 +71,36 @@ class Tap:
     def score_terms(self, **terms: Any) -> None:
         """Receive how this attention forms its scores: mask, bias, scale, softcap, sinks, score (see `attend`)."""
 
+    def patterns(self) -> tuple[str, ...]:
+        """Return the place patterns that this tap acts on, so that one that matches no place can be refused."""
+        return ()
+
     def at(self, place: str) -> Tap:
         """Return the tap for a part of the model, e.g. tap.at("decoder").at("3").at("self_attention")."""
         return self
 
 
 NO_TAP = Tap()
+
+
+def matches_place(pattern: str, place: str) -> bool:
+    """Return whether a pattern names a place; "*" stands for any one part, as in "decoder.*.cross_attention"."""
+    names, parts = pattern.split("."), place.split(".")
+    return len(names) == len(parts) and all(name in ("*", part) for name, part in zip(names, parts, strict=True))
+
+
+def check_patterns(tap: Tap, places: Iterable[str]) -> None:
+    """Raise QkvError for a pattern of a tap that matches no place of a model: it would silently change nothing."""
+    known = list(places)
+    for pattern in tap.patterns():
+        if not any(matches_place(pattern, place) for place in known):
+            raise QkvError(
+                f"{pattern!r} matches no place of this model{nearest_place(pattern, known)} qkv.look(model, text).places "
+                "lists the attentions"
+            )
+
+
+def nearest_place(pattern: str, places: Iterable[str]) -> str:
+    """Return "; did you mean ...?" for the known place that a misspelled one resembles most; "." without any."""
+    near = difflib.get_close_matches(pattern, list(places), n=1, cutoff=0.0)
+    return f"; did you mean {near[0]!r}?" if near else "."

@@ -63,7 +63,7 @@ def test_python_runs_the_package_as_the_command() -> None:
 def test_lines_before_one_that_cannot_be_answered_are_answered(model: Path) -> None:
     from qkv import tasks
 
-    answers = tasks.load(model).predict(["ab", "", "a" * 200_000, "ba"])
+    answers = tasks.load(model).predict_ranked(["ab", "", "a" * 200_000, "ba"])
     assert len(next(answers)) == 1 and next(answers)[0].text == ""
     with pytest.raises(DataError, match="line 3 .* has"):
         next(answers)

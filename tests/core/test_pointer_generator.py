@@ -51,7 +51,7 @@ def test_probabilities_are_a_mixture_of_vocabulary_and_source(seed: int) -> None
     assert torch.allclose(logits.exp().sum(-1), torch.ones(3, 5), atol=1e-5)
     trace = lens.look(model, source, target, mask)
     assert trace.logits is not None and torch.equal(trace.logits, logits)
-    weights = trace["head.cross_attention"].weights(0)
+    weights = trace["head.cross_attention"].compute_weights(0)
     assert not weights[~mask[:, None, :].expand_as(weights)].any()
     # equation 9, token by token, from what the lens saw
     hidden = model.decoder.final_norm(trace.tensor("decoder.0", "residual"))  # type: ignore[union-attr,operator]
@@ -135,7 +135,7 @@ def test_beams_interventions_and_reasons_reach_the_pointer() -> None:
     covered = replace(beams, method=Beam(size=3, coverage_penalty=0.5))
     assert generate_batch(model, source, mask, bos=1, eos=2, decoding=covered)
     hidden = lens.look(model, source, target, mask, tap=lens.knock_out("head.cross_attention", keys=[0]))
-    assert not hidden["head.cross_attention"].weights(0)[:1, :, 0].any()
+    assert not hidden["head.cross_attention"].compute_weights(0)[:1, :, 0].any()
     # with the vocabulary silenced, a token of the source is impossible once nobody may look at it
     answer: Any = model.head
     answer.gate.bias.fill_(-30.0)

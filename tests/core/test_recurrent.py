@@ -113,7 +113,7 @@ def test_the_lens_sees_query_key_value_and_context(cell: str, attention: str, la
     assert torch.equal(seen.value, memory.unsqueeze(1))
     own_key = model.decoder.cross_attention.key
     assert_close(seen.key, (memory if own_key is None else own_key(memory)).unsqueeze(1))
-    weights = seen.weights()
+    weights = seen.compute_weights()
     assert_close(weights.sum(dim=-1), torch.ones(3, 1, 6))
     assert torch.equal(weights.masked_select(~mask[:, None, None]), torch.zeros(6 * 4))
     assert_close(weights @ seen.value, seen.context)

@@ -146,16 +146,16 @@ def test_answers_keep_to_what_is_wanted(model: TextGenerator) -> None:
         include=("Katze",), exclude=("a m",), glossary=(("Mat", "Matte"),), keep_placeholders=True
     )
     lines = ["the cat {name}", "on the mat, twice %s and %s", ""]
-    for line, [answer, *_] in zip(lines, model.predict(lines, constraints=wanted), strict=True):
+    for line, [answer, *_] in zip(lines, model.predict_ranked(lines, constraints=wanted), strict=True):
         assert not line or wanted.for_line(line).violations(answer.text) == []
     assert wanted.for_line(lines[1]).include == ("Katze", "Matte", "%s", "%s")
     assert wanted.for_line("no format").include == ("Katze",)
-    plain = list(model.predict(lines))
+    plain = list(model.predict_ranked(lines))
     assert [one[0].text for one in plain] == [
-        one[0].text for one in model.predict(lines, constraints=OutputConstraints())
+        one[0].text for one in model.predict_ranked(lines, constraints=OutputConstraints())
     ]
     for method in (Greedy(), Sample()):
-        [[answer]] = model.predict(
+        [[answer]] = model.predict_ranked(
             ["the cat"], DecodingConfig(method, LengthLimit(1.0, 9)), constraints=OutputConstraints(exclude=("e", "t"))
         )
         assert "e" not in answer.text and "t" not in answer.text
@@ -163,7 +163,11 @@ def test_answers_keep_to_what_is_wanted(model: TextGenerator) -> None:
 
 def test_what_cannot_be_wanted_is_refused(model: TextGenerator) -> None:
     with pytest.raises(ConfigError, match="must hold phrases is found by a beam search; use a beam"):
-        list(model.predict(["the cat"], DecodingConfig(Greedy()), constraints=OutputConstraints(include=("Katze",))))
+        list(
+            model.predict_ranked(
+                ["the cat"], DecodingConfig(Greedy()), constraints=OutputConstraints(include=("Katze",))
+            )
+        )
     with pytest.raises(DataError, match="an empty phrase"):
         OutputConstraints(include=("",))
     with pytest.raises(DataError, match="'Katze' must be held and 'atz' must not"):
@@ -261,7 +265,7 @@ def test_where_tags_go(line: str, answer: str, order: list[int], expected: str) 
 def test_tags_are_placed_by_the_models_own_attention(model: TextGenerator) -> None:
     lines = ["the <b>cat</b> sat", "", "on <i>the <b>mat</b></i>", "plain"]
     found = list(tasks.translate_tagged(model, lines))
-    plain = list(model.predict([parse_tags(line).text for line in lines]))
+    plain = list(model.predict_ranked([parse_tags(line).text for line in lines]))
     assert [re.sub(r"<[^<>]*>", "", one[0].text) for one in found] == [one[0].text for one in plain]
     assert re.findall(r"<[^<>]*>", found[2][0].text) == ["<i>", "<b>", "</b>", "</i>"]
     assert isinstance(parse_tags(lines[0]), TaggedText)
@@ -311,5 +315,5 @@ def test_what_stands_before_a_source_is_learned_and_asked(model: TextGenerator, 
     assert list(PreparedPairs(origin, TASKS["translation"])) == tasks.prepare_pairs([origin], TASKS["translation"])
     model.save(tmp_path / "model")
     done = CliRunner().invoke(main, ["run", str(tmp_path / "model"), "--prefix", "<2de>", "the cat", ""])
-    [[answer]] = model.predict(["<2de> the cat"], DecodingConfig(Beam(3), LengthLimit(1.0, 25)))
+    [[answer]] = model.predict_ranked(["<2de> the cat"], DecodingConfig(Beam(3), LengthLimit(1.0, 25)))
     assert done.stdout == f"{answer.text}\n\n"

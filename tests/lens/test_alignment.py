@@ -99,7 +99,7 @@ def test_the_heads_that_align_are_found() -> None:
 def test_the_letters_of_sounds() -> None:
     runner = qkv.load("pronunciation")
     looked = [runner.look(word) for word in ("ship", "banter", "plastic", "gland")]
-    traces = [one.trace for one in looked]
+    traces = looked
     words = [[*range(len(one.source_tokens) - 1), None] for one in looked]  # the end is no letter
     sounds = [[*range(len(one.target_tokens) - 1), None] for one in looked]
     (head, value), *_ = find_best_heads(traces, source_word_ids=words, target_word_ids=sounds)

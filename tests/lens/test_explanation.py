@@ -89,7 +89,7 @@ def test_a_sound_is_there_because_of_its_letters() -> None:
     looked = runner.look("ship")
     begin = [runner.target_tokenizer.bos, *looked.answer.tokens]
     names = runner.token_names(begin)
-    found = explain(runner.model.eval(), runner.validate_inputs(["ship"])[0], begin, names.index("SH"))
+    found = explain(runner.module.eval(), runner.validate_inputs(["ship"])[0], begin, names.index("SH"))
     assert found.probability > 0.9
     assert {looked.source_tokens[reason.position] for reason in found.effects[:2]} == {"s", "h"}
     assert found.effects[0].probability_without < found.probability - 0.1

@@ -101,8 +101,8 @@ def test_a_key_that_nobody_may_look_at_is_absent() -> None:
 def test_knocking_out_chooses_heads_queries_and_keys() -> None:
     model = a_model()
     given_tokens = tokens(model.spec)
-    before = look(model, **given_tokens)[CROSS].weights()
-    after = look(model, **given_tokens, tap=knock_out(CROSS, [1], [2, 4], [3]))[CROSS].weights()
+    before = look(model, **given_tokens)[CROSS].compute_weights()
+    after = look(model, **given_tokens, tap=knock_out(CROSS, [1], [2, 4], [3]))[CROSS].compute_weights()
     expected = before.clone()
     expected[:, 3, [2, 4], 1] = 0
     expected = expected / expected.sum(dim=-1, keepdim=True)
@@ -140,7 +140,7 @@ def test_swapped_values_are_found_as_before() -> None:
     model = a_model()
     given_tokens = tokens(model.spec)
     before, after = look(model, **given_tokens)[CROSS], look(model, **given_tokens, tap=swap_values(CROSS, 0, 2))[CROSS]
-    assert torch.equal(before.weights(), after.weights())
+    assert torch.equal(before.compute_weights(), after.compute_weights())
     assert torch.equal(before.value[:, :, [2, 1, 0, 3, 4]], after.value)
     assert not torch.allclose(before.context, after.context)
 

@@ -65,7 +65,7 @@ def test_weights_made_once_for_all_that_count_them_tell_what_each_one_tells(
 ) -> None:
     for name, trace in make_traces().items():
         monkeypatch.undo()
-        alone = {one.place: (one.certify(), one.weights().detach()) for one in trace}
+        alone = {one.place: (one.certify(), one.compute_weights().detach()) for one in trace}
         told = report_heads(trace)
         monkeypatch.setattr(chunks, "_ELEMENTS", 30)  # a few rows
         monkeypatch.setattr(chunks, "_MAX_CACHED", kept)
@@ -146,9 +146,9 @@ def test_circuits_are_what_heads_do() -> None:
     for head in range(4):
         asks, moves = qk_circuit(model, place, head), ov_circuit(model, place, head)
         scores = (read @ asks.left) @ (asks.right @ read.T) * attention.scale
-        seen = attention.scores(head)[0]
+        seen = attention.compute_scores(head)[0]
         assert_close(scores[seen > -torch.inf], seen[seen > -torch.inf])
-        assert_close(attention.weights(head)[0] @ (read @ moves.left @ moves.right), attention.output(head)[0])
+        assert_close(attention.compute_weights(head)[0] @ (read @ moves.left @ moves.right), attention.output(head)[0])
     whole = token_circuit(model, place, 1, "output_value")
     assert whole.shape == (9, 9) and whole.left.shape[1] == 3
     assert_close(whole.get_rows(torch.tensor([4])), (whole.left @ whole.right)[4:5])
@@ -202,7 +202,8 @@ def test_rollout_and_value_zeroing() -> None:
     flowing = attention_rollout(trace)
     assert_close(flowing.sum(dim=-1), torch.ones(1, 5))
     first, second = (
-        0.5 * trace[f"encoder.{number}.self_attention"].weights().mean(dim=1) + 0.5 * torch.eye(5) for number in (0, 1)
+        0.5 * trace[f"encoder.{number}.self_attention"].compute_weights().mean(dim=1) + 0.5 * torch.eye(5)
+        for number in (0, 1)
     )
     assert_close(flowing, second @ first)
     assert (attention_rollout(trace, "decoder").triu(1) == 0).all()

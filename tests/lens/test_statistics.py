@@ -68,7 +68,7 @@ def attentions(draw: Any) -> AttentionTrace:
 
 def expected_statistics(attention: AttentionTrace, top: int, first: int) -> AttentionStatistics:
     """The same from the matrix."""
-    weights, scores = attention.weights(), attention.scores()
+    weights, scores = attention.compute_weights(), attention.compute_scores()
     if (sinks := attention.score_terms["sinks"]) is not None:
         scores = torch.cat([scores, sinks[None, :, None, None].expand(*scores.shape[:3], 1)], dim=-1)
     mass = weights.sum(dim=-1)
@@ -96,7 +96,7 @@ def assert_same(attention: AttentionTrace, found: AttentionStatistics, right: At
             atol=2e-5,
             msg=lambda why, name=name: f"{name}: {why}",
         )
-    weights = torch.nn.functional.pad(attention.weights(), (0, 1))  # -1 names the 0 at the end
+    weights = torch.nn.functional.pad(attention.compute_weights(), (0, 1))  # -1 names the 0 at the end
     named = weights.gather(-1, found.top_keys.long() % weights.shape[-1])
     torch.testing.assert_close(named, right.top_weights, rtol=1e-4, atol=2e-5)
 
@@ -129,7 +129,7 @@ def test_a_tile_is_a_part_of_the_matrix(attention: AttentionTrace, data: st.Data
     rows = sorted(data.draw(st.tuples(*2 * [st.integers(0, attention.queries)])))
     keys = sorted(data.draw(st.tuples(*2 * [st.integers(0, attention.keys)])))
     across = data.draw(st.integers(1, 5))
-    right = attention.weights(head)[:, slice(*rows), slice(*keys)]
+    right = attention.compute_weights(head)[:, slice(*rows), slice(*keys)]
     every = compute_statistics(attention)
     normaliser, alone = every.logsumexp, every.select_head(head)
     assert alone.heads == (head,) and torch.equal(alone.top_keys, every.top_keys[:, [head]])

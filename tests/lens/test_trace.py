@@ -85,7 +85,7 @@ def test_looking_changes_no_bit_and_is_certified(choice: spec.Spec, seed: int) -
     assert set(weights_used) == set(trace.attentions)
     for attention in trace:
         assert attention.certify().max() < 1e-5
-        torch.testing.assert_close(attention.weights(), weights_used[attention.place], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(attention.compute_weights(), weights_used[attention.place], rtol=1e-4, atol=1e-5)
 
 
 @settings(max_examples=30)
@@ -102,7 +102,7 @@ def test_decoding_is_not_changed_and_reads_as_one_pass(choice: spec.Spec, seed: 
     for attention in stepped:
         assert attention.certify().max() < 1e-5
         other = whole[attention.place]
-        torch.testing.assert_close(attention.weights(), other.weights(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(attention.compute_weights(), other.compute_weights(), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(attention.context, other.context, rtol=1e-4, atol=1e-5)
 
 
@@ -150,7 +150,7 @@ def test_rows_heads_and_blind_queries(
         sinks=torch.randn(heads) if sinks else None,
         score=(lambda query, key: -torch.cdist(query, key)) if score else None,
     )
-    weights, scores = attention.weights(), attention.scores()
+    weights, scores = attention.compute_weights(), attention.compute_scores()
     assert attention.certify().max() < 1e-5
     total, blind = weights.sum(dim=-1), (scores == -torch.inf).all(dim=-1)
     assert (total[blind] == 0).all()
@@ -158,8 +158,8 @@ def test_rows_heads_and_blind_queries(
     assert (weights[scores == -torch.inf] == 0).all()
     for rows in (range(1, queries), [queries - 1, 0], []):
         for head in range(heads):
-            torch.testing.assert_close(attention.weights(head, rows), weights[:, head, list(rows)])
-            torch.testing.assert_close(attention.scores(head, rows), scores[:, head, list(rows)])
+            torch.testing.assert_close(attention.compute_weights(head, rows), weights[:, head, list(rows)])
+            torch.testing.assert_close(attention.compute_scores(head, rows), scores[:, head, list(rows)])
 
 
 def test_certification_finds_a_context_that_is_not_weights_times_value() -> None:
@@ -187,7 +187,7 @@ def test_heads_and_bias_add_up_to_the_output() -> None:
         torch.testing.assert_close(whole, trace.tensor(attention.place, "output"), rtol=1e-4, atol=1e-5)
         # One head's output is what its keys give, each a share of its own value.
         value = attention.value[:, 2] @ module.output.weight[:, 4:6].T
-        given_by_key = attention.weights(2).unsqueeze(-1) * value.unsqueeze(1)
+        given_by_key = attention.compute_weights(2).unsqueeze(-1) * value.unsqueeze(1)
         torch.testing.assert_close(given_by_key.sum(dim=2), heads[2], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(given_by_key.norm(dim=-1), attention.flow(2), rtol=1e-4, atol=1e-5)
 
@@ -252,12 +252,12 @@ def test_nothing_is_replaced_unless_asked() -> None:
 
 def test_mistakes_are_named() -> None:
     trace = look(causal_model(), target=[1, 2, 3])
-    with pytest.raises(QkvError, match=r"nearest is 'decoder.0.self_attention'"):
+    with pytest.raises(QkvError, match=r"did you mean 'decoder.0.self_attention'"):
         trace["decoder.0.self_atention"]
     with pytest.raises(QkvError, match="heads 0 to 1"):
-        trace["decoder.0.self_attention"].weights(head=2)
+        trace["decoder.0.self_attention"].compute_weights(head=2)
     with pytest.raises(QkvError, match="queries 0 to 2"):
-        trace["decoder.0.self_attention"].weights(rows=[3])
+        trace["decoder.0.self_attention"].compute_weights(rows=[3])
     with pytest.raises(QkvError, match="nothing passed site 'memory'"):
         trace.tensor("decoder.0", "memory")
     with pytest.raises(QkvError, match="at least one token"):

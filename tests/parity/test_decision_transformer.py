@@ -85,7 +85,7 @@ def test_an_agent_attends_the_same(case: Case, written: WriteModel) -> None:
     ).attentions  # fmt: skip
     assert len(expected) == len(trace) == 3
     for number, weights in enumerate(expected):
-        assert_close(trace[f"encoder.{number}.self_attention"].weights(), weights)
+        assert_close(trace[f"encoder.{number}.self_attention"].compute_weights(), weights)
 
 
 @each_agent

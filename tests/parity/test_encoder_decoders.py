@@ -139,7 +139,7 @@ def test_it_attends_the_same(one: Case, written: WriteModel) -> None:
     ):
         assert len(attentions) in (2, 3)
         for number, weights in enumerate(attentions):
-            found = trace[place.format(number)].weights()
+            found = trace[place.format(number)].compute_weights()
             rows = SOURCES if place.startswith("encoder") else torch.ones_like(TARGETS)
             assert_close(found.transpose(1, 2)[rows], weights.transpose(1, 2)[rows])
 

@@ -142,7 +142,7 @@ def test_every_head_of_an_encoder_can_be_looked_at(case: Case, written: WriteMod
     assert len(expected) == len(trace.attentions)
     for number, weights in enumerate(expected):
         attention = trace[f"encoder.{number}.self_attention"]
-        assert_close(attention.weights()[0], weights[0])
+        assert_close(attention.compute_weights()[0], weights[0])
 
 
 @each_encoder
@@ -332,7 +332,7 @@ def test_minilm_has_its_published_similarities() -> None:
     assert_close(states[mask], expected.last_hidden_state[mask])
     trace = lens.look(published.model, source=given, source_mask=mask)
     for number, weights in enumerate(expected.attentions):
-        found_weights = trace[f"encoder.{number}.self_attention"].weights()
+        found_weights = trace[f"encoder.{number}.self_attention"].compute_weights()
         assert_close(found_weights.transpose(1, 2)[mask], weights.transpose(1, 2)[mask])
 
 
@@ -357,7 +357,7 @@ def test_the_albert_of_rxnmapper_answers_the_same() -> None:
     assert trace.logits is not None
     assert_close(trace.logits, expected.logits)
     for number, weights in enumerate(expected.attentions):
-        assert_close(trace[f"encoder.{number}.self_attention"].weights(), weights)
+        assert_close(trace[f"encoder.{number}.self_attention"].compute_weights(), weights)
 
 
 def pad_batch(rows: list[list[int]]) -> tuple[Tensor, Tensor]:

@@ -234,7 +234,7 @@ class TestTheTranslator:
     )  # fmt: skip
     def test_it_translates(self, name: str, text: str, expected: str) -> None:
         assert translate(name, text) == expected
-        [[answer]] = tasks.load(PACKAGE / name.format("model", "intgemm.alphas.bin")).predict([text])
+        [[answer]] = tasks.load(PACKAGE / name.format("model", "intgemm.alphas.bin")).predict_ranked([text])
         assert answer.text == expected
 
     @torch.no_grad()
@@ -250,7 +250,7 @@ class TestTheTranslator:
         source = [*tokenizer.encode("The cat did not cross the street."), 0]
         target = tokenizer.encode("O gato não cruzou a rua.")
         trace = lens.look(published.model, source, [32000, *target])
-        blended = trace["decoder.1.cross_attention"].weights()[0].mean(dim=0)
+        blended = trace["decoder.1.cross_attention"].compute_weights()[0].mean(dim=0)
         pieces, asked = tokenizer.display_tokens(source), tokenizer.display_tokens(target)
         for word, meant in (("gato", "cat"), ("rua", "street")):
             row = next(place for place, piece in enumerate(asked) if word in piece)  # asked just before it is written

@@ -146,7 +146,7 @@ def test_a_published_model_becomes_a_folder_of_this_package(tmp_path: Path) -> N
     assert isinstance(before, tasks.TextGenerator) and isinstance(after, tasks.TextGenerator)
     assert after.generation == before.generation and (tmp_path / "here" / "spec.json").is_file()
     lines = ["w5 w6 w7", "w20 w30"]
-    assert list(after.predict(lines)) == list(before.predict(lines))
+    assert list(after.predict_ranked(lines)) == list(before.predict_ranked(lines))
 
 
 # Folders
@@ -248,7 +248,9 @@ def test_ctranslate2_translates_the_same(case: Case, tmp_path: Path) -> None:
     bos = runner.generation.bos
     assert bos is not None
     never = set(runner.generation.suppress_tokens)
-    expected = [decode_greedily(runner.model, row[:length], [bos]) for row, length in zip(SOURCE, LENGTHS, strict=True)]
+    expected = [
+        decode_greedily(runner.module, row[:length], [bos]) for row, length in zip(SOURCE, LENGTHS, strict=True)
+    ]
     assert never <= {0}
     assert translate_with_ctranslate2(tmp_path / "out", runner.target_tokenizer.vocabulary()) == expected
 
@@ -297,7 +299,7 @@ def test_a_model_trained_here_translates_the_same(tmp_path: Path) -> None:
     found = engine.Translator(str(tmp_path / "out")).translate_batch(
         rows, beam_size=1, max_decoding_length=8, min_decoding_length=0
     )
-    ours = [one[0].tokens for one in runner.predict(lines)]
+    ours = [one[0].tokens for one in runner.predict_ranked(lines)]
     expected = [[pieces[number] for number in row if number != runner.target_tokenizer.eos] for row in ours]
     assert [one.hypotheses[0] for one in found] == expected
 
@@ -371,7 +373,7 @@ def test_onnx_graphs_translate_as_ours_do(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert Tokenizer.load(tmp_path / "out" / "source.tokenizer.json") == runner.source_tokenizer
     encoder, decoder = open_session(tmp_path / "out" / "encoder.onnx"), open_session(tmp_path / "out" / "decoder.onnx")
-    model, size = runner.model, runner.source_tokenizer.size
+    model, size = runner.module, runner.source_tokenizer.size
     source, target, mask = SOURCE % (size - 4) + 4, make_tokens(2, 5) % (size - 4) + 4, make_mask(LENGTHS, 7)
     memory = run_graph(encoder, source=source, source_mask=mask)
     found = run_graph(decoder, tokens=target, source_mask=mask, **memory, **make_empty_past(decoder, 2))

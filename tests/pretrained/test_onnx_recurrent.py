@@ -211,4 +211,4 @@ class TestPublished:
         assert done.exit_code == 0, done.output
         opened = tasks.load(file)
         assert isinstance(opened, tasks.TextGenerator)
-        assert_same_translations(opened.model, tmp_path / "out", begin=32000, size=32000)
+        assert_same_translations(opened.module, tmp_path / "out", begin=32000, size=32000)

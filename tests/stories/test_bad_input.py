@@ -377,7 +377,7 @@ def test_a_missing_extra_is_named_before_training(work: Path, package: str, monk
 def test_a_full_disk_leaves_the_saved_model_whole(run: Path) -> None:
     runner, before = tasks.load(run), read_contents(run)
     with torch.no_grad():
-        next(runner.model.parameters()).add_(1)
+        next(runner.module.parameters()).add_(1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:

@@ -150,7 +150,7 @@ def test_a_task_from_its_first_steps_to_its_page(name: str, place: Path) -> None
     assert plain.count("\n") == 1
     kept = {"bfloat16": torch.bfloat16, "int8": torch.int8}
     for numbers, dtype in kept.items():
-        assert dtype in {one.dtype for one in tasks.load("run", dtype=numbers).model.state_dict().values()}
+        assert dtype in {one.dtype for one in tasks.load("run", dtype=numbers).module.state_dict().values()}
         assert invoke("run", "run", "--dtype", numbers, line.split("@")[0]).count("\n") == 1
     invoke("look", "run", line, "--html", "page.html")
     assert json.dumps(line)[1:-1] in Path("page.html").read_text()

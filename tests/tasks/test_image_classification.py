@@ -319,21 +319,21 @@ def test_a_model_learns_is_resumed_to_the_same_bytes_scored_asked_and_looked_int
     assert (whole / "model.safetensors").read_bytes() == (parts / "model.safetensors").read_bytes()
 
     runner = tasks.load(whole)
-    kept, read = learned.model.model.state_dict(), runner.model.state_dict()
+    kept, read = learned.model.module.state_dict(), runner.module.state_dict()
     assert kept.keys() == read.keys() and all(torch.equal(tensor, read[name]) for name, tensor in kept.items())
     assert isinstance(runner, EncoderModel) and runner.labels == ("above", "below")
     lines = [f"{folder / 'toy.npz'}#{number}" for number in range(4)]
     files = [str(folder / "classes" / name / f"00{n}.png") for n, name in enumerate(("above", "below", "above"))]
     told = ["above", "below", "above", "below"]
-    assert [one[0].text for one in runner.predict(lines)] == told
-    assert [one[0].text for one in runner.predict([*files, "", lines[3]])] == [*told[:3], "", told[3]]
-    answered = runner.predict([lines[0], "nowhere.png", lines[1]])
+    assert [one[0].text for one in runner.predict_ranked(lines)] == told
+    assert [one[0].text for one in runner.predict_ranked([*files, "", lines[3]])] == [*told[:3], "", told[3]]
+    answered = runner.predict_ranked([lines[0], "nowhere.png", lines[1]])
     assert next(answered)[0].text == "above"
     with pytest.raises(DataError, match="nowhere.png does not exist"):
         next(answered)
     looked = runner.look(lines[1])
     assert looked.answer.text == "below" and looked.source_tokens == ["1,1", "1,2", "2,1", "2,2"]
-    assert max(float(worst.max()) for worst in looked.trace.certify().values()) < 1e-5
+    assert max(float(worst.max()) for worst in looked.certify().values()) < 1e-5
     pairs = tasks.load_image_labels([folder / "toy.npz"])
     assert pairs is not None and tasks.evaluate(runner, pairs).scores["accuracy"].value == 100
     with pytest.raises(DataError, match="toy.npz#1 is of the class 'below', and 30 of 60 images are of no class"):
@@ -348,8 +348,8 @@ def test_a_trained_model_is_gone_on_from(folder: Path, tmp_path: Path) -> None:
         folder=tmp_path / "again",
         reporter=NullReporter(),
     )
-    close = first.model.model.state_dict()
-    assert all(torch.allclose(value, close[name], atol=1e-4) for name, value in again.model.model.state_dict().items())
+    close = first.model.module.state_dict()
+    assert all(torch.allclose(value, close[name], atol=1e-4) for name, value in again.model.module.state_dict().items())
     assert again.result.metrics["accuracy"] == 100
     with pytest.raises(ConfigError, match="data.size: given beside model.path"):
         tasks.train(
@@ -374,7 +374,7 @@ def test_a_published_model_learns_other_classes(folder: Path, tmp_path: Path) ->
     assert learned.result.metrics["accuracy"] == 100
     opened = tasks.load(tmp_path / "run")
     assert isinstance(opened, EncoderModel) and opened.labels == ("above", "below")
-    answers = [one[0].text for one in opened.predict([str(folder / "classes" / "below" / "001.png")])]
+    answers = [one[0].text for one in opened.predict_ranked([str(folder / "classes" / "below" / "001.png")])]
     assert answers == ["below"]
 
 

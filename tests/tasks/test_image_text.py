@@ -278,7 +278,7 @@ def test_numbers_are_kept_in_every_way(numbers: str, clip: tuple[Any, Path], pic
 
 def test_describe(clip: tuple[Any, Path]) -> None:
     shown = invoke_successfully("describe", clip[1])
-    count = sum(one.numel() for one in tasks.load(clip[1]).model.parameters())
+    count = sum(one.numel() for one in tasks.load(clip[1]).module.parameters())
     assert "DualEncoder(" in shown and f"{count:,}" in shown
 
 
@@ -303,4 +303,4 @@ def test_a_tokenizer_of_another_model_is_refused(clip: tuple[Any, Path], tmp_pat
     assert isinstance(model, tasks.ImageTextModel)
     other = train([f"word{number}" for number in range(400)], "word")
     with pytest.raises(QkvError, match="take the tokenizer from the model's own folder"):
-        tasks.ImageTextModel(model.model, processing.ImageProcessor((12, 12)), other)
+        tasks.ImageTextModel(model.module, processing.ImageProcessor((12, 12)), other)

@@ -66,16 +66,16 @@ def test_a_language_model_learns_goes_on_is_scored_and_shows(folder: Path) -> No
     assert lines[-1]["samples"][0].startswith("the cat lay") and not (folder / "run" / "tokens").exists()
     runner = tasks.load(folder / "run")
     assert isinstance(runner, tasks.TextGenerator) and runner.task.name == "text-generation"
-    [[answer], [empty]] = runner.predict(["the c", ""])
+    [[answer], [empty]] = runner.predict_ranked(["the c", ""])
     assert empty.text == "" and 0 < len(answer.text) <= 8
-    assert answer.text == next(learned.model.predict(["the c"]))[0].text
+    assert answer.text == next(learned.model.predict_ranked(["the c"]))[0].text
     reading = tasks.evaluate_perplexity(runner, ["the cat lay on the rug. "], SlidingWindow(16, 16))
     assert reading.scores["loss"].value == pytest.approx(losses[-1], rel=1e-5)
     assert "context:16|stride:16|begin:scored|end:scored" in reading.scores["perplexity"].signature
     assert reading.scores["bits_per_byte"].value == pytest.approx(losses[-1] * 25 / 24 / math.log(2), rel=1e-5)
     looked = runner.look("the c")
     assert looked.source_tokens == [] and looked.target_tokens[:4] == ["<s>", "t", "h", "e"]
-    assert all(differences.max() < 1e-5 for differences in looked.trace.certify().values())
+    assert all(differences.max() < 1e-5 for differences in looked.certify().values())
 
 
 class InterruptingReporter(NullReporter):
@@ -106,7 +106,7 @@ def test_a_long_text_is_read_and_shown_from_afar(folder: Path, monkeypatch: pyte
     assert ids is not None and len(ids) == len(text)
     session = view.Session([("mine", runner)], text)
     [run] = session.runs
-    whole = runner.model(None, torch.tensor([ids]))[0].softmax(-1)
+    whole = runner.module(None, torch.tensor([ids]))[0].softmax(-1)
     chances = whole[torch.arange(len(text) - 1), torch.tensor(ids[1:])]
     assert run.target_probabilities is not None
     torch.testing.assert_close(run.target_probabilities, chances, rtol=1e-4, atol=1e-6)
@@ -118,7 +118,7 @@ def test_a_long_text_is_read_and_shown_from_afar(folder: Path, monkeypatch: pyte
     where = {"place": attention.place, "head": 1, "rows": [30, 40], "columns": [8, 24]}
     reply, blocks = session.ask({"ask": "tile", **where, "size": 8})
     tile = torch.frombuffer(bytearray(blocks), dtype=torch.float32, count=5 * 8, offset=reply["tile"]["offset"])
-    wanted = attention.weights(1)[0, 30:40, 8:24].reshape(5, 2, 8, 2).amax((1, 3))
+    wanted = attention.compute_weights(1)[0, 30:40, 8:24].reshape(5, 2, 8, 2).amax((1, 3))
     torch.testing.assert_close(tile.view(5, 8), wanted, rtol=1e-4, atol=1e-6)
     assert counted == [[0, 1]], "what the document counted is not counted again"
     found = CliRunner().invoke(main, ["look", str(folder / "run"), text, "--html", str(folder / "long.html")])
@@ -216,7 +216,7 @@ def test_the_command_tells_the_whole_story(folder: Path) -> None:
 
 
 def test_a_translator_reads_no_text() -> None:
-    with pytest.raises(DataError, match="foretells no text"):
+    with pytest.raises(DataError, match="expected a language model"):
         tasks.evaluate_perplexity(tasks.load("pronunciation"), ["a text"])
 
 

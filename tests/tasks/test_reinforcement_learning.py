@@ -360,22 +360,22 @@ def test_an_agent_learns_resumes_plays_and_shows(tmp_path: Path) -> None:
     whole = tasks.train(build_recipe(), folder=tmp_path / "whole", reporter=NullReporter())
     tasks.train(build_recipe(max_steps=2), folder=tmp_path / "parts", reporter=NullReporter())
     parts = tasks.train(build_recipe(), folder=tmp_path / "parts", resume=True, reporter=NullReporter())
-    for one, other in zip(whole.model.model.parameters(), parts.model.model.parameters(), strict=True):
+    for one, other in zip(whole.model.module.parameters(), parts.model.module.parameters(), strict=True):
         assert torch.equal(one, other)
     assert set(whole.result.metrics) == {"loss", "accuracy", "return"}
     agent = tasks.load(tmp_path / "whole")
     assert isinstance(agent, tasks.DecisionTransformerAgent) and isinstance(whole.model, tasks.DecisionTransformerAgent)
     assert agent.normalizer == whole.model.normalizer and agent.rollout.context_length == 33
-    answers: Any = agent.predict(["1", "", "0.5"])
+    answers: Any = agent.predict_ranked(["1", "", "0.5"])
     [[first], [nothing], [second]] = answers
     assert nothing.text == "" and first.text.startswith("achieved ") and first.target_return == 1 and second.seed == 2
     assert len(first.states) == len(first.actions) == len(first.rewards)
-    assert [[first]] == list(agent.predict(["1"]))
+    assert [[first]] == list(agent.predict_ranked(["1"]))
     with pytest.raises(DataError, match="a number such as 500"):
-        list(agent.predict(["much"]))
+        list(agent.predict_ranked(["much"]))
     looked = agent.look("1@5")
     assert looked.source_tokens[0] == "1: return 1" and len(looked.source_tokens) == 15
-    assert looked.trace["encoder.1.self_attention"].keys == 15
+    assert looked["encoder.1.self_attention"].keys == 15
     assert looked.source_tokens[-1] == f"5: action {first.actions[4]}"
     assert isinstance(looked.input, tasks.TrajectoryInput) and looked.input.first_step == 0
     held = looked.input.values
@@ -394,11 +394,11 @@ def test_what_is_seen_is_what_was_computed(tmp_path: Path) -> None:
     """The lens looks at the very answers by which the episode was played."""
     agent = tasks.train(build_recipe(), folder=tmp_path, reporter=NullReporter()).model
     assert isinstance(agent, tasks.DecisionTransformerAgent)
-    ran: Any = agent.predict(["1"])
+    ran: Any = agent.predict_ranked(["1"])
     [[played]] = ran
     looked = agent.look("1@9")
-    assert looked.trace.source is not None
-    answers = predicted_actions(agent.model(looked.trace.source), 4)[0]
+    assert looked.source is not None
+    answers = predicted_actions(agent.module(looked.source), 4)[0]
     assert answers.argmax(dim=-1).tolist() == played.actions[:9]
 
 
@@ -435,7 +435,7 @@ def test_a_model_without_a_world_is_judged_by_episodes(tmp_path: Path) -> None:
     learned = tasks.train(build_recipe(origin), folder=tmp_path / "run", reporter=NullReporter())
     assert set(learned.result.metrics) == {"loss", "accuracy"}
     with pytest.raises(DataError, match="data.environment=NAME"):
-        list(tasks.load(tmp_path / "run").predict(["1"]))
+        list(tasks.load(tmp_path / "run").predict_ranked(["1"]))
     assert load_data(build_recipe(origin, "data.environment=key-to-door")).train.space == KeyToDoor.space
 
 

@@ -467,7 +467,9 @@ def test_a_listener_learns_and_is_asked_from_the_command_line(folder: Path) -> N
     runner = tasks.load(folder / "run")
     assert isinstance(runner, tasks.TextGenerator) and isinstance(learned.model, tasks.TextGenerator)
     assert runner.frontend == learned.model.frontend
-    assert [one.text for one, *_ in runner.predict(files)] == [one.text for one, *_ in learned.model.predict(files)]
+    assert [one.text for one, *_ in runner.predict_ranked(files)] == [
+        one.text for one, *_ in learned.model.predict_ranked(files)
+    ]
     looked = runner.look(files[1])
     assert isinstance(looked.input, tasks.AudioInput) and len(looked.input.samples) == len(synthesize("high mid"))
     assert " ".join(word.text for word in looked.word_times) == looked.answer.text
@@ -479,7 +481,7 @@ def test_a_listener_learns_and_is_asked_from_the_command_line(folder: Path) -> N
     shell = CliRunner()
     found = shell.invoke(main, ["run", str(folder / "run"), files[0], str(folder / "absent.wav"), files[1]])
     assert found.exit_code == 2 and "absent.wav does not exist" in found.stderr
-    assert found.stdout.splitlines() == [next(runner.predict(files[:1]))[0].text]
+    assert found.stdout.splitlines() == [next(runner.predict_ranked(files[:1]))[0].text]
     found = shell.invoke(main, ["evaluate", str(folder / "run"), str(folder / "valid.npz")])
     assert found.exit_code == 0 and "wer" in found.stdout and "exact_match" in found.stdout, found.output
     found = shell.invoke(main, ["evaluate", str(folder / "run"), "--corpus", "multi30k"])
@@ -490,8 +492,8 @@ def test_a_listener_learns_and_is_asked_from_the_command_line(folder: Path) -> N
     named = [str(one.text) for one in ElementTree.parse(drawn).iter("{http://www.w3.org/2000/svg}text")]
     assert [word.text for word in looked.word_times] == [name for name in named if not name.endswith(" s")]
     found = shell.invoke(main, ["look", "pronunciation", "cat", *page, "--plot-words", str(drawn)])
-    assert found.exit_code == 2 and "writes down no sounds" in found.stderr
-    assert len(next(runner.predict(files[:1], tasks.override_method(runner.decoding, n_best=2)))) == 2
+    assert found.exit_code == 2 and "needs a model that transcribes speech" in found.stderr
+    assert len(next(runner.predict_ranked(files[:1], tasks.override_method(runner.decoding, n_best=2)))) == 2
 
 
 def test_answers_come_from_the_decoder_the_labels_or_both(folder: Path) -> None:
@@ -573,7 +575,7 @@ def test_a_published_listener_goes_on_with_recordings(folder: Path) -> None:
         and again.generation.forced_prefix == tuple(first)
     )
     assert again.frontend == runner.frontend and learned.result.step == 8
-    answers = [one.text for one, *_ in again.predict([str(folder / "low.wav")])]
+    answers = [one.text for one, *_ in again.predict_ranked([str(folder / "low.wav")])]
     assert answers[0].startswith("high")  # what was told to come first still does
     shorter = build_recipe(folder, *start, "data.features.seconds=0.3")
     with pytest.raises(DataError, match=r"longer than 0\.3 seconds"):
@@ -652,7 +654,7 @@ def test_a_classifier_names_what_it_hears(stem: str, folder: Path) -> None:
     assert found.exit_code == 0 and "100.00" in found.stdout, found.output
     looked = tasks.load(folder / "run").look(str(folder / "mid.wav"))
     assert isinstance(looked.input, tasks.AudioInput)
-    heard = looked.trace["encoder.0.self_attention"].keys * looked.input.seconds_per_position
+    heard = looked["encoder.0.self_attention"].keys * looked.input.seconds_per_position
     assert heard == pytest.approx(len(looked.input.samples) / RATE, abs=2 * looked.input.seconds_per_position)
     with pytest.raises(ConfigError, match="training.validation: given accuracy"):
         tasks.train(

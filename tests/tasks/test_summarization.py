@@ -272,21 +272,21 @@ def test_a_summarizer_trains_answers_scores_and_shows(tmp_path: Path, model: str
     runner = tasks.load(tmp_path / "run")
     assert isinstance(runner, tasks.TextGenerator) and runner.max_source_length == 40
     lines = [*TEXTS, ""]
-    answers = [one[0].text for one in runner.predict(lines)]
-    assert answers == [one[0].text for one in learned.model.predict(lines)] and answers[-1] == ""
+    answers = [one[0].text for one in runner.predict_ranked(lines)]
+    assert answers == [one[0].text for one in learned.model.predict_ranked(lines)] and answers[-1] == ""
     assert all(len(answer) <= 12 + (model == "decoder") * 41 for answer in answers)
     assert runner.n_truncated(lines[0]) == len(lines[0]) - 40 and runner.n_truncated("short") == 0
     same = lines[0][:40] + "something else at the end"
-    assert [one[0].text for one in runner.predict([same])] == answers[:1], "what was cut is not read"
+    assert [one[0].text for one in runner.predict_ranked([same])] == answers[:1], "what was cut is not read"
     report = tasks.evaluate(runner, list(TEXTS.items()), baselines=True)
     assert report.n_truncated == 3 and "3 of them are longer" in str(report)
     first, best = (scores["rouge1"].value for scores in report.baselines.values())
     assert 0 < first <= best and "beside it, the best sentence (oracle): rouge1" in str(report)
     looked = runner.look("short", "A cat")
-    assert all(differences.max() < 1e-5 for differences in looked.trace.certify().values())
+    assert all(differences.max() < 1e-5 for differences in looked.certify().values())
     assert not runner.look("short", "").copy_report, "of an empty answer nothing is told"
     if model == "copies":
-        assert "head.cross_attention" in looked.trace.attentions and "tokens came more out of" in looked.copy_report[0]
+        assert "head.cross_attention" in looked.attentions and "tokens came more out of" in looked.copy_report[0]
     else:
         assert looked.target_tokens[:8] == ["<s>", "s", "h", "o", "r", "t", "<s>", "A"] and not looked.copy_report
 
@@ -304,9 +304,9 @@ def test_a_decoder_alone_goes_on_from_where_it_was_taught(tmp_path: Path) -> Non
     assert isinstance(runner, tasks.TextGenerator)
     [ids] = runner.validate_inputs(["ab"])
     assert ids[-1] == runner.source_tokenizer.bos and ids[:-1] == runner.source_tokenizer.encode("ab")
-    [[answer]] = runner.predict(["ab"], DecodingConfig(Greedy(), LengthLimit(0.0, 5)))
+    [[answer]] = runner.predict_ranked(["ab"], DecodingConfig(Greedy(), LengthLimit(0.0, 5)))
     assert list(answer.tokens[: len(ids)]) == ids
-    [scores] = score(runner.model, [answer.tokens], bos=runner.target_tokenizer.bos)
+    [scores] = score(runner.module, [answer.tokens], bos=runner.target_tokenizer.bos)
     assert sum(scores[len(ids) :]) == pytest.approx(answer.log_probability, abs=1e-4)
     assert answer.text == runner.target_tokenizer.decode(answer.tokens[len(ids) :])
 

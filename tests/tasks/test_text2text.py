@@ -70,9 +70,9 @@ def test_a_task_trains_answers_scores_and_shows(pairs: Path, task: str, model: d
     assert learned.result.step == 8
     runner = qkv.load(pairs / "run")
     lines = ["cat", "", "tactact", "Cat "]
-    answers = list(runner.predict(lines))
+    answers = list(runner.predict_ranked(lines))
     assert len(answers) == len(lines) and answers[1][0].text == ""
-    assert [one[0].text for one in answers] == [one[0].text for one in learned.model.predict(lines)]
+    assert [one[0].text for one in answers] == [one[0].text for one in learned.model.predict_ranked(lines)]
     if task == "pronunciation":
         assert answers[3] == answers[0]
     origin = tasks.parse_data_source([pairs / "valid.tsv"])
@@ -82,7 +82,7 @@ def test_a_task_trains_answers_scores_and_shows(pairs: Path, task: str, model: d
     looked = runner.look("cat")
     assert looked.source_tokens == ["c", "a", "t", "</s>"]
     assert looked.target_tokens[0] == "<s>"
-    assert all(differences.max() < 1e-5 for differences in looked.trace.certify().values())
+    assert all(differences.max() < 1e-5 for differences in looked.certify().values())
     assert json.loads((pairs / "run" / "metrics.jsonl").read_text().splitlines()[0])
 
 
@@ -134,7 +134,7 @@ def test_the_tokens_lie_on_the_disk_while_the_run_lasts(pairs: Path) -> None:
 def compute_logits(runner: tasks.TextGenerator) -> torch.Tensor:
     source, target = torch.tensor([[4, 5, 2]]), torch.tensor([[1, 4, 5]])
     with torch.no_grad():
-        result: torch.Tensor = runner.model(source, target, torch.ones(1, 3, dtype=torch.bool))
+        result: torch.Tensor = runner.module(source, target, torch.ones(1, 3, dtype=torch.bool))
     return result
 
 
@@ -283,14 +283,14 @@ def test_half_the_bytes_give_the_same_answers(pairs: Path) -> None:
     size = (pairs / "half" / "model.safetensors").stat().st_size
     assert size < 0.7 * (pairs / "run" / "model.safetensors").stat().st_size
     half = qkv.load(pairs / "half")
-    assert [a[0].text for a in half.predict(WORDS)] == [a[0].text for a in learned.model.predict(WORDS)]
+    assert [a[0].text for a in half.predict_ranked(WORDS)] == [a[0].text for a in learned.model.predict_ranked(WORDS)]
 
 
 def test_decoding_can_be_widened_and_narrowed(pairs: Path) -> None:
     runner = tasks.train(build_recipe(pairs), folder=pairs / "run", reporter=NullReporter()).model
-    [several] = runner.predict(["cat"], override_method(runner.decoding, n_best=3))
+    [several] = runner.predict_ranked(["cat"], override_method(runner.decoding, n_best=3))
     assert len(several) == 3 and several[0].score >= several[1].score >= several[2].score
-    [[greedy]] = runner.predict(["cat"], override_method(runner.decoding, beam=1))
+    [[greedy]] = runner.predict_ranked(["cat"], override_method(runner.decoding, beam=1))
     assert greedy.log_probability <= 0
 
 

@@ -95,7 +95,7 @@ def test_the_page_holds_the_tensors_themselves(tmp_path: Path) -> None:
         reports = [entry for entry in report_heads(trace) if entry.place == one["place"]]
         for name in ("entropy", "sink", "previous"):
             assert one["statistics"][name] == pytest.approx([getattr(entry, name) for entry in reports], rel=1e-4)
-        largest = attention.weights()[0].amax(dim=-1).mean(dim=-1).tolist()
+        largest = attention.compute_weights()[0].amax(dim=-1).mean(dim=-1).tolist()
         assert one["statistics"]["largest"] == pytest.approx(largest, rel=1e-4)
     logits = trace.logits
     assert logits is not None
@@ -167,7 +167,7 @@ def test_the_page_has_all_it_takes_to_recompute_the_weights() -> None:
     for name, trace in make_traces().items():
         made = encode_document(trace)
         for one in made.data["runs"][0]["attentions"]:
-            expected = trace[one["place"]].weights()[0].detach()
+            expected = trace[one["place"]].compute_weights()[0].detach()
             assert torch.allclose(recompute_weights(one, made.blocks), expected, atol=1e-6), (name, one["place"])
             ruled = name in ("rich", "step by step") or (name == "encoder-decoder" and one["kind"] == "self")
             assert not ruled or ("rule" in one and "visible" not in one), name
@@ -182,7 +182,9 @@ def test_smaller_numbers_tell_their_error(kind: Literal["float16", "int8"]) -> N
         worst = 0.0
         for one in run["attentions"]:
             assert ("context" in one) == (kind == "float16")
-            difference = (recompute_weights(one, made.blocks) - trace[one["place"]].weights()[0].detach()).abs().max()
+            difference = (
+                (recompute_weights(one, made.blocks) - trace[one["place"]].compute_weights()[0].detach()).abs().max()
+            )
             worst = max(worst, float(difference))
         assert made.data["precision"]["error"] == pytest.approx(worst, abs=1e-6), name
         assert worst < {"float16": 1e-3, "int8": 0.02}[kind]
@@ -301,7 +303,7 @@ def test_a_long_run_is_told_from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
     (run,) = made.data["runs"]
     (one,) = run["attentions"]
     assert run["long"] and "query" not in one and one["overview_heads"] == [0, 1, 2, 3]
-    weights = trace["decoder.0.self_attention"].weights()[0].detach()
+    weights = trace["decoder.0.self_attention"].compute_weights()[0].detach()
     pooled = functional.max_pool2d(weights, 2)
     assert numpy.allclose(decode_block(made.blocks, one["overview"]), pooled.numpy(), atol=1e-3)
     largest = decode_block(made.blocks, one["per_query"]["largest"])
@@ -315,7 +317,7 @@ def test_a_long_run_is_told_from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_tile_is_what_the_matrix_has_there() -> None:
     attention = make_traces()["step by step"]["decoder.0.self_attention"]
-    weights = attention.weights(1)[0].detach()
+    weights = attention.compute_weights(1)[0].detach()
     for rows, columns, size in (((0, 12), (0, 12), 12), ((3, 10), (2, 9), 3), ((0, 5), (5, 12), 4)):
         found, pooled = overview.compute_tile(attention, 1, rows, columns, size)
         down, across = pooled

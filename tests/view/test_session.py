@@ -52,7 +52,7 @@ def test_a_look_with_changes_is_what_its_code_makes(session: Session, capsys: py
     names: dict[str, Any] = {}
     exec(run["code"], names)
     assert capsys.readouterr().out.strip() == names["result"].answer.text
-    logits = names["result"].trace.logits[0]
+    logits = names["result"].logits[0]
     for position, answer in enumerate(run["answers"]):
         assert answer["chosen"][1] == pytest.approx(float(logits[position].softmax(-1).max()), abs=1e-5) or (
             answer["chosen"][0] != answer["best"][0][0]
@@ -74,7 +74,7 @@ def test_hiding_everywhere_is_told_by_the_weights(session: Session) -> None:
 
 def test_questions_are_answered(session: Session, runner: TextGenerator) -> None:
     attention = session.runs[0].trace[CROSS]
-    weights = attention.weights(1)[0].detach().numpy()
+    weights = attention.compute_weights(1)[0].detach().numpy()
     where = {"place": CROSS, "head": 1}
 
     def block(blocks: bytes, described: dict[str, Any]) -> Any:
@@ -92,7 +92,7 @@ def test_questions_are_answered(session: Session, runner: TextGenerator) -> None
     reply, _ = session.ask({"ask": "why", "position": 1})
     trace = session.runs[0].trace
     assert trace.target is not None
-    expected = lens.explain(runner.model, trace.source, trace.target, 1)
+    expected = lens.explain(runner.module, trace.source, trace.target, 1)
     assert reply["why"]["p"] == pytest.approx(expected.probability)
     assert [one["key"] for one in reply["why"]["effects"]] == [one.position for one in expected.effects]
     reply, _ = session.ask({"ask": "look", "text": "key"})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -60,24 +60,22 @@ def _to_hugging_face(place: Path, folder: Path, dtype_name: str, allow_pickle: b
     export.to_hugging_face(pretrained.load(place, dtype=dtype, allow_pickle=allow_pickle), place, folder)
 
 
-def _to_onnx(model: TaskModel, place: Path, folder: Path) -> None:
-    from qkv import tasks
+def _to_onnx(model: Any, place: Path, folder: Path) -> None:
     from qkv.pretrained import export
 
     with export.create_folder(folder) as part:
-        export.to_onnx(model.model, part)
+        export.to_onnx(model.module, part)
         if (place / "config.json").is_file():
             export.copy_sidecar_files(place, part)
-        elif isinstance(model, tasks.TextGenerator):
+        elif "generation" in model.capabilities:
             model.source_tokenizer.save(part / "source.tokenizer.json")
             model.target_tokenizer.save(part / "target.tokenizer.json")
 
 
-def _to_ctranslate2(model: TaskModel, place: Path, folder: Path) -> None:
-    from qkv import tasks
+def _to_ctranslate2(model: Any, place: Path, folder: Path) -> None:
     from qkv.pretrained import export
 
-    if not isinstance(model, tasks.TextGenerator):
+    if "generation" not in model.capabilities:
         raise CheckpointError(f"{place} gives no text; CTranslate2 takes decoders, and encoders with a decoder")
     rules = model.generation
     ends = (model.target_tokenizer.eos,) if rules is None else rules.eos
@@ -85,7 +83,7 @@ def _to_ctranslate2(model: TaskModel, place: Path, folder: Path) -> None:
         raise CheckpointError(f"{place} says no token that ends an answer; add eos_token_id to its config.json")
     with export.create_folder(folder) as part:
         export.to_ctranslate2(
-            model.model,
+            model.module,
             part,
             model.source_tokenizer,
             model.target_tokenizer,
@@ -106,10 +104,9 @@ def _to_ctranslate2(model: TaskModel, place: Path, folder: Path) -> None:
 
 
 def _to_qkv(model: TaskModel, place: Path, folder: Path) -> None:
-    from qkv import tasks
     from qkv.pretrained import export
 
-    if isinstance(model, tasks.TextGenerator) and model.frontend is not None:
+    if {"generation", "audio"} <= model.capabilities:
         raise CheckpointError(f"{place} hears and writes; a folder of this package holds other models: use it as it is")
     with export.create_folder(folder) as part:
         model.save(part)

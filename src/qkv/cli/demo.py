@@ -29,7 +29,7 @@ def demo(minutes: float, folder: Path) -> None:
 
     runner = tasks.load("pronunciation")
     _echo_command(f"qkv run pronunciation {' '.join(WORDS)}")
-    for word, answers in zip(WORDS, runner.predict(WORDS), strict=True):
+    for word, answers in zip(WORDS, runner.predict_ranked(WORDS), strict=True):
         click.echo(f"{word:12} {answers[0].text}")
 
     _echo_command(f"qkv look pronunciation {LOOK_WORD} --html look.html")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -61,8 +61,8 @@ def evaluate(
 
     if corpus is not None and paths:
         tasks.parse_data_source(paths, corpus, options)  # refuses both, before a model is opened
-    runner = tasks.load(model, dtype=dtype, allow_pickle=allow_pickle)
-    if isinstance(runner, tasks.DecisionTransformerAgent):
+    runner: Any = tasks.load(model, dtype=dtype, allow_pickle=allow_pickle)
+    if "rollout" in runner.capabilities:
         if corpus or beam or multi_bleu or answers:
             raise DataError(
                 "a model that acts is asked for returns; leave --corpus, --beam, --multi-bleu, --answers out"
@@ -77,7 +77,7 @@ def evaluate(
         raise DataError(
             "--plot-returns was given; it draws what a model that acts achieved, and this one answers lines"
         )
-    if tasks.get_audio_features(runner) is not None:
+    if runner.audio_features is not None:
         if multi_bleu or baselines:
             raise DataError("--multi-bleu or --baselines was given; they are for texts, and this model hears")
         found = tasks.load_recordings(paths, corpus, options)
@@ -92,8 +92,8 @@ def evaluate(
             )
         click.echo(tasks.evaluate_perplexity(runner, texts))
         return
-    pairs = tasks.load_image_candidates(paths, corpus, options) if isinstance(runner, tasks.ImageTextModel) else None
-    if isinstance(runner, tasks.EncoderModel) and runner.is_vision_model:
+    pairs = tasks.load_image_candidates(paths, corpus, options) if "candidates" in runner.capabilities else None
+    if "image" in runner.capabilities:
         pairs = tasks.load_image_labels(paths, corpus, options, runner.labels)
     if pairs is None:
         pairs = tasks.prepare_pairs([tasks.parse_data_source(paths, corpus, options)], runner.task)

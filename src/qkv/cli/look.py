@@ -134,12 +134,10 @@ def _plot_words(runner: TaskModel, line: str, answer: str | None, path: Path) ->
     """Draw the sound that a line names, and when each word of the answer was said."""
     from qkv import tasks, view
 
-    features = tasks.get_audio_features(runner) if isinstance(runner, tasks.TextGenerator) else None
-    if features is None or not isinstance(runner, tasks.TextGenerator) or runner.frontend is None:
-        raise DataError(f"--plot-words {path} was given; this model writes down no sounds: leave it out")
+    features = runner.audio_features
+    if features is None or "word_times" not in runner.capabilities:
+        raise DataError(f"--plot-words {path} was given; it needs a model that transcribes speech: leave it out")
     looked = runner.look(line, answer)
     assert isinstance(looked.input, tasks.AudioInput)
     samples = looked.input.samples
-    view.plot_words(
-        samples, features.sample_rate, runner.frontend.extract_features(samples)[0], looked.word_times, path, line
-    )
+    view.plot_words(samples, features.sample_rate, features(samples), looked.word_times, path, line)

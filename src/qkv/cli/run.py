@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -64,7 +64,7 @@ def run(
     glossary = () if glossary_path is None else tuple(reading.Tsv(glossary_path))
     wanted = tasks.OutputConstraints(include, exclude, glossary, placeholders)
     runner = tasks.load(model, dtype=dtype, allow_pickle=allow_pickle)
-    if (wanted or tags) and not isinstance(runner, tasks.TextGenerator):
+    if (wanted or tags) and "generation" not in runner.capabilities:
         raise DataError("phrases, placeholders or tags were given; they are for models that answer in words")
     decoding = tasks.override_method(runner.decoding, beam=beam, n_best=n_best)
     strange: dict[str, None] = {}
@@ -83,7 +83,7 @@ def run(
                 wanted.for_line(bare)
                 strange.update(dict.fromkeys(runner.unknown_symbols(bare)))
                 unread.extend(filter(None, [runner.n_truncated(bare)]))
-                if isinstance(runner, tasks.TextGenerator) and runner.missing_prefix(bare):
+                if runner.missing_prefix(bare):
                     unled.append(bare)
                 asked.append(bare)
                 yield line
@@ -91,11 +91,11 @@ def run(
             wrong.append(error)
 
     def answered(lines: Iterable[str]) -> Iterator[list[Answer]]:
-        if not isinstance(runner, tasks.TextGenerator):
-            return runner.predict(lines, decoding)
         if tags:
-            return tasks.translate_tagged(runner, lines, decoding, wanted)
-        return runner.predict(lines, decoding, constraints=wanted)
+            generator: Any = runner
+            return tasks.translate_tagged(generator, lines, decoding, wanted)
+        options: dict[str, Any] = {"constraints": wanted} if wanted else {}
+        return runner.predict_ranked(lines, decoding, **options)
 
     number = itertools.count()
     for batch in [text] if text else _read_stdin_batches():
@@ -121,7 +121,6 @@ def _format_notes(
     violations: list[str],
 ) -> Iterator[str]:
     """What is to be said of the lines that were answered."""
-    from qkv import tasks
 
     if unknown_symbols:
         shown = ", ".join(map(ascii if not sys.stderr.isatty() else repr, unknown_symbols[:10]))
@@ -132,7 +131,7 @@ def _format_notes(
             f"ends were "
             "not read."
         )
-    if without_prefix and isinstance(runner, tasks.TextGenerator):
+    if without_prefix:
         yield (
             f"{len(without_prefix):,} of the lines begin with none of {', '.join(runner.prefixes)}, by which this "
             f"model is told "

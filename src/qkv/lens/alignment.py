@@ -209,7 +209,7 @@ def _get_token_weights(attention: AttentionTrace, head: int, query: QueryChoice,
     """Weights (target tokens, source tokens) of the tokens after the begin token."""
     if query not in ("predicting", "reading"):
         raise QkvError(f"query={query!r} was given; expected 'predicting' or 'reading'")
-    weights = attention.weights(head)[row].detach().float().cpu()
+    weights = attention.compute_weights(head)[row].detach().float().cpu()
     return weights if query == "predicting" else weights[1:]
 
 

@@ -64,7 +64,7 @@ def attention_rollout(trace: Trace, stack: str = "encoder") -> Tensor:
         raise QkvError(f"no self-attention of stack={stack!r} is in this trace; it has: {', '.join(trace.attentions)}")
     flowing: Tensor | None = None
     for attention in own:
-        weights = attention.weights().mean(dim=1)
+        weights = attention.compute_weights().mean(dim=1)
         mixed = 0.5 * weights + 0.5 * torch.eye(weights.shape[-1], device=weights.device)
         mixed = mixed / mixed.sum(dim=-1, keepdim=True)
         flowing = mixed if flowing is None else mixed @ flowing

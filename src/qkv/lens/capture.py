@@ -110,7 +110,7 @@ def read_capture(path: str | Path, *, certify: bool = True) -> Capture:
             calls = [_build_call(one, tensors) for one in said["calls"]]
             attentions[place] = AttentionTrace(place, calls, _get_block(tensors, said["output_weight"]))
         inputs = {name: _get_block(tensors, block) for name, block in header["inputs"].items()}
-        trace = Trace({place: list(one.calls) for place, one in attentions.items()}, attentions, **inputs)
+        trace = Trace({place: list(one.calls) for place, one in attentions.items()}, attentions, **inputs)  # type: ignore[arg-type]
         tokens = {side: None if own is None else tuple(own) for side, own in header["tokens"].items()}
         claims = {place: torch.tensor(worst, dtype=torch.float64) for place, worst in header["claims"].items()}
         if set(claims) != set(attentions):

@@ -44,7 +44,7 @@ def attribute_copies(model: SequenceModel, trace: Trace, row: int = 0) -> list[C
     attention = trace[COPY_ATTENTION_PLACE]
     hidden = model.decoder.final_norm(trace.tensor(f"decoder.{model.decoder.depth - 1}", "residual"))[row]
     gates = model.head.gate(torch.cat((attention.context[row, 0], hidden), dim=-1))[:, 0].sigmoid().tolist()
-    weights, source = attention.weights(0)[row], trace.source[row]
+    weights, source = attention.compute_weights(0)[row], trace.source[row]
     probabilities = trace.logits[row].float().softmax(dim=-1)
     found = []
     for asked, token in enumerate(trace.target[row, 1:].tolist()):

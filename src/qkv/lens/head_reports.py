@@ -70,7 +70,9 @@ def head_similarity(left: AttentionTrace, right: AttentionTrace) -> Tensor:
         )
     shared = torch.zeros(left.heads, right.heads)
     for begin, weights in _iterate_weights(left.compute_chunks()):
-        others = right.weights(rows=range(begin, begin + weights.shape[2])).float().cpu()[..., : weights.shape[3]]
+        others = (
+            right.compute_weights(rows=range(begin, begin + weights.shape[2])).float().cpu()[..., : weights.shape[3]]
+        )
         for head in range(left.heads):
             shared[head] += torch.minimum(weights[:, head : head + 1], others).sum(dim=-1).mean(dim=0).sum(dim=-1)
     return shared / left.queries

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from qkv.errors import QkvError
 from qkv.lens.trace import AttentionTrace
-from qkv.tap import NO_TAP, Site, Tap
+from qkv.tap import NO_TAP, Site, Tap, matches_place
 
 ReplacementFunction = Callable[[Tensor, int], Tensor]
 """From what passes a site, and the position of the first query there, to what the model shall go on with."""
@@ -56,6 +56,10 @@ class Compose(Tap):
         for tap in self._taps:
             tap.score_terms(**terms)
 
+    def patterns(self) -> tuple[str, ...]:
+        """The patterns of all of them."""
+        return tuple(pattern for tap in self._taps for pattern in tap.patterns())
+
     def at(self, place: str) -> Compose:
         """Return all of them, seen from a part of the model."""
         return Compose(*(tap.at(place) for tap in self._taps))
@@ -72,10 +76,7 @@ class _PlaceMatcher:
         self.pattern, self.place = pattern, place
         self.counts: dict[str, int] = {} if counts is None else counts
         self.begin, self._keys = 0, 0
-        names, parts = pattern.split("."), place.split(".")
-        self.matches = len(names) == len(parts) and all(
-            name in ("*", part) for name, part in zip(names, parts, strict=True)
-        )
+        self.matches = matches_place(pattern, place)
 
     def at(self, part: str) -> _PlaceMatcher:
         return _PlaceMatcher(self.pattern, f"{self.place}.{part}" if self.place else part, self.counts)
@@ -116,6 +117,10 @@ class _ReplaceTap(Tap):
     def score_terms(self, **terms: object) -> None:
         """Pass on how this attention forms its scores."""
         self._inner.score_terms(**terms)
+
+    def patterns(self) -> tuple[str, ...]:
+        """The pattern of this intervention, and those of the inner tap."""
+        return (self._matcher.pattern, *self._inner.patterns())
 
     def at(self, place: str) -> _ReplaceTap:
         """Return the same intervention, seen from a part of the model."""
@@ -159,21 +164,29 @@ class _KnockOutTap(Tap):
         hidden[:, _build_index(heads or [0], 2), _build_index(rows or [0], 1), keys] = -math.inf
         return hidden
 
+    def patterns(self) -> tuple[str, ...]:
+        """The pattern of this intervention."""
+        return (self._matcher.pattern,)
+
     def at(self, place: str) -> _KnockOutTap:
         """Return the same intervention, seen from a part of the model."""
         return _KnockOutTap(self._matcher.at(place), self._keys, self._queries, self._heads)
 
 
 def knock_out(
-    place: str, keys: Sequence[int], queries: Sequence[int] | None = None, heads: Sequence[int] | None = None
+    place: str,
+    keys: Sequence[int],
+    queries: Sequence[int] | None = None,
+    heads: Sequence[int] | None = None,
+    *,
+    head: int | None = None,
 ) -> Tap:
     """Let some queries (all unless given) not look at some keys, in some heads (all unless given).
 
     A query that has no key left takes nothing. Raises QkvError for positions below 0 and heads that there are not.
     """
-    return _KnockOutTap(
-        _PlaceMatcher(place), _check_positions(keys), None if queries is None else _check_positions(queries), heads
-    )
+    rows = None if queries is None else _check_positions(queries)
+    return _KnockOutTap(_PlaceMatcher(place), _check_positions(keys), rows, _select_heads(heads, head))
 
 
 def ablate(
@@ -182,6 +195,8 @@ def ablate(
     by: Literal["zero", "mean", "resample"] = "zero",
     of: AttentionTrace | None = None,
     seed: int = 0,
+    *,
+    head: int | None = None,
 ) -> Tap:
     """Take from heads (all unless given) what they found out: the context of each becomes 0 or that of another run.
 
@@ -189,6 +204,7 @@ def ablate(
     position, what the head took at another one of that run, drawn once by `seed`, in all heads alike.
     Raises QkvError where `of` is missing or has another shape.
     """
+    heads = _select_heads(heads, head)
     if by == "zero":
         return _ReplaceTap(
             _PlaceMatcher(place), "context", lambda tensor, _: _replace(tensor, None, heads, place), NO_TAP
@@ -217,6 +233,7 @@ def patch(
     of: AttentionTrace,
     *,
     heads: Sequence[int] | None = None,
+    head: int | None = None,
     positions: Sequence[int] | None = None,
     row: int = 0,
 ) -> Tap:
@@ -225,6 +242,7 @@ def patch(
     heads: all unless given; of keys and values they are the kv_heads. positions: of queries, or of keys for "key"
     and "value"; all unless given. Raises QkvError where the other run is too short or has another shape.
     """
+    heads = _select_heads(heads, head)
     if site not in ("query", "key", "value", "context"):
         raise QkvError(f"site={site!r} was given; expected query, key, value or context")
     other: Tensor = getattr(of, site)
@@ -247,13 +265,15 @@ def patch(
     return _ReplaceTap(_PlaceMatcher(place), site, patched, NO_TAP)
 
 
-def swap_values(place: str, first: int, second: int, heads: Sequence[int] | None = None) -> Tap:
+def swap_values(
+    place: str, first: int, second: int, heads: Sequence[int] | None = None, *, head: int | None = None
+) -> Tap:
     """Let the keys at two positions say what the other would say, in some kv_heads (all unless given).
 
     Who is looked at stays as it was. In a causal self-attention the later value reaches earlier queries; step by
     step nothing is swapped before both are there.
     """
-    positions = _check_positions([first, second])
+    positions, heads = _check_positions([first, second]), _select_heads(heads, head)
 
     def swapped(tensor: Tensor, _: int) -> Tensor:
         if max(positions) >= tensor.shape[2]:
@@ -277,6 +297,13 @@ def _replace(
     changed = tensor.clone()
     changed[:, _build_index(chosen, 1), where] = 0.0 if new is None else new.to(tensor)[:, chosen]
     return changed
+
+
+def _select_heads(heads: Sequence[int] | None, head: int | None) -> Sequence[int] | None:
+    """The heads that `heads` or `head` names; None for all of them."""
+    if heads is not None and head is not None:
+        raise QkvError(f"heads={list(heads)} and head={head} were given; expected one of the two")
+    return heads if head is None else [head]
 
 
 def _build_index(numbers: Sequence[int], axes: int) -> Tensor:

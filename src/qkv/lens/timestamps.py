@@ -41,7 +41,7 @@ def compute_attention_map(
         raise QkvError("no heads were given; expected pairs of block and head, such as a model's alignment_heads")
     maps = []
     for block, head in heads:
-        weights = trace[f"decoder.{block}.cross_attention"].weights(head)[0, :, :positions].float()
+        weights = trace[f"decoder.{block}.cross_attention"].compute_weights(head)[0, :, :positions].float()
         weights = weights / weights.sum(dim=-1, keepdim=True)
         spread, mean = torch.std_mean(weights, dim=0, keepdim=True, correction=0)
         maps.append((weights - mean) / spread.clamp(min=torch.finfo(torch.float32).tiny))

@@ -7,25 +7,34 @@ far weights @ value is from the context that the model really used.
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from qkv.errors import QkvError
+from qkv.errors import MissingExtraError, QkvError
 from qkv.lens import recompute
 from qkv.lens.chunks import WeightChunks
 from qkv.lens.recorder import Call
 from qkv.mask import Span
+from qkv.tap import nearest_place
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from qkv.lens.head_reports import HeadReport
 
 _BLOCK = 256  # rows of a matrix that are built at once
+_MAX_TICKS = 60  # labels beside a plot
+_PRINTED_PLACES = 40
+_RENDERERS: list[Callable[[Trace], str] | None] = [None]  # the page registers itself here, as it lies above the lens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AttentionTrace:
     """One attention's part of a trace. Several calls (decoding step by step) read as one, query after query."""
 
@@ -33,6 +42,10 @@ class AttentionTrace:
     calls: Sequence[Call]
     output_weight: Tensor | None = None
     """W_O by head, (heads, d_value, d_model); None where the model has none."""
+    query_tokens: Sequence[str] = ()
+    """What the positions of the queries are called; empty where nobody has said."""
+    key_tokens: Sequence[str] = ()
+    """What the positions of the keys are called, likewise."""
 
     def __post_init__(self) -> None:
         if len({call["query"].shape[0] for call in self.calls}) > 1:
@@ -98,14 +111,56 @@ class AttentionTrace:
         scale = self.score_terms.get("scale")
         return float(1 / math.sqrt(self.key.shape[-1]) if scale is None else scale)
 
-    def scores(self, head: int | None = None, rows: Sequence[int] | None = None) -> Tensor:
+    @cached_property
+    def weights(self) -> Tensor:
+        """All attention weights, (batch, heads, queries, keys): each row sums to 1, to less where a sink takes a
+        share, to 0 where nothing is visible. `compute_weights` gives a part of them."""
+        return self.compute_weights()
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """All scores before the softmax, (batch, heads, queries, keys); -inf where a query may not attend."""
+        return self.compute_scores()
+
+    def to_numpy(self) -> np.ndarray:
+        """Return the weights as a NumPy array, (batch, heads, queries, keys)."""
+        return self.weights.detach().float().cpu().numpy()
+
+    def plot(self, head: int = 0, *, row: int = 0, ax: Any = None) -> Any:
+        """Draw the weights of one head as a heat map and return the matplotlib axes.
+
+        row: which row of the batch. ax: the axes to draw on; a new figure unless given.
+        Raises MissingExtraError without matplotlib, QkvError for a head that does not exist.
+        """
+        try:
+            from matplotlib import pyplot
+        except ImportError as error:
+            raise MissingExtraError(
+                "plotting needs matplotlib, which is not installed; run: pip install 'qkv[plot]'"
+            ) from error
+        weights = self.compute_weights(self._check_head(head))[row].detach().float().cpu().numpy()
+        ax = pyplot.subplots()[1] if ax is None else ax
+        ax.imshow(weights, vmin=0.0, aspect="auto")
+        ax.set(xlabel="key", ylabel="query", title=f"{self.place}, head {head}")
+        for axis, labels in ((ax.xaxis, self.key_tokens), (ax.yaxis, self.query_tokens)):
+            if 0 < len(labels) <= _MAX_TICKS:
+                axis.set_ticks(range(len(labels)), labels, rotation=90 if axis is ax.xaxis else 0)
+        return ax
+
+    def __repr__(self) -> str:
+        return (
+            f"{self.place}: {self.heads} heads, {self.queries} queries x {self.keys} keys, "
+            f"d_key {self.key.shape[-1]}, d_value {self.value.shape[-1]}"
+        )
+
+    def compute_scores(self, head: int | None = None, rows: Sequence[int] | None = None) -> Tensor:
         """Before the softmax, everything added; -inf where a query may not look.
 
         Returns (batch, heads, queries, keys), or (batch, queries, keys) for one head; `rows` picks queries.
         """
         return self._compute_matrix(head, rows, weights=False)
 
-    def weights(self, head: int | None = None, rows: Sequence[int] | None = None) -> Tensor:
+    def compute_weights(self, head: int | None = None, rows: Sequence[int] | None = None) -> Tensor:
         """After the softmax: each row sums to 1, to less where a sink takes a share, to 0 where nothing is visible.
 
         Returns (batch, heads, queries, keys), or (batch, queries, keys) for one head; `rows` picks queries.
@@ -165,7 +220,7 @@ class AttentionTrace:
         if self.output_weight is not None:
             value = value @ self.output_weight[head]
         norms: Tensor = torch.linalg.vector_norm(value, dim=-1)
-        return self.weights(head, rows) * norms[:, None, :]
+        return self.compute_weights(head, rows) * norms[:, None, :]
 
     def compute_chunks(self) -> WeightChunks:
         """All weights a few rows at a time, for several that go over them one after the other."""
@@ -225,23 +280,86 @@ class AttentionTrace:
         return matrix if head is None else matrix[:, 0]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace:
-    """Everything one look saw, by place ("decoder.3.cross_attention") and site; see `qkv.tap` for the sites."""
+    """Everything one look saw, by place ("decoder.3.cross_attention") and site; see `qkv.tap` for the sites.
+
+    text, answer: what the model was given, and its answer; "" and None where the model was given tensors.
+    source_tokens, target_tokens: what the positions that were read are called. input: the image, audio or trajectory
+    that was read, if any. answer_start: the position in the target of the first token of the answer itself, after the
+    begin token and the prompt. word_times: when each word of a transcript was said. copy_report: in words, which
+    tokens a pointer-generator copied from the source. token_names: what the possible answers are called.
+
+    Example: `qkv.look(qkv.load("pronunciation"), "knight")["decoder.2.cross_attention"].weights`
+    """
 
     calls: Mapping[str, Sequence[Call]]
     attentions: Mapping[str, AttentionTrace]
     logits: Tensor | None = None
     source: Tensor | None = None
     target: Tensor | None = None
+    text: str = ""
+    answer: Any = None
+    source_tokens: Sequence[str] = ()
+    target_tokens: Sequence[str] = ()
+    input: Any = None
+    answer_start: int = 1
+    word_times: tuple[Any, ...] = ()
+    copy_report: Sequence[str] = ()
+    token_names: Callable[[Sequence[int]], list[str]] | None = None
+
+    def __post_init__(self) -> None:
+        if self.source_tokens or self.target_tokens:
+            named = {
+                place: replace(
+                    one, query_tokens=self._tokens_of(one.side), key_tokens=self._key_tokens(place, one.side)
+                )
+                for place, one in self.attentions.items()
+            }
+            object.__setattr__(self, "attentions", named)
+
+    def _tokens_of(self, side: str) -> Sequence[str]:
+        return self.source_tokens if side == "source" else self.target_tokens
+
+    def _key_tokens(self, place: str, side: str) -> Sequence[str]:
+        return self.source_tokens if place.endswith("cross_attention") else self._tokens_of(side)
+
+    @property
+    def places(self) -> list[str]:
+        """The names of all attentions, such as "decoder.3.cross_attention"."""
+        return list(self.attentions)
+
+    def __repr__(self) -> str:
+        lines = [] if not self.text else [f"input:  {self.text}"]
+        lines += [] if self.answer is None else [f"answer: {self.answer}"]
+        for name, tokens in (("source", self.source_tokens), ("target", self.target_tokens)):
+            lines += [f"{name}: {' '.join(tokens[:_PRINTED_PLACES])}"] if tokens else []
+        lines.append(f"{'place':32} {'heads':>5} {'queries':>8} {'keys':>6}")
+        shown = list(self)[:_PRINTED_PLACES]
+        lines += [f"{one.place:32} {one.heads:5} {one.queries:8,} {one.keys:6,}" for one in shown]
+        if len(self) > len(shown):
+            lines.append(f"... and {len(self) - len(shown)} more")
+        return "\n".join(lines)
+
+    @property
+    def heads(self) -> list[HeadReport]:
+        """A report on every head of every attention: how it looks at the previous token, how far, how sharply ..."""
+        from qkv.lens.head_reports import report_heads
+
+        return report_heads(self)
+
+    def _repr_html_(self) -> str | None:
+        return None if _RENDERERS[0] is None else _RENDERERS[0](self)
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return self.places
 
     def __getitem__(self, place: str) -> AttentionTrace:
         """The attention at a place, e.g. trace["decoder.3.cross_attention"]."""
         if place not in self.attentions:
-            near = difflib.get_close_matches(place, self.attentions, n=1, cutoff=0.0)
             known = ", ".join(self.attentions) or "none"
-            hint = f"; nearest is {near[0]!r}" if near else ""
-            raise QkvError(f"no attention at {place!r} in this trace{hint}. It has: {known}")
+            near = nearest_place(place, self.attentions)
+            raise QkvError(f"there is no attention at {place!r} in this trace{near} It has: {known}")
         return self.attentions[place]
 
     def __iter__(self) -> Iterator[AttentionTrace]:

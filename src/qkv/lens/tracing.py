@@ -11,7 +11,7 @@ from qkv.errors import QkvError
 from qkv.lens.recorder import Recorder
 from qkv.lens.trace import AttentionTrace, Trace
 from qkv.models import SequenceModel
-from qkv.tap import NO_TAP, Tap
+from qkv.tap import NO_TAP, Tap, check_patterns
 
 
 def look(
@@ -30,6 +30,7 @@ def look(
     The logits are the same to the bit as without looking. Dropout, in a model in training mode, is not part of what
     is recomputed: call model.eval() first.
     """
+    check_patterns(tap, list_places(model))
     device = next(model.parameters()).device
     source, target = _to_batch(source, "source", device), _to_batch(target, "target", device)
     recorder = Recorder(tap)
@@ -67,6 +68,26 @@ def _to_batch(values: Tensor | Sequence[int] | None, name: str, device: torch.de
             "give the numbers of its tokens, e.g. tokenizer.encode(text). Of images or sounds, give a batch"
         )
     return batch
+
+
+def list_places(model: nn.Module) -> list[str]:
+    """Return the names of all places of a model, such as "encoder.0.self_attention", as taps are told them."""
+    places = []
+    for name, module in model.named_modules():
+        parts = name.split(".")
+        place = ".".join(part for part in parts if part != "blocks")
+        if parts[-1] == "blocks" or not place:
+            continue
+        places.append(place)
+        places += [f"{place}.{part}" for part in getattr(module, "attention_places", ())]
+        owner = model.get_submodule(".".join(parts[: parts.index("blocks")])) if "blocks" in parts else module
+        blocks, repeats = getattr(owner, "blocks", ()), getattr(getattr(owner, "config", None), "repeats", 1)
+        if "blocks" in parts and repeats > 1:  # a stack that repeats its blocks counts on
+            at = parts.index("blocks")
+            for turn in range(1, repeats):
+                number = str(int(parts[at + 1]) + turn * len(blocks))
+                places.append(".".join([*parts[:at], number, *parts[at + 2 :]]))
+    return places
 
 
 def find_submodule(model: nn.Module, place: str) -> object:

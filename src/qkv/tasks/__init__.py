@@ -32,6 +32,7 @@ from qkv.tasks.recipes import list_recipes, read_recipe
 from qkv.tasks.reinforcement_learning.config import DecisionTransformer, DecisionTransformerConfig, TrajectoryData
 
 if TYPE_CHECKING:
+    from qkv.tasks.base import Answer, TaskModel
     from qkv.tasks.encoder_model import EncoderModel
     from qkv.tasks.evaluator import (
         EvaluationReport,
@@ -39,11 +40,10 @@ if TYPE_CHECKING:
         evaluate,
         evaluate_perplexity,
         evaluate_recordings,
-        get_audio_features,
     )
     from qkv.tasks.fitting import TrainedModel, fit, load_data, train
     from qkv.tasks.image_text.model import ImageTextModel
-    from qkv.tasks.loader import SHIPPED_MODELS, Dtype, TaskModel, find_model_path, load, load_model_folder
+    from qkv.tasks.loader import SHIPPED_MODELS, Dtype, find_model_path, load, load_model_folder
     from qkv.tasks.output_constraints import LineConstraints, OutputConstraints
     from qkv.tasks.registry import TASKS, Task
     from qkv.tasks.reinforcement_learning.model import (
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
         with_prefix,
     )
     from qkv.tasks.text2text.tags import strip_tags, translate_tagged
-    from qkv.tasks.text_generator import Answer, AudioInput, LookResult, TextGenerator, TrajectoryInput, override_method
+    from qkv.tasks.text_generator import AudioInput, TextGenerator, TrajectoryInput, override_method
 
 _EXPORTS = {
     "reinforcement_learning.model": ("DecisionTransformerAgent", "parse_evaluation_options", "evaluate_agent"),
@@ -83,16 +83,16 @@ _EXPORTS = {
         "EvaluationReport",
         "evaluate",
         "evaluate_recordings",
-        "get_audio_features",
         "evaluate_perplexity",
     ),
     "registry": ("TASKS", "Task"),
     "fitting": ("TrainedModel", "load_data", "fit", "train"),
-    "loader": ("SHIPPED_MODELS", "Dtype", "TaskModel", "find_model_path", "load", "load_model_folder"),
+    "base": ("Answer", "TaskModel"),
+    "loader": ("SHIPPED_MODELS", "Dtype", "find_model_path", "load", "load_model_folder"),
     "text2text.tags": ("translate_tagged", "strip_tags"),
     "image_text.model": ("ImageTextModel",),
     "encoder_model": ("EncoderModel",),
-    "text_generator": ("Answer", "LookResult", "TextGenerator", "AudioInput", "TrajectoryInput", "override_method"),
+    "text_generator": ("TextGenerator", "AudioInput", "TrajectoryInput", "override_method"),
     "output_constraints": ("OutputConstraints", "LineConstraints"),
 }
 _MODULE_OF = {name: home for home, names in _EXPORTS.items() for name in names}
@@ -113,7 +113,6 @@ __all__ = [
     "Pretrained",
     "SpeechConfig",
     "TrainedModel",
-    "LookResult",
     "ImageTextModel",
     "Dtype",
     "TaskModel",
@@ -144,7 +143,6 @@ __all__ = [
     "find_model_path",
     "load_pair_splits",
     "load_data",
-    "get_audio_features",
     "fit",
     "with_prefix",
     "load",

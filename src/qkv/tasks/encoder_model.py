@@ -19,11 +19,13 @@ from qkv.data.images import processing, store
 from qkv.decoding import DecodingConfig, Greedy, Sample
 from qkv.decoding.config import Beam
 from qkv.errors import CheckpointError, DataError
+from qkv.lens import Trace
 from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Tap
 from qkv.tasks import model_folder
+from qkv.tasks.base import Answer, Capability, TaskModel
 from qkv.tasks.registry import Task
-from qkv.tasks.text_generator import Answer, AudioInput, ImageInput, LookResult, find_unknown_symbols
+from qkv.tasks.text_generator import AudioInput, ImageInput, find_unknown_symbols
 from qkv.text import Tokenizer
 
 _IMAGE_BATCH_SIZE = 50
@@ -52,14 +54,14 @@ class _ProcessorCard:
     labels: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class EncoderModel:
+@dataclass(frozen=True, repr=False)
+class EncoderModel(TaskModel):
     """A model that answers at once: with a class, labels, filled-in words or a vector.
 
     preparation: how a line becomes what the model reads. labels: the names of its classes.
     """
 
-    model: SequenceModel
+    module: SequenceModel
     processor: Processor
     task: Task
     labels: tuple[str, ...] = ()
@@ -92,17 +94,36 @@ class EncoderModel:
 
     @property
     def _encoder(self) -> spec.Stack:
-        shape = self.model.spec
+        shape = self.module.spec
         assert isinstance(shape, spec.Transformer) and shape.encoder is not None
         return shape.encoder
 
     @property
     def _head(self) -> spec.Head:
-        shape = self.model.spec
+        shape = self.module.spec
         assert isinstance(shape, spec.Transformer)  # see qkv.tasks.pretrained_loader
         return shape.head
 
-    def predict(self, lines: Iterable[str], decoding: DecodingConfig | None = None) -> Iterator[list[Answer]]:
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """What its lines name: images, audio, or nothing but text."""
+        if isinstance(self.processor, Tokenizer):
+            return frozenset()
+        return frozenset({"image"} if self.is_vision_model else {"audio"})
+
+    @property
+    def audio_features(self) -> features.LogMel | None:
+        """The spectrogram features of an audio classifier; None for other models."""
+        return self.processor if isinstance(self.processor, features.LogMel) else None
+
+    def predict_waveforms(
+        self, waveforms: Iterable[Tensor], decoding: DecodingConfig | None = None
+    ) -> Iterator[list[Answer]]:
+        """Classify each waveform."""
+        assert isinstance(self.processor, features.LogMel)
+        return (self.classify_waveform(pad_to_window(one, self.processor)) for one in waveforms)
+
+    def predict_ranked(self, lines: Iterable[str], decoding: DecodingConfig | None = None) -> Iterator[list[Answer]]:
         """Answer each line, best answer first, as many answers as n_best says; an empty line answers itself."""
         method = (decoding or self.decoding).method
         count = method.n_best if isinstance(method, Beam | Sample) else 1
@@ -115,7 +136,7 @@ class EncoderModel:
         """Answer a sound, samples (samples,) at the rate of the preparation, best answer first."""
         assert isinstance(self.processor, features.LogMel | features.NormalizedWaveform)
         given = ModelInput(self.processor(waveform)[None], [])
-        return self._to_answers(given, self.model(given.source)[0], 1)
+        return self._to_answers(given, self.module(given.source)[0], 1)
 
     def _predict_batch(self, lines: Sequence[str], count: int) -> Iterator[list[Answer]]:
         """Answer some lines together if what they give is alike, up to one that cannot be read."""
@@ -126,7 +147,7 @@ class EncoderModel:
             alike = len({one.source.shape for one in full}) == 1
             sources = [torch.cat([one.source for one in full])] if alike else [one.source for one in full]
             with torch.no_grad():
-                logits = chain.from_iterable(self.model(source) for source in sources)
+                logits = chain.from_iterable(self.module(source) for source in sources)
         for one in given:
             yield [Answer("", 0.0, 0.0, ())] if one is None else self._to_answers(one, next(logits), count)
         if wrong is not None:
@@ -188,7 +209,7 @@ class EncoderModel:
         """The characters of a line that the model does not know, each once."""
         return [] if self.tokenizer is None else find_unknown_symbols(self.tokenizer, line)
 
-    def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> LookResult:
+    def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> Trace:
         """Look at every attention that led to its own answer. Raises DataError for a line without text.
 
         tap: one that intervenes.
@@ -198,12 +219,19 @@ class EncoderModel:
         if not line.strip():
             raise DataError(f"{line!r} was given to look at; expected some text or a file")
         given = self.prepare(line)
-        trace = lens.look(self.model.eval(), given.source, tap=tap)
+        trace = lens.look(self.module.eval(), given.source, tap=tap)
         assert trace.logits is not None
         own = self._to_answers(given, trace.logits[0], 1)[0]
         if self.task.name == "feature-extraction":  # a vector is no choice among its numbers
             trace = replace(trace, logits=None)
-        return LookResult(line, own, given.position_labels, [], trace, input=given.input)
+        return replace(
+            trace,
+            text=line,
+            answer=own,
+            source_tokens=given.position_labels,
+            input=given.input,
+            token_names=self.token_names,
+        )
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model folder, as `TextGenerator.save` does."""
@@ -216,7 +244,7 @@ class EncoderModel:
             **({} if tokenizer is None else {"tokenizers": {"source": tokenizer.digest}}),
         }
         files = {} if tokenizer is None else {"source.tokenizer.json": tokenizer.save}
-        model_folder.write_model_folder(Path(folder), self.model, card, files, dtype)
+        model_folder.write_model_folder(Path(folder), self.module, card, files, dtype)
 
     @classmethod
     def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> EncoderModel:

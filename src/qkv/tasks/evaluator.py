@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from torch import Tensor
 
 from qkv import spec
-from qkv.data.audio.features import LogMel, resample
-from qkv.data.audio.frames import pad_to_window
+from qkv.data.audio.features import resample
 from qkv.data.audio.recordings import Recording
 from qkv.data.text.pairs import Pair
 from qkv.decoding import DecodingConfig
@@ -26,10 +26,8 @@ from qkv.evaluation import (
     score_by_length,
 )
 from qkv.evaluation.sliding_window import SlidingWindow, negative_log_likelihood
-from qkv.tasks.encoder_model import EncoderModel
-from qkv.tasks.image_text.model import ImageTextModel
+from qkv.tasks.base import TaskModel
 from qkv.tasks.speech.transcription import ctc_word_times
-from qkv.tasks.text_generator import TextGenerator
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class EvaluationReport:
 
 
 def evaluate(
-    model: TextGenerator | EncoderModel | ImageTextModel,
+    model: TaskModel,
     pairs: Sequence[Pair],
     decoding: DecodingConfig | None = None,
     *,
@@ -86,7 +84,7 @@ def evaluate(
         raise DataError(f"baselines were asked of a model that does {task.name}; expected one that does summarization")
     questions = task.group_references(pairs)
     begun = time.perf_counter()
-    answers = [found[0].text for found in model.predict((source for source, _ in questions), decoding)]
+    answers = [found[0].text for found in model.predict_ranked((source for source, _ in questions), decoding)]
     seconds = time.perf_counter() - begun
     references = [own for _, own in questions]
     buckets = score_by_length(
@@ -98,7 +96,7 @@ def evaluate(
     )
     sources = [source for source, _ in questions]
     unread = sum(model.n_truncated(source) > 0 for source in sources)
-    unled = sum(model.missing_prefix(source) for source in sources) if isinstance(model, TextGenerator) else 0
+    unled = sum(model.missing_prefix(source) for source in sources)
     beside = {}
     if baselines:
         beside["the first sentence"] = task.score(lead_baseline(sources), references)
@@ -109,7 +107,7 @@ def evaluate(
 
 
 def evaluate_recordings(
-    model: TextGenerator | EncoderModel | ImageTextModel,
+    model: TaskModel,
     recordings: Sequence[Recording],
     decoding: DecodingConfig | None = None,
 ) -> EvaluationReport:
@@ -119,7 +117,7 @@ def evaluate_recordings(
     """
     if not recordings:
         raise DataError("there are no recordings to evaluate on; give at least one")
-    features = get_audio_features(model)
+    features = model.audio_features
     if features is None:
         raise DataError(
             "this model reads no sounds; expected one that hears, for recordings (qkv train speech-recognition)"
@@ -134,18 +132,14 @@ def evaluate_recordings(
             times.append(sound.word_times)
             yield resample(sound.samples, sound.sample_rate, features.sample_rate)
 
-    samples = sounds()
-    if isinstance(model, TextGenerator):
-        found = model.transcribe(samples, decoding)
-    else:
-        assert isinstance(model, EncoderModel)  # it hears
-        found = (model.classify_waveform(pad_to_window(one, features)) for one in samples)
+    found = model.predict_waveforms(sounds(), decoding)
     answers = [answer.text for answer, *_ in found]
     seconds = time.perf_counter() - begun
     references: list[tuple[str, ...]] = [(one.text,) for one in recordings]
     scores = task.score(answers, references)
     right = [number for number, own in enumerate(references) if times[number] and answers[number] == own[0]]
-    if isinstance(model, TextGenerator) and model.frontend is not None and model.frontend.ctc_weight and right:
+    frontend = getattr(model, "frontend", None)
+    if frontend is not None and frontend.ctc_weight and right:
         scores |= _score_word_times(model, [recordings[number] for number in right])
     buckets = score_by_length(
         lambda some, own: task.score(some, own)[task.metric],
@@ -157,9 +151,8 @@ def evaluate_recordings(
     return EvaluationReport(scores, buckets, seconds, answers, references)
 
 
-def _score_word_times(model: TextGenerator, recordings: Sequence[Recording]) -> dict[str, Score]:
+def _score_word_times(model: Any, recordings: Sequence[Recording]) -> dict[str, Score]:
     """How far the words of right answers are from where they were said: milliseconds, the mean over all words."""
-    assert model.frontend is not None
     begins, ends = [], []
     for one in recordings:
         sound = one.load()
@@ -177,20 +170,13 @@ def _score_word_times(model: TextGenerator, recordings: Sequence[Recording]) -> 
     }
 
 
-def get_audio_features(model: TextGenerator | EncoderModel | ImageTextModel) -> LogMel | None:
-    """The features by which a model hears; None if it reads something else."""
-    if isinstance(model, TextGenerator):
-        return None if model.frontend is None else model.frontend.features
-    return model.processor if isinstance(model.processor, LogMel) else None
-
-
 _DEFAULT_CONTEXT = 1024
 """Tokens that a window over a text has, where the model does not say how many it learned with."""
 
 
 @dataclass(frozen=True)
 class PerplexityReport:
-    """How well a model foretold texts: nats per token, perplexity and bits per byte."""
+    """How well a model predicts texts: nats per token, perplexity and bits per byte."""
 
     scores: dict[str, Score]
     n_texts: int
@@ -202,32 +188,33 @@ class PerplexityReport:
 
 
 def evaluate_perplexity(
-    model: TextGenerator | EncoderModel | ImageTextModel, texts: Sequence[str], window: SlidingWindow | None = None
+    model: TaskModel, texts: Sequence[str], window: SlidingWindow | None = None
 ) -> PerplexityReport:
-    """Let a language model foretell texts, each by itself, through a window that slides over it.
+    """Measure the perplexity of a language model on texts, each by itself, with a sliding window.
 
-    window: the context that the model learned with, moved on by half of that, unless given. The end of a text counts
-    if the model was trained here, where it is a token. Raises DataError if there is nothing to foretell.
+    window: unless given, the context length of the training, moved on by half of that. The end of a text counts if the
+    model was trained here, where it is a token. Raises DataError for a model that is no language model.
     """
-    shape = model.model.spec
-    if not isinstance(model, TextGenerator) or not (isinstance(shape, spec.Transformer) and shape.encoder is None):
+    if "perplexity" not in model.capabilities:
         raise DataError(
-            "this model answers a source and foretells no text; expected a decoder alone (qkv train language-modeling)"
+            "perplexity was asked for; expected a language model, which is a decoder alone (qkv train language-modeling)"
         )
-    assert shape.decoder is not None
+    generator: Any = model
+    shape = model.module.spec
+    assert isinstance(shape, spec.Transformer) and shape.decoder is not None
     if window is None:
         context = _get_context(model, shape.decoder)
         window = SlidingWindow(context, max(1, context // 2))
     begun = time.perf_counter()
-    ids = model.source_tokenizer.encode_batch(texts)
-    ends = model.generation is None
-    bos, eos = model.generation_kwargs()["bos"], model.target_tokenizer.eos if ends else None
+    ids = generator.source_tokenizer.encode_batch(texts)
+    ends = generator.generation is None
+    bos, eos = generator.generation_kwargs()["bos"], generator.target_tokenizer.eos if ends else None
     total, count = negative_log_likelihood(
-        model.model, ids, window, bos=bos, eos=eos, vocab_size=model.target_tokenizer.size
+        model.module, ids, window, bos=bos, eos=eos, vocab_size=generator.target_tokenizer.size
     )
     said = f"context:{window.context}|stride:{window.stride}|begin:{'unscored' if bos is None else 'scored'}"
     said += f"|end:{'scored' if ends else 'unscored'}"
-    unk = model.source_tokenizer.special_tokens.unk
+    unk = generator.source_tokenizer.special_tokens.unk
     if unk is not None and (unknown := sum(one.count(unk) for one in ids)):
         said += f"|unknown:{unknown}"
     size = sum(len(text.encode()) for text in texts)
@@ -240,7 +227,7 @@ def evaluate_perplexity(
     return PerplexityReport(told, len(texts), time.perf_counter() - begun)
 
 
-def _get_context(model: TextGenerator, decoder: spec.Stack) -> int:
+def _get_context(model: TaskModel, decoder: spec.Stack) -> int:
     learned = (model.card or {}).get("context")
     if isinstance(learned, int) and learned > 0:
         return learned

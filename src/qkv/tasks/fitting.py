@@ -83,7 +83,7 @@ def fit(
         reporter.message(note)
     with checkpoints.atomic_write(place / _RECIPE_FILE) as part:
         part.write_text(config.dump_yaml(config.to_dict(recipe)), encoding="utf-8")
-    model = lesson.model.model
+    model = lesson.model.module
     trainer = Trainer(
         model,
         recipe.training,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from importlib import resources
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import torch
 
@@ -13,6 +13,7 @@ from qkv import spec
 from qkv.errors import CheckpointError
 from qkv.pretrained import hub, int8
 from qkv.tasks import model_folder
+from qkv.tasks.base import TaskModel
 from qkv.tasks.encoder_model import EncoderModel
 from qkv.tasks.image_text.model import ImageTextModel
 from qkv.tasks.pretrained_loader import load_pretrained
@@ -24,9 +25,6 @@ SHIPPED_MODELS = ("pronunciation", "translation")
 
 _SINGLE_FILE_SUFFIXES = (".gguf", ".onnx", ".npz", ".bin", ".safetensors")
 """How files end that can hold a whole model."""
-
-TaskModel: TypeAlias = TextGenerator | EncoderModel | ImageTextModel | DecisionTransformerAgent
-"""A model that answers lines, whatever it reads."""
 
 Dtype = Literal["blocks", "float32", "bfloat16", "int8", "stored"]
 """How parameters are kept: in one of two floating types (blocks: float32, but the blocks of GGUF stay), matrices in one
@@ -45,12 +43,12 @@ def load(name: str | Path, *, dtype: Dtype = "float32", allow_pickle: bool = Fal
     place = find_model_path(name)
     if place.is_file() or ((place / "config.json").is_file() and not (place / "spec.json").is_file()):
         torch_dtype = None if dtype in ("int8", "stored") else torch.bfloat16 if dtype == "bfloat16" else torch.float32
-        opened = load_pretrained(place, torch_dtype, allow_pickle=allow_pickle, blocks=dtype == "blocks")
+        opened: TaskModel = load_pretrained(place, torch_dtype, allow_pickle=allow_pickle, blocks=dtype == "blocks")
     else:
         opened = _load_trained(place, dtype, allow_pickle)
     if dtype == "int8":
-        int8.quantize(opened.model)
-        opened.model.float()  # what is no matrix
+        int8.quantize(opened.module)
+        opened.module.float()  # what is no matrix
     return opened
 
 
@@ -74,7 +72,7 @@ def _load_trained(folder: Path, dtype: Dtype, allow_pickle: bool) -> TaskModel:
         )
     opened = load_model_folder(folder)
     if dtype == "bfloat16":
-        opened.model.bfloat16()
+        opened.module.bfloat16()
     return opened
 
 

@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from qkv import config, lens, spec
+from qkv.data.audio.features import LogMel
 from qkv.decoding import Beam, DecodingConfig, Greedy, Hypothesis, Sample, generate_all
 from qkv.errors import ConfigError, DataError, SpecError, VocabularyError
 from qkv.lens import Trace
-from qkv.lens.timestamps import TimedWord
 from qkv.models import SequenceModel
 from qkv.pretrained import GenerationConfig
 from qkv.tap import NO_TAP, Tap
 from qkv.tasks import model_folder
+from qkv.tasks.base import Answer, Capability, TaskModel
 from qkv.tasks.output_constraints import OutputConstraints, build_phrase_constraints
 from qkv.tasks.registry import Task
 from qkv.tasks.speech import transcription
@@ -30,16 +31,6 @@ MAX_INPUT_TOKENS = 4096
 """The most tokens a line may have: time and memory grow with its square, and no sentence comes near."""
 
 _CHUNK_SIZE = 512
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One answer to one line. score is what it was ranked by; log_probability is that of its tokens."""
-
-    text: str
-    score: float
-    log_probability: float
-    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -71,35 +62,15 @@ class TrajectoryInput:
     first_step: int
 
 
-@dataclass(frozen=True)
-class LookResult:
-    """What the model saw, asked and took while it gave `answer` to `line`; the image, sound or steps, if it read any.
-
-    begin: the position in the target of the first token that is the model's own answer, and no begin token or prompt.
-    words: of a sound, when each word of the answer was said.
-    """
-
-    line: str
-    answer: Answer
-    source_tokens: list[str]
-    target_tokens: list[str]
-    trace: Trace
-    copy_report: Sequence[str] = ()
-    """In words, which tokens of the answer came out of the source; of a model that copies."""
-    input: ImageInput | AudioInput | TrajectoryInput | None = None
-    answer_start: int = 1
-    word_times: tuple[TimedWord, ...] = ()
-
-
-@dataclass(frozen=True)
-class TextGenerator:
+@dataclass(frozen=True, repr=False)
+class TextGenerator(TaskModel):
     """A model that answers in words, its tokenizers, its task and how it decodes.
 
     generation: what answers begin and end with; that of a model trained here unless given. hearing: what makes the
     input of a model that hears, whose lines name sound files, and how it answers.
     """
 
-    model: SequenceModel
+    module: SequenceModel
     source_tokenizer: Tokenizer
     target_tokenizer: Tokenizer
     task: Task
@@ -112,7 +83,7 @@ class TextGenerator:
         for name, tokenizer, size in zip(
             ("source", "target"),
             (self.source_tokenizer, self.target_tokenizer),
-            get_vocab_sizes(self.model.spec),
+            get_vocab_sizes(self.module.spec),
             strict=True,
         ):
             # a published model may have room for more tokens than its tokenizer knows
@@ -122,7 +93,25 @@ class TextGenerator:
                     "take the tokenizer from the model's own folder"
                 )
 
-    def predict(
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """Generation, and by what it reads: audio and word times, or the perplexity of a decoder alone."""
+        if self.frontend is not None:
+            return frozenset({"generation", "audio", "word_times"})
+        return frozenset({"generation"} if self.has_encoder else {"generation", "perplexity"})
+
+    @property
+    def audio_features(self) -> LogMel | None:
+        """The features of the speech frontend; None for a model that reads text."""
+        return None if self.frontend is None else self.frontend.features
+
+    def predict_waveforms(
+        self, waveforms: Iterable[Tensor], decoding: DecodingConfig | None = None
+    ) -> Iterator[list[Answer]]:
+        """Transcribe each waveform, best transcript first."""
+        return self.transcribe(waveforms, decoding)
+
+    def predict_ranked(
         self,
         lines: Iterable[str],
         decoding: DecodingConfig | None = None,
@@ -153,7 +142,7 @@ class TextGenerator:
             given = [ids[number] for number in full]
             wishes = [constraints.for_line(chunk[number]) for number in full] if constraints else None
             found = generate_all(
-                self.model,
+                self.module,
                 given if self.has_encoder else None,
                 prefixes=None if self.has_encoder else given,
                 constraints=None if wishes is None else build_phrase_constraints(wishes, self.target_tokenizer),
@@ -193,7 +182,7 @@ class TextGenerator:
     @property
     def has_encoder(self) -> bool:
         """Whether an encoder reads the line; if not, it is a prompt that the answer follows."""
-        shape = self.model.spec
+        shape = self.module.spec
         return not isinstance(shape, spec.Transformer) or shape.encoder is not None
 
     def _predict_audio_files(
@@ -304,7 +293,7 @@ class TextGenerator:
         """The characters of a line (symbols, where tokens are words) that the model does not know, each once."""
         return [] if self.frontend else find_unknown_symbols(self.source_tokenizer, self.task.preprocess(line))
 
-    def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> LookResult:
+    def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> Trace:
         """Answer a line (or take the given answer) and look at every attention that led to it.
 
         tap: one that intervenes, in answering and in what is looked at.
@@ -332,33 +321,42 @@ class TextGenerator:
         rules = self.generation_kwargs()
         ends = (rules["eos"],) if isinstance(rules["eos"], int) else tuple(rules["eos"])
         if not isinstance(answer, str):
-            given = next(self.predict([line], tap=tap))[0] if answer is None else answer
+            given = next(self.predict_ranked([line], tap=tap))[0] if answer is None else answer
             tokens = given.tokens
         else:
             if strange := find_unknown_symbols(self.target_tokenizer, answer):
                 raise VocabularyError(
                     f"the answer {answer!r} holds {', '.join(strange[:5])}, which this model never gives; expected "
-                    f"what its answers are made of, as in {next(self.predict([line]))[0].text!r}"
+                    f"what its answers are made of, as in {next(self.predict_ranked([line]))[0].text!r}"
                 )
             tokens = (*prompt, *rules.get("forced_prefix", ()), *self.target_tokenizer.encode(answer), *ends[:1])
             given = Answer(answer, float("nan"), float("nan"), tokens)
         first = () if rules["bos"] is None else (rules["bos"],)
         whole = (*first, *tokens)
         whole = whole[:-1] if whole[-1] in ends and len(whole) > 1 else whole  # after an end nothing was asked
-        trace = lens.look(self.model.eval(), source, whole, tap=tap)
+        trace = lens.look(self.module.eval(), source, whole, tap=tap)
         begin = max(1, len(first) + len(rules.get("forced_prefix", ())) + len(prompt))
         heard = None if perceived is None else len(perceived.samples)
         words = () if heard is None else transcription.word_times(self, source, heard, tokens, trace, ends)
         copied = self._describe_copying(trace)
-        return LookResult(
-            line, given, named, self.target_tokenizer.display_tokens(whole), trace, copied, perceived, begin, words
+        return replace(
+            trace,
+            text=line,
+            answer=given,
+            source_tokens=named,
+            target_tokens=self.target_tokenizer.display_tokens(whole),
+            input=perceived,
+            answer_start=begin,
+            word_times=words,
+            copy_report=copied,
+            token_names=self.token_names,
         )
 
     def _describe_copying(self, trace: Trace) -> list[str]:
-        shape = self.model.spec
+        shape = self.module.spec
         if not isinstance(shape, spec.Transformer) or not isinstance(shape.head, spec.PointerGenerator):
             return []
-        every = lens.attribute_copies(self.model, trace)
+        every = lens.attribute_copies(self.module, trace)
         if not every:  # an empty answer
             return []
         names = self.target_tokenizer.display_tokens([one.token for one in every])
@@ -385,7 +383,7 @@ class TextGenerator:
             **({} if self.frontend is None else {"frontend": config.to_dict(self.frontend)}),
             "tokenizers": {"source": self.source_tokenizer.digest, "target": self.target_tokenizer.digest},
         }
-        model_folder.write_model_folder(Path(folder), self.model, card, files, dtype)
+        model_folder.write_model_folder(Path(folder), self.module, card, files, dtype)
 
     @classmethod
     def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> TextGenerator:

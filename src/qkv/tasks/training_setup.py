@@ -79,9 +79,9 @@ def load_base_model(pretrained: Pretrained, *, is_speech_model: bool = False) ->
                 "model that was trained here"
             ]
         )
-    model = build(trained.model.spec)  # parameters of a published one lie in its file, which is not written to
-    model.load_state_dict(trained.model.state_dict())
-    return replace(trained, model=model)
+    model = build(trained.module.spec)  # parameters of a published one lie in its file, which is not written to
+    model.load_state_dict(trained.module.state_dict())
+    return replace(trained, module=model)
 
 
 def build_tokenizer(lines: Iterable[str], config: TokenizerConfig) -> Tokenizer:

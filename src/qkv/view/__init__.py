@@ -11,7 +11,7 @@ from qkv.view.axes import Axis
 from qkv.view.builder import build_run, encode_long_text
 from qkv.view.document import Document, encode_document
 from qkv.view.html import write_html
-from qkv.view.notebook import explore, show
+from qkv.view.notebook import explore, show, show_traces
 from qkv.view.returns_plot import plot_returns
 from qkv.view.run import Hypothesis, Run
 from qkv.view.server import Server
@@ -33,5 +33,6 @@ __all__ = [
     "write_html",
     "build_run",
     "show",
+    "show_traces",
     "build_document",
 ]

@@ -73,7 +73,7 @@ def attention_to_json(
             found["visible"] = blocks.add(visible)
         if attention.score_terms.get("score") is not None:
             # Not a dot product: the page cannot recompute it, so it is told.
-            scores = attention.scores()[row]
+            scores = attention.compute_scores()[row]
             found["scores"] = blocks.add(scores.masked_fill(scores == -torch.inf, 0.0), "float32")
         elif added is not None:
             distances = compress_by_distance(added)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from qkv import compare, lens, spec
 from qkv.decoding import Beam
-from qkv.lens import Explanation
+from qkv.lens import Explanation, Trace
 from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Tap
-from qkv.tasks.image_text.model import ImageTextModel
-from qkv.tasks.loader import TaskModel
+from qkv.tasks.base import TaskModel
 from qkv.tasks.text_generator import (
     MAX_INPUT_TOKENS,
     AudioInput,
     ImageInput,
-    LookResult,
-    TextGenerator,
     TrajectoryInput,
 )
 from qkv.view import axes, run_edits
@@ -54,45 +52,55 @@ def build_run(
     Raises QkvError for edits that there is nothing for, and as `look` of the runner does.
     """
     if answer is None and not edits and (ids := encode_long_text(model, line)) is not None:
-        assert isinstance(model, TextGenerator)
         return _build_reading_run(model, line, ids, name)
     base = model.look(line, answer)
-    tap = run_edits.build_tap(edits, base.trace) if edits else NO_TAP
+    tap = run_edits.build_tap(edits, base) if edits else NO_TAP
     looked = model.look(line, answer, tap=tap) if edits else base
     said = looked.answer.text
     if model.task.name == "feature-extraction":
         numbers = said.split()
         said = f"a vector of {len(numbers):,} numbers: {' '.join(numbers[:4])} ..."
-    run = Run(
-        looked.trace,
-        source=_build_source_axis(looked),
-        target=axes.build_text_axis(looked.target_tokens) if looked.target_tokens else None,
-        token_decoder=model.candidate_names(line) if isinstance(model, ImageTextModel) else model.token_names,
-        name=name,
+    run = replace(
+        build_trace_run(looked, name),
+        token_decoder=model.candidate_names(line),
         answer="\n".join([said, *looked.copy_report]),
         answer_start=looked.answer_start,
-        summary=summarize_spec(model.model.spec),
+        summary=summarize_spec(model.module.spec),
         edits=tuple(edits),
-        code=run_edits.format_code(name, line, answer, edits, base.trace),
+        code=run_edits.format_code(name, line, answer, edits, base),
     )
-    if not isinstance(model, TextGenerator):
+    if "generation" not in model.capabilities:
         return run
     beam = _build_hypotheses(model, line, tap) if answer is None else ()
     return replace(run, hypotheses=beam, explanations=() if edits else _explain_answer(model, looked))
 
 
+def build_trace_run(trace: Trace, name: str = "") -> Run:
+    """Return what the page shows of a trace alone, without the model: no other hypotheses and no explanations."""
+    return Run(
+        trace,
+        source=_build_source_axis(trace),
+        target=axes.build_text_axis(trace.target_tokens) if trace.target_tokens else None,
+        token_decoder=trace.token_names,
+        name=name,
+        answer="" if trace.answer is None else str(trace.answer),
+        answer_start=trace.answer_start,
+    )
+
+
 def encode_long_text(model: TaskModel, line: str) -> list[int] | None:
     """The tokens of a text that a language model only reads, because it is too long to go on from; else None."""
-    if not isinstance(model, TextGenerator) or model.has_encoder:
+    if "perplexity" not in model.capabilities:
         return None
-    ids = model.validate_inputs([line], max_tokens=MAX_READ_TOKENS)[0]
+    generator: Any = model
+    ids = generator.validate_inputs([line], max_tokens=MAX_READ_TOKENS)[0]
     return ids if len(ids) > MAX_INPUT_TOKENS else None
 
 
 @torch.no_grad()
-def _build_reading_run(generator: TextGenerator, line: str, ids: list[int], name: str) -> Run:
+def _build_reading_run(generator: Any, line: str, ids: list[int], name: str) -> Run:
     """Look at how a language model reads a long text, some tokens at a time, without going on from it."""
-    model = generator.model.eval()
+    model = generator.module.eval()
     device = next(model.parameters()).device
     numbers = torch.tensor([ids], device=device)
     recorder, state = lens.Recorder(sites=("query", "key", "value", "context")), model.start(None, 1)
@@ -120,14 +128,14 @@ def summarize_spec(model_spec: spec.Spec) -> tuple[str, ...]:
     return tuple(f"{what}: {words}" for what, words in said.items())
 
 
-def _build_source_axis(result: LookResult) -> Axis | None:
+def _build_source_axis(result: Trace) -> Axis | None:
     match result.input:
         case ImageInput():
             seen = result.input
             return axes.build_image_axis(seen.pixels, seen.rows, seen.columns, seen.num_prefix_tokens)
         case AudioInput():
             heard = result.input
-            first = next((one for one in result.trace if one.place.startswith("encoder")), None)
+            first = next((one for one in result if one.place.startswith("encoder")), None)
             positions = 0 if first is None else first.keys
             return axes.build_audio_axis(
                 heard.samples, heard.sample_rate, positions, heard.seconds_per_position, result.word_times
@@ -137,15 +145,15 @@ def _build_source_axis(result: LookResult) -> Axis | None:
     return axes.build_text_axis(result.source_tokens) if result.source_tokens else None
 
 
-def _build_hypotheses(generator: TextGenerator, line: str, tap: Tap) -> tuple[Hypothesis, ...]:
+def _build_hypotheses(generator: Any, line: str, tap: Tap) -> tuple[Hypothesis, ...]:
     """All hypotheses that the search ended with, each with the source token that each of its tokens takes most from."""
     method = generator.decoding.method
     if not isinstance(method, Beam) or method.size < 2:
         return ()
     every = replace(generator.decoding, method=replace(method, n_best=method.size))
     found = []
-    for answer in next(generator.predict([line], every, tap=tap)):
-        trace = generator.look(line, answer, tap=tap).trace
+    for answer in next(generator.predict_ranked([line], every, tap=tap)):
+        trace = generator.look(line, answer, tap=tap)
         crossing = any(one.place.endswith("cross_attention") for one in trace)
         heads = [head for head, _ in lens.find_best_heads([trace], n_heads=2)] if crossing else []
         links = tuple(sorted(lens.align(trace, heads).links)) if heads else ()
@@ -154,18 +162,18 @@ def _build_hypotheses(generator: TextGenerator, line: str, tap: Tap) -> tuple[Hy
     return tuple(found)
 
 
-def _explain_answer(generator: TextGenerator, result: LookResult) -> tuple[Explanation, ...]:
+def _explain_answer(generator: Any, result: Trace) -> tuple[Explanation, ...]:
     """Why each token was answered, from the first on, for as many as takes a few seconds."""
-    source, target = result.trace.source, result.trace.target
-    if target is None or (source is not None and source.is_floating_point()) or not len(result.trace):
+    source, target = result.source, result.target
+    if target is None or (source is not None and source.is_floating_point()) or not len(result):
         return ()
     found: list[Explanation] = []
     work, passes = 0.0, 0
     for position in range(result.answer_start, target.shape[1] + 1):
-        work += estimate_work(generator.model, source, position)
+        work += estimate_work(generator.module, source, position)
         if work > _MAX_EXPLANATION_WORK or passes > _MAX_EXPLANATION_PASSES:
             break
-        found.append(lens.explain(generator.model, source, target, position))
+        found.append(lens.explain(generator.module, source, target, position))
         passes += found[-1].forward_passes
     return tuple(found)
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from html import escape
+from pathlib import Path
 from typing import Any
 
 from qkv.errors import MissingExtraError
 from qkv.lens import Trace
-from qkv.tasks.loader import TaskModel
+from qkv.lens.trace import _RENDERERS
+from qkv.tasks.base import TaskModel
 from qkv.view import html
+from qkv.view.builder import build_trace_run
 from qkv.view.document import Document, encode_document
 from qkv.view.run import Run
 from qkv.view.session import Session
@@ -20,6 +24,35 @@ def show(runs: Run | Trace | Sequence[Run], *, title: str = "", note: str = "") 
     Raises MissingExtraError without anywidget, QkvError for no run or for more than two.
     """
     return _build_widget(encode_document(runs, title=title, note=note), None)
+
+
+class TracePage:
+    """A page that a notebook displays and `str` gives as HTML."""
+
+    def __init__(self, html_text: str) -> None:
+        self._html = html_text
+
+    def __str__(self) -> str:
+        return self._html
+
+    def _repr_html_(self) -> str:
+        return f'<iframe srcdoc="{escape(self._html)}" width="100%" height="900" frameborder="0"></iframe>'
+
+
+def show_traces(traces: Sequence[Trace], path: Path | str | None = None, title: str = "") -> Path | TracePage:
+    """Write the page about one trace, or about two side by side, to `path`, or return it for a notebook to display."""
+    runs = [build_trace_run(trace, str(number + 1)) for number, trace in enumerate(traces)]
+    title = title or (traces[0].text if traces else "")
+    if path is not None:
+        return html.write_html(runs, path, title=title)
+    return TracePage(html.render_html(encode_document(runs, title=title)))
+
+
+def _render_trace(trace: Trace) -> str:
+    return show_traces([trace])._repr_html_()  # type: ignore[union-attr]
+
+
+_RENDERERS[0] = _render_trace
 
 
 def explore(*models: TaskModel, line: str, answer: str | None = None, names: Sequence[str] = ()) -> Any:

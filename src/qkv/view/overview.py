@@ -63,7 +63,7 @@ def certify_queries(attention: AttentionTrace, queries: Span) -> list[float]:
     """The largest |weights @ value - context| of each head, for some queries."""
     worst = []
     for head in range(attention.heads):
-        weights = attention.weights(head, range(*queries))
+        weights = attention.compute_weights(head, range(*queries))
         value = attention.value[:, head * attention.kv_heads // attention.heads].to(weights.dtype)
         difference = weights @ value - attention.context[:, head, queries[0] : queries[1]]
         worst.append(float(difference.abs().max()))

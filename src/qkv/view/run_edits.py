@@ -49,7 +49,7 @@ def format_code(name: str, line: str, answer: str | None, edits: Sequence[Edit],
     if edits:
         calls = [_resolve_call(edit, base) for edit in edits]
         if any(call.get("by") == "mean" for _, call in calls):
-            lines.append(f"base = model.look({given}).trace")
+            lines.append(f"base = model.look({given})")
         lines += ["tap = lens.Compose(", *(f"    {_format_call(*call)}," for call in calls), ")"]
         given += ", tap=tap"
     return "\n".join([*lines, f"result = model.look({given})", "print(result.answer.text)"])

@@ -13,8 +13,7 @@ import torch
 from qkv import lens
 from qkv.errors import QkvError
 from qkv.lens import AttentionTrace
-from qkv.tasks.loader import TaskModel
-from qkv.tasks.text_generator import TextGenerator
+from qkv.tasks.base import TaskModel
 from qkv.view import overview
 from qkv.view.blocks import Blocks
 from qkv.view.builder import build_run
@@ -82,19 +81,19 @@ class Session:
 
     def _why(self, request: _RequestReader, number: int, blocks: Blocks) -> dict[str, Any]:
         run, (_, runner) = self.runs[number], self.models[number]
-        if not isinstance(runner, TextGenerator):
+        if "generation" not in runner.capabilities:
             raise QkvError("why was asked of a model that writes nothing; expected one that answers token by token")
         if run.edits:
             raise QkvError("why was asked of a run with changes; take them back first")
         assert run.trace.target is not None
-        found = lens.explain(runner.model, run.trace.source, run.trace.target, request.integer("position"))
+        found = lens.explain(runner.module, run.trace.source, run.trace.target, request.integer("position"))
         return {"why": explanation_to_json(found, runner.token_names([found.token])[0])}
 
     def _row(self, request: _RequestReader, number: int, blocks: Blocks) -> dict[str, Any]:
         run, attention, head = self._find_head(request, number)
         query = request.integer("query")
-        weights = attention.weights(head, [query])[run.row, 0]
-        scores = attention.scores(head, [query])[run.row, 0]
+        weights = attention.compute_weights(head, [query])[run.row, 0]
+        scores = attention.compute_scores(head, [query])[run.row, 0]
         return {"row": blocks.add(weights), "scores": blocks.add(scores)}
 
     def _tile(self, request: _RequestReader, number: int, blocks: Blocks) -> dict[str, Any]:

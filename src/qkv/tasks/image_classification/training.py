@@ -139,7 +139,7 @@ def _load_pretrained(pretrained: Pretrained, data: ImageData) -> _PretrainedClas
                 "images are prepared as that model has learned it; leave it out"
             ]
         )
-    return _PretrainedClassifier(pretrained.path, opened.model, opened.processor, opened.labels)
+    return _PretrainedClassifier(pretrained.path, opened.module, opened.processor, opened.labels)
 
 
 def _build_processor(

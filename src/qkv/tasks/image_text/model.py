@@ -17,12 +17,14 @@ from qkv.data.images import processing
 from qkv.decoding import DecodingConfig, Greedy
 from qkv.decoding.config import Beam
 from qkv.errors import CheckpointError, DataError, VocabularyError
+from qkv.lens import Trace
 from qkv.models.dual_encoder import DualEncoder
 from qkv.tap import NO_TAP, Tap
 from qkv.tasks import model_folder
+from qkv.tasks.base import Answer, Capability, TaskModel
 from qkv.tasks.encoder_model import ModelInput, parse_until_error, prepare_image
 from qkv.tasks.registry import TASKS, Task
-from qkv.tasks.text_generator import Answer, LookResult, find_unknown_symbols
+from qkv.tasks.text_generator import find_unknown_symbols
 from qkv.text import Tokenizer
 
 _BATCH_SIZE = 50  # images, and texts
@@ -43,15 +45,15 @@ class _ProcessorCard:
     processor: processing.ImageProcessor
 
 
-@dataclass(frozen=True)
-class ImageTextModel:
+@dataclass(frozen=True, repr=False)
+class ImageTextModel(TaskModel):
     """A model that says which of some texts goes with an image; a line is the path of the image, a tab, and the texts
     with tabs between.
 
     preparation: how an image becomes what the model reads. Raises VocabularyError for a tokenizer of another model.
     """
 
-    model: DualEncoder
+    module: DualEncoder
     processor: processing.ImageProcessor
     tokenizer: Tokenizer
     task: Task = TASKS["zero-shot-image-classification"]
@@ -59,7 +61,7 @@ class ImageTextModel:
     card: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        reads = _encoder_specs(self.model)[1].input
+        reads = _encoder_specs(self.module)[1].input
         assert isinstance(reads, spec.Tokens)  # see of_folder; published ones read nothing else
         if self.tokenizer.size > reads.vocab:
             raise VocabularyError(
@@ -77,7 +79,7 @@ class ImageTextModel:
         path, texts = _split_line(line)
         for text in texts:
             self._tokenize(text)
-        reads = _encoder_specs(self.model)[0].input
+        reads = _encoder_specs(self.module)[0].input
         assert isinstance(reads, spec.Patches)
         return ImageTextInput(prepare_image(path, self.processor, reads), texts)
 
@@ -85,7 +87,7 @@ class ImageTextModel:
         """The tokens of a text up to the first end, whose vector is the text's. Raises DataError for too many."""
         ids = self.tokenizer.encode_with_special_tokens(text).ids
         ids = ids[: ids.index(self.tokenizer.eos) + 1]
-        positions = _encoder_specs(self.model)[1].positions
+        positions = _encoder_specs(self.module)[1].positions
         if isinstance(positions, spec.Learned) and len(ids) > positions.length:
             raise DataError(
                 f"the text {text[:30]!r}... has {len(ids)} tokens; expected at most {positions.length}, which is what "
@@ -93,8 +95,13 @@ class ImageTextModel:
             )
         return ids
 
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """Each line carries the texts to choose from."""
+        return frozenset({"candidates"})
+
     @torch.no_grad()
-    def predict(self, lines: Iterable[str], decoding: DecodingConfig | None = None) -> Iterator[list[Answer]]:
+    def predict_ranked(self, lines: Iterable[str], decoding: DecodingConfig | None = None) -> Iterator[list[Answer]]:
         """Answer each line with its texts, the one that goes best with its image first, as many as n_best says.
 
         The score of an answer is the cosine times the model's factor; log_probability is of the softmax over all texts
@@ -116,8 +123,8 @@ class ImageTextModel:
                 if one is None:
                     yield [Answer("", 0.0, 0.0, ())]
                     continue
-                vector = self.model.source(one.image.source)
-                logits = self.model.compute_logits(vector, torch.stack([known[text] for text in one.candidates]))[0]
+                vector = self.module.source(one.image.source)
+                logits = self.module.compute_logits(vector, torch.stack([known[text] for text in one.candidates]))[0]
                 yield _rank_candidates(one.candidates, logits, count)
             if wrong is not None:
                 raise wrong
@@ -127,7 +134,7 @@ class ImageTextModel:
         for begin in range(0, len(texts), _BATCH_SIZE):
             ids = [torch.tensor(self._tokenize(text)) for text in texts[begin : begin + _BATCH_SIZE]]
             mask = pad_sequence([torch.ones(len(one), dtype=torch.bool) for one in ids], batch_first=True)
-            yield from self.model.target(pad_sequence(ids, batch_first=True), source_mask=mask, tap=tap)
+            yield from self.module.target(pad_sequence(ids, batch_first=True), source_mask=mask, tap=tap)
 
     def validate_inputs(self, lines: Sequence[str], n_read: int = 0) -> list[list[int]]:
         """Nothing but a look at each line; DataError, with its number, for one without an image or a text."""
@@ -154,15 +161,15 @@ class ImageTextModel:
         return find_unknown_symbols(self.tokenizer, " ".join(line.split("\t")[1:]))
 
     @torch.no_grad()
-    def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> LookResult:
+    def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> Trace:
         """Look at every attention to the image, and to the text that goes best with it, or to the given one.
 
         tap: one that intervenes. Raises DataError for a line that cannot be read, and an answer that is no text of it.
         """
         given = self.prepare(line)
-        vector = self.model.eval().source(given.image.source, tap=tap.at("source"))
+        vector = self.module.eval().source(given.image.source, tap=tap.at("source"))
         texts = [next(self._encode_texts([text], tap.at("target"))) for text in given.candidates]
-        logits = self.model.compute_logits(vector, torch.stack(texts))
+        logits = self.module.compute_logits(vector, torch.stack(texts))
         ranked = _rank_candidates(given.candidates, logits[0], len(given.candidates))
         wanted = ranked[0].text if answer is None else answer if isinstance(answer, str) else answer.text
         chosen = next((one for one in ranked if one.text == wanted.strip()), None)
@@ -170,14 +177,16 @@ class ImageTextModel:
             first = given.candidates[0]
             raise DataError(f"answer={wanted!r} was given; expected one of the texts of the line, such as {first!r}")
         ids = self._tokenize(chosen.text)
-        trace = lens.look(self.model, given.image.source, ids, tap=tap)
-        return LookResult(
-            line,
-            chosen,
-            given.image.position_labels,
-            self.tokenizer.display_tokens(ids),
-            replace(trace, logits=logits),
+        trace = lens.look(self.module, given.image.source, ids, tap=tap)
+        return replace(
+            trace,
+            logits=logits,
+            text=line,
+            answer=chosen,
+            source_tokens=given.image.position_labels,
+            target_tokens=self.tokenizer.display_tokens(ids),
             input=given.image.input,
+            token_names=self.candidate_names(line),
         )
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -189,7 +198,7 @@ class ImageTextModel:
             "tokenizers": {"target": self.tokenizer.digest},
         }
         model_folder.write_model_folder(
-            Path(folder), self.model, card, {"target.tokenizer.json": self.tokenizer.save}, dtype
+            Path(folder), self.module, card, {"target.tokenizer.json": self.tokenizer.save}, dtype
         )
 
     @classmethod

@@ -112,11 +112,12 @@ class Validator:
             raise ConfigError([f"training.validation.mode: given {given.mode!r}; {given.metric} needs mode min"])
 
     def __call__(self, model: SequenceModel) -> ValidationResult:
-        runner = replace(self.runner, model=model)
+        runner = replace(self.runner, module=model)
         scores = evaluate_perplexity(runner, self.texts, self.window).scores
         prompts = [text[:_PROMPT_CHARACTERS] for text in self.texts[:_N_SAMPLES]]
         samples = [
-            f"{prompt}[...]{answer.text}" for prompt, (answer, *_) in zip(prompts, runner.predict(prompts), strict=True)
+            f"{prompt}[...]{answer.text}"
+            for prompt, (answer, *_) in zip(prompts, runner.predict_ranked(prompts), strict=True)
         ]
         return ValidationResult({name: score.value for name, score in scores.items()}, samples)
 
@@ -134,7 +135,7 @@ def _build_or_load_model(
     card = {"context": recipe.data.context}
     if isinstance(recipe.model, Pretrained):
         trained = load_base_model(recipe.model)
-        shape = trained.model.spec
+        shape = trained.module.spec
         if not isinstance(shape, spec.Transformer) or shape.decoder is None or shape.encoder is not None:
             raise ConfigError([f"model.path={recipe.model.path}: reads a source; expected a model that writes"])
         _check_vocabulary(splits, trained.source_tokenizer)

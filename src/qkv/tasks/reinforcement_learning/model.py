@@ -20,11 +20,13 @@ from qkv.decoding import DecodingConfig, Greedy
 from qkv.decoding.config import RolloutConfig
 from qkv.decoding.rollout import Rollout, rollout
 from qkv.errors import CheckpointError, DataError
+from qkv.lens import Trace
 from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Tap
 from qkv.tasks import model_folder
+from qkv.tasks.base import Answer, Capability, TaskModel
 from qkv.tasks.registry import TASKS, Task
-from qkv.tasks.text_generator import Answer, LookResult, TrajectoryInput
+from qkv.tasks.text_generator import TrajectoryInput
 
 _MAX_PARALLEL = 100
 
@@ -50,11 +52,11 @@ class _AgentCard:
     rollout: RolloutConfig
 
 
-@dataclass(frozen=True)
-class DecisionTransformerAgent:
+@dataclass(frozen=True, repr=False)
+class DecisionTransformerAgent(TaskModel):
     """A model that acts: where, what it is shown of it, and how it chooses."""
 
-    model: SequenceModel
+    module: SequenceModel
     normalizer: TrajectoryNormalizer
     environment: str | None
     rollout: RolloutConfig = RolloutConfig()
@@ -81,9 +83,14 @@ class DecisionTransformerAgent:
         """Play an episode for each return that is asked for, with its seed; in their order."""
         rest = iter(targets)
         while some := list(islice(rest, _MAX_PARALLEL)):
-            yield from rollout(self.model, self.normalizer, self.make_environment, some, self.rollout)
+            yield from rollout(self.module, self.normalizer, self.make_environment, some, self.rollout)
 
-    def predict(self, lines: Iterable[str], decoding: DecodingConfig | None = None) -> Iterator[list[Answer]]:
+    @property
+    def capabilities(self) -> frozenset[Capability]:
+        """It acts in an environment."""
+        return frozenset({"rollout"})
+
+    def predict_ranked(self, lines: Iterable[str], decoding: DecodingConfig | None = None) -> Iterator[list[Answer]]:
         """Play an episode for each line, a return that is asked for; line n begins as seed n says. Of a line that names
         a recorded episode (see `look`), say the action of its last step instead, or of the one it names.
 
@@ -124,7 +131,7 @@ class DecisionTransformerAgent:
         """What to call its choices."""
         return [f"action {number}" for number in ids]
 
-    def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> LookResult:
+    def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> Trace:
         """Play an episode and look at every attention that led to one of its actions: the last, unless told.
 
         line: a return, or a return and a step, as in "500@120"; or a recorded episode, "episodes.npz", of several
@@ -136,13 +143,15 @@ class DecisionTransformerAgent:
             raise DataError(f"answer={answer!r} was given; an agent plays by itself: leave it out")
         played, steps, last = self._load_steps(line)
         first = last - len(steps)
-        trace = lens.look(self.model.eval(), steps[None], tap=tap)
+        trace = lens.look(self.module.eval(), steps[None], tap=tap)
         held = TrajectoryInput(
             {kind: torch.from_numpy(one[first:last]) for kind, one in self.position_values(played).items()}, first
         )
         named = self.position_labels(played, first, last)
         answer = self._predict_action(played, steps, last) if _is_recorded_episode(line) else _to_answer(played)
-        return LookResult(line, answer, named, [], replace(trace, logits=None), input=held)
+        return replace(
+            trace, logits=None, text=line, answer=answer, source_tokens=named, input=held, token_names=self.token_names
+        )
 
     def _load_steps(self, line: str) -> tuple[Rollout, Tensor, int]:
         """The episode that a line plays or names, its steps in sight as the model reads them, and the last's number."""
@@ -164,9 +173,9 @@ class DecisionTransformerAgent:
     @torch.no_grad()
     def _predict_action(self, rollout: Rollout, steps: Tensor, last: int) -> Answer:
         """The action that the model chooses in the last of some steps, whose own it does not see."""
-        shape = self.model.spec
+        shape = self.module.spec
         assert isinstance(shape, spec.Transformer) and isinstance(shape.head, spec.Actions)
-        answer = predicted_actions(self.model.eval()(steps[None]), self.normalizer.space.action_dim)[0, -1].float()
+        answer = predicted_actions(self.module.eval()(steps[None]), self.normalizer.space.action_dim)[0, -1].float()
         if self.normalizer.space.discrete:
             chance, best = answer.log_softmax(-1).max(dim=-1)
             return Answer(str(int(best)), float(chance), float(chance), (int(best),))
@@ -181,7 +190,7 @@ class DecisionTransformerAgent:
             if self.normalizer.observed_dims is None
             else episode.states[:, list(self.normalizer.observed_dims)]
         )
-        returns = {"return": rollout.returns_to_go} if _trajectory_spec(self.model).return_conditioned else {}
+        returns = {"return": rollout.returns_to_go} if _trajectory_spec(self.module).return_conditioned else {}
         found = {**returns, "state": states, "action": episode.actions}
         return {kind: one.reshape(rollout.length, -1).astype("float32") for kind, one in found.items()}
 
@@ -189,7 +198,7 @@ class DecisionTransformerAgent:
         """What to call the positions of some steps: what is still to be reached, what is seen, what is done."""
         named = []
         for step in range(first, last):
-            if _trajectory_spec(self.model).return_conditioned:
+            if _trajectory_spec(self.module).return_conditioned:
                 named.append(f"{step + 1}: return {rollout.returns_to_go[step]:g}")
             state = rollout.episode.states[step]
             state = state if self.normalizer.observed_dims is None else state[list(self.normalizer.observed_dims)]
@@ -203,7 +212,7 @@ class DecisionTransformerAgent:
         """Write the model folder, as `TextGenerator.save` does."""
         kept = _AgentCard(self.environment, self.normalizer, self.rollout)
         card = {**(self.card or {}), "task": self.task.name, **config.to_dict(kept)}
-        model_folder.write_model_folder(Path(folder), self.model, card, {}, dtype)
+        model_folder.write_model_folder(Path(folder), self.module, card, {}, dtype)
 
     @classmethod
     def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> DecisionTransformerAgent:

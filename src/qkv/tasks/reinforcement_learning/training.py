@@ -157,7 +157,7 @@ class Validator:
         metrics, samples = self._evaluate_predictions(model), []
         if self.agent.environment is not None:
             playing = evaluate_agent(
-                replace(self.agent, model=model), self.target_returns, self.data.valid_episodes, seed=0
+                replace(self.agent, module=model), self.target_returns, self.data.valid_episodes, seed=0
             )
             metrics["return"] = playing.statistics[-1].mean
             samples = [

@@ -90,7 +90,7 @@ def build_training_setup(
     if isinstance(recipe.model, AudioClassifier):
         return classification.build_training_setup(recipe, splits.train, splits.valid, run_folder, cache_folder)
     runner = _build_or_load_model(recipe, splits, run_folder, resume)
-    labelled = _has_ctc_head(runner.model)
+    labelled = _has_ctc_head(runner.module)
     assert runner.frontend is not None
     written = normalize_transcript if runner.generation is None else _with_leading_space
     prepare = SpeechPreprocessor(
@@ -203,7 +203,7 @@ class Validator:
         device = next(model.parameters()).device
         total = count = 0.0
         answers = [""] * len(self.references)
-        runner = replace(self.runner, model=model)
+        runner = replace(self.runner, module=model)
         for batch in self.batches:
             moved = batch.to(device)
             assert moved.source is not None and moved.target is not None
@@ -226,7 +226,7 @@ def _build_or_load_model(recipe: SpeechConfig, splits: SpeechSplits, run_folder:
         assert trained.frontend is not None
         hearing = SpeechFrontend(
             _resolve_features(recipe, trained.frontend.features),
-            recipe.ctc.decoding_weight * _has_ctc_head(trained.model),
+            recipe.ctc.decoding_weight * _has_ctc_head(trained.module),
         )
         _check_vocabulary(splits, trained.target_tokenizer)
         return replace(trained, task=task, decoding=recipe.decoding, card=None, frontend=hearing)

@@ -126,20 +126,20 @@ def _decode_batch(
     tap: Tap,
 ) -> Iterator[list[Hypothesis]]:
     share = runner.frontend.ctc_weight if runner.frontend is not None else 0.0
-    device = next(runner.model.parameters()).device
+    device = next(runner.module.parameters()).device
     source, mask = source.to(device), None if mask is None else mask.to(device)
     if not share:
         yield from generate_batch(
-            runner.model, source, mask, decoding=decoding, generator=generator, tap=tap, **runner.generation_kwargs()
+            runner.module, source, mask, decoding=decoding, generator=generator, tap=tap, **runner.generation_kwargs()
         )
         return
     blank, end = runner.target_tokenizer.pad, runner.target_tokenizer.eos
-    logits, real = compute_ctc_logits(runner.model, source, mask, tap)
+    logits, real = compute_ctc_logits(runner.module, source, mask, tap)
     read = ctc_greedy_decode(logits, blank, real)
     found: list[list[Hypothesis]] = [[] for _ in read]
     if share < 1:
         found = generate_batch(
-            runner.model,
+            runner.module,
             source,
             mask,
             decoding=_keep_all_hypotheses(decoding),
@@ -172,7 +172,7 @@ def _rescore(
     if ctc_weight < 1:
         many = source.expand(len(tokens), -1, -1)
         written = [
-            sum(own) for own in score(runner.model, tokens, many, bos=runner.generation_kwargs()["bos"], tap=tap)
+            sum(own) for own in score(runner.module, tokens, many, bos=runner.generation_kwargs()["bos"], tap=tap)
         ]
     both = [(1 - ctc_weight) * left + ctc_weight * right for left, right in zip(written, heard, strict=True)]
     order = sorted(range(len(tokens)), key=lambda number: -both[number])
@@ -187,12 +187,12 @@ def greedy_decode(
     runner: TextGenerator, source: Tensor, mask: Tensor | None, decoding: DecodingConfig
 ) -> list[Sequence[int]]:
     """The tokens of an answer to each sound: the best label of each position, or without labels what is decoded."""
-    if isinstance(runner.model, Transformer) and runner.model.encoder_head is not None:
-        logits, real = compute_ctc_logits(runner.model, source, mask)
+    if isinstance(runner.module, Transformer) and runner.module.encoder_head is not None:
+        logits, real = compute_ctc_logits(runner.module, source, mask)
         return [*ctc_greedy_decode(logits, runner.target_tokenizer.pad, real)]
     return [
         one.tokens
-        for one, *_ in generate_batch(runner.model, source, mask, decoding=decoding, **runner.generation_kwargs())
+        for one, *_ in generate_batch(runner.module, source, mask, decoding=decoding, **runner.generation_kwargs())
     ]
 
 
@@ -260,7 +260,9 @@ def ctc_word_times(runner: TextGenerator, source: Tensor, tokens: Sequence[int])
     assert runner.frontend is not None
     seconds = runner.frontend.seconds_per_position
     try:
-        places = forced_align(compute_ctc_logits(runner.model, source, None)[0][0], tokens, runner.target_tokenizer.pad)
+        places = forced_align(
+            compute_ctc_logits(runner.module, source, None)[0][0], tokens, runner.target_tokenizer.pad
+        )
     except QkvError:
         return ()
     return tuple(

@@ -20,8 +20,9 @@ from qkv.decoding import DecodingConfig
 from qkv.errors import DataError
 from qkv.lens import Trace
 from qkv.lens.alignment import HeadIndex
+from qkv.tasks.base import Answer
 from qkv.tasks.output_constraints import OutputConstraints
-from qkv.tasks.text_generator import Answer, LookResult, TextGenerator
+from qkv.tasks.text_generator import TextGenerator
 
 _TAG_PATTERN = re.compile(r"""<(/?)([A-Za-z][\w:.-]*)((?:\s(?:"[^"]*"|'[^']*'|[^<>"'])*)?/?)>""")
 _OPENING_PUNCTUATION = "([\u201e\u201c\u00ab\u00bf\u00a1\"'"
@@ -113,7 +114,7 @@ def translate_tagged(
     while chunk := list(islice(rest, _BATCH_SIZE)):
         marked = [parse_tags(line) for line in chunk]
         yield from restore_tags(
-            model, marked, list(model.predict((one.text for one in marked), decoding, constraints=constraints))
+            model, marked, list(model.predict_ranked((one.text for one in marked), decoding, constraints=constraints))
         )
 
 
@@ -139,24 +140,24 @@ def restore_tags(
         ]
 
 
-def _find_alignment_heads(results: Sequence[LookResult]) -> list[HeadIndex]:
+def _find_alignment_heads(results: Sequence[Trace]) -> list[HeadIndex]:
     if not results:
         return []
-    traces: list[Trace] = [one.trace for one in results]
+    traces: list[Trace] = list(results)
     if not any(attention.place.endswith("cross_attention") for attention in traces[0]):
         raise DataError("tags are placed by cross-attention, which this model has none of; take the tags out")
     return [head for head, _ in lens.find_best_heads(traces, n_heads=_N_HEADS)]
 
 
-def _compute_word_weights(result: LookResult, heads: Sequence[HeadIndex], source: str, answer: str) -> Tensor:
+def _compute_word_weights(result: Trace, heads: Sequence[HeadIndex], source: str, answer: str) -> Tensor:
     """What each word of the answer takes from each word of the source, (target words, source words)."""
     sources = _assign_words(result.source_tokens, source)
     targets = _assign_words(result.target_tokens[1:], answer)
     sources += [None] * (len(result.source_tokens) - len(sources))
     targets += [None] * (len(result.target_tokens) - 1 - len(targets))
-    count = result.trace[heads[0][0]].queries
+    count = result[heads[0][0]].queries
     targets += [None] * (count - len(targets))
-    found = lens.align(result.trace, heads, source_word_ids=sources, target_word_ids=targets[:count]).weights
+    found = lens.align(result, heads, source_word_ids=sources, target_word_ids=targets[:count]).weights
     size = len(_find_word_spans(answer)), len(_find_word_spans(source))
     whole = torch.zeros(size)
     whole[: found.shape[0], : found.shape[1]] = found[: size[0], : size[1]]

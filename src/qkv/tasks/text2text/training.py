@@ -161,8 +161,8 @@ class Validator:
                 total += float(answer_cross_entropy(model, batch)[1])
             count += batch.target_tokens
         questions = self.task.group_references(self.pairs)
-        runner = replace(self.runner, model=model)
-        answers = [one[0].text for one in runner.predict((source for source, _ in questions), self.decoding)]
+        runner = replace(self.runner, module=model)
+        answers = [one[0].text for one in runner.predict_ranked((source for source, _ in questions), self.decoding)]
         scores = self.task.score(answers, [references for _, references in questions])
         samples = [
             f"{textwrap.shorten(source, 300, placeholder=' ...')}  ->  {answer}   ({references[0]})"
