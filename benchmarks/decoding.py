@@ -19,6 +19,7 @@ from sizes import BOS, EOS, PAD, SIZES, Size, build_marian, build_qkv
 from torch import Tensor
 
 from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, LengthPenalty, generate_batch
+from qkv.generation_rules import GenerationRules
 from qkv.models import SequenceModel
 
 VARIANTS = ["ours", "Marian sdpa", "Marian eager"]
@@ -80,7 +81,9 @@ def make_turn(model: Any, source: Tensor, mask: Tensor, beam: int) -> Callable[[
         decoding = DecodingConfig(method, LengthLimit(0, OUTPUT_TOKENS, min_new_tokens=OUTPUT_TOKENS))
 
         def our_turn() -> None:
-            found = generate_batch(model, source, mask, bos=BOS, eos=EOS, decoding=decoding, suppress_tokens=[PAD])
+            found = generate_batch(
+                model, source, mask, rules=GenerationRules(bos=BOS, eos=EOS, suppress_tokens=[PAD]), decoding=decoding
+            )
             assert all(len(hypotheses[0].tokens) == OUTPUT_TOKENS for hypotheses in found)
 
         return our_turn

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from qkv import lens, presets, spec
 from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, LengthPenalty, generate_batch
 from qkv.errors import QkvError, SpecError
+from qkv.generation_rules import GenerationRules
 from qkv.models import SequenceModel, build
 from qkv.pretrained import export
 from qkv.text import train as train_tokenizer
@@ -108,7 +109,7 @@ def test_it_learns_to_copy_what_it_never_saw_and_says_so() -> None:
     model.eval()
     unseen = torch.randint(22, 40, (50, 3), generator=torch.Generator().manual_seed(2))
     decoding = DecodingConfig(Greedy(), LengthLimit(0.0, 3))
-    found = generate_batch(model, unseen, bos=1, eos=2, decoding=decoding)
+    found = generate_batch(model, unseen, rules=GenerationRules(bos=1, eos=2), decoding=decoding)
     right = sum(one[0].tokens[0] == row[0] for one, row in zip(found, unseen.tolist(), strict=True))
     assert right > 25, "chance is 1 or 2 of 50"
     trace = lens.look(model, unseen[:1], torch.cat((torch.tensor([[1]]), unseen[:1, :2]), 1))
@@ -126,14 +127,16 @@ def test_beams_interventions_and_reasons_reach_the_pointer() -> None:
     model = build_pointer_generator()
     source, mask, target = make_rows(3)
     beams = DecodingConfig(Beam(size=3, n_best=3, length_penalty=LengthPenalty("wu", 0.6)), LengthLimit(0.0, 6))
-    for row, found in enumerate(generate_batch(model, source, mask, bos=1, eos=2, decoding=beams)):
+    for row, found in enumerate(
+        generate_batch(model, source, mask, rules=GenerationRules(bos=1, eos=2), decoding=beams)
+    ):
         for one in found:
             given = torch.tensor([[1, *one.tokens[:-1]]])
             logits = model(source[row : row + 1], given, mask[row : row + 1]).log_softmax(-1)[0]
             total = logits.gather(1, torch.tensor(one.tokens)[:, None]).sum()
             assert float(total) == pytest.approx(one.log_probability, abs=1e-4)
     covered = replace(beams, method=Beam(size=3, coverage_penalty=0.5))
-    assert generate_batch(model, source, mask, bos=1, eos=2, decoding=covered)
+    assert generate_batch(model, source, mask, rules=GenerationRules(bos=1, eos=2), decoding=covered)
     hidden = lens.look(model, source, target, mask, tap=lens.knock_out("head.cross_attention", keys=[0]))
     assert not hidden["head.cross_attention"].compute_weights(0)[:1, :, 0].any()
     # with the vocabulary silenced, a token of the source is impossible once nobody may look at it

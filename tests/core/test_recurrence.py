@@ -9,6 +9,7 @@ from torch import Tensor
 from qkv import lens, spec
 from qkv.decoding import Beam, DecodingConfig, LengthLimit, generate_batch
 from qkv.errors import SpecError
+from qkv.generation_rules import GenerationRules
 from qkv.layers import SSRU, AttentionInputs
 from qkv.models import build
 
@@ -86,7 +87,9 @@ def test_every_parameter_learns() -> None:
 @torch.no_grad()
 def test_it_is_searched_and_looked_into(model) -> None:
     source = make_inputs(2, 7)
-    found = generate_batch(model, source, bos=1, eos=2, decoding=DecodingConfig(Beam(3), LengthLimit(0, 6)))
+    found = generate_batch(
+        model, source, rules=GenerationRules(bos=1, eos=2), decoding=DecodingConfig(Beam(3), LengthLimit(0, 6))
+    )
     one = found[0][0]
     logits = model(source[:1], torch.tensor([[1, *one.tokens[:-1]]])).log_softmax(-1)[0]
     total = sum(float(logits[place, token]) for place, token in enumerate(one.tokens))

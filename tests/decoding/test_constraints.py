@@ -21,11 +21,11 @@ from qkv.data.text.pairs import Tsv
 from qkv.decoding import (
     Beam,
     DecodingConfig,
-    GenerationRules,
     Greedy,
     LengthLimit,
     LengthPenalty,
     Sample,
+    SearchRules,
     run_beam_search,
 )
 from qkv.decoding.constraints import PhraseConstraints, TokenBytes, allocate_beam
@@ -77,7 +77,7 @@ def test_a_wide_beam_finds_the_best_of_all_answers_that_keep_to_it(seed: int, mu
     [[best]] = run_beam_search(
         Table(seed),
         Nothing(),
-        GenerationRules([5], BOS, EOS, suppress_tokens=[BOS], constraints=[phrases]),
+        SearchRules([5], BOS, EOS, suppress_tokens=[BOS], constraints=[phrases]),
         Beam(300, LengthPenalty("power", 0.0)),
     )
     allowed = {
@@ -95,7 +95,7 @@ def spell(tokens: tuple[int, ...]) -> str:
 
 @given(st.integers(0, 10**6), st.sampled_from(["aba", "b a", "bbb", "ab ab"]))
 def test_a_narrow_beam_holds_what_it_must(seed: int, phrase: str) -> None:
-    constraints = GenerationRules(
+    constraints = SearchRules(
         [9], BOS, EOS, suppress_tokens=[BOS], constraints=[PhraseConstraints(TokenBytes(PIECES), [phrase])]
     )
     [[best]] = run_beam_search(Table(seed), Nothing(), constraints, Beam(2))

@@ -23,12 +23,12 @@ from qkv.decoding import (
     BeamRules,
     DecodingConfig,
     Ensemble,
-    GenerationRules,
     Greedy,
     Hypothesis,
     LengthLimit,
     LengthPenalty,
     Sample,
+    SearchRules,
     generate_all,
     generate_batch,
     run_beam_search,
@@ -37,6 +37,7 @@ from qkv.decoding import (
 )
 from qkv.decoding.sampling import filter_logits
 from qkv.errors import ConfigError, DataError, VocabularyError
+from qkv.generation_rules import GenerationRules
 from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Tap
 
@@ -96,7 +97,11 @@ def run_decoding(
 ):
     decoding = DecodingConfig(method, LengthLimit(0, longest, least))
     return generate_batch(
-        model, make_sources(rows), bos=BOS, eos=EOS, decoding=decoding, suppress_tokens=(BOS,), **more
+        model,
+        make_sources(rows),
+        rules=GenerationRules(bos=BOS, eos=EOS, suppress_tokens=(BOS,)),
+        decoding=decoding,
+        **more,
     )
 
 
@@ -190,11 +195,10 @@ def test_batch_mates_do_not_matter(method, prefixes):
         alone = generate_batch(
             model,
             source[None],
-            bos=BOS,
-            eos=EOS,
-            suppress_tokens=(BOS,),
+            rules=GenerationRules(
+                bos=BOS, eos=EOS, suppress_tokens=(BOS,), prefixes=None if prefixes is None else [prefixes[number]]
+            ),
             decoding=DecodingConfig(method, LengthLimit(0, 7)),
-            prefixes=None if prefixes is None else [prefixes[number]],
         )[0]
         assert [one.tokens for one in alone] == [one.tokens for one in together[number]]
         assert [one.score for one in alone] == pytest.approx([one.score for one in together[number]], abs=1e-5)
@@ -224,8 +228,10 @@ def test_prefixes_are_kept_and_scores_are_those_of_forced_scoring(method):
 
 def test_without_a_begin_token_the_prefix_begins():
     model, decoding = Pairs(7), DecodingConfig(Greedy(), LengthLimit(0, 6))
-    with_bos = generate_batch(model, bos=BOS, eos=EOS, decoding=decoding, prefixes=[[2, 3], [4]])
-    without = generate_batch(model, bos=None, eos=EOS, decoding=decoding, prefixes=[[BOS, 2, 3], [BOS, 4]])
+    with_bos = generate_batch(model, rules=GenerationRules(bos=BOS, eos=EOS, prefixes=[[2, 3], [4]]), decoding=decoding)
+    without = generate_batch(
+        model, rules=GenerationRules(bos=None, eos=EOS, prefixes=[[BOS, 2, 3], [BOS, 4]]), decoding=decoding
+    )
     assert [(BOS, *one[0].tokens) for one in with_bos] == [one[0].tokens for one in without]
     whole = score(model, [one[0].tokens for one in with_bos], bos=BOS)
     assert score(model, [one[0].tokens for one in without], bos=None) == whole
@@ -236,9 +242,9 @@ def test_a_prompt_may_hold_ends_and_goes_on_after_them(method):
     """Of each prompt alone, fed at once; and the shorter ones free while a longer one is still fed, ends and all."""
     model, decoding = Pairs(3, vocab=6), DecodingConfig(method, LengthLimit(0, 12))
     prompts = [[2, EOS], [3], [EOS, 2, EOS, EOS, 4, EOS, 3], [4, EOS, 2, 5]]
-    together = generate_batch(model, bos=None, eos=EOS, decoding=decoding, prefixes=prompts)
+    together = generate_batch(model, rules=GenerationRules(bos=None, eos=EOS, prefixes=prompts), decoding=decoding)
     for prompt, found in zip(prompts, together, strict=True):
-        [alone] = generate_batch(model, bos=None, eos=EOS, decoding=decoding, prefixes=[prompt])
+        [alone] = generate_batch(model, rules=GenerationRules(bos=None, eos=EOS, prefixes=[prompt]), decoding=decoding)
         assert [one.tokens for one in alone] == [one.tokens for one in found]
         assert list(found[0].tokens[: len(prompt)]) == prompt and len(found[0].tokens) > len(prompt)
         assert found[0].is_finished == (found[0].tokens[-1] == EOS)
@@ -247,11 +253,14 @@ def test_a_prompt_may_hold_ends_and_goes_on_after_them(method):
 def test_a_long_prompt_is_not_fed_token_by_token_beside_a_short_one():
     model, decoding = Pairs(3, vocab=6), DecodingConfig(Greedy(), LengthLimit(0, 5))
     prompts = [[2, 3], [4] * 40, [3] * 37, [5, 2, 3]]
-    found = generate_all(model, None, bos=None, eos=EOS, decoding=decoding, prefixes=prompts)
+    found = generate_all(model, None, rules=GenerationRules(bos=None, eos=EOS, prefixes=prompts), decoding=decoding)
     assert len(model.rows_stepped) <= 2 * 5 + 3 + 1
     for prompt, own in zip(prompts, found, strict=True):
         assert (
-            own[0].tokens == generate_batch(model, bos=None, eos=EOS, decoding=decoding, prefixes=[prompt])[0][0].tokens
+            own[0].tokens
+            == generate_batch(model, rules=GenerationRules(bos=None, eos=EOS, prefixes=[prompt]), decoding=decoding)[0][
+                0
+            ].tokens
         )
 
 
@@ -263,7 +272,7 @@ def test_the_least_length_is_kept_and_the_greatest_grows_with_the_source():
     model.by_source[:, EOS] -= 60
     source, mask = torch.tensor([[2, 3, 4], [2, 0, 0]]), torch.tensor([[True, True, True], [True, False, False]])
     decoding = DecodingConfig(Greedy(), LengthLimit(2, 1))
-    found = generate_batch(model, source, mask, bos=BOS, eos=EOS, decoding=decoding)
+    found = generate_batch(model, source, mask, rules=GenerationRules(bos=BOS, eos=EOS), decoding=decoding)
     assert [len(one[0].tokens) for one in found] == [7, 3]
     assert not found[0][0].is_finished
 
@@ -404,19 +413,15 @@ def test_a_stream_is_the_same_answer_token_by_token(method):
         flow = stream_tokens(
             model,
             row[None],
-            bos=BOS,
-            eos=EOS,
+            rules=GenerationRules(bos=BOS, eos=EOS, prefixes=[[2]]),
             decoding=decoding,
-            prefix=[2],
             generator=torch.Generator().manual_seed(8),
         )
         whole = generate_batch(
             model,
             row[None],
-            bos=BOS,
-            eos=EOS,
+            rules=GenerationRules(bos=BOS, eos=EOS, prefixes=[[2]]),
             decoding=decoding,
-            prefixes=[[2]],
             generator=torch.Generator().manual_seed(8),
         )
         assert (2, *flow) == whole[0][0].tokens
@@ -442,13 +447,13 @@ def test_many_sources_come_back_in_their_order():
     model = Pairs(9)
     given = [[2], [3, 4, 2], [], [4, 4], [2, 3, 4, 2], [3]]
     decoding = DecodingConfig(Beam(2), LengthLimit(1, 4))
-    found = generate_all(model, given, bos=BOS, eos=EOS, decoding=decoding, batch_tokens=12)
+    found = generate_all(model, given, rules=GenerationRules(bos=BOS, eos=EOS), decoding=decoding, batch_tokens=12)
     for own, hypotheses in zip(given, found, strict=True):
         source = torch.tensor([own], dtype=torch.int64)
-        alone = generate_batch(model, source, bos=BOS, eos=EOS, decoding=decoding)[0]
+        alone = generate_batch(model, source, rules=GenerationRules(bos=BOS, eos=EOS), decoding=decoding)[0]
         assert [one.tokens for one in alone] == [one.tokens for one in hypotheses]
     assert max(model.rows_stepped) <= 12
-    assert generate_all(model, [], bos=BOS, eos=EOS) == []
+    assert generate_all(model, [], rules=GenerationRules(bos=BOS, eos=EOS)) == []
 
 
 def test_dropout_is_off_meanwhile_and_the_model_is_left_as_it_was():
@@ -482,9 +487,7 @@ def test_a_search_needs_nothing_but_step():
         def reorder(self, index):
             return self
 
-    found = run_beam_search(
-        Counter(), Nothing(), GenerationRules([6, 2], bos=2, eos=1), Beam(2, LengthPenalty(alpha=0.0))
-    )
+    found = run_beam_search(Counter(), Nothing(), SearchRules([6, 2], bos=2, eos=1), Beam(2, LengthPenalty(alpha=0.0)))
     assert found[0][0].tokens == (3, 4, 0, 1)
     assert found[1][0].tokens[-1] == 1 and len(found[1][0].tokens) <= 2
 
@@ -499,7 +502,7 @@ def test_impossible_constraints_give_a_hypothesis_all_the_same():
         def reorder(self, index):
             return self
 
-    found = run_beam_search(Never(), Never(), GenerationRules([3], BOS, EOS), Beam(2))
+    found = run_beam_search(Never(), Never(), SearchRules([3], BOS, EOS), Beam(2))
     assert found == [[Hypothesis(found[0][0].tokens, -math.inf, found[0][0].log_probability, False)]]
     assert len(found[0][0].tokens) == 2
 
@@ -517,7 +520,11 @@ def test_impossible_constraints_give_a_hypothesis_all_the_same():
         (lambda: LengthLimit(0, 0), "room"),
         (lambda: LengthLimit(-1.0, 5, 0), "min_new_tokens=0"),
         (
-            lambda: list(stream_tokens(Pairs(), make_sources(1), bos=0, eos=1, decoding=DecodingConfig(Beam()))),
+            lambda: list(
+                stream_tokens(
+                    Pairs(), make_sources(1), rules=GenerationRules(bos=0, eos=1), decoding=DecodingConfig(Beam())
+                )
+            ),
             "greedy",
         ),
         (lambda: run_decoding(Pairs(), Beam(coverage_penalty=0.2)), "no cross-attention"),
@@ -533,13 +540,18 @@ def test_options_that_cannot_be_are_named(make, says):
     [
         (lambda: run_decoding(Pairs(), Greedy(), prefixes=[[2]]), "1 prefixes for 3 sentences"),
         (lambda: run_decoding(Pairs(), Greedy(), prefixes=[[2], [EOS], []]), "prefix 1 holds the end token"),
-        (lambda: generate_batch(Pairs(), bos=None, eos=EOS, prefixes=[[2], []]), "begin token"),
-        (lambda: generate_batch(Pairs(), bos=0, eos=EOS), "neither source nor prefixes"),
-        (lambda: generate_batch(Pairs(), bos=0, eos=EOS, suppress_tokens=[EOS], prefixes=[[]]), "suppress_tokens"),
+        (lambda: generate_batch(Pairs(), rules=GenerationRules(bos=None, eos=EOS, prefixes=[[2], []])), "begin token"),
+        (lambda: generate_batch(Pairs(), rules=GenerationRules(bos=0, eos=EOS)), "neither source nor prefixes"),
+        (
+            lambda: generate_batch(
+                Pairs(), rules=GenerationRules(bos=0, eos=EOS, suppress_tokens=[EOS], prefixes=[[]])
+            ),
+            "suppress_tokens",
+        ),
         (lambda: run_decoding(Pairs(), Beam(rules=FAIRSEQ_RULES), longest=2, prefixes=[[2, 3], [], []]), "no room"),
         (lambda: score(Pairs(), [[2]], make_sources(2), bos=0), "1 targets for 2 sources"),
         (lambda: score(Pairs(), [[]], bos=None), "empty target"),
-        (lambda: list(stream_tokens(Pairs(), make_sources(2), bos=0, eos=1)), "2 sources"),
+        (lambda: list(stream_tokens(Pairs(), make_sources(2), rules=GenerationRules(bos=0, eos=1))), "2 sources"),
     ],
 )
 def test_inputs_that_cannot_be_are_named(make, says):

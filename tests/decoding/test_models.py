@@ -18,6 +18,7 @@ from qkv.decoding import (
     score,
     stream_tokens,
 )
+from qkv.generation_rules import GenerationRules
 from qkv.models import build
 from qkv.presets import encoder_decoder
 from qkv.tap import Tap
@@ -49,14 +50,18 @@ def test_with_caches_scores_are_those_of_forced_scoring(kind, method):
     own = build_model(kind)
     prefixes = [[3, 4], [], [5]]
     decoding = DecodingConfig(method, LengthLimit(0, 8))
-    found = generate_batch(own, SOURCE, MASK, bos=BOS, eos=EOS, decoding=decoding, prefixes=prefixes)
+    found = generate_batch(
+        own, SOURCE, MASK, rules=GenerationRules(bos=BOS, eos=EOS, prefixes=prefixes), decoding=decoding
+    )
     for row, (prefix, hypotheses) in enumerate(zip(prefixes, found, strict=True)):
         for one in hypotheses:
             source, mask = SOURCE[row : row + 1], MASK[row : row + 1]
             values = score(own, [one.tokens], source, mask, bos=BOS)[0]
             counted = isinstance(method, Beam) and method.rules == "fairseq"
             assert one.log_probability == pytest.approx(sum(values[0 if counted else len(prefix) :]), abs=2e-4)
-            alone = generate_batch(own, source[:, mask[0]], bos=BOS, eos=EOS, decoding=decoding, prefixes=[prefix])[0]
+            alone = generate_batch(
+                own, source[:, mask[0]], rules=GenerationRules(bos=BOS, eos=EOS, prefixes=[prefix]), decoding=decoding
+            )[0]
             if not isinstance(method, Sample):
                 assert one.tokens in [other.tokens for other in alone]
 
@@ -69,13 +74,17 @@ def test_a_decoder_alone_continues_ragged_prompts():
     prompts = [[3, 4, 5, 6], [7], [8, 9]]
     for method in (Greedy(), Beam(3)):
         decoding = DecodingConfig(method, LengthLimit(0, 6))
-        together = generate_batch(own, bos=None, eos=EOS, decoding=decoding, prefixes=prompts)
+        together = generate_batch(own, rules=GenerationRules(bos=None, eos=EOS, prefixes=prompts), decoding=decoding)
         for prompt, hypotheses in zip(prompts, together, strict=True):
-            alone = generate_batch(own, bos=None, eos=EOS, decoding=decoding, prefixes=[prompt])[0]
+            alone = generate_batch(own, rules=GenerationRules(bos=None, eos=EOS, prefixes=[prompt]), decoding=decoding)[
+                0
+            ]
             assert hypotheses[0].tokens == alone[0].tokens
             assert list(hypotheses[0].tokens[: len(prompt)]) == prompt
             if method == Greedy():
-                flow = stream_tokens(own, bos=None, eos=EOS, decoding=decoding, prefix=prompt)
+                flow = stream_tokens(
+                    own, rules=GenerationRules(bos=None, eos=EOS, prefixes=[prompt]), decoding=decoding
+                )
                 assert (*prompt, *flow) == hypotheses[0].tokens
 
 
@@ -102,7 +111,9 @@ def test_coverage_adds_what_the_paper_says(kind):
     own, beta, penalty = build_model(kind, seed=3), 0.7, LengthPenalty(alpha=0.6)
     method = Beam(4, penalty, coverage_penalty=beta, n_best=4, rules="hugging-face-never")
     decoding = DecodingConfig(method, LengthLimit(0, 7))
-    found = generate_batch(own, SOURCE, MASK, bos=BOS, eos=EOS, decoding=decoding, prefixes=[[3, 4], [3, 4, 5], [6]])
+    found = generate_batch(
+        own, SOURCE, MASK, rules=GenerationRules(bos=BOS, eos=EOS, prefixes=[[3, 4], [3, 4, 5], [6]]), decoding=decoding
+    )
     changed = False
     for row, (hypotheses, given) in enumerate(zip(found, (2, 3, 1), strict=True)):
         source = SOURCE[row : row + 1, MASK[row]]
@@ -117,7 +128,13 @@ def test_coverage_adds_what_the_paper_says(kind):
             changed |= abs(expected) > 0.1
     assert changed
     both = generate_batch(
-        Ensemble([own, own]), SOURCE, MASK, bos=BOS, eos=EOS, decoding=DecodingConfig(method, LengthLimit(0, 7))
+        Ensemble([own, own]),
+        SOURCE,
+        MASK,
+        rules=GenerationRules(bos=BOS, eos=EOS),
+        decoding=DecodingConfig(method, LengthLimit(0, 7)),
     )
-    alone = generate_batch(own, SOURCE, MASK, bos=BOS, eos=EOS, decoding=DecodingConfig(method, LengthLimit(0, 7)))
+    alone = generate_batch(
+        own, SOURCE, MASK, rules=GenerationRules(bos=BOS, eos=EOS), decoding=DecodingConfig(method, LengthLimit(0, 7))
+    )
     assert [one[0].score for one in both] == pytest.approx([one[0].score for one in alone], abs=1e-4)

@@ -16,6 +16,7 @@ from qkv import lens, spec
 from qkv.attention import attend
 from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, Sample, generate_batch, score
 from qkv.errors import QkvError
+from qkv.generation_rules import GenerationRules
 from qkv.lens import Compose, ablate, knock_out, look, patch, swap_values
 from qkv.mask import Mask
 from qkv.models import SequenceModel, build
@@ -162,7 +163,12 @@ def test_what_is_found_under_an_intervention_is_scored_alike(method: Any) -> Non
     options = DecodingConfig(method, LengthLimit(constant=7, factor=0.0))
     torch.manual_seed(1)
     found = generate_batch(
-        model, source, bos=1, eos=2, decoding=options, tap=tap, generator=torch.Generator().manual_seed(0)
+        model,
+        source,
+        rules=GenerationRules(bos=1, eos=2),
+        decoding=options,
+        tap=tap,
+        generator=torch.Generator().manual_seed(0),
     )
     changed = False
     for row, hypotheses in enumerate(found):

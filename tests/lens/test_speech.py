@@ -169,9 +169,11 @@ def compute_features(samples: Tensor) -> Tensor:
 def transcribe(whisper: Any, samples: Tensor) -> tuple[str, list[int]]:
     published, tokenizer = whisper
     (answer,) = generate_batch(
-        published.model, compute_features(samples), **published.generation.to_kwargs(),
+        published.model,
+        compute_features(samples),
+        rules=published.generation,
         decoding=DecodingConfig(Greedy(), LengthLimit(0, 100)),
-    )[0]  # fmt: skip
+    )[0]
     text = [token for token in answer.tokens if token < published.config["eos_token_id"]]
     return tokenizer.decode(text), text
 

@@ -18,6 +18,7 @@ import base64
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from qkv import layers, lens, pretrained
 from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, LengthPenalty, generate_batch
 from qkv.errors import CheckpointError, SpecError
+from qkv.generation_rules import GenerationRules
 from qkv.pretrained import tokenizers, weights
 from qkv.pretrained.families import get_family
 from qkv.pretrained.family import build_model
@@ -118,7 +120,9 @@ def test_a_decoder_steps_and_generates_the_same(case: Case, written: WriteModel)
         prompts = {"input_ids": given[:, :9], "attention_mask": torch.ones_like(given[:, :9])}
         expected = generate(theirs, prompts, beams)
         decoding = DecodingConfig(method, LengthLimit(0, 8))
-        found = generate_batch(ours, bos=None, eos=2, decoding=decoding, prefixes=given[:, :9].tolist())
+        found = generate_batch(
+            ours, rules=GenerationRules(bos=None, eos=2, prefixes=given[:, :9].tolist()), decoding=decoding
+        )
         for answer, row in zip(found, expected, strict=True):
             assert list(answer[0].tokens) == row[: len(answer[0].tokens)]
             assert set(row[len(answer[0].tokens) :]) <= {0}
@@ -312,9 +316,8 @@ def test_smollm2_knows_the_capital_of_france(tmp_path: Path) -> None:
     prompt = tokenizer.encode("The capital of France is")
     found = generate_batch(
         ours.model,
-        **ours.generation.to_kwargs(),
+        rules=replace(ours.generation, prefixes=[list(prompt)]),
         decoding=DecodingConfig(Greedy(), LengthLimit(0, 8)),
-        prefixes=[list(prompt)],
     )
     assert tokenizer.decode(found[0][0].tokens).startswith("The capital of France is Paris.")
     pretrained.save(ours, tmp_path)
@@ -334,7 +337,11 @@ def find_data(name: str) -> Path:
 def test_stories260k_tells_its_documented_story() -> None:
     folder = find_data("stories260K")
     model = pretrained.load(folder / "stories260K.bin").model
-    found = generate_batch(model, bos=1, eos=1, decoding=DecodingConfig(Greedy(), LengthLimit(0, 256)), prefixes=[[]])
+    found = generate_batch(
+        model,
+        rules=GenerationRules(bos=1, eos=1, prefixes=[[]]),
+        decoding=DecodingConfig(Greedy(), LengthLimit(0, 256)),
+    )
     shown = (folder / "stories260K.md").read_text(encoding="utf-8").split("-t 0.0\n")[1].split("\n```")[0]
     assert tokenizers.load(folder / "tok512.bin").decode(found[0][0].tokens) == shown
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, LengthPenalty, Sample, generate_batch
 from qkv.decoding.sampling import filter_logits
+from qkv.generation_rules import GenerationRules
 from qkv.models import SequenceModel
 from qkv.tap import NO_TAP
 
@@ -121,7 +122,9 @@ def test_beam_search_token_for_token(early_stopping, alpha):
         decoding = DecodingConfig(method, LengthLimit(0, 9))
         found = [
             one
-            for row in generate_batch(Theirs(model), SOURCE, MASK, bos=BOS, eos=EOS, decoding=decoding)
+            for row in generate_batch(
+                Theirs(model), SOURCE, MASK, rules=GenerationRules(bos=BOS, eos=EOS), decoding=decoding
+            )
             for one in row
         ]
         assert [one.score for one in found] == pytest.approx(answer.sequences_scores.tolist(), abs=2e-4)
@@ -136,7 +139,7 @@ def test_greedy_token_for_token():
     model = build_encoder_decoder(1, 2.0)
     answer = generate_theirs(model, SOURCE, 9, attention_mask=MASK.long(), num_beams=1)
     decoding = DecodingConfig(Greedy(), LengthLimit(0, 9))
-    found = generate_batch(Theirs(model), SOURCE, MASK, bos=BOS, eos=EOS, decoding=decoding)
+    found = generate_batch(Theirs(model), SOURCE, MASK, rules=GenerationRules(bos=BOS, eos=EOS), decoding=decoding)
     assert [row[0].tokens for row in found] == [strip_prompt(row, 1) for row in answer.sequences.tolist()]
 
 
@@ -152,10 +155,8 @@ def test_a_prompt_is_given_and_adds_nothing_to_score_and_length(early_stopping):
         method = Beam(3, LengthPenalty("power", 1.3), n_best=3, rules=NAMES[early_stopping])
         found = generate_batch(
             Theirs(model),
-            bos=None,
-            eos=EOS,
+            rules=GenerationRules(bos=None, eos=EOS, prefixes=prompts.tolist()),
             decoding=DecodingConfig(method, LengthLimit(0, 6)),
-            prefixes=prompts.tolist(),
         )
         flat = [one for row in found for one in row]
         assert [one.score for one in flat] == pytest.approx(answer.sequences_scores.tolist(), abs=2e-4)

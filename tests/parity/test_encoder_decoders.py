@@ -22,9 +22,10 @@ from safetensors.torch import load_file, save_file
 from qkv import lens, pretrained, spec
 from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, LengthPenalty, generate_batch
 from qkv.errors import CheckpointError
+from qkv.generation_rules import GenerationRules
 from qkv.models import SequenceModel
 from qkv.positions import RelativeBias
-from qkv.pretrained.generation_config import GenerationConfig
+from qkv.pretrained.generation_config import read_generation_rules
 from tests.published import (
     Case,
     WriteModel,
@@ -167,11 +168,11 @@ def test_it_generates_the_same(one: Case, written: WriteModel, beams: int) -> No
         **({"length_penalty": 0.6} if beams > 1 else {}),
     )  # fmt: skip
     method = Greedy() if beams == 1 else Beam(beams, LengthPenalty("power", 0.6), rules="hugging-face")
-    rules = ours.generation.to_kwargs()
-    found = generate_batch(ours.model, source, SOURCES, **rules, decoding=DecodingConfig(method, LengthLimit(0, 7)))
+    rules = ours.generation
+    found = generate_batch(ours.model, source, SOURCES, rules=rules, decoding=DecodingConfig(method, LengthLimit(0, 7)))
     for answer, row in zip(found, rows.tolist(), strict=True):
         count = len(answer[0].tokens)
-        assert [rules["bos"], *answer[0].tokens] == row[: count + 1]
+        assert [rules.bos, *answer[0].tokens] == row[: count + 1]
         assert set(row[count + 1 :]) <= {theirs.config.pad_token_id, *rules["eos"]}
 
 
@@ -248,11 +249,11 @@ def test_rules_of_generation_are_read_or_refused() -> None:
         "decoder_start_token_id": 5, "bos_token_id": 1, "eos_token_id": [2, 3], "bad_words_ids": [[9], [4]],
         "forced_bos_token_id": 7, "forced_eos_token_id": 2,
     }  # fmt: skip
-    assert GenerationConfig.from_hugging_face(says, has_encoder=True) == GenerationConfig(5, (2, 3), (4, 9), (7,), 2)
-    assert GenerationConfig.from_hugging_face(
-        {"bos_token_id": 1, "eos_token_id": 2}, has_encoder=False
-    ) == GenerationConfig(None, (2,))
-    assert GenerationConfig.from_hugging_face({"bos_token_id": 1}, has_encoder=True) == GenerationConfig(1, ())
+    assert read_generation_rules(says, has_encoder=True) == GenerationRules(5, (2, 3), (4, 9), (7,), 2)
+    assert read_generation_rules({"bos_token_id": 1, "eos_token_id": 2}, has_encoder=False) == GenerationRules(
+        None, (2,)
+    )
+    assert read_generation_rules({"bos_token_id": 1}, has_encoder=True) == GenerationRules(1, ())
     for wrong in ({"bad_words_ids": [[1, 2]]}, {"eos_token_id": "</s>"}, {"forced_bos_token_id": -1}):
         with pytest.raises(CheckpointError, match=next(iter(wrong))):
-            GenerationConfig.from_hugging_face(wrong, has_encoder=True)
+            read_generation_rules(wrong, has_encoder=True)

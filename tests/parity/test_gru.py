@@ -20,6 +20,7 @@ from qkv import pretrained, spec, tasks
 from qkv.cli import main
 from qkv.decoding import DecodingConfig, Greedy, LengthLimit, generate_batch
 from qkv.errors import CheckpointError, SpecError
+from qkv.generation_rules import GenerationRules
 from qkv.models import build
 from qkv.pretrained.families.g2p import LETTERS, PHONEMES
 from tests.published import assert_close
@@ -115,12 +116,12 @@ def test_the_published_one_is_the_plain_formula() -> None:
 )
 def test_it_pronounces(word: str, expected: str) -> None:
     published = pretrained.load(FILE)
-    rules = published.generation.to_kwargs()
+    rules = published.generation
     assert (rules["bos"], rules["eos"]) == (2, (3,))
     answer = generate_batch(
         published.model,
         torch.tensor([encode_word(word)]),
-        **rules,
+        rules=rules,
         decoding=DecodingConfig(Greedy(), LengthLimit(0, 20)),
     )
     assert answer[0][0].is_finished
@@ -164,7 +165,7 @@ def test_it_is_written_back(tmp_path: Path) -> None:
         again.model(torch.tensor([encode_word("queue")]), torch.tensor([[2, 5]]))[0],
         run_plain(tensors, encode_word("queue"), [2, 5]),
     )
-    assert again.generation == pretrained.GenerationConfig(2, (3,))
+    assert again.generation == GenerationRules(2, (3,))
 
 
 def test_another_archive_is_not_taken_for_it(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from qkv import lens, pretrained, tasks
 from qkv.decoding import DecodingConfig, Greedy, LengthLimit, generate_batch
 from qkv.errors import CheckpointError
+from qkv.generation_rules import GenerationRules
 from qkv.pretrained import tokenizers, weights
 from qkv.pretrained.weights.marian import SETTINGS_KEY
 from tests.published import assert_close
@@ -166,7 +167,7 @@ def test_it_is_written_as_a_folder(tmp_path: Path) -> None:
     again = pretrained.load(tmp_path / "folder")
     given = torch.tensor([SOURCE]), torch.tensor([[30, *TARGET]])
     assert torch.equal(again.model(*given), published.model(*given))
-    assert again.generation == published.generation == pretrained.GenerationConfig(30, (0,), (1, 30))
+    assert again.generation == published.generation == GenerationRules(30, (0,), (1, 30))
 
 
 def test_a_line_is_read_with_its_end_though_no_tokenizer_file_says_so(tmp_path: Path) -> None:
@@ -216,7 +217,7 @@ def translate(name: str, text: str) -> str:
     _, published, tokenizer = open_model(name)
     source = torch.tensor([[*tokenizer.encode(text), 0]])
     decoding = DecodingConfig(Greedy(), LengthLimit(2.5, 5))
-    answer = generate_batch(published.model, source, **published.generation.to_kwargs(), decoding=decoding)[0][0]
+    answer = generate_batch(published.model, source, rules=published.generation, decoding=decoding)[0][0]
     assert answer.is_finished
     return str(tokenizer.decode(list(answer.tokens)))
 

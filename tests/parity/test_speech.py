@@ -24,11 +24,12 @@ from torch import Tensor
 from qkv import lens, pretrained, spec
 from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, LengthPenalty, generate_batch
 from qkv.errors import CheckpointError, DataError, SpecError
+from qkv.generation_rules import GenerationRules
 from qkv.models import build
 from qkv.pretrained.families import get_family
 from qkv.pretrained.families.speech import read_ctranslate2_whisper
 from qkv.pretrained.family import build_model
-from qkv.pretrained.generation_config import GenerationConfig
+from qkv.pretrained.generation_config import read_generation_rules
 from qkv.pretrained.weights import LazyWeights
 from qkv.pretrained.weights.lazy_weights import TensorEntry
 from tests.published import Case, WriteModel, assert_close, load_model, make_mask, make_tokens, make_writer
@@ -107,10 +108,13 @@ def test_whisper_steps_and_generates_the_same(written: WriteModel) -> None:
     for method, beams in ((Greedy(), 1), (Beam(4, LengthPenalty("power", 1.0), rules="hugging-face"), 4)):
         expected = generate_from_audio(theirs, sound, begin, beams, opening)
         found = generate_batch(
-            ours, sound, bos=begin[0], eos=2, suppress_tokens=[7], begin_suppress_tokens=opening,
-            prefixes=[begin[1:]] * 2,
+            ours,
+            sound,
+            rules=GenerationRules(
+                bos=begin[0], eos=2, suppress_tokens=[7], begin_suppress_tokens=opening, prefixes=[begin[1:]] * 2
+            ),
             decoding=DecodingConfig(method, LengthLimit(0, 12)),
-        )  # fmt: skip
+        )
         for answer, row in zip(found, expected, strict=True):
             own = [begin[0], *answer[0].tokens]
             assert len(own) > 6 and own[3] not in opening
@@ -218,8 +222,8 @@ def test_whisper_is_read_as_ctranslate2_keeps_it(written: WriteModel, tmp_path: 
     ours, config = write_ctranslate2(tmp_path / "model.bin", convert_to_ctranslate2_names(folder))
     sound, text = make_frames(), make_tokens()
     assert_close(ours(source=sound, target=text), theirs(input_features=sound, decoder_input_ids=text).logits)
-    generation = GenerationConfig.from_hugging_face(config, has_encoder=True)
-    assert generation == GenerationConfig(50257, (2,), (7,), (50258,), None, (9,))
+    generation = read_generation_rules(config, has_encoder=True)
+    assert generation == GenerationRules(50257, (2,), (7,), (50258,), None, (9,))
     assert config["alignment_heads"] == [[1, 0]]
 
 

@@ -32,8 +32,8 @@ from qkv.data.audio.sources import FeatureConfig, Fsdd, Recordings, SpectrogramA
 from qkv.data.cleaning import CleaningConfig
 from qkv.decoding.ctc import ctc_greedy_decode, ctc_log_probabilities, forced_align
 from qkv.errors import ConfigError, CorpusError, DataError, MissingExtraError, SpecError, StorageError, VocabularyError
+from qkv.generation_rules import GenerationRules
 from qkv.models import build
-from qkv.pretrained import GenerationConfig
 from qkv.tasks.speech.classification import LabelEncoder
 from qkv.tasks.speech.config import AudioClassifier, AudioData
 from qkv.tasks.speech.training import build_training_setup, joint_ctc_loss, load_data
@@ -553,7 +553,7 @@ def test_a_published_listener_goes_on_with_recordings(folder: Path) -> None:
     first = runner.target_tokenizer.encode("high")
     replace(
         runner,
-        generation=GenerationConfig(runner.target_tokenizer.bos, (runner.target_tokenizer.eos,), (), tuple(first)),
+        generation=GenerationRules(runner.target_tokenizer.bos, (runner.target_tokenizer.eos,), (), tuple(first)),
     ).save(folder / "p")
     start = f"model={{kind: pretrained, path: {folder / 'p'}}}", "tokenizer={}"
     further = build_recipe(folder, *start, "data.features={}", "data.augmentation.time_stretch=0.5")

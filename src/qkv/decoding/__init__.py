@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from qkv.decoding.beam_search import run_beam_search
     from qkv.decoding.ensemble import Ensemble
     from qkv.decoding.generate import generate_all, generate_batch, score, stream_tokens
-    from qkv.decoding.rules import AutoregressiveModel, GenerationRules, Hypothesis
+    from qkv.decoding.rules import AutoregressiveModel, Hypothesis, SearchRules
+    from qkv.generation_rules import GenerationRules
     from qkv.decoding.sampling import greedy_search, sample
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "Beam",
     "BeamRules",
     "GenerationRules",
+    "SearchRules",
     "DecodingConfig",
     "Ensemble",
     "Greedy",
@@ -68,6 +70,7 @@ _EXPORTS = {
     "score": "generate",
     "stream_tokens": "generate",
     "GenerationRules": "rules",
+    "SearchRules": "rules",
     "Hypothesis": "rules",
     "AutoregressiveModel": "rules",
     "greedy_search": "sampling",

@@ -11,7 +11,7 @@ from torch import Tensor
 from qkv.decoding.config import Beam, can_stop
 from qkv.decoding.constraints import allocate_beam
 from qkv.decoding.coverage import Coverage
-from qkv.decoding.rules import AutoregressiveModel, GenerationRules, Hypothesis
+from qkv.decoding.rules import AutoregressiveModel, Hypothesis, SearchRules
 from qkv.errors import DataError
 
 NEG_INF = -torch.inf
@@ -22,7 +22,7 @@ _MAX_EXTRA_HYPOTHESES = 32
 def run_beam_search(
     model: AutoregressiveModel,
     state: Any,
-    rules: GenerationRules,
+    rules: SearchRules,
     config: Beam | None = None,
     coverage: Coverage | None = None,
 ) -> list[list[Hypothesis]]:
@@ -43,7 +43,7 @@ class _BeamSearch:
     """
 
     def __init__(
-        self, model: AutoregressiveModel, generation_rules: GenerationRules, config: Beam, coverage: Coverage | None
+        self, model: AutoregressiveModel, generation_rules: SearchRules, config: Beam, coverage: Coverage | None
     ) -> None:
         if more := max((one.num_included_tokens for one in generation_rules.constraints or ()), default=0):
             # room for the banks; and the rules of programs that know no phrases say nothing of these

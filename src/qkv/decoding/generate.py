@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,15 +13,13 @@ from torch import Tensor
 from qkv.cache import Memory
 from qkv.decoding.beam_search import run_beam_search
 from qkv.decoding.config import Beam, DecodingConfig, Greedy, Sample
-from qkv.decoding.constraints import PhraseConstraints
 from qkv.decoding.coverage import Coverage, CrossAttentionTap
-from qkv.decoding.rules import GenerationRules, Hypothesis
+from qkv.decoding.rules import Hypothesis, SearchRules
 from qkv.decoding.sampling import generate_steps, greedy_search, make_sampler, sample, select_most_probable
 from qkv.errors import ConfigError, DataError
+from qkv.generation_rules import GenerationRules
 from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Tap
-
-Prefixes = Sequence[Sequence[int]]
 
 
 @torch.no_grad()
@@ -29,88 +28,63 @@ def generate_batch(
     source: Tensor | None = None,
     source_mask: Tensor | None = None,
     *,
-    bos: int | None,
-    eos: int | Sequence[int],
+    rules: GenerationRules,
     decoding: DecodingConfig | None = None,
-    suppress_tokens: Sequence[int] = (),
-    forced_prefix: Sequence[int] = (),
-    forced_eos: int | None = None,
-    begin_suppress_tokens: Sequence[int] = (),
-    prefixes: Prefixes | None = None,
-    constraints: Sequence[PhraseConstraints] | None = None,
     generator: torch.Generator | None = None,
     tap: Tap = NO_TAP,
 ) -> list[list[Hypothesis]]:
     """Find the answers to a batch; for every sentence its hypotheses, best first, at least one.
 
     source (batch, sources), source_mask the same, True = a real token; None for a model without an encoder, whose
-    prompts are the prefixes. bos, eos: begin and end token; never: tokens not to be generated; first, last: what an
-    answer has to begin with, and to have at the greatest length; never_first: what may not come right after `first`;
-    phrases: what each answer must and must not hold (see `Constraints`). generator: for sampling. tap: sees and changes
-    every step. Dropout is off meanwhile. Raises DataError, ConfigError.
+    prompts are the prefixes of the rules. generator: for sampling. tap: sees and changes every step. Dropout is off
+    meanwhile. Raises DataError for rules that contradict themselves, ConfigError for a decoding that cannot keep to
+    them.
     """
     decoding = decoding or DecodingConfig()
     method = decoding.method
-    if not isinstance(method, Beam) and any(one.include for one in constraints or ()):
-        raise ConfigError([f"method={method}: an answer that must hold phrases is found by a beam search; use a beam"])
-    with _evaluation_mode(model):
-        stepper, state, longest, mask = _start_generation(model, source, source_mask, decoding, prefixes, tap)
-        least = decoding.length.min_new_tokens
-        rules = GenerationRules(
-            longest,
-            bos,
-            eos,
-            suppress_tokens,
-            least,
-            prefixes,
-            _get_device(model),
-            forced_prefix,
-            forced_eos,
-            begin_suppress_tokens,
-            constraints,
+    if not isinstance(method, Beam) and any(one.include for one in rules.constraints or ()):
+        raise ConfigError(
+            [f"method={method}: an answer that must contain phrases is found by a beam search; use a beam"]
         )
+    with _evaluation_mode(model):
+        stepper, state, longest, mask = _start_generation(model, source, source_mask, decoding, rules, tap)
+        search = SearchRules.build(rules, longest, decoding.length.min_new_tokens, _get_device(model))
         if isinstance(method, Greedy):
-            return [[hypothesis] for hypothesis in greedy_search(stepper, state, rules)]
+            return [[hypothesis] for hypothesis in greedy_search(stepper, state, search)]
         if isinstance(method, Sample):
-            return sample(stepper, state, rules, method, generator)
+            return sample(stepper, state, search, method, generator)
         if not method.coverage_penalty:
-            return run_beam_search(stepper, state, rules, method)
+            return run_beam_search(stepper, state, search, method)
         if mask is None:
             raise ConfigError(
                 [f"coverage_penalty={method.coverage_penalty}: this model reads no source to cover; expected 0"]
             )
         watch = CrossAttentionTap(tap)
         coverage = Coverage(method.coverage_penalty, watch.received, mask)
-        return run_beam_search(_TappedModel(model, watch), state, rules, method, coverage)
+        return run_beam_search(_TappedModel(model, watch), state, search, method, coverage)
 
 
 def generate_all(
     model: SequenceModel,
     sources: Sequence[Sequence[int]] | None,
     *,
-    bos: int | None,
-    eos: int | Sequence[int],
+    rules: GenerationRules,
     decoding: DecodingConfig | None = None,
-    suppress_tokens: Sequence[int] = (),
-    forced_prefix: Sequence[int] = (),
-    forced_eos: int | None = None,
-    begin_suppress_tokens: Sequence[int] = (),
-    prefixes: Prefixes | None = None,
-    constraints: Sequence[PhraseConstraints] | None = None,
     generator: torch.Generator | None = None,
     batch_tokens: int = 4096,
     tap: Tap = NO_TAP,
 ) -> list[list[Hypothesis]]:
     """Find the answers to any number of sources, given as token ids; one in, one out, in the order given.
 
-    A model without an encoder is given None and prefixes instead, which it goes on from. Sources of like length are
-    decoded together, as many as have `budget` tokens, padding and beams included. Prompts that differ by more tokens
+    A model without an encoder is given None, and continues the prefixes of the rules. Sources of like length are
+    decoded together, as many as have `batch_tokens` tokens, padding and beams included. Prompts that differ by more
+    tokens
     than an answer may have are not: the longer one would be fed the rest token by token, beside answers.
     """
     decoding = decoding or DecodingConfig()
     method = decoding.method
     width = method.size if isinstance(method, Beam) else method.n_best if isinstance(method, Sample) else 1
-    given = sources if sources is not None else prefixes or ()
+    given = sources if sources is not None else rules.prefixes or ()
     order = sorted(range(len(given)), key=lambda number: -len(given[number]))
     found: dict[int, list[Hypothesis]] = {}
     device = _get_device(model)
@@ -122,13 +96,15 @@ def generate_all(
             rows = min(rows, sum(len(given[number]) >= shortest for number in order))
         numbers, order = order[:rows], order[rows:]
         source, mask = (None, None) if sources is None else _pad([sources[one] for one in numbers], device)
-        own = [prefixes[number] for number in numbers] if prefixes is not None else None
-        held = [constraints[number] for number in numbers] if constraints is not None else None
         results = generate_batch(
-            model, source, mask, bos=bos, eos=eos, decoding=decoding, suppress_tokens=suppress_tokens,
-            forced_prefix=forced_prefix, forced_eos=forced_eos,
-            begin_suppress_tokens=begin_suppress_tokens, prefixes=own, constraints=held, generator=generator, tap=tap,
-        )  # fmt: skip
+            model,
+            source,
+            mask,
+            rules=rules.select_rows(numbers),
+            decoding=decoding,
+            generator=generator,
+            tap=tap,
+        )
         found.update(zip(numbers, results, strict=True))
     return [found[number] for number in range(len(given))]
 
@@ -138,14 +114,8 @@ def stream_tokens(
     model: SequenceModel,
     source: Tensor | None = None,
     *,
-    bos: int | None,
-    eos: int | Sequence[int],
+    rules: GenerationRules,
     decoding: DecodingConfig | None = None,
-    suppress_tokens: Sequence[int] = (),
-    forced_prefix: Sequence[int] = (),
-    forced_eos: int | None = None,
-    begin_suppress_tokens: Sequence[int] = (),
-    prefix: Sequence[int] = (),
     generator: torch.Generator | None = None,
     tap: Tap = NO_TAP,
 ) -> Iterator[int]:
@@ -158,25 +128,14 @@ def stream_tokens(
     if isinstance(method, Beam) or (isinstance(method, Sample) and method.n_best > 1):
         problem = f"method={method}: a stream is one answer that never changes; use greedy, or sample with n_best 1"
         raise ConfigError([problem])
+    rules = rules if rules.prefixes is not None or source is None else replace(rules, prefixes=[()])
     if source is not None and source.shape[0] != 1:
         raise DataError(f"a stream was given {source.shape[0]} sources; it has one answer, give one")
     choose = make_sampler(method, generator) if isinstance(method, Sample) else select_most_probable
     with _evaluation_mode(model):
-        stepper, state, longest, _ = _start_generation(model, source, None, decoding, [prefix], tap)
-        least = decoding.length.min_new_tokens
-        rules = GenerationRules(
-            longest,
-            bos,
-            eos,
-            suppress_tokens,
-            least,
-            [prefix],
-            _get_device(model),
-            forced_prefix,
-            forced_eos,
-            begin_suppress_tokens,
-        )
-        for step in generate_steps(stepper, state, rules, choose):
+        stepper, state, longest, _ = _start_generation(model, source, None, decoding, rules, tap)
+        search = SearchRules.build(rules, longest, decoding.length.min_new_tokens, _get_device(model))
+        for step in generate_steps(stepper, state, search, choose):
             for taken in step:
                 yield taken.token
 
@@ -227,11 +186,12 @@ def _start_generation(
     source: Tensor | None,
     source_mask: Tensor | None,
     decoding: DecodingConfig,
-    prefixes: Prefixes | None,
+    rules: GenerationRules,
     tap: Tap,
 ) -> tuple[_TappedModel, Any, list[int], Tensor | None]:
     """Read the source: the stepper, its state, the greatest length for each sentence, and the mask of the source."""
     if source is None:
+        prefixes = rules.prefixes
         if prefixes is None:
             raise DataError("neither source nor prefixes were given; without a source, give each row a prefix")
         longest = [decoding.length.max_new_tokens(len(prefix)) for prefix in prefixes]

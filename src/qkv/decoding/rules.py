@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qkv.decoding.constraints import PhraseConstraints
 from qkv.errors import DataError
+from qkv.generation_rules import GenerationRules
 
 
 class AutoregressiveModel(Protocol):
@@ -39,17 +40,12 @@ class Hypothesis:
 
 
 @dataclass(frozen=True)
-class GenerationRules:
-    """What a search keeps to, whatever its method.
+class SearchRules:
+    """What one search keeps to: the rules of generation and the lengths of its rows.
 
-    longest: the greatest number of tokens to generate for each sentence, the end included; as many as sentences.
-    bos: the begin token, None if the first token of a prefix begins. eos: the end token, or several of which any ends.
-    never: not to be generated. least: the fewest tokens to generate, the end included. prefixes: the tokens each
-    sentence is forced to begin with.
-    first: what every answer has to begin with, such as the token of a language; it counts in an answer's length and
-    not in its log-probability, but stands before a prefix if there is one, as a part of that. last: the token that
-    has to stand at the greatest length; it counts likewise. never_first: not to be generated as the first token that
-    is free, after all that an answer begins with. phrases: what the answer to each sentence must and must not hold.
+    max_new_tokens: the greatest number of tokens to generate for each row, the end included. min_new_tokens: the
+    fewest, likewise. The rest is as in `GenerationRules`; forced tokens count in the length of an answer and not in its
+    log-probability, and stand before a prefix if there is one.
     """
 
     max_new_tokens: Sequence[int]
@@ -63,6 +59,25 @@ class GenerationRules:
     forced_eos: int | None = None
     begin_suppress_tokens: Sequence[int] = ()
     constraints: Sequence[PhraseConstraints] | None = None
+
+    @classmethod
+    def build(
+        cls, rules: GenerationRules, max_new_tokens: Sequence[int], min_new_tokens: int, device: torch.device | str
+    ) -> SearchRules:
+        """Return what one search keeps to, whose rows may have `max_new_tokens` each."""
+        return cls(
+            max_new_tokens,
+            rules.bos,
+            rules.eos,
+            rules.suppress_tokens,
+            min_new_tokens,
+            rules.prefixes,
+            device,
+            rules.forced_prefix,
+            rules.forced_eos,
+            rules.begin_suppress_tokens,
+            rules.constraints,
+        )
 
     def __post_init__(self) -> None:
         if self.constraints is not None and len(self.constraints) != len(self.max_new_tokens):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from qkv.decoding.config import Sample
-from qkv.decoding.rules import AutoregressiveModel, GenerationRules, Hypothesis
+from qkv.decoding.rules import AutoregressiveModel, Hypothesis, SearchRules
 
 TokenSelector = Callable[[Tensor], Tensor]
 """From log-probabilities (rows, vocab) to tokens (rows,)."""
@@ -25,7 +25,7 @@ class Step:
     log_probability: float
 
 
-def greedy_search(model: AutoregressiveModel, state: Any, rules: GenerationRules) -> list[Hypothesis]:
+def greedy_search(model: AutoregressiveModel, state: Any, rules: SearchRules) -> list[Hypothesis]:
     """Take the most probable token at every step; one hypothesis a sentence."""
     return _collect_hypotheses(generate_steps(model, state, rules, select_most_probable), rules, 1)
 
@@ -33,7 +33,7 @@ def greedy_search(model: AutoregressiveModel, state: Any, rules: GenerationRules
 def sample(
     model: AutoregressiveModel,
     state: Any,
-    rules: GenerationRules,
+    rules: SearchRules,
     config: Sample | None = None,
     generator: torch.Generator | None = None,
 ) -> list[list[Hypothesis]]:
@@ -80,7 +80,7 @@ def filter_logits(logits: Tensor, config: Sample) -> Tensor:
 
 @torch.no_grad()
 def generate_steps(
-    model: AutoregressiveModel, state: Any, rules: GenerationRules, select_tokens: TokenSelector, n_best: int = 1
+    model: AutoregressiveModel, state: Any, rules: SearchRules, select_tokens: TokenSelector, n_best: int = 1
 ) -> Iterator[list[Step]]:
     """Yield, step by step, what each row that is not done takes; forced prefixes are not yielded.
 
@@ -126,7 +126,7 @@ def generate_steps(
         logits, state = model.step(chosen[:, None], state)
 
 
-def _collect_hypotheses(steps: Iterator[list[Step]], rules: GenerationRules, n_best: int) -> list[Hypothesis]:
+def _collect_hypotheses(steps: Iterator[list[Step]], rules: SearchRules, n_best: int) -> list[Hypothesis]:
     rows = len(rules.max_new_tokens) * n_best
     given = rules.prompts
     tokens = [given[row // n_best][rules.num_bos_tokens :] for row in range(rows)]

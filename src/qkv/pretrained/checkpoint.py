@@ -15,11 +15,12 @@ from torch import Tensor
 
 from qkv import spec
 from qkv.errors import CheckpointError
+from qkv.generation_rules import GenerationRules
 from qkv.models import SequenceModel
 from qkv.pretrained import sidecar, weights
 from qkv.pretrained.families import SINGLE_FILE_READERS, get_family
 from qkv.pretrained.family import Family, HFConfig, build_model, export_tensors
-from qkv.pretrained.generation_config import GenerationConfig
+from qkv.pretrained.generation_config import read_generation_rules
 
 _GENERATION_CONFIG = "generation_config.json"
 
@@ -39,11 +40,11 @@ class PretrainedModel:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def generation(self) -> GenerationConfig:
+    def generation(self) -> GenerationRules:
         """The rules of its answers. Raises CheckpointError for rules that are none."""
         shape = self.model.spec
         reads_source = not isinstance(shape, spec.Transformer) or shape.encoder is not None
-        return GenerationConfig.from_hugging_face(self.generation_settings or self.config, has_encoder=reads_source)
+        return read_generation_rules(self.generation_settings or self.config, has_encoder=reads_source)
 
 
 def load(

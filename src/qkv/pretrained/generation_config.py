@@ -3,65 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from qkv.errors import CheckpointError
+from qkv.generation_rules import GenerationRules
 
 
-@dataclass(frozen=True)
-class GenerationConfig:
-    """The rules of a model's answers, under the names that `qkv.decoding.generate_batch` takes them by.
+def read_generation_rules(fields: Mapping[str, Any], *, has_encoder: bool) -> GenerationRules:
+    """Return the rules that generation_config.json, or config.json in its place, gives in transformers' words.
 
-    bos: what the decoder is fed before the first token; None where a prompt does that. eos: any of these ends an
-    answer. never: tokens that no answer holds. first: what every answer has to begin with, such as the token of a
-    language. last: what has to stand at the greatest length. never_first: what may not come right after `first`.
+    has_encoder: whether an encoder reads the input, so that the decoder needs a token to begin with.
+    Raises CheckpointError for a rule that is no token id, or that forbids a sequence of tokens.
     """
-
-    bos: int | None
-    eos: tuple[int, ...]
-    suppress_tokens: tuple[int, ...] = ()
-    forced_prefix: tuple[int, ...] = ()
-    forced_eos: int | None = None
-    begin_suppress_tokens: tuple[int, ...] = ()
-
-    @classmethod
-    def from_hugging_face(cls, fields: Mapping[str, Any], *, has_encoder: bool) -> GenerationConfig:
-        """The rules that generation_config.json, or config.json in its place, says in transformers' words.
-
-        reads_source: whether an encoder does, so that the decoder needs a token to begin with. Raises CheckpointError
-        for a rule that is no token's number, or forbids a sequence of tokens.
-        """
-        begin = None
-        if has_encoder:
-            begin = fields.get("decoder_start_token_id")
-            begin = fields.get("bos_token_id") if begin is None else begin
-        forbidden = fields.get("bad_words_ids") or ()
-        if any(len(word) != 1 for word in forbidden):
-            raise CheckpointError(
-                f"bad_words_ids={forbidden!r} forbids a word of several tokens; expected words of one token each"
-            )
-        never = (*(word[0] for word in forbidden), *(fields.get("suppress_tokens") or ()))
-        last = tuple(_parse_token_ids(fields, "forced_eos_token_id"))
-        return cls(
-            None if begin is None else next(iter(_validate_token_ids("decoder_start_token_id", [begin]))),
-            tuple(_parse_token_ids(fields, "eos_token_id")),
-            tuple(sorted(set(_validate_token_ids("bad_words_ids", never)))),
-            (*_parse_token_ids(fields, "forced_bos_token_id"), *_parse_forced_decoder_ids(fields)),
-            last[0] if last else None,
-            tuple(_validate_token_ids("begin_suppress_tokens", fields.get("begin_suppress_tokens") or ())),
+    begin = None
+    if has_encoder:
+        begin = fields.get("decoder_start_token_id")
+        begin = fields.get("bos_token_id") if begin is None else begin
+    forbidden = fields.get("bad_words_ids") or ()
+    if any(len(word) != 1 for word in forbidden):
+        raise CheckpointError(
+            f"bad_words_ids={forbidden!r} forbids a word of several tokens; expected words of one token each"
         )
-
-    def to_kwargs(self) -> dict[str, Any]:
-        """All of it as keywords of `decode`."""
-        return {
-            "bos": self.bos,
-            "eos": self.eos,
-            "suppress_tokens": self.suppress_tokens,
-            "forced_prefix": self.forced_prefix,
-            "forced_eos": self.forced_eos,
-            "begin_suppress_tokens": self.begin_suppress_tokens,
-        }
+    suppressed = (*(word[0] for word in forbidden), *(fields.get("suppress_tokens") or ()))
+    last = tuple(_parse_token_ids(fields, "forced_eos_token_id"))
+    return GenerationRules(
+        None if begin is None else next(iter(_validate_token_ids("decoder_start_token_id", [begin]))),
+        tuple(_parse_token_ids(fields, "eos_token_id")),
+        tuple(sorted(set(_validate_token_ids("bad_words_ids", suppressed)))),
+        (*_parse_token_ids(fields, "forced_bos_token_id"), *_parse_forced_decoder_ids(fields)),
+        last[0] if last else None,
+        tuple(_validate_token_ids("begin_suppress_tokens", fields.get("begin_suppress_tokens") or ())),
+    )
 
 
 def _parse_token_ids(fields: Mapping[str, Any], name: str) -> Iterator[int]:

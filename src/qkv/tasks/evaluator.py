@@ -209,7 +209,7 @@ def evaluate_perplexity(
     begun = time.perf_counter()
     ids = generator.source_tokenizer.encode_batch(texts)
     ends = generator.generation is None
-    bos, eos = generator.generation_kwargs()["bos"], generator.target_tokenizer.eos if ends else None
+    bos, eos = generator.rules.bos, generator.target_tokenizer.eos if ends else None
     total, count = negative_log_likelihood(
         model.module, ids, window, bos=bos, eos=eos, vocab_size=generator.target_tokenizer.size
     )

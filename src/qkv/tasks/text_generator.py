@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from qkv import config, lens, spec
 from qkv.data.audio.features import LogMel
 from qkv.decoding import Beam, DecodingConfig, Greedy, Hypothesis, Sample, generate_all
 from qkv.errors import ConfigError, DataError, SpecError, VocabularyError
+from qkv.generation_rules import GenerationRules
 from qkv.lens import Trace
 from qkv.models import SequenceModel
-from qkv.pretrained import GenerationConfig
 from qkv.tap import NO_TAP, Tap
 from qkv.tasks import model_folder
 from qkv.tasks.base import Answer, Capability, TaskModel
@@ -76,7 +76,7 @@ class TextGenerator(TaskModel):
     task: Task
     decoding: DecodingConfig = DecodingConfig()
     card: dict[str, Any] | None = None
-    generation: GenerationConfig | None = None
+    generation: GenerationRules | None = None
     frontend: SpeechFrontend | None = None
 
     def __post_init__(self) -> None:
@@ -144,12 +144,14 @@ class TextGenerator(TaskModel):
             found = generate_all(
                 self.module,
                 given if self.has_encoder else None,
-                prefixes=None if self.has_encoder else given,
-                constraints=None if wishes is None else build_phrase_constraints(wishes, self.target_tokenizer),
+                rules=replace(
+                    self.rules,
+                    prefixes=None if self.has_encoder else given,
+                    constraints=None if wishes is None else build_phrase_constraints(wishes, self.target_tokenizer),
+                ),
                 decoding=decoding,
                 generator=generator,
                 tap=tap,
-                **self.generation_kwargs(),
             )
             answers = dict(zip(full, found, strict=True))
             for number, read in enumerate(ids):
@@ -171,13 +173,14 @@ class TextGenerator(TaskModel):
                     return found, wrong
             raise
 
-    def generation_kwargs(self) -> dict[str, Any]:
-        """What answers begin and end with and may not hold, as keywords of `qkv.decoding.generate_batch`."""
+    @property
+    def rules(self) -> GenerationRules:
+        """What answers must keep to: the published rules, or those of the target tokenizer."""
         if self.generation is not None:
-            return self.generation.to_kwargs()
+            return self.generation
         target = self.target_tokenizer
-        never = {target.pad, target.bos, target.unk} - {target.eos}  # one token may be several of these
-        return {"bos": target.bos, "eos": target.eos, "suppress_tokens": tuple(sorted(never))}
+        suppressed = {target.pad, target.bos, target.unk} - {target.eos}  # one token may be several of these
+        return GenerationRules(target.bos, target.eos, tuple(sorted(suppressed)))
 
     @property
     def has_encoder(self) -> bool:
@@ -253,7 +256,7 @@ class TextGenerator(TaskModel):
                 if self.has_encoder
                 else []
                 if self.task.is_continuation
-                else [self.generation_kwargs()["bos"]]
+                else [self.rules.bos]
             )
             encoded = (own[: self.max_source_length] for own in self.source_tokenizer.encode_batch(prepared))
             ids = [[*own, *around] if line else [] for line, own in zip(prepared, encoded, strict=True)]
@@ -318,8 +321,7 @@ class TextGenerator(TaskModel):
                 raise DataError(f"{line!r} was given to look at; expected some text: give a word or a sentence")
             source, named = (read, self.source_tokenizer.display_tokens(read)) if self.has_encoder else (None, [])
             prompt = [] if self.has_encoder else read
-        rules = self.generation_kwargs()
-        ends = (rules["eos"],) if isinstance(rules["eos"], int) else tuple(rules["eos"])
+        rules, ends = self.rules, self.rules.eos_tokens
         if not isinstance(answer, str):
             given = next(self.predict_ranked([line], tap=tap))[0] if answer is None else answer
             tokens = given.tokens
@@ -329,13 +331,13 @@ class TextGenerator(TaskModel):
                     f"the answer {answer!r} holds {', '.join(strange[:5])}, which this model never gives; expected "
                     f"what its answers are made of, as in {next(self.predict_ranked([line]))[0].text!r}"
                 )
-            tokens = (*prompt, *rules.get("forced_prefix", ()), *self.target_tokenizer.encode(answer), *ends[:1])
+            tokens = (*prompt, *rules.forced_prefix, *self.target_tokenizer.encode(answer), *ends[:1])
             given = Answer(answer, float("nan"), float("nan"), tokens)
-        first = () if rules["bos"] is None else (rules["bos"],)
+        first = () if rules.bos is None else (rules.bos,)
         whole = (*first, *tokens)
         whole = whole[:-1] if whole[-1] in ends and len(whole) > 1 else whole  # after an end nothing was asked
         trace = lens.look(self.module.eval(), source, whole, tap=tap)
-        begin = max(1, len(first) + len(rules.get("forced_prefix", ())) + len(prompt))
+        begin = max(1, len(first) + len(rules.forced_prefix) + len(prompt))
         heard = None if perceived is None else len(perceived.samples)
         words = () if heard is None else transcription.word_times(self, source, heard, tokens, trace, ends)
         copied = self._describe_copying(trace)
@@ -379,7 +381,7 @@ class TextGenerator(TaskModel):
             **(self.card or {}),
             "task": self.task.name,
             "decoding": config.to_dict(self.decoding),
-            **({} if self.generation is None else {"generation": asdict(self.generation)}),
+            **({} if self.generation is None else {"generation": self.generation.to_json()}),
             **({} if self.frontend is None else {"frontend": config.to_dict(self.frontend)}),
             "tokenizers": {"source": self.source_tokenizer.digest, "target": self.target_tokenizer.digest},
         }
@@ -397,7 +399,7 @@ class TextGenerator(TaskModel):
             raise model_folder.make_tokenizer_mismatch_error(folder)
         decoding = config.from_dict(DecodingConfig, card.get("decoding", {}), str(folder / "card.json"))
         said = card.pop("generation", None)
-        rules = None if said is None else GenerationConfig(**{name: _to_tuple(value) for name, value in said.items()})
+        rules = None if said is None else GenerationRules(**{name: _to_tuple(value) for name, value in said.items()})
         heard = card.pop("frontend", None)
         hearing = None if heard is None else config.from_dict(SpeechFrontend, heard, str(folder / "card.json"))
         return cls(loaded.model, source, target, loaded.task, decoding, card, rules, hearing)

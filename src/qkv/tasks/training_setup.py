@@ -49,9 +49,9 @@ def get_special_tokens(model: TextGenerator) -> SpecialTokens:
     target = model.target_tokenizer
     if model.generation is None:
         return SpecialTokens(target.pad, target.bos, target.eos)
-    rules = model.generation_kwargs()
-    eos = rules["eos"][0]
-    return SpecialTokens(eos, rules["bos"], eos)
+    eos, bos = model.rules.eos_tokens[0], model.rules.bos
+    assert bos is not None  # a decoder alone is given a begin token before it is fine-tuned
+    return SpecialTokens(eos, bos, eos)
 
 
 def get_start_token(tokenizer: Tokenizer, eos: int) -> int:

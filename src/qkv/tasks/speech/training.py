@@ -133,7 +133,7 @@ def _collate(
     augmentation: SpectrogramAugmentation | None = None,
 ) -> Batch:
     assert runner.frontend is not None
-    first, alike = runner.generation_kwargs().get("forced_prefix", ()), runner.frontend.features.seconds is not None
+    first, alike = runner.rules.forced_prefix, runner.frontend.features.seconds is not None
     return collate_speech(
         [store[number] for number in indices],
         get_special_tokens(runner),

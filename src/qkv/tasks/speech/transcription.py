@@ -130,7 +130,7 @@ def _decode_batch(
     source, mask = source.to(device), None if mask is None else mask.to(device)
     if not share:
         yield from generate_batch(
-            runner.module, source, mask, decoding=decoding, generator=generator, tap=tap, **runner.generation_kwargs()
+            runner.module, source, mask, decoding=decoding, generator=generator, tap=tap, rules=runner.rules
         )
         return
     blank, end = runner.target_tokenizer.pad, runner.target_tokenizer.eos
@@ -145,7 +145,7 @@ def _decode_batch(
             decoding=_keep_all_hypotheses(decoding),
             generator=generator,
             tap=tap,
-            **runner.generation_kwargs(),
+            rules=runner.rules,
         )
     count = getattr(decoding.method, "n_best", 1)
     for row, hypotheses in enumerate(found):
@@ -171,9 +171,7 @@ def _rescore(
     written = [0.0] * len(tokens)
     if ctc_weight < 1:
         many = source.expand(len(tokens), -1, -1)
-        written = [
-            sum(own) for own in score(runner.module, tokens, many, bos=runner.generation_kwargs()["bos"], tap=tap)
-        ]
+        written = [sum(own) for own in score(runner.module, tokens, many, bos=runner.rules.bos, tap=tap)]
     both = [(1 - ctc_weight) * left + ctc_weight * right for left, right in zip(written, heard, strict=True)]
     order = sorted(range(len(tokens)), key=lambda number: -both[number])
     return [
@@ -191,8 +189,7 @@ def greedy_decode(
         logits, real = compute_ctc_logits(runner.module, source, mask)
         return [*ctc_greedy_decode(logits, runner.target_tokenizer.pad, real)]
     return [
-        one.tokens
-        for one, *_ in generate_batch(runner.module, source, mask, decoding=decoding, **runner.generation_kwargs())
+        one.tokens for one, *_ in generate_batch(runner.module, source, mask, decoding=decoding, rules=runner.rules)
     ]
 
 
@@ -221,9 +218,9 @@ def word_times(
     """
     hearing = runner.frontend
     assert hearing is not None
-    rules = runner.generation_kwargs()
-    begun = 0 if rules["bos"] is None else 1
-    said = [number for number, token in enumerate(tokens) if token not in ends][len(rules.get("forced_prefix", ())) :]
+    rules = runner.rules
+    begun = 0 if rules.bos is None else 1
+    said = [number for number, token in enumerate(tokens) if token not in ends][len(rules.forced_prefix) :]
     plain = [tokens[number] for number in said]
     if not runner.target_tokenizer.decode(plain).strip():
         return ()

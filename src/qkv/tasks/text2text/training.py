@@ -18,8 +18,8 @@ from qkv.data.cleaning import tokenize_pairs
 from qkv.data.text.pairs import Pair
 from qkv.decoding import DecodingConfig, Greedy
 from qkv.errors import ConfigError, DataError, VocabularyError
+from qkv.generation_rules import GenerationRules
 from qkv.models import SequenceModel, build
-from qkv.pretrained import GenerationConfig
 from qkv.tasks.config import Pretrained, Text2TextConfig
 from qkv.tasks.registry import TASKS
 from qkv.tasks.text2text import data as reading
@@ -183,13 +183,13 @@ def _build_or_load_model(recipe: Text2TextConfig, splits: PairSplits, run_folder
     return TextGenerator(model, source, target, task, recipe.decoding)
 
 
-def _make_answer_generation(model: TextGenerator) -> GenerationConfig | None:
+def _make_answer_generation(model: TextGenerator) -> GenerationRules | None:
     """How a published decoder, which goes on with texts, learns to answer them: after a token that begins an answer."""
     if model.generation is None:
         return None
-    eos = model.generation.eos or (model.target_tokenizer.eos,)
+    eos = model.generation.eos_tokens or (model.target_tokenizer.eos,)
     bos = get_start_token(model.target_tokenizer, eos[0])
-    return GenerationConfig(bos, eos, tuple(sorted({*model.generation.suppress_tokens, bos} - set(eos))))
+    return GenerationRules(bos, eos, tuple(sorted({*model.generation.suppress_tokens, bos} - set(eos))))
 
 
 def _check_vocabulary(
