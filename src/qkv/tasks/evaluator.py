@@ -197,7 +197,8 @@ def evaluate_perplexity(
     """
     if "perplexity" not in model.capabilities:
         raise DataError(
-            "perplexity was asked for; expected a language model, which is a decoder alone (qkv train language-modeling)"
+            "perplexity was asked for; expected a language model, which is a decoder alone (qkv train "
+            "language-modeling)"
         )
     generator: Any = model
     shape = model.module.spec
