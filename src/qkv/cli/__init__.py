@@ -20,7 +20,8 @@ from qkv.cli.describe import describe
 from qkv.cli.evaluate import evaluate
 from qkv.cli.look import look
 from qkv.cli.run import run
-from qkv.cli.train import runs, train
+from qkv.cli.runs import runs
+from qkv.cli.train import train
 from qkv.errors import ConfigError, QkvError
 
 _EXIT_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
