@@ -115,7 +115,7 @@ class _Parser:
         advice = "; put it in quotes" if str in members and isinstance(value, int | float) else ""
         choices = [choice for member in members for choice in typing.get_args(member) if isinstance(choice, str)]
         advice += _suggest_name(value, choices)
-        return self._report(path, f"given {_format_value(value)}, expected {_describe_type(hint)}{advice}")
+        return self._report(path, f"given {_format_value(value)}, expected {describe_type(hint)}{advice}")
 
     def _parse_dataclass(self, nodes: Sequence[Any], mapping: Mapping[Any, Any], path: str) -> Any:
         """Build one of the dataclasses in `nodes` from a mapping."""
@@ -131,7 +131,7 @@ class _Parser:
                 self._report_unknown(str(name), list(fields), path)
         for name, field in fields.items():
             if name not in options and _is_required(field):
-                self._report(_join_path(path, name), f"missing, expected {_describe_type(hints[name])}")
+                self._report(_join_path(path, name), f"missing, expected {describe_type(hints[name])}")
         if len(self.problems) > before:
             self._check_rules(cls, values, path)
             return _INVALID
@@ -183,7 +183,7 @@ class _Parser:
             arguments = (arguments[0],) * len(items)
         if len(arguments) != len(items):
             return self._report(
-                path, f"given {len(items)} items {_format_value(items)}, expected {_describe_type(hint)}"
+                path, f"given {len(items)} items {_format_value(items)}, expected {describe_type(hint)}"
             )
         values = tuple(
             self.parse_value(argument, item, _join_path(path, str(index)))
@@ -228,7 +228,7 @@ def _parse_scalar(hint: Any, value: Any) -> Any:
     raise TypeError(f"a recipe cannot hold the type {hint!r}")
 
 
-def _describe_type(hint: Any) -> str:
+def describe_type(hint: Any) -> str:
     """Describe in words what a type expects."""
     members = _union_members(hint)
     nodes = [member for member in members if _is_dataclass(member)]
@@ -244,9 +244,9 @@ def _describe_type(hint: Any) -> str:
         elif typing.get_origin(member) is typing.Literal:
             words.append(f"one of {_join_names(arguments)}")
         elif typing.get_origin(member) is tuple and arguments[-1] is Ellipsis:
-            words.append(f"a list, each item {_describe_type(arguments[0])}")
+            words.append(f"a list, each item {describe_type(arguments[0])}")
         elif typing.get_origin(member) is tuple:
-            words.append(f"a list of {len(arguments)} ({', '.join(map(_describe_type, arguments))})")
+            words.append(f"a list of {len(arguments)} ({', '.join(map(describe_type, arguments))})")
     if types.NoneType in members:
         words.append("null")
     return " or ".join(words)

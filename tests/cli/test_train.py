@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,6 +91,33 @@ def test_a_run_is_trained_listed_and_resumed(files: Path) -> None:
     resumed = invoke("train", "--resume", "runs/translation", "training.max_steps=5")
     assert resumed.exit_code == 0, resumed.output
     assert json.loads(Path("runs/translation/metrics.jsonl").read_text().splitlines()[-1])["step"] == 5
+
+
+def test_an_interrupted_run_is_continued_by_the_command_that_it_prints(files: Path) -> None:
+    words = [
+        "translation",
+        "train.en",
+        "train.de",
+        *TINY,
+        "training.max_steps=100000",
+        "training.validation.every=100000",
+    ]
+    command = [sys.executable, "-m", "qkv", "train", *words, "--folder", "runs/a b"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ}) as process:
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if line.startswith("step "):
+                process.send_signal(signal.SIGINT)
+                break
+        said += process.stderr.readlines()
+        assert process.wait(timeout=60) == 130, said
+    assert said[-1].endswith("qkv train --resume 'runs/a b'\n")
+    assert invoke("runs").stdout.splitlines()[1].split("  ")[2].strip() == "stopped"
+    steps = json.loads(Path("runs/a b/metrics.jsonl").read_text().splitlines()[-1])["step"]
+    done = invoke("train", "--resume", "runs/a b", f"training.max_steps={steps + 2}")
+    assert done.exit_code == 0 and f"Resuming from step {steps:,}." in done.stderr, done.output
 
 
 def test_a_dry_run_trains_nothing(files: Path) -> None:

@@ -39,7 +39,10 @@ class _TrainCommand(click.Command):
 
         with formatter.section(f"Options of the recipe {name}, changed by KEY=VALUE"):
             formatter.write_dl(
-                [(f"{key}={default}", meaning) for key, default, meaning in list_options(read_recipe(name))]
+                [
+                    (f"{key}={default}", f"{meaning}  [{expected}]".strip())
+                    for key, expected, default, meaning in list_options(read_recipe(name))
+                ]
             )
 
 

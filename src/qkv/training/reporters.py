@@ -199,7 +199,7 @@ class LiveReporter(LineReporter):
         """Keep the metrics for the next redraw, the most useful first: a narrow terminal cuts off the rest."""
         numbers = dict(_format_metrics(metrics))
         wanted = (
-            *("loss", "target tokens/s", "padding", "eta", "epoch"),
+            *("loss", "eta", "target tokens/s", "padding", "epoch"),
             *("cross entropy", "elapsed", "lr", "grad_norm"),
         )
         self._numbers = "".join(f" · {name} {numbers[name]}" for name in wanted)
