@@ -1,10 +1,10 @@
-"""Recipes: trees of frozen dataclasses, the same from YAML, from the command line and from Python.
+"""Recipes: trees of frozen dataclasses, read from YAML, changed by KEY=VALUE, or built in Python.
 
-`read` turns a mapping into a dataclass, `write` turns it back, `override` applies `key.path=value`
-assignments, `load_yaml` and `dump_yaml` go to and from a file's text. A field may be a bool, int, float,
-str, Path, Literal, tuple, another dataclass, None, or a union of these. Where a union holds more than one
-dataclass, the mapping says which by `kind:`, the lower-case class name. Nothing is converted silently and
-nothing is skipped: a reading collects every problem of the whole tree and raises them together.
+`from_dict` turns a mapping into a dataclass and `to_dict` turns it back; `apply_overrides` applies `key.path=value`
+assignments; `load_yaml` and `dump_yaml` read and write YAML. A field may be a bool, int, float, str, Path, Literal,
+tuple, another dataclass, None, or a union of these. Where a union has more than one dataclass, `kind` names the one,
+as its class name in snake case. No value is converted silently and no key is skipped: every problem of the whole
+tree is collected, and all are raised together.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from qkv.errors import ConfigError, QkvError
 
 T = TypeVar("T")
 
-_INVALID: Any = object()  # what a reading returns in place of a value it has reported as a problem
+_INVALID: Any = object()  # stands for a value that was reported as a problem
 _SCALAR_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
 def from_dict(cls: type[T], mapping: object, source_name: str = "recipe.yaml") -> T:
     """Build the dataclass `cls` from a mapping as YAML gives it.
 
-    `where` names the source in messages. Raises ConfigError with every problem found, each with the dotted
-    path of the option, what was given, what was expected and the nearest valid name.
+    `source_name` is the source that messages name. Raises ConfigError with every problem, each with the dotted path of
+    the option, what was given, what was expected and the nearest valid name.
     """
     reader = _Parser(cls, source_name)
     instance = reader.parse_value(cls, mapping, "")
@@ -45,7 +45,7 @@ def from_dict(cls: type[T], mapping: object, source_name: str = "recipe.yaml") -
 
 
 def to_dict(instance: object) -> dict[str, Any]:
-    """Turn a dataclass tree into the mapping that `read` turns back into an equal one; defaults are written out."""
+    """Turn a dataclass tree into a mapping, defaults included, from which `from_dict` builds an equal tree."""
     cls: Any = type(instance)
     return {name: _to_plain(_get_type_hints(cls)[name], getattr(instance, name)) for name in _get_fields(cls)}
 
@@ -53,7 +53,7 @@ def to_dict(instance: object) -> dict[str, Any]:
 def apply_overrides(mapping: Mapping[str, Any], assignments: Iterable[str]) -> dict[str, Any]:
     """Return a copy of `mapping` with assignments such as `training.max_steps=500` applied in order.
 
-    The value is read as YAML, so `a=null`, `a=[1, 2]` and `a={kind: adam}` work; a number in the path picks
+    The value is read as YAML, so `a=null`, `a=[1, 2]` and `a={kind: adam}` work; a number in the path selects
     an item of a list. Raises ConfigError with every assignment that cannot be applied.
     """
     result: dict[str, Any] = copy.deepcopy(dict(mapping))
@@ -73,7 +73,7 @@ def apply_overrides(mapping: Mapping[str, Any], assignments: Iterable[str]) -> d
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that holds one mapping; raises ConfigError if it is absent, broken or something else."""
+    """Read a YAML file that contains one mapping; raises ConfigError if it is missing or anything else."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -88,12 +88,12 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def dump_yaml(mapping: Mapping[str, Any]) -> str:
-    """Return YAML text that `load_yaml` reads back as the same mapping, keys in the order given."""
+    """Return YAML text from which `load_yaml` reads an equal mapping, with the keys in the same order."""
     return yaml.dump(dict(mapping), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 class _Parser:
-    """One reading: walks types and values side by side and gathers problems."""
+    """Walks types and values together, and collects the problems."""
 
     def __init__(self, root: type, source_name: str) -> None:
         self.root = root
@@ -115,10 +115,10 @@ class _Parser:
         advice = "; put it in quotes" if str in members and isinstance(value, int | float) else ""
         choices = [choice for member in members for choice in typing.get_args(member) if isinstance(choice, str)]
         advice += _suggest_name(value, choices)
-        return self._report(path, f"given {_format_value(value)}, expected {_describe_type(hint)}{advice}")
+        return self._report(path, f"given {_format_value(value)}, expected {describe_type(hint)}{advice}")
 
     def _parse_dataclass(self, nodes: Sequence[Any], mapping: Mapping[Any, Any], path: str) -> Any:
-        """Read a mapping as one of the dataclasses in `nodes`."""
+        """Build one of the dataclasses in `nodes` from a mapping."""
         cls, options = self._choose_class(nodes, dict(mapping), path)
         if cls is None:
             return _INVALID
@@ -131,7 +131,7 @@ class _Parser:
                 self._report_unknown(str(name), list(fields), path)
         for name, field in fields.items():
             if name not in options and _is_required(field):
-                self._report(_join_path(path, name), f"missing, expected {_describe_type(hints[name])}")
+                self._report(_join_path(path, name), f"missing, expected {describe_type(hints[name])}")
         if len(self.problems) > before:
             self._check_rules(cls, values, path)
             return _INVALID
@@ -143,9 +143,9 @@ class _Parser:
         return _INVALID
 
     def _check_rules(self, cls: Any, values: Mapping[str, Any], path: str) -> None:
-        """Report which of the options that could be read break a rule of their class, beside those that could not.
+        """Also report the valid options that break a rule of their class, although other options are invalid.
 
-        The others take their defaults, or nothing of use; a rule that speaks of one of them has to wait.
+        Invalid options take their defaults; a problem that mentions one of them is left out.
         """
         fields = _get_fields(cls)
         good = {name: value for name, value in values.items() if value is not _INVALID}
@@ -158,10 +158,10 @@ class _Parser:
                 if not any(re.search(rf"\b{name}\b", problem) for name in waiting):
                     self._report(path, problem)
         except (TypeError, AttributeError, ValueError):
-            pass  # a rule that cannot be asked without what is missing
+            pass  # a rule that needs the missing options
 
     def _choose_class(self, nodes: Sequence[Any], options: dict[Any, Any], path: str) -> tuple[Any, dict[Any, Any]]:
-        """Pick the class that `kind` names and take `kind` out of the options; None after a problem."""
+        """Return the class that `kind` names, and the options without `kind`; the class is None after a problem."""
         kinds = {_kind_name(node): node for node in nodes}
         if len(nodes) == 1 and ("kind" in _get_fields(nodes[0]) or "kind" not in options):
             return nodes[0], options
@@ -177,13 +177,13 @@ class _Parser:
         return kinds[kind], options
 
     def _parse_tuple(self, hint: Any, items: Sequence[Any], path: str) -> Any:
-        """Read a list as a tuple."""
+        """Build a tuple from a list."""
         arguments = typing.get_args(hint)
         if arguments[-1] is Ellipsis:
             arguments = (arguments[0],) * len(items)
         if len(arguments) != len(items):
             return self._report(
-                path, f"given {len(items)} items {_format_value(items)}, expected {_describe_type(hint)}"
+                path, f"given {len(items)} items {_format_value(items)}, expected {describe_type(hint)}"
             )
         values = tuple(
             self.parse_value(argument, item, _join_path(path, str(index)))
@@ -192,7 +192,7 @@ class _Parser:
         return _INVALID if any(value is _INVALID for value in values) else values
 
     def _report_unknown(self, name: str, names: list[str], path: str) -> None:
-        """Report an option that does not exist, with the nearest one that does, here or elsewhere in the tree."""
+        """Report an unknown option, with the nearest known one, here or elsewhere in the tree."""
         advice = _suggest_name(name, names)
         if not advice:
             elsewhere = sorted(set(_find_options(self.root, name)))
@@ -210,7 +210,7 @@ def _get_problems(error: QkvError) -> Sequence[str]:
 
 
 def _parse_scalar(hint: Any, value: Any) -> Any:
-    """Return the value of a type without parts, or _BAD; True is not 1 here and 3 is not "3"."""
+    """Return the value of a type without parts, or _INVALID; True is not 1 here, and 3 is not "3"."""
     if typing.get_origin(hint) is typing.Literal:
         same = [choice for choice in typing.get_args(hint) if type(choice) is type(value) and choice == value]
         return same[0] if same else _INVALID
@@ -228,8 +228,8 @@ def _parse_scalar(hint: Any, value: Any) -> Any:
     raise TypeError(f"a recipe cannot hold the type {hint!r}")
 
 
-def _describe_type(hint: Any) -> str:
-    """Say in words what a type expects."""
+def describe_type(hint: Any) -> str:
+    """Describe in words what a type expects."""
     members = _union_members(hint)
     nodes = [member for member in members if _is_dataclass(member)]
     words = []
@@ -244,16 +244,16 @@ def _describe_type(hint: Any) -> str:
         elif typing.get_origin(member) is typing.Literal:
             words.append(f"one of {_join_names(arguments)}")
         elif typing.get_origin(member) is tuple and arguments[-1] is Ellipsis:
-            words.append(f"a list, each item {_describe_type(arguments[0])}")
+            words.append(f"a list, each item {describe_type(arguments[0])}")
         elif typing.get_origin(member) is tuple:
-            words.append(f"a list of {len(arguments)} ({', '.join(map(_describe_type, arguments))})")
+            words.append(f"a list of {len(arguments)} ({', '.join(map(describe_type, arguments))})")
     if types.NoneType in members:
         words.append("null")
     return " or ".join(words)
 
 
 def _to_plain(hint: Any, value: Any) -> Any:
-    """Write one value, tagged with its kind where the type alone does not tell."""
+    """Convert one value, with its `kind` where the type has several dataclasses."""
     members = _union_members(hint)
     if _is_dataclass(value):
         cls: Any = type(value)
@@ -267,7 +267,7 @@ def _to_plain(hint: Any, value: Any) -> Any:
 
 
 def _assign(target: Any, keys: list[str], value: Any) -> None:
-    """Set one value deep inside mappings and lists, making the mappings that are missing."""
+    """Set one value deep inside mappings and lists, and create missing mappings."""
     for position, key in enumerate(keys):
         path, last = ".".join(keys[:position]), position == len(keys) - 1
         if isinstance(target, list):
@@ -318,7 +318,7 @@ def _kind_name(cls: Any) -> str:
 
 
 def _find_options(hint: Any, name: str, path: str = "", ancestors: tuple[Any, ...] = ()) -> Iterator[str]:
-    """Yield where in the tree an option of this name stands; a class inside itself is entered once."""
+    """Yield the paths of the options of this name in the tree; a recursive class is entered once."""
     nodes = [member for member in _union_members(hint) if _is_dataclass(member) and member not in ancestors]
     for node in nodes:
         for other, inner in _get_type_hints(node).items():
@@ -346,12 +346,12 @@ def _format_value(value: object) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain values: 1e-4 is a number, `no` and `on` are text, 12:30 is text; a key comes once."""
+    """YAML 1.2's plain values: 1e-4 is a number, `no` and `on` are text, 12:30 is text; a key may occur only once."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Refuse a repeated key, of which plain PyYAML would silently keep the last."""
+        """Refuse a repeated key; plain PyYAML would silently keep the last one."""
         seen: set[str] = set()
         for key, _ in node.value:
             if str(key.value) in seen:
@@ -361,12 +361,12 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes exactly the text that _Loader would take for something else."""
+    """Quotes exactly the text that _Loader would read as another type."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
     def represent_text(self, text: str) -> yaml.ScalarNode:
-        """Escape what does not print; single quotes would lose the rarer line breaks."""
+        """Escape text that is not printable; single quotes would lose the rarer line breaks."""
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"')
 
 

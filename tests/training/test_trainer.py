@@ -9,6 +9,7 @@ import signal
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -228,6 +229,38 @@ def test_the_live_line_is_for_terminals(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "dumb")
     assert type(make_reporter()) is LineReporter
+
+
+def test_wandb_receives_the_numbers_and_resumes_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict[str, Any]] = []
+    logged: list[tuple[int, dict[str, float]]] = []
+
+    class Run:
+        id = "abc"
+
+        def log(self, numbers: dict[str, float], step: int) -> None:
+            logged.append((step, numbers))
+
+        def finish(self) -> None:
+            logged.append((-1, {}))
+
+    def init(**arguments: Any) -> Run:
+        started.append(arguments)
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    options = replace(OPTIONS, checkpointing=replace(OPTIONS.checkpointing, wandb=True))
+    build_trainer(tmp_path, options).train()
+    build_trainer(tmp_path, options).train(resume=True)
+    assert [one["id"] for one in started] == [None, "abc"]
+    assert any("training/loss" in numbers for _, numbers in logged)
+    assert logged[-1] == (-1, {})
+
+
+def test_wandb_is_an_extra_that_explains_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingExtraError, match="qkv.wandb.*metrics.jsonl"):
+        build_trainer(tmp_path, replace(OPTIONS, checkpointing=CheckpointingConfig(wandb=True))).train()
 
 
 def test_tensorboard_is_an_extra_that_explains_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

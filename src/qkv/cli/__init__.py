@@ -1,6 +1,6 @@
-"""The command `qkv`. What it does is in the library; here are names, options, and errors said in one line.
+"""The command `qkv`: it parses arguments, calls the library, and turns errors into messages.
 
-No file of this folder imports torch before a command that needs it runs, so that `qkv --help` answers at once.
+No file of this folder imports torch before a command needs it, so that `qkv --help` answers at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from qkv.cli.describe import describe
 from qkv.cli.evaluate import evaluate
 from qkv.cli.look import look
 from qkv.cli.run import run
-from qkv.cli.train import runs, train
+from qkv.cli.runs import runs
+from qkv.cli.train import train
 from qkv.errors import ConfigError, QkvError
 
 _EXIT_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
@@ -33,29 +34,29 @@ class _UserError(click.ClickException):
 
 
 class _ErrorReportingGroup(click.Group):
-    """Turns the errors a user can mend into messages."""
+    """Prints the errors that a user can fix as messages."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; exit code 2 for a user's mistake, 130 for Ctrl-C, 1 when nobody reads the answer."""
+        """Run the command; exit with 2 for a user's mistake, 130 for Ctrl-C, 1 when nobody reads the output."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             sys.exit(_EXIT_INTERRUPTED)
         except (QkvError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
-                raise  # click ends without a word
+                raise  # click exits without a message
             if ctx.params["debug"]:
                 traceback.print_exc()
             raise _UserError(_format_error(error)) from error
 
 
 @click.group(cls=_ErrorReportingGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--debug", is_flag=True, help="Show where an error arose.")
+@click.option("--debug", is_flag=True, help="Print the traceback of an error.")
 @click.version_option(__version__, prog_name="qkv", message="%(prog)s %(version)s")
 def main(debug: bool) -> None:
-    """See-through Transformers: train, run and look inside.
+    """Train, run and look inside Transformers.
 
-    MODEL is the folder of a finished run, or the name of a model that comes along: pronunciation.
+    MODEL is a model folder, a published checkpoint, or a model that comes with the package: pronunciation, translation.
     """
 
 

@@ -1,4 +1,4 @@
-"""qkv data."""
+"""qkv data: list the corpora, and report on the data of a recipe."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import click
 
 @click.group()
 def data() -> None:
-    """List corpora, or report on a recipe's data."""
+    """List the corpora, or report on the data of a recipe."""
 
 
 @data.command("list")
 def list_corpora() -> None:
     """List the named corpora.
 
-    Each with its splits, sizes, licence and home.
+    Each entry gives the splits with their sizes, the licence and the home page.
     """
     from qkv.data import corpora
 
@@ -32,9 +32,10 @@ def list_corpora() -> None:
 @click.argument("recipe")
 @click.argument("assignments", nargs=-1, metavar="[KEY=VALUE]...")
 def report(recipe: str, assignments: tuple[str, ...]) -> None:
-    """Say what a recipe would learn from.
+    """Report on the data of a recipe.
 
-    Reads the data of RECIPE, and reports what is left out and what leaks from the training into the tests.
+    Read the training data of RECIPE; print how many examples there are, how many are left out, and which of the
+    validation and test examples are also in the training data.
     """
     from qkv import tasks
     from qkv.tasks.text2text.data import describe_source

@@ -1,4 +1,4 @@
-"""qkv demo: the main job, start to end, on what comes along."""
+"""qkv demo: a tour of the commands, with the models and the data that come with the package."""
 
 from __future__ import annotations
 
@@ -11,19 +11,23 @@ import click
 
 from qkv.cli.look import write_page
 
-WORDS = ("colonel", "attention", "transformer", "queue", "knight", "choir")
-LOOK_WORD = "colonel"
+WORDS = ("knight", "queue", "attention")
+LOOK_WORD = "knight"
 
 
 @click.command()
-@click.option("--minutes", type=click.FloatRange(min=0.05), default=3.0, help="How long to train.")
+@click.option("--minutes", type=click.FloatRange(min=0.05), default=3.0, show_default=True, help="How long to train.")
 @click.option(
-    "--folder", type=click.Path(path_type=Path), default=Path("runs"), show_default=True, help="Keeps the run."
+    "--folder",
+    type=click.Path(path_type=Path),
+    default=Path("runs"),
+    show_default=True,
+    help="Folder to keep the run in.",
 )
 def demo(minutes: float, folder: Path) -> None:
-    """Pronounce words, look inside one answer, train a small model and score it.
+    """Pronounce words, look inside one answer, then train a small model and evaluate it.
 
-    Each part says the command that does the same.
+    Each step prints the command that does the same.
     """
     from qkv import tasks
 
@@ -34,7 +38,7 @@ def demo(minutes: float, folder: Path) -> None:
 
     _echo_command(f"qkv look pronunciation {LOOK_WORD} --html look.html")
     write_page([("pronunciation", runner)], LOOK_WORD, Path("look.html"))
-    click.echo(f"Open {Path('look.html').resolve()} in a browser: queries, keys and values of every head.")
+    click.echo(f"Open {Path('look.html').resolve()} in a browser: it shows the queries, keys and values of every head.")
 
     place = _find_unused_folder(folder)
     _echo_command(f"qkv train pronunciation-demo training.max_minutes={minutes:g} --folder {place}")
@@ -50,7 +54,7 @@ def demo(minutes: float, folder: Path) -> None:
     pairs = tasks.prepare_pairs([recipe.data.valid], runner.task)
     report = tasks.evaluate(learned.model, pairs)
     rows = [(f"this one, {(time.monotonic() - begun) / 60:.1f} minutes", report.scores)]
-    click.echo(f"{len(report.answers):,} words that none of these models learned from, without stress:\n")
+    click.echo(f"{len(report.answers):,} words that none of these models was trained on, without stress:\n")
     click.echo(f"{'':48} {'words wrong':>12} {'phonemes wrong':>15}")
     for name, scores in rows:
         click.echo(f"{name:48} {scores['wer'].value:11.1f}% {scores['per'].value:14.1f}%")
@@ -66,7 +70,7 @@ def _echo_command(command: str) -> None:
 
 
 def _find_unused_folder(folder: Path) -> Path:
-    """The first of demo, demo-2, demo-3 ... that is not there yet: nothing that was trained is overwritten."""
+    """Return the first of demo, demo-2, demo-3 ... that does not exist, so that no run is overwritten."""
     number = 1
     while (place := folder / (f"demo-{number}" if number > 1 else "demo")).exists():
         number += 1

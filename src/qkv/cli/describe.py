@@ -1,4 +1,4 @@
-"""qkv describe: a model's spec as a tree, its parameters and the memory they take; or how two models differ."""
+"""qkv describe: print a model's spec as a tree with its parameters and memory, or how two models differ."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ _ADAM_MEMORY_FACTOR = 4  # the parameter, its gradient and Adam's two averages
 @click.argument("model", metavar="SPEC|MODEL|PRESET")
 @click.argument("other", metavar="[OTHER]", required=False)
 def describe(model: str, other: str | None) -> None:
-    """Print a model's tree, parameters and memory; with OTHER, how that one differs from it.
+    """Print a model's structure, its parameters and the memory they take.
 
-    Of a spec.json, of a model (trained here or published), or of a preset: transformer-base, transformer-big.
+    The model is a spec.json, a model folder, a published checkpoint, or a preset: transformer-base, transformer-big.
+    With OTHER, print how the two differ.
     """
     choice = find_spec(model)
     if other is None and (said := read_about(model)):
@@ -45,10 +46,10 @@ def describe(model: str, other: str | None) -> None:
 
 
 def find_spec(name: str) -> spec.Spec:
-    """The spec of a preset, of a spec.json, or of a model in a folder or file.
+    """Return the spec of a preset, of a spec.json, or of a model in a folder or file.
 
-    Raises SpecError if there is none of this name; CheckpointError for a published model that cannot be read,
-    DownloadError for a name that the hub does not give.
+    Raises SpecError if nothing has this name, CheckpointError if a published model cannot be read, and DownloadError
+    if the hub has no such model.
     """
     if name in presets.PRESETS:
         return presets.PRESETS[name]()
@@ -78,7 +79,7 @@ def find_spec(name: str) -> spec.Spec:
 
 
 def read_about(name: str) -> str:
-    """What the card of a model folder says that the model is for; nothing where there is no folder or no such word."""
+    """Return the description in the card of a model folder, or an empty string."""
     card = next((one for one in (Path(name) / "card.json", _SHIPPED / name / "card.json") if one.is_file()), None)
     try:
         said = {} if card is None else json.loads(card.read_text(encoding="utf-8"))
@@ -88,7 +89,7 @@ def read_about(name: str) -> str:
 
 
 def format_difference(before: spec.Spec, after: spec.Spec, title: str) -> Iterator[str]:
-    """Yield how one spec becomes another: the changes one by one, then the sizes that differ."""
+    """Yield the changes from one spec to another, then the sizes that differ."""
     changed, resized = compare.compare_designs(before, after), compare.compare_sizes(before, after)
     count = {0: "no change", 1: "1 change"}.get(len(changed), f"{len(changed)} changes")
     yield f"{title}: {count}"
@@ -106,7 +107,7 @@ def _format_changes(changes: list[compare.SpecChange]) -> Iterator[str]:
 
 
 def format_tree(node: Any, name: str = "", depth: int = 0) -> Iterator[str]:
-    """Yield a spec as lines: a node's own choices beside its name, the nodes in it below; equal ones once."""
+    """Yield the lines of a spec's tree: each node with its options, its children below it, equal ones once."""
     inner: list[tuple[str, Any]] = []
     choices = []
     for field in dataclasses.fields(node):
@@ -124,7 +125,7 @@ def format_tree(node: Any, name: str = "", depth: int = 0) -> Iterator[str]:
 
 
 def format_parameters(model: SequenceModel) -> Iterator[str]:
-    """Yield how many parameters each part has, alike parts of all blocks together, and the memory of all."""
+    """Yield the number of parameters of each part, summed over the blocks, and the memory of all."""
     counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
     total = sum(counts.values())
     yield f"{'parameters':44} {total:>13,}"
@@ -132,12 +133,12 @@ def format_parameters(model: SequenceModel) -> Iterator[str]:
         label = "  " * place.count(".") + place.rpartition(".")[2]
         yield f"  {label:42} {count:>13,}  {count / total:6.1%}"
     yield f"{'memory of the parameters in float32':44} {total * _BYTES_PER_PARAMETER / 1e6:>10,.1f} MB"
-    yield f"{'memory while training with Adam':44} "
-    f"{total * _BYTES_PER_PARAMETER * _ADAM_MEMORY_FACTOR / 1e6:>10,.1f} MB, and activations"
+    training_memory = total * _BYTES_PER_PARAMETER * _ADAM_MEMORY_FACTOR
+    yield f"{'memory while training with Adam':44} {training_memory / 1e6:>10,.1f} MB, and activations"
 
 
 def _sum_by_part(counts: Mapping[str, int]) -> dict[str, int]:
-    """Sum parameters by the part they are in, to the parts of a block; block numbers are left out."""
+    """Sum the parameters of each part, down to the parts of a block; block numbers are left out."""
     sums: dict[str, int] = {}
     for name, count in counts.items():
         parts = name.split(".")[:-1]

@@ -1,10 +1,8 @@
-"""qkv train and qkv runs: training a model, and the runs that there are."""
+"""qkv train: train a model."""
 
 from __future__ import annotations
 
-import json
 import shlex
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +39,10 @@ class _TrainCommand(click.Command):
 
         with formatter.section(f"Options of the recipe {name}, changed by KEY=VALUE"):
             formatter.write_dl(
-                [(f"{key}={default}", meaning) for key, default, meaning in list_options(read_recipe(name))]
+                [
+                    (f"{key}={default}", f"{meaning}  [{expected}]".strip())
+                    for key, expected, default, meaning in list_options(read_recipe(name))
+                ]
             )
 
 
@@ -50,7 +51,7 @@ class _TrainCommand(click.Command):
 @click.argument("words", nargs=-1, metavar="[FILE]... [KEY=VALUE]...")
 @click.option("--valid", multiple=True, metavar="FILE...", help="Validate on these files, which are not trained on.")
 @click.option("--test", multiple=True, metavar="FILE...", help="Check that none of these examples is trained on.")
-@click.option("--from", "init_from", metavar="MODEL", help="Fine-tune this model instead of starting from nothing.")
+@click.option("--from", "init_from", metavar="MODEL", help="Fine-tune this model instead of training a new one.")
 @click.option("--folder", type=click.Path(path_type=Path), help="Keep the run here.  [default: runs/RECIPE]")
 @click.option("--resume", is_flag=True, help="Continue the run in the folder, from its last checkpoint.")
 @click.option("--seed", type=int, help="Seed of the random numbers.")
@@ -59,6 +60,7 @@ class _TrainCommand(click.Command):
 @click.option("--workers", type=click.IntRange(min=1), help="Processes that share each step on a CPU.")
 @click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after so many minutes.")
 @click.option("--tensorboard", is_flag=True, help="Also write the metrics for TensorBoard.")
+@click.option("--wandb", is_flag=True, help="Also send the metrics to Weights & Biases.")
 @click.option("--show", is_flag=True, help="Print the whole recipe and train nothing.")
 @click.option("--dry-run", is_flag=True, help="Print what would be trained on, its size and time, and train nothing.")
 def train(recipe: str | None, words: tuple[str, ...], **options: Any) -> None:
@@ -108,7 +110,7 @@ def train(recipe: str | None, words: tuple[str, ...], **options: Any) -> None:
 
 
 def _assignments(options: dict[str, Any]) -> list[str]:
-    """The options of the command that are options of every recipe, as KEY=VALUE."""
+    """Return the options of the command that every recipe has, as KEY=VALUE."""
     keys = {
         "seed": "training.seed",
         "dtype": "training.precision",
@@ -116,29 +118,4 @@ def _assignments(options: dict[str, Any]) -> list[str]:
         "max_minutes": "training.max_minutes",
     }
     given = [f"{key}={options[name]}" for name, key in keys.items() if options[name] is not None]
-    return [*given, "training.checkpointing.tensorboard=true"] if options["tensorboard"] else given
-
-
-@click.command()
-@click.argument("folder", type=click.Path(path_type=Path), default=Path("runs"))
-def runs(folder: Path) -> None:
-    """List the runs in FOLDER (runs, unless given): task, state, steps, minutes and scores."""
-    found = sorted(path.parent for path in folder.glob("*/recipe.yaml"))
-    if not found:
-        click.echo(f"There are no runs in {folder}.")
-        return
-    click.echo(f"{'run':28} {'task':22} {'state':10} {'steps':>8} {'minutes':>8}  scores")
-    for place in found:
-        card = json.loads((place / "card.json").read_text(encoding="utf-8")) if (place / "card.json").is_file() else {}
-        training, scores = card.get("training", {}), card.get("scores", {})
-        finished = bool(card) and not (place / "tokens").exists()
-        state = "finished" if finished else "stopped" if (place / "checkpoint.safetensors").is_file() else "started"
-        task = next(
-            line.partition(":")[2].strip()
-            for line in (place / "recipe.yaml").read_text(encoding="utf-8").splitlines()
-            if line.startswith("task:")
-        )
-        shown = ", ".join(f"{name} {value:.2f}" for name, value in scores.items())
-        date = datetime.fromtimestamp(place.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
-        steps, minutes = training.get("steps", ""), training.get("minutes", "")
-        click.echo(f"{str(place):28} {task:22} {state:10} {steps:>8} {minutes:>8}  {shown}  ({date})")
+    return given + [f"training.checkpointing.{name}=true" for name in ("tensorboard", "wandb") if options[name]]

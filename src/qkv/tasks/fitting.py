@@ -104,6 +104,9 @@ def fit(
         compute_loss=lesson.compute_loss,
         device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
+    count = sum(parameter.numel() for parameter in trainer.model.parameters())
+    precision = "bfloat16" if trainer.is_autocast_enabled else "float32"
+    reporter.message(f"Training {count:,} parameters on {trainer.device} in {precision}; the run is in {place}.")
     try:
         result = trainer.train(resume=resume)
     except QkvError:

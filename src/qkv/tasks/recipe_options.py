@@ -1,26 +1,29 @@
-"""The options of a recipe with their values and meanings, from the dataclasses and their docstrings."""
+"""The options of a recipe with their types, values and meanings, from the dataclasses and their docstrings."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import re
+import typing
 from collections.abc import Iterator
 from typing import Any
 
+from qkv import config
 
-def list_options(node: Any, above: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield the dotted name, the value and the meaning of every option of a recipe, in its own order.
+
+def list_options(node: Any, above: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """Yield the dotted name, the type, the value and the meaning of every option of a recipe, in its own order.
 
     The meaning is what the docstring of the dataclass says after `name: `; "" where it says nothing.
     """
-    meanings = find_meanings(type(node))
+    meanings, hints = find_meanings(type(node)), typing.get_type_hints(type(node))
     for field in dataclasses.fields(node):
         value, name = getattr(node, field.name), f"{above}{field.name}"
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from list_options(value, f"{name}.")
         else:
-            yield name, _format(value), meanings.get(field.name, "")
+            yield name, config.describe_type(hints[field.name]), _format(value), meanings.get(field.name, "")
 
 
 def find_meanings(cls: type) -> dict[str, str]:

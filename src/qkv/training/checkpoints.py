@@ -1,8 +1,8 @@
-"""Files that are whole or not there: tensors as safetensors, everything else as JSON in the same file's header.
+"""Checkpoint files: tensors as safetensors, and the remaining state as JSON in the header of the same file.
 
-A file is written beside its place, flushed to the disk and renamed over it: whatever happens, the place holds the old
-file or the new one. A SHA-256 over all of its contents is written into it and checked when it is read. Nothing is
-pickled, so reading a file that somebody else made runs no code of theirs.
+A file is written under another name, flushed to the disk and renamed, so that its path always holds either the old
+file or the new one. The file contains a SHA-256 of its contents, which is checked when it is read. Nothing is pickled,
+so reading a file from someone else runs no code of theirs.
 """
 
 from __future__ import annotations
@@ -22,27 +22,29 @@ from torch import Tensor
 
 from qkv.errors import CheckpointError, StorageError
 
-_METADATA_KEY = "qkv"  # one header entry only: several would come in an order that changes from run to run
+_METADATA_KEY = "qkv"  # a single entry: the order of several would change from run to run
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a place to write to; on leaving, what was written there becomes `path` in one step.
+    """Yield a temporary path; on leaving, the file there replaces `path` in one step.
 
-    Raises StorageError if it cannot be written; then `path` is as it was.
+    Raises StorageError if it cannot be written; `path` is then unchanged.
     """
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        os.chmod(part, 0o644)  # safetensors writes for its owner alone; a model folder is there to be shared
+        os.chmod(
+            part, 0o644
+        )  # safetensors writes files that only the owner can read; a model folder is meant to be shared
         _fsync(part)
         os.replace(part, path)
         _fsync(path.parent)
     except (OSError, SafetensorError) as error:
         raise StorageError(
-            f"{path} could not be written: {error}. Expected a writable folder with enough room. Nothing that was "
-            "there before has changed: free some space or choose another folder, then resume."
+            f"{path} could not be written: {error}. Expected a writable folder with enough space. The files that were "
+            "there before are unchanged: free some space or choose another folder, then resume."
         ) from error
     finally:
         with suppress(OSError):
@@ -51,7 +53,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def _fsync(path: Path) -> None:
     if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders, and its rename is durable without
+        return  # Windows cannot open a folder, and its rename is durable without this
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
@@ -62,7 +64,7 @@ def _fsync(path: Path) -> None:
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
     """Write `tensors` and the JSON-able `state` to `path`, atomically.
 
-    Raises StorageError if there is no room or no permission; an older file at `path` then stays whole.
+    Raises StorageError if there is no space or no permission; an older file at `path` is then unchanged.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(state, sort_keys=True)
@@ -72,9 +74,9 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors (on the CPU) and the state written by `write`.
+    """Return the tensors (on the CPU) and the state that `save_checkpoint` wrote.
 
-    Raises CheckpointError if the file is missing, cut short, altered or not one of ours.
+    Raises CheckpointError if the file is missing, truncated, altered or of another kind.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file. Expected a checkpoint that a training run wrote.")
@@ -87,19 +89,19 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path} is cut short, damaged or not a checkpoint of this package ({type(error).__name__}: {error}). "
-            "Expected a whole file as it was written. Copy it again, or delete it and go on from another one."
+            "Expected a complete file as it was written. Copy it again, or delete it and resume from another one."
         ) from error
     found = _sha256(tensors, text)
     if found != expected:
         raise CheckpointError(
             f"{path} was altered after it was written: its contents have SHA-256 {found[:12]}..., expected "
-            f"{str(expected)[:12]}.... Copy it again, or delete it and go on from another one."
+            f"{str(expected)[:12]}.... Copy it again, or delete it and resume from another one."
         )
     return tensors, state
 
 
 def average_checkpoints(paths: Sequence[Path]) -> dict[str, Tensor]:
-    """Return the mean of the weights in `paths`, added up in float64 (integers and flags: those of the last file).
+    """Return the mean of the weights in `paths`, summed in float64; integers and booleans come from the last file.
 
     Raises CheckpointError if the files do not hold the same names and shapes.
     """

@@ -1,8 +1,8 @@
-"""What a training run is told: one small tree of frozen choices, readable without torch.
+"""The options of a training run, as frozen dataclasses that need no torch.
 
-A run *ends* at the first of `max_steps`, `max_epochs` and `max_minutes`; at least one is given. Its *progress* runs
-from 0 to 1 towards that end, and every fraction in a schedule is a fraction of it. So a run of three minutes decays its
-learning rate to zero on any machine, and a run of 10,000 steps does the same at step 10,000.
+A run ends at the first of `max_steps`, `max_epochs` and `max_minutes`, of which at least one is given. Its progress
+goes from 0 at the start to 1 at that end, and the fractions of a schedule are fractions of this progress. A run of
+three minutes therefore decays its learning rate to zero on any machine, and so does a run of 10,000 steps.
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ from qkv.errors import ConfigError
 
 @dataclass(frozen=True)
 class MuonConfig:
-    """Momentum made orthogonal before each step (Jordan et al. 2024), at a peak `learning_rate` of its own.
+    """Muon (Jordan et al. 2024): momentum that is made orthogonal before each step, with its own peak learning rate.
 
-    A matrix is moved by learning_rate * sqrt(max(1, rows / columns)) times the orthogonal one nearest to its momentum,
-    by `iterations` of Newton and Schulz. The kernel of a convolution is a matrix with a row for each channel it makes.
+    A matrix moves by learning_rate * sqrt(max(1, rows / columns)) times the orthogonal matrix nearest to its momentum.
+    The kernel of a convolution is a matrix with a row for each output channel.
+
+    learning_rate: the peak learning rate.
+    momentum: the decay of the momentum.
+    weight_decay: the decoupled weight decay.
+    ns_steps: the number of Newton-Schulz iterations.
     """
 
     learning_rate: float = 0.02
@@ -38,11 +43,16 @@ class MuonConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam (Kingma and Ba 2015) or AdamW (Loshchilov and Hutter 2019) at a peak `learning_rate`.
+    """Adam (Kingma and Ba 2015) or AdamW (Loshchilov and Hutter 2019).
 
-    `weight_decay` spares norms, biases and embeddings. `max_grad_norm` is the largest allowed L2 norm of the whole
-    gradient; None leaves gradients as they are. `muon` moves the matrices of the blocks, and the
-    kernels of convolutions over images, in place of Adam, which keeps all else.
+    kind: the optimizer.
+    learning_rate: the peak learning rate.
+    beta1: the decay of the mean of the gradients.
+    beta2: the decay of the mean of their squares.
+    epsilon: the constant in the denominator.
+    weight_decay: applies to all parameters except norms, biases and embeddings.
+    max_grad_norm: the largest L2 norm of the whole gradient; null does not clip it.
+    muon: optimizes the matrices of the blocks and the kernels of image convolutions, in place of Adam.
     """
 
     kind: Literal["adam", "adamw"] = "adam"
@@ -68,9 +78,11 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class InverseSquareRoot:
-    """Linear warmup for `warmup` steps, then as 1 / sqrt(step); the peak is the optimizer's learning rate.
+    """Linear warmup, then 1 / sqrt(step).
 
-    With `learning_rate = vaswani_peak(d_model, warmup)` this is Vaswani et al. 2017, eq. 3.
+    With `learning_rate = noam_peak_lr(d_model, warmup_steps)` this is Vaswani et al. 2017, eq. 3.
+
+    warmup_steps: the number of steps until the peak learning rate.
     """
 
     warmup_steps: int = 4000
@@ -81,7 +93,11 @@ class InverseSquareRoot:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear warmup over the fraction `warmup` of the run, then half a cosine down to `final` times the peak."""
+    """Linear warmup, then half a cosine.
+
+    warmup_ratio: the fraction of the run until the peak learning rate.
+    min_lr_ratio: the final learning rate as a fraction of the peak.
+    """
 
     warmup_ratio: float = 0.05
     min_lr_ratio: float = 0.0
@@ -96,7 +112,11 @@ class Cosine:
 
 @dataclass(frozen=True)
 class WarmupStableDecay:
-    """Linear warmup over the fraction `warmup` of the run, the peak, then linear to 0 over the last `decay`."""
+    """Linear warmup, a constant learning rate, then a linear decay to 0.
+
+    warmup_ratio: the fraction of the run until the peak learning rate.
+    decay_ratio: the fraction of the run that the decay takes, at its end.
+    """
 
     warmup_ratio: float = 0.05
     decay_ratio: float = 0.2
@@ -118,9 +138,12 @@ Schedule = InverseSquareRoot | Cosine | WarmupStableDecay
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """Validate after every `every` steps and at the end, and judge by `metric`, of which the `better` wins.
+    """When to validate, and which metric decides.
 
-    With `patience`, the run stops after so many validations in a row without a new best.
+    every: validate after this number of steps, and at the end.
+    metric: the metric that decides which weights are best.
+    mode: whether a lower (min) or a higher (max) value is better.
+    patience: stop after this number of validations in a row without a new best; null never stops early.
     """
 
     every: int = 1000
@@ -138,11 +161,16 @@ class ValidationConfig:
 
 @dataclass(frozen=True)
 class CheckpointingConfig:
-    """Save after every `every` steps, after each validation and at the end; log every `log_every` steps.
+    """What to save and to log.
 
-    `keep_last` and `keep_best` count the saved weights that stay on disk beside the one checkpoint to resume from.
-    `final` names the weights the run ends with: those of the last step, the best validated ones, or the mean of the
-    kept last or best ones (Vaswani et al. 2017, section 6.1, average the last 5).
+    every: save a checkpoint after this number of steps, after each validation, and at the end.
+    log_every: log the metrics after this number of steps.
+    keep_last: how many of the newest weights stay on disk, besides the checkpoint to resume from.
+    keep_best: how many of the best validated weights stay on disk.
+    final_weights: the weights that the run ends with: those of the last step, the best, or the average of the kept last
+    or best ones (Vaswani et al. 2017, section 6.1, average the last 5).
+    tensorboard: also write the metrics for TensorBoard.
+    wandb: also send the metrics to Weights & Biases.
     """
 
     every: int = 1000
@@ -151,6 +179,7 @@ class CheckpointingConfig:
     keep_best: int = 1
     final_weights: Literal["last", "best", "average_last", "average_best"] = "last"
     tensorboard: bool = False
+    wandb: bool = False
 
     def __post_init__(self) -> None:
         _check(
@@ -172,12 +201,23 @@ class CheckpointingConfig:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A training run: when it ends, how a step is made, what is judged and what is kept.
+    """A training run: when it ends, how a step is made, how it is validated and what is saved.
 
-    `gradient_accumulation` batches make one step, as if they were one. `workers` share each batch on a CPU, a core
-    each (see `qkv.training.workers`). `precision` "auto" is bfloat16 where the processor
-    multiplies it natively, else float32. `ema_decay` is the decay of a moving average of the parameters, which then is
-    what is validated, kept and returned. `seed` fixes dropout (the caller seeds the model and the batches).
+    max_steps: the run ends after this number of steps.
+    max_epochs: the run ends after this number of passes over the training data.
+    max_minutes: the run ends after this number of minutes.
+    optimizer: the optimizer.
+    schedule: the learning-rate schedule.
+    label_smoothing: the share of the target distribution that is spread over all tokens.
+    dropout: the dropout rate.
+    attention_dropout: the dropout rate of the attention weights.
+    gradient_accumulation: the number of batches in one step.
+    workers: the number of processes that share each batch on a CPU, one core each.
+    precision: of matrix products; auto is bfloat16 where the hardware supports it, else float32.
+    ema_decay: the decay of a moving average of the parameters, which is then what is validated, saved and returned.
+    seed: the seed of all random numbers.
+    validation: when to validate, and which metric decides.
+    checkpointing: what to save and to log.
     """
 
     max_steps: int | None = None
@@ -218,7 +258,7 @@ class TrainingConfig:
 
 
 def noam_peak_lr(d_model: int, warmup_steps: int) -> float:
-    """Return the peak learning rate of Vaswani et al. 2017, eq. 3: 1 / sqrt(d_model * warmup), reached at `warmup`."""
+    """Return the peak learning rate of Vaswani et al. 2017, eq. 3: 1 / sqrt(d_model * warmup_steps)."""
     return float((d_model * warmup_steps) ** -0.5)
 
 
@@ -227,7 +267,7 @@ def _required_keep_best(final: str) -> int:
 
 
 def _keep_requirement(final: str) -> str:
-    return f"enough kept weights for final_weights: {final} (1 for best, 2 or more for an average)"
+    return f"enough weights to keep for final_weights: {final} (1 for best, 2 or more for an average)"
 
 
 def _check(node: object, *rules: tuple[str, bool, str]) -> None:

@@ -17,9 +17,9 @@ from qkv.training.config import Cosine, InverseSquareRoot, OptimizerConfig, Sche
 
 
 def lr_multiplier(schedule: Schedule, step: int, progress: float) -> float:
-    """Return what the peak learning rate is multiplied by at `step` (from 1), `progress` (0 to 1) into the run.
+    """Return the factor of the peak learning rate at `step` (from 1) and `progress` (0 to 1).
 
-    InverseSquareRoot reads the step alone; the others read the progress alone.
+    InverseSquareRoot depends only on the step; the others depend only on the progress.
     """
     match schedule:
         case InverseSquareRoot(warmup_steps=steps):
@@ -37,10 +37,10 @@ def lr_multiplier(schedule: Schedule, step: int, progress: float) -> float:
 
 
 class Optimizers:
-    """What moves a model's parameters, as `options` say: fused Adam or AdamW, and Muon for some matrices.
+    """The optimizers of a model: fused Adam or AdamW and, if the config says so, Muon for the hidden matrices.
 
-    Weight decay acts on matrices and not on norms, biases and embeddings. `each` is torch's; every group knows its peak
-    learning rate as "initial_lr".
+    Weight decay applies to matrices, not to norms, biases and embeddings. `optimizers` are torch's; each of their
+    groups keeps its peak learning rate as "initial_lr".
     """
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
@@ -63,14 +63,14 @@ class Optimizers:
         ]
         if config.muon is not None:
             if not matrices:
-                raise ConfigError(["optimizer.muon: given, but this model has no blocks with matrices; take it out"])
+                raise ConfigError(["optimizer.muon: given, but this model has no blocks with matrices; remove it"])
             self.optimizers.append(Muon(matrices, config.muon))
         self._optimizer_of = {
             id(p): one for one in self.optimizers for group in one.param_groups for p in group["params"]
         }
 
     def step(self, multiplier: float) -> None:
-        """Move the parameters at this share of the peak learning rates, and forget the gradients."""
+        """Update the parameters at `multiplier` times the peak learning rates, then clear the gradients."""
         for one in self.optimizers:
             for group in one.param_groups:
                 group["lr"] = multiplier * group["initial_lr"]
@@ -78,33 +78,33 @@ class Optimizers:
         self.zero_grad()
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Clear the gradients."""
         for one in self.optimizers:
             one.zero_grad(set_to_none=True)
 
     def get_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """What is remembered of a parameter, by name; nothing before the first step."""
+        """Return the optimizer state of a parameter by name; it is empty before the first step."""
         kept: dict[str, Tensor] = self._optimizer_of[id(parameter)].state[parameter]
         return kept
 
     def set_state(self, parameter: Tensor, state: dict[str, Tensor]) -> None:
-        """Remember of a parameter what `state` gave."""
+        """Restore the optimizer state of a parameter, as `get_state` returned it."""
         self._optimizer_of[id(parameter)].state[parameter] = state
 
 
 def _hidden_matrices(model: nn.Module) -> list[Tensor]:
-    """The matrices between what is read and what is answered: the weights of the linear layers of all blocks, and of
-    the convolutions over images."""
+    """Return the weights of the linear layers of all blocks and of the convolutions over images."""
     within = (part for block in model.modules() if isinstance(block, Block) for part in block.modules())
     linear = [part.weight for part in within if isinstance(part, nn.Linear)]
     return linear + [part.weight for part in model.modules() if isinstance(part, nn.Conv2d)]
 
 
 class Muon(torch.optim.Optimizer):
-    """Moves matrices by the orthogonal one nearest to their momentum (Jordan et al. 2024).
+    """Updates each matrix by the orthogonal matrix nearest to its momentum (Jordan et al. 2024).
 
-    The kernel of a convolution (channels, those before, height, width) is taken as a matrix of a row a channel.
-    torch's own iterates in bfloat16, one matrix after the other, which a CPU takes many times as long for.
+    The kernel of a convolution (output channels, input channels, height, width) is a matrix with a row for each output
+    channel. `torch.optim.Muon` refuses such kernels, iterates in bfloat16, and takes one matrix at a time; here
+    matrices of equal shape are one batch in float32.
     """
 
     def __init__(self, matrices: Sequence[Tensor], config: options.MuonConfig) -> None:
@@ -113,7 +113,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Move every matrix that has a gradient."""
+        """Update every matrix that has a gradient."""
         options = self._config
         [group] = self.param_groups
         alike: dict[torch.Size, list[Tensor]] = defaultdict(list)
@@ -126,7 +126,7 @@ class Muon(torch.optim.Optimizer):
                 self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
             momenta = [self.state[matrix]["momentum"] for matrix in matrices]
             torch._foreach_lerp_(momenta, gradients, 1 - options.momentum)
-            ahead = torch._foreach_lerp(gradients, momenta, options.momentum)  # as Nesterov looks ahead
+            ahead = torch._foreach_lerp(gradients, momenta, options.momentum)  # Nesterov momentum
             moves = orthogonalize(torch.stack(ahead).flatten(2), options.ns_steps).view(-1, *shape)
             rate = group["lr"]
             if options.weight_decay:
@@ -137,13 +137,14 @@ class Muon(torch.optim.Optimizer):
 
 
 _NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""a, b, c of a x + b x^3 + c x^5, which takes 0.003 to 1 between 0.68 and 1.14 in five turns (Jordan et al. 2024)."""
+"""a, b, c of a x + b x^3 + c x^5, which maps 0.003..1 into 0.68..1.14 in five iterations (Jordan et al. 2024)."""
 
 
 def orthogonalize(matrices: Tensor, ns_steps: int) -> Tensor:
-    """The orthogonal matrix nearest to each of (count, rows, columns), roughly: singular values come near to 1.
+    """Return approximately the nearest orthogonal matrix to each of (count, rows, columns): singular values near 1.
 
-    Jordan et al. 2024, Newton-Schulz iteration; a product of rows by rows costs the least with few rows.
+    This is the Newton-Schulz iteration of Jordan et al. 2024. Tall matrices are transposed, because the products of
+    rows by rows cost least when there are few rows.
     """
     a, b, c = _NEWTON_SCHULZ_COEFFICIENTS
     turned = matrices.mT if matrices.shape[-2] > matrices.shape[-1] else matrices
@@ -157,7 +158,7 @@ def orthogonalize(matrices: Tensor, ns_steps: int) -> Tensor:
 class ExponentialMovingAverage:
     """An exponential moving average of parameters: average <- d * average + (1 - d) * parameter after each step.
 
-    d = min(decay, (1 + step) / (10 + step)), so that a short run is not held back by where it began.
+    d = min(decay, (1 + step) / (10 + step)), so that the initial parameters do not dominate a short run.
     """
 
     def __init__(self, parameters: Sequence[Tensor], decay: float) -> None:
@@ -167,13 +168,13 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the parameters as they are after `step` (from 1)."""
+        """Update the average with the parameters after `step` (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(self.averages, self.parameters, 1.0 - decay)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the average and the parameters; a second call undoes it, bit for bit."""
+        """Swap the average and the parameters; a second call restores them exactly."""
         for average, parameter in zip(self.averages, self.parameters, strict=True):
             kept = parameter.detach().clone()
             parameter.copy_(average)

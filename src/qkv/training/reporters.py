@@ -1,4 +1,4 @@
-"""What a run shows and writes while it goes: a live display or plain lines, metrics.jsonl, TensorBoard."""
+"""Progress of a run: a progress bar or plain lines, metrics.jsonl, TensorBoard and Weights & Biases."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _BAR_WIDTH = 20  # characters
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """A stretch of training: where it ended and its means. Times in seconds, losses in nats per target token.
+    """The means over a number of steps, and where they ended. Times are in seconds, losses in nats per target token.
 
-    `loss` is what is optimised, label smoothing included; `cross_entropy` is without, as validation has it.
-    `padding` is the fraction of places in the batches that held no token; `left` the seconds until the end.
+    `loss` is what is optimized, with label smoothing; `cross_entropy` is without it, as in validation.
+    `padding_fraction` is the fraction of positions in the batches without a token.
     """
 
     step: int
@@ -43,7 +43,7 @@ class StepMetrics:
 
 @dataclass
 class MetricsWindow:
-    """Sums over the steps since the last record; a checkpoint keeps them, so that resuming leaves no gap."""
+    """Sums over the steps since the last log; checkpoints keep them, so that resuming leaves no gap."""
 
     steps: int = 0
     target_tokens: int = 0
@@ -65,7 +65,7 @@ class MetricsWindow:
         learning_rate: float,
         seconds: float,
     ) -> None:
-        """Take in a step: its batches, their target tokens, mean losses, gradient norm, learning rate and seconds."""
+        """Add a step: its batches, their target tokens, mean losses, gradient norm, learning rate and seconds."""
         self.steps += 1
         self.target_tokens += target_tokens
         self.filled_positions += target_tokens
@@ -100,27 +100,27 @@ class MetricsWindow:
 
 
 class Reporter(Protocol):
-    """What the trainer tells while it trains."""
+    """What the trainer calls while it trains."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
     def on_step_end(self, step: int, progress: float) -> None:
-        """A step is done; called after each, so it must cost nearly nothing."""
+        """A step is done. This is called after each step, so it must be fast."""
 
     def on_log(self, metrics: StepMetrics) -> None:
-        """A stretch of `log_every` steps is done."""
+        """`log_every` steps are done."""
 
     def on_validation_end(self, step: int, metrics: Mapping[str, float], samples: Sequence[str], is_best: bool) -> None:
         """The model was validated."""
 
     def message(self, text: str) -> None:
-        """Something worth a line."""
+        """Print a line of text."""
 
 
 class NullReporter:
-    """Shows nothing; the base of the displays that do."""
+    """Shows nothing; the base class of the others."""
 
     def __enter__(self) -> Self:
         return self
@@ -131,20 +131,20 @@ class NullReporter:
         return None
 
     def on_step_end(self, step: int, progress: float) -> None:
-        """See Display."""
+        """See Reporter."""
 
     def on_log(self, metrics: StepMetrics) -> None:
-        """See Display."""
+        """See Reporter."""
 
     def on_validation_end(self, step: int, metrics: Mapping[str, float], samples: Sequence[str], is_best: bool) -> None:
-        """See Display."""
+        """See Reporter."""
 
     def message(self, text: str) -> None:
-        """See Display."""
+        """See Reporter."""
 
 
 class LineReporter(NullReporter):
-    """Plain lines, at most one per `every` seconds beside validations: for logs and pipes."""
+    """Prints plain lines, at most one every `every` seconds besides validations: for logs and pipes."""
 
     def __init__(self, stream: TextIO, every: float = 10.0) -> None:
         self.stream = stream
@@ -152,7 +152,7 @@ class LineReporter(NullReporter):
         self._next = 0.0
 
     def on_log(self, metrics: StepMetrics) -> None:
-        """Print one line if the last one is long enough ago."""
+        """Print one line if the last one was long enough ago."""
         if time.monotonic() >= self._next:
             self._next = time.monotonic() + self.every
             self._print(" · ".join(f"{name} {value}" for name, value in _format_metrics(metrics)))
@@ -172,7 +172,7 @@ class LineReporter(NullReporter):
 
 
 class LiveReporter(LineReporter):
-    """One line with a bar and the newest numbers that stays at the bottom of a terminal; all else scrolls above it."""
+    """Keeps a line with a progress bar and the newest metrics at the bottom of a terminal, below all other lines."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream, every=0.0)
@@ -196,18 +196,18 @@ class LiveReporter(LineReporter):
             self._draw(self._line)
 
     def on_log(self, metrics: StepMetrics) -> None:
-        """Keep the numbers for the next redrawing, the most wanted first: a narrow terminal cuts off the rest."""
+        """Keep the metrics for the next redraw, the most useful first: a narrow terminal cuts off the rest."""
         numbers = dict(_format_metrics(metrics))
         wanted = (
-            *("loss", "target tokens/s", "padding", "eta", "epoch"),
+            *("loss", "eta", "target tokens/s", "padding", "epoch"),
             *("cross entropy", "elapsed", "lr", "grad_norm"),
         )
         self._numbers = "".join(f" · {name} {numbers[name]}" for name in wanted)
 
     def _draw(self, line: str) -> None:
-        """Put the line in the place of the one before."""
+        """Overwrite the previous line."""
         try:
-            columns = os.get_terminal_size(self.stream.fileno()).columns or 80  # some terminals say 0
+            columns = os.get_terminal_size(self.stream.fileno()).columns or 80  # some terminals report 0
         except OSError:
             columns = 80
         width = columns - 1  # a line that fills the last column would wrap
@@ -220,7 +220,7 @@ class LiveReporter(LineReporter):
 
 
 def make_reporter() -> Reporter:
-    """Return the live display on a terminal, plain lines elsewhere; both on the standard error."""
+    """Return a progress bar on a terminal and plain lines elsewhere, both on standard error."""
     live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     return LiveReporter(sys.stderr) if live else LineReporter(sys.stderr)
 
@@ -255,11 +255,14 @@ def _format_validation(step: int, metrics: Mapping[str, float], is_best: bool) -
 
 
 class MetricsLogger:
-    """metrics.jsonl: one JSON object a line, `kind` "training" or "validation", in the order of steps."""
+    """Writes metrics.jsonl: one JSON object per line, of `kind` "training" or "validation", in the order of steps."""
 
-    def __init__(self, path: Path, *, last_step: int, tensorboard_folder: Path | None = None) -> None:
-        """Open to append after dropping every line later than step `upto` (a resumed run writes them again)."""
+    def __init__(
+        self, path: Path, *, last_step: int, tensorboard_folder: Path | None = None, wandb: bool = False
+    ) -> None:
+        """Open to append, without the lines after `last_step`: a resumed run writes them again."""
         self._summary_writer = _open_tensorboard(tensorboard_folder, last_step) if tensorboard_folder else None
+        self._wandb_run = _open_wandb(path.parent) if wandb else None
         lines = []
         if path.exists():
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -267,18 +270,18 @@ class MetricsLogger:
                     if json.loads(line)["step"] <= last_step:
                         lines.append(line)
                 except (ValueError, KeyError, TypeError):
-                    continue  # the half line of a run that was killed while it wrote
+                    continue  # the incomplete line of a run that was killed while writing
         with atomic_write(path) as part:
             part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         self.path = path
         self._file = path.open("a", encoding="utf-8")
 
     def log_training(self, metrics: StepMetrics) -> None:
-        """Append a stretch of training."""
+        """Append the metrics of `log_every` steps."""
         self._write("training", metrics.step, {k: v for k, v in asdict(metrics).items() if k != "step"})
 
     def log_validation(self, step: int, metrics: Mapping[str, float], samples: Sequence[str]) -> None:
-        """Append a validation; TensorBoard gets the numbers alone."""
+        """Append a validation; TensorBoard and Weights & Biases get only the numbers."""
         self._write("validation", step, {**metrics, "samples": list(samples)})
 
     def close(self) -> None:
@@ -286,6 +289,8 @@ class MetricsLogger:
         self._file.close()
         if self._summary_writer is not None:
             self._summary_writer.close()
+        if self._wandb_run is not None:
+            self._wandb_run.finish()
 
     def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         try:
@@ -293,13 +298,15 @@ class MetricsLogger:
             self._file.flush()
         except OSError as error:
             raise StorageError(
-                f"{self.path} could not be written: {error}. Expected room on the disk. The last checkpoint is whole: "
-                "free some space and resume."
+                f"{self.path} could not be written: {error}. Expected free space on the disk. The last checkpoint is "
+                "complete: free some space and resume."
             ) from error
+        numbers = {f"{kind}/{name}": value for name, value in values.items() if isinstance(value, int | float)}
         if self._summary_writer is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._summary_writer.add_scalar(f"{kind}/{name}", value, step)
+            for name, value in numbers.items():
+                self._summary_writer.add_scalar(name, value, step)
+        if self._wandb_run is not None:
+            self._wandb_run.log(numbers, step=step)
 
 
 def _open_tensorboard(folder: Path, last_step: int) -> Any:
@@ -308,6 +315,23 @@ def _open_tensorboard(folder: Path, last_step: int) -> Any:
     except ImportError as error:
         raise MissingExtraError(
             "checkpointing.tensorboard is on, but the package tensorboard is not installed. Install it with "
-            '`pip install "qkv[tensorboard]"`, or turn the option off: metrics.jsonl holds the same numbers.'
+            '`pip install "qkv[tensorboard]"`, or turn the option off: metrics.jsonl has the same numbers.'
         ) from error
     return SummaryWriter(log_dir=str(folder), purge_step=last_step + 1)
+
+
+def _open_wandb(folder: Path) -> Any:
+    """Start or resume the Weights & Biases run of a run folder, so that a resumed run continues the same curves."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise MissingExtraError(
+            "checkpointing.wandb is on, but the package wandb is not installed. Install it with "
+            '`pip install "qkv[wandb]"`, or turn the option off: metrics.jsonl has the same numbers.'
+        ) from error
+    path = folder / "wandb.json"
+    run_id = json.loads(path.read_text(encoding="utf-8"))["id"] if path.is_file() else None
+    run = wandb.init(project="qkv", name=folder.name, dir=str(folder), id=run_id, resume="allow")
+    with atomic_write(path) as part:
+        part.write_text(json.dumps({"id": run.id}), encoding="utf-8")
+    return run

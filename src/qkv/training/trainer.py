@@ -134,6 +134,7 @@ class Trainer:
             self.folder / "metrics.jsonl",
             last_step=self.state.step,
             tensorboard_folder=self.folder / "tensorboard" if self.config.checkpointing.tensorboard else None,
+            wandb=self.config.checkpointing.wandb,
         )
         try:
             with handle_interrupts(self.reporter) as interrupted, self._worker_pool, self.reporter:

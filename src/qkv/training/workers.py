@@ -1,8 +1,8 @@
-"""Several processes for one step: on a CPU, two of one thread each do more than one of two threads.
+"""Worker processes that share each step: on a CPU, two processes of one thread are faster than one of two threads.
 
-The parameters lie in shared memory. Of each batch the trainer keeps a part for itself and gives each helper another; a
-helper computes the gradient of its part into memory that the trainer sees, and the trainer adds them up. All else
-(optimizer, validation, saving, stopping) is the trainer's alone, so a run with helpers resumes like any other.
+The parameters are in shared memory. The trainer keeps one part of each batch and sends every worker another. A worker
+writes the gradient of its part into shared memory, and the trainer adds the gradients up. The optimizer, validation,
+checkpoints and stopping remain in the trainer, so a run with workers resumes like any other.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from qkv.errors import TrainingError
 
 BatchLossFunction = Callable[[Any], tuple[Tensor, Tensor]]
-"""From a batch to its summed loss, with a graph behind it, and to its summed cross entropy without smoothing."""
+"""Takes a batch; returns its summed loss, with a graph, and its summed cross entropy without label smoothing."""
 
 
 class WorkerPool:
-    """Helpers that share the parameters of `model`; none of them with `processes` 1.
+    """Worker processes that share the parameters of `model`; there are none if `workers` is 1.
 
-    loss, collate: as in the trainer. The helpers are forked when the crew is entered, so both may be anything.
+    compute_loss, collate: as in the trainer. Entering the pool forks the workers, so neither has to be picklable.
     """
 
     def __init__(
@@ -41,9 +41,10 @@ class WorkerPool:
         if self.size > 1:
             if "fork" not in multiprocessing.get_all_start_methods() or self._parameters[0].device.type != "cpu":
                 raise TrainingError(
-                    f"workers={self.size} was given; it needs a CPU and a system that forks (Linux). Set it to 1."
+                    f"workers={self.size} was given, but several workers need a CPU and a system that forks (Linux). "
+                    "Set it to 1."
                 )
-            torch.set_num_threads(1)  # one core each; idle threads of a pool would wait in the way of the others
+            torch.set_num_threads(1)  # one core each: idle threads of a thread pool would slow the others down
             self._model.share_memory()
             self._workers = [self._start_worker() for _ in range(self.size - 1)]
         return self
@@ -51,37 +52,37 @@ class WorkerPool:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for helper in self._workers:
-            helper.pipe.close()  # a helper whose pipe ends, ends
-        for helper in self._workers:
-            helper.process.join(timeout=5)
-            if helper.process.is_alive():
-                helper.process.kill()
+        for worker in self._workers:
+            worker.pipe.close()  # a worker exits when its pipe is closed
+        for worker in self._workers:
+            worker.process.join(timeout=5)
+            if worker.process.is_alive():
+                worker.process.kill()
         self._workers = []
 
     def dispatch(self, indices: Sequence[int], normalizer: float) -> Sequence[int]:
-        """Give each helper its part of a batch whose loss is divided by `tokens`; return the part that is left.
+        """Send each worker its part of a batch whose loss is divided by `normalizer`; return the trainer's own part.
 
-        Parts are taken in turn, so that all are alike in length. Each helper draws its dropout from a seed that comes
-        out of this process' generator, which a checkpoint keeps.
+        The examples are dealt in turn, so that all parts have similar lengths. The seed of each worker's dropout is
+        drawn from the random generator of this process, which is saved in checkpoints.
         """
-        for place, helper in enumerate(self._workers, 1):
+        for place, worker in enumerate(self._workers, 1):
             seed = int(torch.randint(2**62, ()))
             try:
-                helper.pipe.send((list(indices[place :: self.size]), normalizer, seed))
+                worker.pipe.send((list(indices[place :: self.size]), normalizer, seed))
             except ConnectionError as error:
                 raise _worker_exit_error() from error
         return indices[:: self.size]
 
     def collect(self) -> Tensor:
-        """Add the helpers' gradients to those of the parameters, after the own backward; return their two losses."""
+        """Add the workers' gradients to the parameters' own, after the trainer's backward; return their losses."""
         total = torch.zeros(2)
-        for helper in self._workers:
+        for worker in self._workers:
             try:
-                total += torch.tensor(helper.pipe.recv())
+                total += torch.tensor(worker.pipe.recv())
             except (EOFError, ConnectionError) as error:
                 raise _worker_exit_error() from error
-            for parameter, gradient in zip(self._parameters, helper.gradients, strict=True):
+            for parameter, gradient in zip(self._parameters, worker.gradients, strict=True):
                 if parameter.grad is None:
                     parameter.grad = gradient.clone()
                 else:
@@ -104,16 +105,16 @@ class WorkerPool:
     def _run_worker(
         self, pipe: Connection, parent_pipe: Connection, flat_gradient: Tensor, gradients: list[Tensor]
     ) -> None:
-        """A helper's life: part by part, until the pipe ends."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer to hear
+        """Compute gradients part by part, until the pipe is closed."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles Ctrl-C
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         parent_pipe.close()
-        for helper in self._workers:  # ends that were inherited would keep other helpers alive
-            helper.pipe.close()
+        for worker in self._workers:  # inherited pipe ends would keep the other workers alive
+            worker.pipe.close()
         torch.set_num_threads(1)
         self._model.train()
         for buffer in self._model.buffers():
-            buffer.data = buffer.data.clone()  # what is remembered of batches, the trainer's part of them tells
+            buffer.data = buffer.data.clone()  # running statistics come from the trainer's part of each batch
         for parameter, gradient in zip(self._parameters, gradients, strict=True):
             parameter.grad = gradient
         while True:
