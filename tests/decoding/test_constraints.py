@@ -32,6 +32,7 @@ from qkv.decoding.constraints import PhraseConstraints, TokenBytes, allocate_bea
 from qkv.errors import ConfigError, DataError, VocabularyError
 from qkv.models import build
 from qkv.tasks import TASKS, OutputConstraints, TextGenerator, Transformer
+from qkv.tasks.model_folder import Card
 from qkv.tasks.output_constraints import PLACEHOLDER_PATTERN, build_phrase_constraints
 from qkv.tasks.text2text.data import PreparedPairs
 from qkv.tasks.text2text.tags import TaggedText, insert_tags, parse_tags
@@ -295,7 +296,7 @@ def test_the_command(model: TextGenerator, tmp_path: Path) -> None:
 
 
 def test_lines_that_do_not_say_what_to_answer_are_told(model: TextGenerator, tmp_path: Path) -> None:
-    replace(model, card={"prefixes": ["<2de>", "<2fr>"]}).save(tmp_path / "model")
+    replace(model, card=Card(prefixes=("<2de>", "<2fr>"))).save(tmp_path / "model")
     command = ["run", str(tmp_path / "model"), "--beam", "1", "the cat", "", "<2fr> the mat"]
     told = "Note: 1 of the lines begin with none of <2de>, <2fr>, by which this model is told what to answer, such as"
     assert f"{told} 'the cat'" in CliRunner().invoke(main, command).stderr
@@ -304,7 +305,7 @@ def test_lines_that_do_not_say_what_to_answer_are_told(model: TextGenerator, tmp
     (tmp_path / "pairs.tsv").write_text("the cat\tdie Katze\n<2de> the mat\tdie Matte\n")
     done = CliRunner().invoke(main, ["evaluate", str(tmp_path / "model"), str(tmp_path / "pairs.tsv")])
     assert "1 of them begin with nothing that tells this model what to answer" in done.stdout
-    both = replace(model, card={"prefixes": ["", "<BT>"]})
+    both = replace(model, card=Card(prefixes=("", "<BT>")))
     assert not both.missing_prefix("the cat") and not model.missing_prefix("the cat")
 
 

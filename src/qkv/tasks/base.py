@@ -16,6 +16,7 @@ from qkv.errors import DataError
 from qkv.lens import Trace
 from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Tap
+from qkv.tasks.model_folder import Card
 from qkv.tasks.registry import Task
 
 Capability = Literal["generation", "perplexity", "word_times", "image", "audio", "candidates", "rollout"]
@@ -59,7 +60,7 @@ class TaskModel:
     module: SequenceModel
     task: Task
     decoding: DecodingConfig
-    card: dict[str, Any] | None
+    card: Card
 
     @property
     def capabilities(self) -> frozenset[Capability]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -47,8 +47,8 @@ Processor: TypeAlias = Tokenizer | processing.ImageProcessor | features.LogMel |
 
 
 @dataclass(frozen=True)
-class _ProcessorCard:
-    """The part of a card that says how images or sounds are prepared, and what the classes are called."""
+class _ProcessorSettings:
+    """The part of card.json that says how images or audio are processed, and what the classes are called."""
 
     processor: processing.ImageProcessor | features.LogMel | features.NormalizedWaveform | None
     labels: tuple[str, ...]
@@ -66,7 +66,7 @@ class EncoderModel(TaskModel):
     task: Task
     labels: tuple[str, ...] = ()
     decoding: DecodingConfig = DecodingConfig(Greedy())  # its n_best counts
-    card: dict[str, Any] | None = None
+    card: model_folder.Card = model_folder.Card()
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -238,9 +238,9 @@ class EncoderModel(TaskModel):
         tokenizer = self.tokenizer
         prepared = None if isinstance(self.processor, Tokenizer) else self.processor
         card = {
-            **(self.card or {}),
+            **self.card.to_json(),
             "task": self.task.name,
-            **config.to_dict(_ProcessorCard(prepared, self.labels)),
+            **config.to_dict(_ProcessorSettings(prepared, self.labels)),
             **({} if tokenizer is None else {"tokenizers": {"source": tokenizer.digest}}),
         }
         files = {} if tokenizer is None else {"source.tokenizer.json": tokenizer.save}
@@ -248,20 +248,18 @@ class EncoderModel(TaskModel):
 
     @classmethod
     def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> EncoderModel:
-        """The model of a folder with its preparation.
+        """Build the model of a folder with its processor.
 
         Raises CheckpointError or ConfigError for a card that does not fit the model, VocabularyError for a tokenizer
-        that it did not learn with.
+        of another model.
         """
-        card, where = dict(loaded.card), f"{folder}/card.json"
-        said = config.from_dict(_ProcessorCard, {name: card.pop(name, None) for name in ("processor", "labels")}, where)
+        where, said = f"{folder}/card.json", loaded.read_settings(_ProcessorSettings)
         prepared: Processor | None = said.processor
         if prepared is None:
             model_folder.require_files(folder, "source.tokenizer.json")
             prepared = Tokenizer.load(folder / "source.tokenizer.json")
-            if {"source": prepared.digest} != card.get("tokenizers"):
-                raise model_folder.make_tokenizer_mismatch_error(folder)
-        found = cls(loaded.model, prepared, loaded.task, said.labels, card=card)
+            loaded.check_tokenizers(source=prepared)
+        found = cls(loaded.model, prepared, loaded.task, said.labels, card=loaded.card)
         reads, answers = found._encoder.input, found._head
         if not isinstance(prepared, _PROCESSOR_TYPES[type(reads)]):
             raise CheckpointError(

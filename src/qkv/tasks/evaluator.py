@@ -228,9 +228,8 @@ def evaluate_perplexity(
 
 
 def _get_context(model: TaskModel, decoder: spec.Stack) -> int:
-    learned = (model.card or {}).get("context")
-    if isinstance(learned, int) and learned > 0:
-        return learned
+    if model.card.context:
+        return model.card.context
     return (
         min(_DEFAULT_CONTEXT, decoder.positions.length)
         if isinstance(decoder.positions, spec.Learned)

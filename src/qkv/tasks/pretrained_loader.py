@@ -87,7 +87,7 @@ def _build_text_generator(published: PretrainedModel, path: Path, task: str) -> 
     decoding = (
         DecodingConfig() if task == "translation" else DecodingConfig(Greedy(), LengthLimit(0.0, _MAX_NEW_TOKENS))
     )
-    return TextGenerator(published.model, source, target, TASKS[task], decoding, {}, published.generation)
+    return TextGenerator(published.model, source, target, TASKS[task], decoding, generation=published.generation)
 
 
 def _build_speech_recognizer(published: PretrainedModel, path: Path) -> TextGenerator:
@@ -113,9 +113,8 @@ def _build_speech_recognizer(published: PretrainedModel, path: Path) -> TextGene
         tokenizer,
         TASKS["speech-recognition"],
         decoding,
-        {},
-        published.generation,
-        SpeechFrontend(hearing),
+        generation=published.generation,
+        frontend=SpeechFrontend(hearing),
     )
 
 

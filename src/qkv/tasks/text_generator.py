@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,15 @@ class TrajectoryInput:
     first_step: int
 
 
+@dataclass(frozen=True)
+class _GeneratorSettings:
+    """The part of card.json that says how the model decodes, and what a speech recognizer reads."""
+
+    decoding: DecodingConfig = DecodingConfig()
+    generation: GenerationConfig | None = None
+    frontend: SpeechFrontend | None = None
+
+
 @dataclass(frozen=True, repr=False)
 class TextGenerator(TaskModel):
     """A model that answers in words, its tokenizers, its task and how it decodes.
@@ -75,7 +84,7 @@ class TextGenerator(TaskModel):
     target_tokenizer: Tokenizer
     task: Task
     decoding: DecodingConfig = DecodingConfig()
-    card: dict[str, Any] | None = None
+    card: model_folder.Card = model_folder.Card()
     generation: GenerationConfig | None = None
     frontend: SpeechFrontend | None = None
 
@@ -268,7 +277,7 @@ class TextGenerator(TaskModel):
     @property
     def max_source_length(self) -> int | None:
         """How many tokens of a line the model was taught to read, if lines were cut; it reads no more."""
-        return (self.card or {}).get("max_source_length")
+        return self.card.max_source_length
 
     def n_truncated(self, line: str) -> int:
         """How many tokens at the end of a line the model does not read, because it was taught with lines cut."""
@@ -279,7 +288,7 @@ class TextGenerator(TaskModel):
     @property
     def prefixes(self) -> tuple[str, ...]:
         """What it learned to find before a source, such as <2de>; "" where also nothing stood there."""
-        return tuple((self.card or {}).get("prefixes", ()))
+        return self.card.prefixes
 
     def missing_prefix(self, line: str) -> bool:
         """Whether a line begins with none of what the model learned to find before a source."""
@@ -376,10 +385,10 @@ class TextGenerator(TaskModel):
         if self.target_tokenizer != self.source_tokenizer:
             files["target.tokenizer.json"] = self.target_tokenizer.save
         card = {
-            **(self.card or {}),
+            **self.card.to_json(),
             "task": self.task.name,
             "decoding": config.to_dict(self.decoding),
-            **({} if self.generation is None else {"generation": asdict(self.generation)}),
+            **({} if self.generation is None else {"generation": config.to_dict(self.generation)}),
             **({} if self.frontend is None else {"frontend": config.to_dict(self.frontend)}),
             "tokenizers": {"source": self.source_tokenizer.digest, "target": self.target_tokenizer.digest},
         }
@@ -387,20 +396,26 @@ class TextGenerator(TaskModel):
 
     @classmethod
     def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> TextGenerator:
-        """The model of a folder with its tokenizers. Raises VocabularyError if they are not those it learned with."""
-        card = dict(loaded.card)
+        """Build the model of a folder with its tokenizers.
+
+        Raises ConfigError for a card that cannot be read, VocabularyError for tokenizers of another model.
+        """
+        settings = loaded.read_settings(_GeneratorSettings)
         model_folder.require_files(folder, "source.tokenizer.json")
         source = Tokenizer.load(folder / "source.tokenizer.json")
         apart = folder / "target.tokenizer.json"
         target = Tokenizer.load(apart) if apart.exists() else source
-        if {"source": source.digest, "target": target.digest} != card.get("tokenizers"):
-            raise model_folder.make_tokenizer_mismatch_error(folder)
-        decoding = config.from_dict(DecodingConfig, card.get("decoding", {}), str(folder / "card.json"))
-        said = card.pop("generation", None)
-        rules = None if said is None else GenerationConfig(**{name: _to_tuple(value) for name, value in said.items()})
-        heard = card.pop("frontend", None)
-        hearing = None if heard is None else config.from_dict(SpeechFrontend, heard, str(folder / "card.json"))
-        return cls(loaded.model, source, target, loaded.task, decoding, card, rules, hearing)
+        loaded.check_tokenizers(source=source, target=target)
+        return cls(
+            loaded.model,
+            source,
+            target,
+            loaded.task,
+            settings.decoding,
+            loaded.card,
+            settings.generation,
+            settings.frontend,
+        )
 
 
 def get_vocab_sizes(model_spec: spec.Spec) -> tuple[int, int]:
@@ -430,10 +445,6 @@ def override_method(decoding: DecodingConfig, *, beam: int | None = None, n_best
         else:
             raise ConfigError([f"n_best={n_best}: greedy decoding has one answer; use a beam"])
     return replace(decoding, method=method)
-
-
-def _to_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def find_unknown_symbols(tokenizer: Tokenizer, text: str) -> list[str]:

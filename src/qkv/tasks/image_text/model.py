@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,8 +38,8 @@ class ImageTextInput:
 
 
 @dataclass(frozen=True)
-class _ProcessorCard:
-    """The part of a card that says how images are prepared."""
+class _ProcessorSettings:
+    """The part of card.json that says how images are processed."""
 
     processor: processing.ImageProcessor
 
@@ -58,7 +57,7 @@ class ImageTextModel(TaskModel):
     tokenizer: Tokenizer
     task: Task = TASKS["zero-shot-image-classification"]
     decoding: DecodingConfig = DecodingConfig(Greedy())  # its n_best counts
-    card: dict[str, Any] | None = None
+    card: model_folder.Card = model_folder.Card()
 
     def __post_init__(self) -> None:
         reads = _encoder_specs(self.module)[1].input
@@ -192,9 +191,9 @@ class ImageTextModel(TaskModel):
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model folder, as `TextGenerator.save` does."""
         card = {
-            **(self.card or {}),
+            **self.card.to_json(),
             "task": self.task.name,
-            **config.to_dict(_ProcessorCard(self.processor)),
+            **config.to_dict(_ProcessorSettings(self.processor)),
             "tokenizers": {"target": self.tokenizer.digest},
         }
         model_folder.write_model_folder(
@@ -203,14 +202,15 @@ class ImageTextModel(TaskModel):
 
     @classmethod
     def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> ImageTextModel:
-        """The model of a folder. Raises CheckpointError or ConfigError for a card that does not fit the model,
-        VocabularyError for a tokenizer that it did not learn with."""
-        card, where = dict(loaded.card), f"{folder}/card.json"
-        kept = config.from_dict(_ProcessorCard, {"processor": card.pop("processor", None)}, where)
+        """Build the model of a folder.
+
+        Raises CheckpointError or ConfigError for a card that does not fit the model, VocabularyError for a tokenizer
+        of another model.
+        """
+        kept = loaded.read_settings(_ProcessorSettings)
         model_folder.require_files(folder, "target.tokenizer.json")
         tokenizer = Tokenizer.load(folder / "target.tokenizer.json")
-        if {"target": tokenizer.digest} != card.get("tokenizers"):
-            raise model_folder.make_tokenizer_mismatch_error(folder)
+        loaded.check_tokenizers(target=tokenizer)
         assert isinstance(loaded.model, DualEncoder)
         left, right = (stack.input for stack in _encoder_specs(loaded.model))
         if not (isinstance(left, spec.Patches) and isinstance(right, spec.Tokens)):
@@ -218,7 +218,7 @@ class ImageTextModel(TaskModel):
                 f"{folder} compares {type(left).__name__} with {type(right).__name__}; expected Patches with Tokens, "
                 "images with texts: use it from Python"
             )
-        return cls(loaded.model, kept.processor, tokenizer, loaded.task, card=card)
+        return cls(loaded.model, kept.processor, tokenizer, loaded.task, card=loaded.card)
 
 
 def _encoder_specs(model: DualEncoder) -> tuple[spec.Stack, spec.Stack]:

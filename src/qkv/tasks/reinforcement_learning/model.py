@@ -44,8 +44,8 @@ class EpisodeAnswer(Answer):
 
 
 @dataclass(frozen=True)
-class _AgentCard:
-    """The part of a card that says where and how the model acts."""
+class _AgentSettings:
+    """The part of card.json that says in which environment and how the model acts."""
 
     environment: str | None
     normalizer: TrajectoryNormalizer
@@ -61,7 +61,7 @@ class DecisionTransformerAgent(TaskModel):
     environment: str | None
     rollout: RolloutConfig = RolloutConfig()
     task: Task = TASKS["decision-transformer"]
-    card: dict[str, Any] | None = None
+    card: model_folder.Card = model_folder.Card()
     decoding: DecodingConfig = DecodingConfig(Greedy())  # there is one way to act
 
     def make_environment(self) -> Environment:
@@ -210,17 +210,14 @@ class DecisionTransformerAgent(TaskModel):
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model folder, as `TextGenerator.save` does."""
-        kept = _AgentCard(self.environment, self.normalizer, self.rollout)
-        card = {**(self.card or {}), "task": self.task.name, **config.to_dict(kept)}
+        kept = _AgentSettings(self.environment, self.normalizer, self.rollout)
+        card = {**self.card.to_json(), "task": self.task.name, **config.to_dict(kept)}
         model_folder.write_model_folder(Path(folder), self.module, card, {}, dtype)
 
     @classmethod
     def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> DecisionTransformerAgent:
-        """The agent of a folder. Raises CheckpointError or ConfigError for a card that does not fit the model."""
-        card, where = dict(loaded.card), f"{folder}/card.json"
-        kept = config.from_dict(
-            _AgentCard, {name: card.pop(name, None) for name in ("environment", "normalizer", "rollout")}, where
-        )
+        """Build the agent of a folder. Raises CheckpointError or ConfigError for a card that does not fit the model."""
+        where, kept = f"{folder}/card.json", loaded.read_settings(_AgentSettings)
         reads = _trajectory_spec(loaded.model)
         if (kept.normalizer.state_dim, kept.normalizer.space.action_dim) != (reads.state_dim, reads.action_dim):
             raise CheckpointError(
@@ -229,7 +226,7 @@ class DecisionTransformerAgent(TaskModel):
                 f"action, and the model reads {reads.state_dim} and {reads.action_dim}; take both files from the "
                 f"same run"
             )
-        return cls(loaded.model, kept.normalizer, kept.environment, kept.rollout, loaded.task, card)
+        return cls(loaded.model, kept.normalizer, kept.environment, kept.rollout, loaded.task, loaded.card)
 
 
 @dataclass(frozen=True)
