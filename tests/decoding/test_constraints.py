@@ -304,7 +304,7 @@ def test_lines_that_do_not_say_what_to_answer_are_told(model: TextGenerator, tmp
     assert "Note" not in CliRunner().invoke(main, [*command[:-3], "--prefix", "<2de>", "the cat"]).stderr
     (tmp_path / "pairs.tsv").write_text("the cat\tdie Katze\n<2de> the mat\tdie Matte\n")
     done = CliRunner().invoke(main, ["evaluate", str(tmp_path / "model"), str(tmp_path / "pairs.tsv")])
-    assert "1 of them begin with nothing that tells this model what to answer" in done.stdout
+    assert "1 of them begin with none of the prefixes that tell this model what to answer" in done.stdout
     both = replace(model, card=Card(prefixes=("", "<BT>")))
     assert not both.missing_prefix("the cat") and not model.missing_prefix("the cat")
 

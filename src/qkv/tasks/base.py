@@ -104,6 +104,12 @@ class TaskModel:
         """Answer a line (or take the given answer) and return every attention that led to it, as a Trace."""
         raise NotImplementedError
 
+    def evaluate(self, examples: Any, decoding: DecodingConfig | None = None, **options: Any) -> Any:
+        """Score the model on held-out examples; see `qkv.evaluate`."""
+        from qkv.tasks.evaluator import evaluate  # which imports this module
+
+        return evaluate(self, examples, decoding, **options)
+
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model folder, with parameters in `dtype` if given. Raises StorageError where that fails."""
         raise NotImplementedError
