@@ -16,6 +16,7 @@ import torch
 import qkv
 from qkv import config, tasks
 from qkv.errors import CheckpointError, ConfigError, DataError, QkvError, TrainingError, VocabularyError
+from qkv.tasks.model_folder import Card, TrainingSummary
 from qkv.tasks.text2text.training import _sample_evenly
 from qkv.tasks.text_generator import override_method
 from qkv.training import TrainResult
@@ -339,10 +340,22 @@ def test_the_card_is_read_and_written_strictly() -> None:
 
 
 def test_an_unknown_key_of_a_card_is_refused_with_the_nearest_one(
-    learned: tasks.TrainedModel, tmp_path: Path
+    tmp_path: Path,
 ) -> None:
-    learned.model.save(tmp_path)
+    tasks.load("pronunciation").save(tmp_path)
     card = json.loads((tmp_path / "card.json").read_text())
     (tmp_path / "card.json").write_text(json.dumps({**card, "decodings": card["decoding"]}))
     with pytest.raises(ConfigError, match="card.json: decodings.*did you mean decoding"):
         tasks.load(tmp_path)
+
+
+def test_a_reference_that_cannot_be_scored_is_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tasks.load("pronunciation")
+
+    def refuse(*_: Any) -> Any:
+        raise DataError("this reference cannot be scored")
+
+    unscored = replace(model, task=replace(model.task, score=refuse))  # type: ignore[type-var]
+    monkeypatch.setattr(type(model), "predict_ranked", lambda *_: pytest.fail("decoded first"))
+    with pytest.raises(DataError, match="cannot be scored"):
+        unscored.evaluate([("cat", "K AE T")])
