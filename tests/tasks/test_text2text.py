@@ -345,7 +345,7 @@ def test_an_unknown_key_of_a_card_is_refused_with_the_nearest_one(
     tasks.load("pronunciation").save(tmp_path)
     card = json.loads((tmp_path / "card.json").read_text())
     (tmp_path / "card.json").write_text(json.dumps({**card, "decodings": card["decoding"]}))
-    with pytest.raises(ConfigError, match="card.json: decodings.*did you mean decoding"):
+    with pytest.raises(ConfigError, match="card.json: decodings.*did you mean 'decoding'"):
         tasks.load(tmp_path)
 
 

@@ -182,8 +182,8 @@ def require_files(folder: Path, *names: str) -> None:
     if missing:
         running = "model.safetensors" in missing and (folder / "recipe.yaml").is_file()
         raise CheckpointError(
-            f"{folder} is no whole model folder, {', '.join(missing)} is missing; "
-            + ("its training has not ended: let it, or resume it" if running else "copy the folder again")
+            f"{folder} is not a complete model folder: {', '.join(missing)} is missing; "
+            + ("its training has not ended: wait for it, or resume it" if running else "copy the folder again")
         )
 
 
