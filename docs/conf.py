@@ -19,9 +19,6 @@ version = release = qkv.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "generated", "docstrings"]
 exclude_patterns = ["_ext"]
 
-# Pages that are still being rewritten: they leave this list, and this block with it, when their new homes are merged.
-exclude_patterns += ["results.md", "tasks"]
-
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 4
 

@@ -54,6 +54,7 @@ def _described(module: Any, name: str, obj: Any) -> Iterator[str]:
         yield (
             f".. auto{'exception' if is_error else 'class'}:: {full}\n   :members:"
             + "\n   :show-inheritance:" * is_error
+            + "\n   :no-index:" * _is_indexed_elsewhere(module, name, obj)
         )
     elif inspect.isroutine(obj):
         yield f".. autofunction:: {full}"
@@ -64,6 +65,12 @@ def _described(module: Any, name: str, obj: Any) -> Iterator[str]:
             lines += [f"Value: ``{value}``"]
         body = "\n".join(f"   {line}" for line in lines)
         yield f".. py:data:: {full}\n\n{body}"
+
+
+def _is_indexed_elsewhere(module: Any, name: str, obj: Any) -> bool:
+    """Whether the package exports the same class, whose page then is the one that the index names."""
+    package = importlib.import_module(PACKAGE)
+    return module is not package and name in package.__all__ and getattr(package, name) is obj
 
 
 def _summary(module: Any, name: str, obj: Any) -> str:

@@ -95,7 +95,8 @@ def check_patterns(tap: Tap, places: Iterable[str]) -> None:
     for pattern in tap.patterns():
         if not any(matches_place(pattern, place) for place in known):
             raise QkvError(
-                f"{pattern!r} matches no place of this model{nearest_place(pattern, known)} qkv.look(model, text).places "
+                f"{pattern!r} matches no place of this model{nearest_place(pattern, known)} qkv.look(model, "
+                f"text).places "
                 "lists the attentions"
             )
 

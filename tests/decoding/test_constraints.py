@@ -290,7 +290,7 @@ def test_the_command(model: TextGenerator, tmp_path: Path) -> None:
     assert "x" not in second and "Note" not in done.stderr
     many = ["--include", "Katze" * 30]
     done = CliRunner().invoke(main, ["run", str(tmp_path / "model"), "sat", *many])
-    assert "1 answers do not keep to what was asked for, such as 'sat': 'Katze" in done.stderr
+    assert "1 answer violates the constraints, such as 'sat': 'Katze" in done.stderr
     done = CliRunner().invoke(main, ["run", str(tmp_path / "model"), "sat", "--include", "Katze", "--beam", "1"])
     assert done.exit_code == 2 and "use a beam" in done.output
 
@@ -298,7 +298,7 @@ def test_the_command(model: TextGenerator, tmp_path: Path) -> None:
 def test_lines_that_do_not_say_what_to_answer_are_told(model: TextGenerator, tmp_path: Path) -> None:
     replace(model, card=Card(prefixes=("<2de>", "<2fr>"))).save(tmp_path / "model")
     command = ["run", str(tmp_path / "model"), "--beam", "1", "the cat", "", "<2fr> the mat"]
-    told = "Note: 1 of the lines begin with none of <2de>, <2fr>, by which this model is told what to answer, such as"
+    told = "Note: 1 of the lines begin with none of <2de>, <2fr>, which tell this model what to answer, such as"
     assert f"{told} 'the cat'" in CliRunner().invoke(main, command).stderr
     assert "Note: 2 of" in CliRunner().invoke(main, [*command, "--prefix", "<2xx>"]).stderr
     assert "Note" not in CliRunner().invoke(main, [*command[:-3], "--prefix", "<2de>", "the cat"]).stderr

@@ -20,7 +20,7 @@ from qkv.cli.describe import describe
 from qkv.cli.evaluate import evaluate
 from qkv.cli.look import look
 from qkv.cli.run import run
-from qkv.cli.train import train
+from qkv.cli.train import runs, train
 from qkv.errors import ConfigError, QkvError
 
 _EXIT_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
@@ -65,5 +65,5 @@ def _format_error(error: Exception) -> str:
     return str(error)
 
 
-for _command in (demo, train, run, evaluate, look, convert, data, describe):
+for _command in (demo, train, runs, run, evaluate, look, convert, data, describe):
     main.add_command(_command)

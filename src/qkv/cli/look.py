@@ -7,66 +7,95 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qkv.errors import DataError
 
 if TYPE_CHECKING:
-    from qkv.tasks import Dtype, TaskModel
+    from qkv.tasks import TaskModel
 
 from qkv.cli.options import allow_pickle_option, dtype_option
 
+_CAPTURE_SUFFIX = ".qkv"
 _SLOW_TOKENS = 2**15  # tokens of a text that is looked at, beyond which it is said that this takes a while
 
 
 @click.command()
 @click.argument("model")
 @click.argument("text", required=False)
-@click.option("--answer", help="Look at how the model reads this answer, in place of its own.")
-@click.option("--beside", metavar="MODEL", help="Show a second model, or another checkpoint of it, beside the first.")
-@click.option("--html", "page", type=click.Path(path_type=Path), help="The page to write: one file, for any browser.")
+@click.option("--answer", metavar="TEXT", help="Look at how the model reads this answer, in place of its own.")
+@click.option("--compare", metavar="MODEL", help="Show a second model, or another checkpoint, beside the first.")
+@click.option("--html", "page", type=click.Path(path_type=Path), help="Write the page to this file.")
+@click.option("--capture", type=click.Path(path_type=Path), help="Keep everything that was seen in this file.")
 @click.option(
-    "--plot-words", type=click.Path(path_type=Path), help="Of a sound: a picture (.svg) of when each word is said."
+    "--plot-words", type=click.Path(path_type=Path), help="Of an audio file: plot when each word is said (SVG)."
 )
-@click.option("--serve", is_flag=True, help="Answer what is asked and changed on the page, on this machine alone.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Where to serve; any free port unless given.")
+@click.option("--serve", is_flag=True, help="Serve the page on this machine, and answer its questions.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to serve on; any free one unless given.")
 @dtype_option
 @allow_pickle_option
-def look(
-    model: str,
-    text: str | None,
-    answer: str | None,
-    beside: str | None,
-    page: Path | None,
-    plot_words: Path | None,
-    serve: bool,
-    port: int,
-    dtype: Dtype,
-    allow_pickle: bool,
-) -> None:
-    """Show what led to an answer: on a page in a file (--html), or on one that you can ask and change (--serve).
+def look(model: str, text: str | None, **options: Any) -> None:
+    """Show what led to an answer, on a page in one file (--html) or a live one (--serve).
 
-    It shows the query, key, value, scores, weights and context of every attention, and needs no network. TEXT is what
-    the model reads; - takes it from standard input.
+    The page shows the query, key, value, scores, weights and context of every attention, and needs no network. TEXT is
+    what the model reads; - takes it from standard input. `qkv look FILE --html PAGE` opens a file that --capture wrote.
     """
     from qkv import tasks
 
-    if serve == (page is not None):
-        raise click.UsageError("give one of --html FILE and --serve: a file to keep, or a page that answers")
-    if text is None and not serve:
-        raise click.UsageError("Missing argument 'TEXT': what shall the model read?")
-    runners = [
-        (name, tasks.load(name, dtype=dtype, allow_pickle=allow_pickle)) for name in (model, beside) if name is not None
+    page, capture, answer = options["page"], options["capture"], options["answer"]
+    if text is None and _is_capture(Path(model)):
+        if page is None:
+            raise click.UsageError("give --html FILE: the page to write from the capture")
+        _reopen(Path(model), page)
+        return
+    if sum((options["serve"], page is not None, capture is not None)) != 1:
+        raise click.UsageError("give one of --html FILE, --capture FILE and --serve")
+    if text is None and not options["serve"]:
+        raise click.UsageError("Missing argument 'TEXT': what the model is to read.")
+    models = [
+        (name, tasks.load(name, dtype=options["dtype"], allow_pickle=options["allow_pickle"]))
+        for name in (model, options["compare"])
+        if name is not None
     ]
-    line = click.prompt("What shall it read") if text is None else sys.stdin.read() if text == "-" else text
-    if plot_words is not None:
-        _plot_words(runners[0][1], line, answer, plot_words)
+    line = click.prompt("Text to read") if text is None else sys.stdin.read() if text == "-" else text
+    if options["plot_words"] is not None:
+        _plot_words(models[0][1], line, answer, options["plot_words"])
     if page is not None:
-        click.echo(f"{write_page(runners, line, page, answer)}\nLook inside: {page}")
+        click.echo(f"{write_page(models, line, page, answer)}\nLook inside: {page}")
+    elif capture is not None:
+        _write_capture(models[0][1], line, answer, capture)
     else:
-        _serve(runners, line, answer, port)
+        _serve(models, line, answer, options["port"])
+
+
+def _is_capture(path: Path) -> bool:
+    return path.is_file() and path.suffix == _CAPTURE_SUFFIX
+
+
+def _write_capture(model: TaskModel, line: str, answer: str | None, path: Path) -> None:
+    from qkv import lens
+
+    if path.suffix != _CAPTURE_SUFFIX:
+        raise click.UsageError(f"--capture {path}: expected a file name that ends in {_CAPTURE_SUFFIX}")
+    trace = model.look(line, answer)
+    lens.write_capture(
+        trace, path, source_tokens=trace.source_tokens or None, target_tokens=trace.target_tokens or None
+    )
+    click.echo(f"{trace.answer}\nOpen it again: qkv look {path} --html look.html")
+
+
+def _reopen(path: Path, page: Path) -> None:
+    """Write the page about a capture, which is verified first."""
+    from dataclasses import replace
+
+    from qkv import lens, view
+
+    found = lens.read_capture(path)
+    trace = replace(found.trace, source_tokens=found.source_tokens or (), target_tokens=found.target_tokens or ())
+    view.show_traces([trace], page, title=path.name)
+    click.echo(f"Look inside: {page}")
 
 
 def write_page(models: Sequence[tuple[str, TaskModel]], line: str, page: Path, answer: str | None = None) -> str:

@@ -2,154 +2,187 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from qkv.cli.options import allow_pickle_option, beam_option, dtype_option
 from qkv.errors import DataError
 
 if TYPE_CHECKING:
-    from qkv.tasks import Answer, Dtype, TaskModel
-
-from qkv.cli.options import allow_pickle_option, beam_option, dtype_option
+    from qkv.decoding import DecodingConfig
+    from qkv.tasks import Answer, OutputConstraints, TaskModel
 
 
 @click.command()
 @click.argument("model")
 @click.argument("text", nargs=-1)
 @beam_option
-@click.option("--n-best", type=click.IntRange(min=1), help="Answers to each line, best first, with tabs between them.")
-@click.option("--json", "as_json", is_flag=True, help="Write each line's answers as JSON, with their scores.")
-@click.option("--include", multiple=True, metavar="PHRASE", help="What every answer has to hold.")
-@click.option("--exclude", multiple=True, metavar="PHRASE", help="What no answer may hold.")
+@click.option("--n-best", type=click.IntRange(min=1), help="Print so many answers to each line, separated by tabs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answers to each line as JSON, with their scores.")
+@click.option("--input", "input_path", type=click.Path(path_type=Path), help="Read the lines from this file.")
+@click.option("--output", "output_path", type=click.Path(path_type=Path), help="Write the answers to this file.")
+@click.option("--include", multiple=True, metavar="PHRASE", help="A phrase that every answer must contain.")
+@click.option("--exclude", multiple=True, metavar="PHRASE", help="A phrase that no answer may contain.")
 @click.option(
     "--glossary",
     "glossary_path",
     type=click.Path(path_type=Path),
-    help="A glossary, a term and a tab and its translation a line: answers to lines with the one hold the other.",
+    help="A file with a term, a tab and its translation on each line: the answer to a line with the term contains the "
+    "translation.",
 )
 @click.option("--placeholders", is_flag=True, help="Keep {name}, %s, ${x} and the like as they are in the line.")
-@click.option("--tags", is_flag=True, help="Put <b>tags</b> of a line around the same words of its answer.")
-@click.option("--prefix", default="", metavar="TEXT", help="Put this before every line, such as <2de>.")
+@click.option(
+    "--tags", is_flag=True, help="Put the <b>tags</b> of a line around the corresponding words of its answer."
+)
+@click.option("--prefix", default="", metavar="TEXT", help="Put this text before every line, such as <2de>.")
 @dtype_option
 @allow_pickle_option
-def run(
-    model: str,
-    text: tuple[str, ...],
-    beam: int | None,
-    n_best: int | None,
-    as_json: bool,
-    include: tuple[str, ...],
-    exclude: tuple[str, ...],
-    glossary_path: Path | None,
-    placeholders: bool,
-    tags: bool,
-    prefix: str,
-    dtype: Dtype,
-    allow_pickle: bool,
-) -> None:
-    """Answer each TEXT or line of standard input.
+def run(model: str, text: tuple[str, ...], **options: Any) -> None:
+    """Answer each TEXT, or each line of standard input or of --input.
 
-    One line in, one line out, in order, whatever the options.
+    Every line gets one line of answers, in order. Further arguments after MODEL that are model folders make an
+    ensemble, which answers with the mean of the models' probabilities.
     """
     from qkv import tasks
-    from qkv.data.text import pairs as reading
+    from qkv.data.text.pairs import Tsv
+    from qkv.tasks.ensemble import combine
 
-    glossary = () if glossary_path is None else tuple(reading.Tsv(glossary_path))
-    wanted = tasks.OutputConstraints(include, exclude, glossary, placeholders)
-    runner = tasks.load(model, dtype=dtype, allow_pickle=allow_pickle)
-    if (wanted or tags) and "generation" not in runner.capabilities:
-        raise DataError("phrases, placeholders or tags were given; they are for models that answer in words")
-    decoding = tasks.override_method(runner.decoding, beam=beam, n_best=n_best)
-    strange: dict[str, None] = {}
-    unread: list[int] = []
-    unled: list[str] = []
-    wrong: list[DataError] = []
-    missed: list[str] = []
+    glossary = () if options["glossary_path"] is None else tuple(Tsv(options["glossary_path"]))
+    constraints = tasks.OutputConstraints(options["include"], options["exclude"], glossary, options["placeholders"])
+    members, text = _split_models(text)
+    names = [model, *members]
+    runner = combine([tasks.load(name, dtype=options["dtype"], allow_pickle=options["allow_pickle"]) for name in names])
+    if (constraints or options["tags"]) and "generation" not in runner.capabilities:
+        raise DataError("phrases, placeholders or tags were given; they are for models that generate text")
+    session = _Run(runner, constraints, tags=options["tags"], prefix=options["prefix"])
+    decoding = tasks.override_method(runner.decoding, beam=options["beam"], n_best=options["n_best"])
+    with _open_output(options["output_path"]) as write:
+        for batch in _read_batches(text, options["input_path"]):
+            for answers in session.answer(batch, decoding):
+                write(_format_json(answers) if options["as_json"] else "\t".join(map(_format_line, answers)))
+            if session.error is not None:
+                break
+    for note in session.notes():
+        click.echo(f"Note: {note}", err=True)
+    if session.error is not None:
+        raise session.error
 
-    def noting(lines: Iterable[str]) -> Iterator[str]:
-        """End at a line that cannot be answered, so that what came before it is answered first."""
+
+class _Run:
+    """Answers lines with one model, and remembers what a user should know about them."""
+
+    def __init__(self, model: TaskModel, constraints: OutputConstraints, *, tags: bool, prefix: str) -> None:
+        self.model, self.constraints, self.tags, self.prefix = model, constraints, tags, prefix
+        self.n_read = 0
+        self.unknown: dict[str, None] = {}
+        self.truncated: list[int] = []
+        self.without_prefix: list[str] = []
+        self.violations: list[str] = []
+        self.error: DataError | None = None
+
+    def answer(self, lines: Iterable[str], decoding: DecodingConfig) -> Iterator[list[Answer]]:
+        """Yield the answers to each line; end at a line that cannot be answered, which `error` then holds."""
+        from qkv import tasks
+
+        asked: list[str] = []
+        checked = self._check(lines, asked)
+        generator: Any = self.model
+        if self.tags:
+            found = tasks.translate_tagged(generator, checked, decoding, self.constraints)
+        elif self.constraints:
+            found = generator.predict_ranked(checked, decoding, constraints=self.constraints)
+        else:
+            found = self.model.predict_ranked(checked, decoding)
+        for number, answers in enumerate(found):
+            line = asked[number]
+            answer = tasks.strip_tags(answers[0].text) if self.tags else answers[0].text
+            if line.strip() and (problems := self.constraints.for_line(line).violations(answer)):
+                self.violations.append(f"{line[:40]!r}: {', '.join(problems)}")
+            yield answers
+
+    def _check(self, lines: Iterable[str], asked: list[str]) -> Iterator[str]:
+        from qkv import tasks
+
         try:
             for given in lines:
-                line = tasks.with_prefix(given, prefix)
-                bare = tasks.strip_tags(line) if tags else line
-                runner.validate_inputs([bare], next(number))
-                wanted.for_line(bare)
-                strange.update(dict.fromkeys(runner.unknown_symbols(bare)))
-                unread.extend(filter(None, [runner.n_truncated(bare)]))
-                if runner.missing_prefix(bare):
-                    unled.append(bare)
+                line = tasks.with_prefix(given, self.prefix)
+                bare = tasks.strip_tags(line) if self.tags else line
+                self.model.validate_inputs([bare], self.n_read)
+                self.constraints.for_line(bare)
+                self.n_read += 1
+                self.unknown.update(dict.fromkeys(self.model.unknown_symbols(bare)))
+                self.truncated.extend(filter(None, [self.model.n_truncated(bare)]))
+                if self.model.missing_prefix(bare):
+                    self.without_prefix.append(bare)
                 asked.append(bare)
                 yield line
         except DataError as error:
-            wrong.append(error)
+            self.error = error
 
-    def answered(lines: Iterable[str]) -> Iterator[list[Answer]]:
-        if tags:
-            generator: Any = runner
-            return tasks.translate_tagged(generator, lines, decoding, wanted)
-        options: dict[str, Any] = {"constraints": wanted} if wanted else {}
-        return runner.predict_ranked(lines, decoding, **options)
-
-    number = itertools.count()
-    for batch in [text] if text else _read_stdin_batches():
-        asked: list[str] = []
-        for answers, line in zip(answered(noting(batch)), asked, strict=False):
-            answer = tasks.strip_tags(answers[0].text) if tags else answers[0].text
-            if line.strip() and (problems := wanted.for_line(line).violations(answer)):
-                missed.append(f"{line[:40]!r}: {', '.join(problems)}")
-            click.echo(_format_json(answers) if as_json else "\t".join(_format_line(answer) for answer in answers))
-        if wrong:
-            break
-    for note in _format_notes(runner, list(strange), unread, unled, missed):
-        click.echo(f"Note: {note}", err=True)
-    if wrong:
-        raise wrong[0]
+    def notes(self) -> Iterator[str]:
+        """Yield what a user should know about the lines that were answered."""
+        if self.unknown:
+            shown = ", ".join(map(ascii if not sys.stderr.isatty() else repr, list(self.unknown)[:10]))
+            yield f"the model does not know {shown}; its answers to lines that contain them are guesses."
+        if self.truncated:
+            yield (
+                f"{len(self.truncated):,} of the lines are longer than the model reads; {sum(self.truncated):,} tokens "
+                "at their ends were not read."
+            )
+        if self.without_prefix:
+            yield (
+                f"{len(self.without_prefix):,} of the lines begin with none of {', '.join(self.model.prefixes)}, which "
+                f"tell this model what to answer, such as {self.without_prefix[0][:40]!r}: give one with --prefix."
+            )
+        if self.violations:
+            count = len(self.violations)
+            said = "1 answer violates" if count == 1 else f"{count:,} answers violate"
+            yield f"{said} the constraints, such as {self.violations[0]}."
 
 
-def _format_notes(
-    runner: TaskModel,
-    unknown_symbols: list[str],
-    truncated: list[int],
-    without_prefix: list[str],
-    violations: list[str],
-) -> Iterator[str]:
-    """What is to be said of the lines that were answered."""
-
-    if unknown_symbols:
-        shown = ", ".join(map(ascii if not sys.stderr.isatty() else repr, unknown_symbols[:10]))
-        yield f"the model does not know {shown}; answers to lines with these are guesses."
-    if truncated:
-        yield (
-            f"{len(truncated):,} of the lines are longer than the model reads; {sum(truncated):,} tokens at their "
-            f"ends were "
-            "not read."
-        )
-    if without_prefix:
-        yield (
-            f"{len(without_prefix):,} of the lines begin with none of {', '.join(runner.prefixes)}, by which this "
-            f"model is told "
-            f"what to answer, such as {without_prefix[0][:40]!r}: give one with --prefix."
-        )
-    if violations:
-        yield f"{len(violations):,} answers do not keep to what was asked for, such as {violations[0]}."
+def _split_models(words: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
+    """The leading arguments that are model folders, and the texts after them."""
+    members: list[str] = []
+    while len(members) < len(words) and any(
+        (Path(words[len(members)]) / name).is_file() for name in ("spec.json", "config.json")
+    ):
+        members.append(words[len(members)])
+    return members, words[len(members) :]
 
 
-def _read_stdin_batches() -> Iterator[Iterable[str]]:
-    """The standard input: all of it at once from a file or pipe, line by line from a keyboard."""
-    from qkv.data.text.pairs import decode_lines
+@contextmanager
+def _open_output(path: Path | None) -> Iterator[Callable[[str], None]]:
+    """Yield what writes a line to standard output, or to a file that appears once it is whole."""
+    if path is None:
+        yield click.echo
+        return
+    from qkv.training.checkpoints import atomic_write
 
-    lines = decode_lines(sys.stdin.buffer, "standard input")
-    if sys.stdin.isatty():
-        yield from ([line] for line in lines)
+    with atomic_write(path) as part, open(part, "w", encoding="utf-8") as file:
+        yield lambda line: print(line, file=file)
+
+
+def _read_batches(text: tuple[str, ...], path: Path | None) -> Iterator[Iterable[str]]:
+    """The texts, the lines of a file, or standard input: all at once from a pipe, line by line from a keyboard."""
+    from qkv.data.text.pairs import decode_lines, read_lines
+
+    if text and path is not None:
+        raise DataError(f"texts and --input {path} were given; expected one of the two")
+    if text:
+        yield text
+    elif path is not None:
+        yield read_lines(path)
+    elif sys.stdin.isatty():
+        yield from ([line] for line in decode_lines(sys.stdin.buffer, "standard input"))
     else:
-        yield lines
+        yield decode_lines(sys.stdin.buffer, "standard input")
 
 
 def _format_line(answer: Answer) -> str:
@@ -157,4 +190,5 @@ def _format_line(answer: Answer) -> str:
 
 
 def _format_json(answers: list[Answer]) -> str:
-    return json.dumps([asdict(answer) for answer in answers], ensure_ascii=False)
+    fields = [{name: value for name, value in asdict(one).items() if name != "alternatives"} for one in answers]
+    return json.dumps(fields, ensure_ascii=False)

@@ -22,7 +22,7 @@ from qkv import presets, spec
 from qkv.data.cleaning import CleaningConfig
 from qkv.data.corpora import Corpus
 from qkv.data.text.documents import TextSource
-from qkv.data.text.pairs import Jsonl, ParallelFiles, Tsv
+from qkv.data.text.pairs import Csv, Jsonl, ParallelFiles, Tsv
 from qkv.decoding.config import DecodingConfig, LengthLimit, Sample
 from qkv.errors import ConfigError, SpecError
 from qkv.tasks.image_classification.config import ImageData, ViT
@@ -31,24 +31,29 @@ from qkv.tasks.speech.config import AudioClassifier, AudioData, CtcConfig, Speec
 from qkv.text.trainers import TokenizerKind
 from qkv.training.config import TrainingConfig
 
-DataSource: TypeAlias = Corpus | ParallelFiles | Tsv | Jsonl
+DataSource: TypeAlias = Corpus | ParallelFiles | Tsv | Csv | Jsonl
 """Where examples come from: a split of a named corpus, two files of lines, or one file of pairs (each also .gz)."""
 
 
 @dataclass(frozen=True)
 class Text2TextData:
-    """What to learn from and what to check on.
+    """The examples to train on and those to validate on.
 
-    weights: how often examples of each origin in `train` are drawn beside those of the others; without, all alike.
-    test: sets that the run must not learn from; their sources are looked for in `train`, and reported.
-    without: sets whose sources are left out of `train`.
-    cleaning: what is kept of what is read, and how much may be dropped before the run stops.
-    batch_tokens: the most tokens in a batch, source, target and padding together.
-    valid_examples: how many of `valid` each validation decodes.
+    train: the sources of the training examples.
+    valid: the examples to validate on; without it, a part of the training examples is held out.
+    held_out: the fraction of the training examples to hold out where there is no `valid`.
+    sampling_weights: how often examples of each source in `train` are drawn, relative to the others; all alike unless
+    given.
+    test: examples that must not be trained on; the run reports those whose source is also in `train`.
+    exclude: examples whose sources are left out of `train`.
+    cleaning: which examples are kept, and how many may be dropped before the run stops.
+    batch_tokens: the largest number of tokens in a batch: source, target and padding together.
+    valid_examples: how many examples of `valid` each validation decodes.
     """
 
     train: tuple[DataSource, ...]
-    valid: DataSource
+    valid: DataSource | None = None
+    held_out: float = 0.05
     sampling_weights: tuple[float, ...] = ()
     test: tuple[DataSource, ...] = ()
     exclude: tuple[DataSource, ...] = ()
@@ -59,7 +64,9 @@ class Text2TextData:
     def __post_init__(self) -> None:
         problems = []
         if not self.train:
-            problems.append("train=[]: expected at least one origin of examples to learn from")
+            problems.append("train=[]: expected at least one source of training examples")
+        if not 0 < self.held_out < 1:
+            problems.append(f"held_out={self.held_out}: expected a fraction above 0 and below 1")
         if self.sampling_weights and (len(self.sampling_weights) != len(self.train) or min(self.sampling_weights) <= 0):
             problems.append(
                 f"sampling_weights={list(self.sampling_weights)}: expected one number above 0 for each of train, or "

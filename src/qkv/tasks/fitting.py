@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from qkv import config
 from qkv.errors import QkvError, TrainingError
 from qkv.tasks.config import (
@@ -22,6 +24,7 @@ from qkv.tasks.encoder_model import EncoderModel
 from qkv.tasks.image_classification import training as image_classification
 from qkv.tasks.language_modeling import training as language_modeling
 from qkv.tasks.model_folder import TrainingSummary
+from qkv.tasks.own_data import OwnData, Paths
 from qkv.tasks.recipes import read_recipe
 from qkv.tasks.reinforcement_learning import training as reinforcement_learning
 from qkv.tasks.reinforcement_learning.config import DecisionTransformerConfig
@@ -69,7 +72,13 @@ class TrainedModel:
 
 
 def fit(
-    recipe: RecipeConfig, data: Any, folder: str | Path, *, resume: bool = False, reporter: Reporter | None = None
+    recipe: RecipeConfig,
+    data: Any,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    device: str | None = None,
 ) -> TrainedModel:
     """Train as the recipe says on the examples that `load_data` gave for it; leave a model folder that `load` opens.
 
@@ -94,6 +103,7 @@ def fit(
         validate=lesson.validate,
         reporter=reporter,
         compute_loss=lesson.compute_loss,
+        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
     try:
         result = trainer.train(resume=resume)
@@ -177,13 +187,25 @@ def train(
     overrides: Sequence[str] = (),
     folder: str | Path = "run",
     *,
+    data: Paths = (),
+    valid: Paths = (),
     resume: bool = False,
     reporter: Reporter | None = None,
+    device: str | None = None,
 ) -> TrainedModel:
-    """Read a recipe (a name, a path or the tree itself), gather its data and train; see `fit`."""
-    tree = read_recipe(recipe, overrides) if isinstance(recipe, str | Path) else recipe
+    """Train a model by a recipe (a task, a name, a path or the tree itself) and leave its folder.
+
+    overrides: changes of the recipe, such as "training.max_minutes=3" or "init_from=gpt2". data, valid: files in place
+    of the recipe's own data (see `qkv.tasks.own_data`). device: a GPU if there is one, unless given.
+
+    Example: `qkv.train("translation", folder="runs/mine", data=["train.en", "train.de"])`
+    """
+    if isinstance(recipe, str | Path):
+        tree = read_recipe(recipe, overrides, OwnData(data, valid))
+    else:
+        tree = recipe
     reporter = reporter if reporter is not None else make_reporter()
     examples = load_data(tree)
     for note in examples.notes:
         reporter.message(note)
-    return fit(tree, examples, folder, resume=resume, reporter=reporter)
+    return fit(tree, examples, folder, resume=resume, reporter=reporter, device=device)

@@ -10,6 +10,7 @@ from pathlib import Path
 from qkv import config
 from qkv.errors import ConfigError
 from qkv.tasks.config import RECIPE_CONFIGS, RecipeConfig, Text2TextConfig
+from qkv.tasks.own_data import OwnData, replace_data
 
 
 def list_recipes() -> dict[str, Path]:
@@ -18,8 +19,8 @@ def list_recipes() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
-def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> RecipeConfig:
-    """Read a recipe by its path or name, with assignments such as `training.max_minutes=3` applied.
+def read_recipe(name: str | Path, overrides: Iterable[str] = (), own: OwnData | None = None) -> RecipeConfig:
+    """Read a recipe by its path or name, with other data and with assignments such as `training.max_minutes=3` applied.
 
     Raises ConfigError with every problem of the file and of the assignments, each with the nearest valid name.
     """
@@ -31,7 +32,8 @@ def read_recipe(name: str | Path, overrides: Iterable[str] = ()) -> RecipeConfig
             advice = f"; did you mean {near[0]}?" if near else ""
             raise ConfigError([f"{name}: no such file, and the recipes that come along are {', '.join(named)}{advice}"])
         path = named[str(name)]
-    tree = config.apply_overrides(config.load_yaml(path), overrides)
+    tree = replace_data(config.load_yaml(path), own or OwnData())
+    tree = replace_data(config.apply_overrides(tree, overrides), OwnData())
     task = str(tree.get("task"))
     near = difflib.get_close_matches(task, RECIPE_CONFIGS, n=1)
     kind = RECIPE_CONFIGS.get(near[0], Text2TextConfig) if near else Text2TextConfig

@@ -395,7 +395,7 @@ def check_run_folder(folder: Path, resume: bool) -> None:
     """Raise TrainingError if the folder holds a saved run that is not to be resumed: a new one would overwrite it."""
     if not resume and (folder / _CHECKPOINT_NAME).exists():
         raise TrainingError(
-            f"{folder} already holds a run. Resume it (--resume), or choose another folder for a new one (--folder)."
+            f"{folder} already holds a run. Resume it (--resume), or choose another folder for the new one (--folder)."
         )
 
 

@@ -6,6 +6,7 @@ form feed inside a sentence never shifts one side against the other. Files are U
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import os
@@ -115,6 +116,33 @@ class Tsv:
                     f"(counted from 0): set source and target to columns that are there"
                 )
             yield columns[self.source], columns[self.target]
+
+
+@dataclass(frozen=True)
+class Csv:
+    """One file of comma-separated columns with optional quotes (RFC 4180), without a header.
+
+    source, target: the columns, counted from 0. prefix: as of ParallelFiles.
+    """
+
+    path: Path
+    source: int = 0
+    target: int = 1
+    prefix: str = ""
+
+    def __iter__(self) -> Iterator[Pair]:
+        rows = csv.reader((f"{line}\n" for line in read_lines(self.path)), strict=True)
+        try:
+            for row in rows:
+                if max(self.source, self.target) >= len(row):
+                    raise DataError(
+                        f"{self.path}, line {rows.line_num} has {len(row)} columns; expected at least "
+                        f"{max(self.source, self.target) + 1}: set source and target to columns that are there"
+                    )
+                source, target = row[self.source], row[self.target]
+                yield " ".join(source.split("\n")), " ".join(target.split("\n"))
+        except csv.Error as error:
+            raise DataError(f"{self.path}, line {rows.line_num}: {error}; expected quoted CSV") from error
 
 
 @dataclass(frozen=True)

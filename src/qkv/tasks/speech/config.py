@@ -21,11 +21,13 @@ class AudioData:
     test: recordings that the run must not learn from; equal sounds are looked for in `train`, and reported.
     cleaning: its max_length counts the tokens of a text; longest: seconds of a recording. More than `allow_dropped` may
     not be left out, for whatever reason. batch_frames: the most frames and tokens in a batch, padding included.
+    valid: recordings that are never trained on; without, `held_out`, a fraction, of those in `train`.
     valid_recordings: how many of `valid` each validation decodes.
     """
 
     train: tuple[AudioSource, ...]
-    valid: AudioSource
+    valid: AudioSource | None = None
+    held_out: float = 0.1
     test: tuple[AudioSource, ...] = ()
     features: FeatureConfig = FeatureConfig()
     augmentation: SpectrogramAugmentation | None = SpectrogramAugmentation()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,14 +51,28 @@ def load_data(recipe: SpeechConfig) -> SpeechSplits:
     """Find a recipe's recordings. Raises DataError or CorpusError for a manifest that cannot be read."""
     data = recipe.data
     train = [one for origin in data.train for one in _list_recordings(origin)]
-    every = _list_recordings(data.valid)
+    if data.valid is None:  # recordings of the same text stay together
+        chosen = set(sorted({one.text for one in train}, key=_hash_text)[: max(1, round(data.held_out * len(train)))])
+        texts = {one.text for one in train}
+        if len(texts) > len(chosen):
+            every, train = ([one for one in train if (one.text in chosen) == side] for side in (True, False))
+        else:  # few texts, each recorded often, as of an audio classifier: every nth recording
+            step = max(2, round(1 / data.held_out))
+            every, train = train[::step], [one for number, one in enumerate(train) if number % step]
+        if not train:
+            raise DataError("there is one recording; expected at least two, one of them to validate on")
+    else:
+        every = _list_recordings(data.valid)
+    name = "the held-out part of data.train" if data.valid is None else describe_source(data.valid)
     valid = every[:: max(1, len(every) // data.valid_recordings)][: data.valid_recordings]
-    notes = [f"{', '.join(map(describe_source, data.train))}: {len(train):,} recordings to learn from"]
-    notes.append(f"{describe_source(data.valid)}: {len(valid):,} of {len(every):,} recordings to check on")
-    held_out = {describe_source(data.valid): every} | {
-        describe_source(origin): _list_recordings(origin) for origin in data.test
-    }
+    notes = [f"{', '.join(map(describe_source, data.train))}: {len(train):,} recordings to train on"]
+    notes.append(f"{name}: {len(valid):,} of {len(every):,} recordings to validate on")
+    held_out = {name: every} | {describe_source(origin): _list_recordings(origin) for origin in data.test}
     return SpeechSplits(train, valid, (*notes, *_describe_overlap(train, held_out)))
+
+
+def _hash_text(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=8).digest()
 
 
 def _list_recordings(source: AudioSource) -> list[Recording]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from qkv.data.text.pairs import Jsonl, Pair, ParallelFiles, Tsv, read_lines, rea
 from qkv.errors import DataError
 from qkv.tasks.config import DataSource, Text2TextData
 from qkv.tasks.registry import Task
+
+_MAX_HELD_OUT = 5_000
 
 
 class PairCollection(Protocol):
@@ -72,16 +75,21 @@ def load_pair_splits(data: Text2TextData, task: Task) -> PairSplits:
     notes = []
     hidden = {source for source, _ in prepare_pairs(data.exclude, task)}
     train = [PreparedPairs(origin, task, hidden) for origin in data.train]
-    valid = prepare_pairs([data.valid], task)
-    held_out = {describe_source(origin): prepare_pairs([origin], task) for origin in data.test} | {
-        describe_source(data.valid): valid
-    }
+    held_out = {describe_source(origin): prepare_pairs([origin], task) for origin in data.test}
+    if data.valid is None:
+        valid = _hold_out(chain.from_iterable(train), data.held_out)
+        hidden |= {source for source, _ in valid}
+        train = [PreparedPairs(origin, task, hidden) for origin in data.train]
+        notes.append(f"{len(valid):,} examples of the training data are held out for validation (data.held_out)")
+    else:
+        valid = prepare_pairs([data.valid], task)
+        held_out[describe_source(data.valid)] = valid
     findings = find_leakage(chain.from_iterable(train), held_out)  # one reading of all, which counts them too
     for pairs in train:
         name = describe_source(pairs.source)
         if not pairs.kept_count:
             raise DataError(f"{name}: nothing is left to learn from; check data.train and data.exclude")
-        if pairs.kept_count < pairs.total_count:
+        if data.exclude and pairs.kept_count < pairs.total_count:
             notes.append(
                 f"{name}: {pairs.total_count - pairs.kept_count:,} of {pairs.total_count:,} left out (data.exclude)"
             )
@@ -92,6 +100,30 @@ def load_pair_splits(data: Text2TextData, task: Task) -> PairSplits:
                 f"learned from, such as {finding.examples[0]}; add that set to data.exclude to leave it out"
             )
     return PairSplits(train, valid, tuple(notes))
+
+
+def _hold_out(pairs: Iterable[Pair], fraction: float) -> list[Pair]:
+    """Choose pairs by a hash of their source, so that equal sources stay together, whatever their order.
+
+    At least one source is chosen and at most _MAX_HELD_OUT pairs. Raises DataError if there is but one source.
+    """
+    chosen: list[Pair] = []
+    lowest: tuple[float, str] = (2.0, "")
+    of_lowest: list[Pair] = []
+    n_sources: set[str] = set()
+    for source, target in pairs:
+        place = int.from_bytes(hashlib.blake2b(source.encode(), digest_size=8).digest(), "big") / 2**64
+        if len(n_sources) < 2:
+            n_sources.add(source)
+        if (place, source) < lowest:
+            lowest, of_lowest = (place, source), []
+        if (place, source) == lowest:
+            of_lowest.append((source, target))
+        if place < fraction and len(chosen) < _MAX_HELD_OUT:
+            chosen.append((source, target))
+    if len(n_sources) < 2:
+        raise DataError("all training examples have the same source; give data.valid, or more examples")
+    return chosen or of_lowest
 
 
 def prepare_pairs(sources: Iterable[DataSource], task: Task) -> list[Pair]:
@@ -224,8 +256,10 @@ def load_recordings(paths: Sequence[Path], corpus: str | None = None, options: I
     return config.from_dict(hearing.Recordings, given, "--option").list_recordings()
 
 
-def describe_source(source: DataSource) -> str:
+def describe_source(source: DataSource | None) -> str:
     """What to call an origin in a message."""
+    if source is None:
+        return "the held-out part of data.train"
     if isinstance(source, Corpus):
         return f"{source.name}/{source.split}"
     return f"{source.source} and {source.target}" if isinstance(source, ParallelFiles) else str(source.path)
