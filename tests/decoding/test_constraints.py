@@ -171,11 +171,13 @@ def test_what_cannot_be_wanted_is_refused(model: TextGenerator) -> None:
         )
     with pytest.raises(DataError, match="an empty phrase"):
         OutputConstraints(include=("",))
-    with pytest.raises(DataError, match="'Katze' must be held and 'atz' must not"):
+    with pytest.raises(DataError, match="'Katze' is to be included and 'atz' excluded"):
         OutputConstraints(include=("Katze",), exclude=("atz",))
-    with pytest.raises(DataError, match="'Konto' must be held where a line has 'account', and 'ont' must not"):
+    with pytest.raises(
+        DataError, match="'Konto' is to be included for lines with 'account', and 'ont', which it contains"
+    ):
         OutputConstraints(exclude=("ont",), glossary=(("account", "Konto"),))
-    with pytest.raises(DataError, match="'{name}' of 'to {name}' must be held and 'name' must not"):
+    with pytest.raises(DataError, match="'{name}' of 'to {name}' is to be kept and 'name' excluded"):
         OutputConstraints(exclude=("name",), keep_placeholders=True).for_line("to {name}")
     letters = train(["abc"], "character")
     with pytest.raises(VocabularyError, match="has to hold 'xyz', which this model cannot spell"):

@@ -191,14 +191,6 @@ class EncoderModel(TaskModel):
     def _label_name(self, class_id: int) -> str:
         return self.labels[class_id] if class_id < len(self.labels) else str(class_id)
 
-    def validate_inputs(self, lines: Sequence[str], n_read: int = 0) -> list[list[int]]:
-        """Nothing: each line is read when it is answered (see `TextGenerator.validate_inputs`)."""
-        return []
-
-    def n_truncated(self, line: str) -> int:
-        """None: every line is read whole (see `TextGenerator.n_truncated`)."""
-        return 0
-
     def token_names(self, ids: Sequence[int]) -> list[str]:
         """Return the names of the tokens or classes of an answer."""
         if isinstance(self._head, spec.Vocabulary) and self.tokenizer is not None:

@@ -146,10 +146,6 @@ class ImageTextModel(TaskModel):
                 _split_line(line, f"line {number}: ")
         return []
 
-    def n_truncated(self, line: str) -> int:
-        """None: every line is read whole (see `TextGenerator.n_truncated`)."""
-        return 0
-
     def token_names(self, ids: Sequence[int]) -> list[str]:
         """Return the names of the texts of a line: their numbers, from 1."""
         return [f"text {number + 1}" for number in ids]

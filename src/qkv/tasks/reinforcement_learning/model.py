@@ -1,4 +1,4 @@
-"""A model that acts, with everything it needs to: asked for a return, it plays an episode."""
+"""Decision Transformer agents: asked for a return, an agent plays an episode in its environment."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MAX_PARALLEL = 100
 
 @dataclass(frozen=True)
 class EpisodeAnswer(Answer):
-    """An answer that is an episode: what was asked for and achieved, and every step of it."""
+    """An answer that is an episode: the return asked for, the return achieved, and every step."""
 
     target_return: float = 0.0
     achieved_return: float = 0.0
@@ -54,7 +54,7 @@ class _AgentSettings:
 
 @dataclass(frozen=True, repr=False)
 class DecisionTransformerAgent(TaskModel):
-    """A model that acts: where, what it is shown of it, and how it chooses."""
+    """An agent: its environment, how its observations are normalized, and how it chooses actions."""
 
     module: SequenceModel
     normalizer: TrajectoryNormalizer
@@ -65,7 +65,7 @@ class DecisionTransformerAgent(TaskModel):
     decoding: DecodingConfig = DecodingConfig(Greedy())  # there is one way to act
 
     def make_environment(self) -> Environment:
-        """Open the environment. Raises DataError if there is none, or it is another than the model learned about."""
+        """Open the environment. Raises DataError if there is none, or its spaces are not those of the training."""
         if self.environment is None:
             raise DataError(
                 "this model has no environment and cannot play; give it recorded steps (episodes.npz), or train one "
@@ -91,10 +91,10 @@ class DecisionTransformerAgent(TaskModel):
         return frozenset({"rollout"})
 
     def predict_ranked(self, lines: Iterable[str], decoding: DecodingConfig | None = None) -> Iterator[list[Answer]]:
-        """Play an episode for each line, a return that is asked for; line n begins as seed n says. Of a line that names
-        a recorded episode (see `look`), say the action of its last step instead, or of the one it names.
+        """Play an episode for each line, which is the return to ask for; line n is played with seed n.
 
-        Raises DataError for a line that is neither. An empty line answers itself.
+        For a line that names a recorded episode (see `look`), the answer is the action at its last step, or at the step
+        that the line names. Raises DataError for any other line. An empty line has an empty answer.
         """
         if decoding is not None and not isinstance(decoding.method, Greedy):
             raise DataError("a beam or several answers were asked for; an agent plays one episode for each line")
@@ -113,19 +113,11 @@ class DecisionTransformerAgent(TaskModel):
                     yield [_to_answer(next(played)) if line.strip() else Answer("", 0.0, 0.0, ())]
 
     def validate_inputs(self, lines: Sequence[str], n_read: int = 0) -> list[list[int]]:
-        """Nothing but a look at each line; DataError, with its number, for one that is no return."""
+        """Check each line. Raises DataError, with its number, for one that is not a return."""
         for number, line in enumerate(lines, n_read + 1):
             if line.strip() and not _is_recorded_episode(line):
                 parse_target_return(line, f"line {number}: ")
         return []
-
-    def unknown_symbols(self, line: str) -> list[str]:
-        """Nothing: every number is known."""
-        return []
-
-    def n_truncated(self, line: str) -> int:
-        """None: every line is read whole (see `TextGenerator.n_truncated`)."""
-        return 0
 
     def token_names(self, ids: Sequence[int]) -> list[str]:
         """What to call its choices."""
