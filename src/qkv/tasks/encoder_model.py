@@ -178,7 +178,7 @@ class EncoderModel(TaskModel):
         places = [place for place, token in enumerate(source.tolist()) if token == mask]
         if not places:
             name = "its mask token" if mask is None else repr(self.tokenizer.display_tokens([mask])[0])
-            raise DataError(f"the text has no masked position; put {name} where a word is missing")
+            raise DataError(f"the text has no masked position; expected {name} where a word is missing")
         values, order = torch.log_softmax(logits[places], -1).topk(count)
         answers = []
         for value, tokens in zip(values.T.tolist(), order.T.tolist(), strict=True):
