@@ -180,7 +180,7 @@ def test_what_cannot_be_wanted_is_refused(model: TextGenerator) -> None:
     with pytest.raises(DataError, match="'{name}' of 'to {name}' is to be kept and 'name' excluded"):
         OutputConstraints(exclude=("name",), keep_placeholders=True).for_line("to {name}")
     letters = train(["abc"], "character")
-    with pytest.raises(VocabularyError, match="has to hold 'xyz', which this model cannot spell"):
+    with pytest.raises(VocabularyError, match="'xyz' is to be included, which this model cannot spell"):
         build_phrase_constraints([OutputConstraints(include=("xyz",)).for_line("")], letters)
 
 
