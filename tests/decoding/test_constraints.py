@@ -32,6 +32,7 @@ from qkv.decoding.constraints import PhraseConstraints, TokenBytes, allocate_bea
 from qkv.errors import ConfigError, DataError, VocabularyError
 from qkv.models import build
 from qkv.tasks import TASKS, OutputConstraints, TextGenerator, Transformer
+from qkv.tasks.model_folder import Card
 from qkv.tasks.output_constraints import PLACEHOLDER_PATTERN, build_phrase_constraints
 from qkv.tasks.text2text.data import PreparedPairs
 from qkv.tasks.text2text.tags import TaggedText, insert_tags, parse_tags
@@ -170,14 +171,16 @@ def test_what_cannot_be_wanted_is_refused(model: TextGenerator) -> None:
         )
     with pytest.raises(DataError, match="an empty phrase"):
         OutputConstraints(include=("",))
-    with pytest.raises(DataError, match="'Katze' must be held and 'atz' must not"):
+    with pytest.raises(DataError, match="'Katze' is to be included and 'atz' excluded"):
         OutputConstraints(include=("Katze",), exclude=("atz",))
-    with pytest.raises(DataError, match="'Konto' must be held where a line has 'account', and 'ont' must not"):
+    with pytest.raises(
+        DataError, match="'Konto' is to be included for lines with 'account', and 'ont', which it contains"
+    ):
         OutputConstraints(exclude=("ont",), glossary=(("account", "Konto"),))
-    with pytest.raises(DataError, match="'{name}' of 'to {name}' must be held and 'name' must not"):
+    with pytest.raises(DataError, match="'{name}' of 'to {name}' is to be kept and 'name' excluded"):
         OutputConstraints(exclude=("name",), keep_placeholders=True).for_line("to {name}")
     letters = train(["abc"], "character")
-    with pytest.raises(VocabularyError, match="has to hold 'xyz', which this model cannot spell"):
+    with pytest.raises(VocabularyError, match="'xyz' is to be included, which this model cannot spell"):
         build_phrase_constraints([OutputConstraints(include=("xyz",)).for_line("")], letters)
 
 
@@ -295,7 +298,7 @@ def test_the_command(model: TextGenerator, tmp_path: Path) -> None:
 
 
 def test_lines_that_do_not_say_what_to_answer_are_told(model: TextGenerator, tmp_path: Path) -> None:
-    replace(model, card={"prefixes": ["<2de>", "<2fr>"]}).save(tmp_path / "model")
+    replace(model, card=Card(prefixes=("<2de>", "<2fr>"))).save(tmp_path / "model")
     command = ["run", str(tmp_path / "model"), "--beam", "1", "the cat", "", "<2fr> the mat"]
     told = "Note: 1 of the lines begin with none of <2de>, <2fr>, which tell this model what to answer, such as"
     assert f"{told} 'the cat'" in CliRunner().invoke(main, command).stderr
@@ -303,8 +306,8 @@ def test_lines_that_do_not_say_what_to_answer_are_told(model: TextGenerator, tmp
     assert "Note" not in CliRunner().invoke(main, [*command[:-3], "--prefix", "<2de>", "the cat"]).stderr
     (tmp_path / "pairs.tsv").write_text("the cat\tdie Katze\n<2de> the mat\tdie Matte\n")
     done = CliRunner().invoke(main, ["evaluate", str(tmp_path / "model"), str(tmp_path / "pairs.tsv")])
-    assert "1 of them begin with nothing that tells this model what to answer" in done.stdout
-    both = replace(model, card={"prefixes": ["", "<BT>"]})
+    assert "1 of them begin with none of the prefixes that tell this model what to answer" in done.stdout
+    both = replace(model, card=Card(prefixes=("", "<BT>")))
     assert not both.missing_prefix("the cat") and not model.missing_prefix("the cat")
 
 

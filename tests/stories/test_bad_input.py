@@ -214,7 +214,7 @@ HARM: list[tuple[str, Callable[[Path], object], str]] = [
     (
         "mismatch",
         lambda run: shutil.copy(run / "target.tokenizer.json", run / "source.tokenizer.json"),
-        "not the one the model learned with",
+        "not the one that the model was trained with",
     ),
 ]
 

@@ -89,7 +89,7 @@ def test_the_shipped_translator_is_small_and_knows_the_texts_of_interfaces() -> 
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 12 * 1024**2
     texts = {"Delete account": "Konto l\u00f6schen", "Settings saved": "Einstellungen gespeichert"}
     assert [one[0].text for one in runner.predict_ranked(texts)] == list(texts.values())
-    assert "program interfaces" in (runner.card or {})["description"]
+    assert "program interfaces" in runner.card.description
 
 
 def test_the_shipped_pronouncer_is_small_and_right_about_words_it_knows() -> None:

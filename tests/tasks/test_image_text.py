@@ -266,7 +266,7 @@ def test_what_is_written_answers_the_same(
     if form == "qkv":
         card = json.loads((tmp_path / "other" / "card.json").read_text())
         (tmp_path / "other" / "card.json").write_text(json.dumps({**card, "tokenizers": {"target": "0"}}))
-        assert "not the one the model learned with" in invoke_refused("run", tmp_path / "other", line)
+        assert "not the one that the model was trained with" in invoke_refused("run", tmp_path / "other", line)
 
 
 @pytest.mark.parametrize("numbers", ["bfloat16", "int8", "stored"])

@@ -523,7 +523,7 @@ def write_file(name: str, content: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("kind", "harm", "expected"),
     [
-        ("continue", remove_files("config.json"), "is no whole model folder: it has neither"),
+        ("continue", remove_files("config.json"), "is not a complete model folder: it has neither"),
         ("continue", remove_files("model.safetensors"), "holds no weights"),
         ("continue", remove_files("tokenizer.json", "tokenizer_config.json"), "holds no tokenizer"),
         ("continue", write_file("tokenizer.json", "{"), "is not a whole tokenizer.json"),
@@ -565,7 +565,7 @@ def test_pickles_are_opened_on_request_and_run_nothing(kept: PublishedModels, tm
 
 
 def test_wrong_places_are_named(tmp_path: Path) -> None:
-    assert "is no whole model folder" in invoke_refused("run", tmp_path, "a")
+    assert "is not a complete model folder" in invoke_refused("run", tmp_path, "a")
     (tmp_path / "notes.txt").write_text("nothing")
     assert "notes.txt" in invoke_refused("run", tmp_path / "notes.txt", "a")
     (tmp_path / "some.gguf").write_bytes(b"GGUF")

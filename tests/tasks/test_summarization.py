@@ -281,7 +281,7 @@ def test_a_summarizer_trains_answers_scores_and_shows(tmp_path: Path, model: str
     report = tasks.evaluate(runner, list(TEXTS.items()), baselines=True)
     assert report.n_truncated == 3 and "3 of them are longer" in str(report)
     first, best = (scores["rouge1"].value for scores in report.baselines.values())
-    assert 0 < first <= best and "beside it, the best sentence (oracle): rouge1" in str(report)
+    assert 0 < first <= best and "for comparison, the best sentence (oracle): rouge1" in str(report)
     looked = runner.look("short", "A cat")
     assert all(differences.max() < 1e-5 for differences in looked.certify().values())
     assert not runner.look("short", "").copy_report, "of an empty answer nothing is told"

@@ -16,6 +16,7 @@ import torch
 import qkv
 from qkv import config, tasks
 from qkv.errors import CheckpointError, ConfigError, DataError, QkvError, TrainingError, VocabularyError
+from qkv.tasks.model_folder import Card, TrainingSummary
 from qkv.tasks.text2text.training import _sample_evenly
 from qkv.tasks.text_generator import override_method
 from qkv.training import TrainResult
@@ -261,7 +262,7 @@ def break_folder(folder: Path, what: str) -> None:
         ("card", CheckpointError, "card.json is cut short"),
         ("task", CheckpointError, "task='sing'"),
         ("spec", CheckpointError, "not the spec the model was saved with"),
-        ("vocabulary", VocabularyError, "not the one the model learned with"),
+        ("vocabulary", VocabularyError, "not the one that the model was trained with"),
     ],
 )
 def test_a_damaged_model_folder_is_refused_by_name(pairs: Path, what: str, error: type[QkvError], words: str) -> None:
@@ -323,3 +324,38 @@ def test_a_folder_may_be_called_like_a_recipe(tmp_path: Path, monkeypatch: pytes
 def test_an_unknown_recipe_is_answered_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match="did you mean pronunciation"):
         tasks.read_recipe("pronunciaton")
+
+
+def test_the_card_is_read_and_written_strictly() -> None:
+    card = Card("dogs to cats", {"valid_bleu": 1.5}, TrainingSummary(3, 0.1, "step 3", 9, None), 8, ("", "<2de>"))
+    assert Card.from_json(json.loads(json.dumps(card.to_json())), "card.json") == card
+    assert Card().to_json() == {} and Card.from_json({}, "card.json") == Card()
+    for values, message in (
+        ({"context": "long"}, "card.json: context"),
+        ({"scores": {"bleu": "good"}}, "card.json: scores"),
+        ({"training": {"steps": 1, "minuts": 2.0}}, "training.minutes"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Card.from_json(values, "card.json")
+
+
+def test_an_unknown_key_of_a_card_is_refused_with_the_nearest_one(
+    tmp_path: Path,
+) -> None:
+    tasks.load("pronunciation").save(tmp_path)
+    card = json.loads((tmp_path / "card.json").read_text())
+    (tmp_path / "card.json").write_text(json.dumps({**card, "decodings": card["decoding"]}))
+    with pytest.raises(ConfigError, match="card.json: decodings.*did you mean 'decoding'"):
+        tasks.load(tmp_path)
+
+
+def test_a_reference_that_cannot_be_scored_is_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tasks.load("pronunciation")
+
+    def refuse(*_: Any) -> Any:
+        raise DataError("this reference cannot be scored")
+
+    unscored = replace(model, task=replace(model.task, score=refuse))  # type: ignore[type-var]
+    monkeypatch.setattr(type(model), "predict_ranked", lambda *_: pytest.fail("decoded first"))
+    with pytest.raises(DataError, match="cannot be scored"):
+        unscored.evaluate([("cat", "K AE T")])

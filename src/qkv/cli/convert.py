@@ -1,4 +1,4 @@
-"""qkv convert: a model written as something else reads it."""
+"""qkv convert: write a model in the format of another program."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _FORMATS = ("hugging-face", "onnx", "ctranslate2", "qkv")
 @click.command()
 @click.argument("model")
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--to", "target_format", type=click.Choice(_FORMATS), required=True, help="Who is to read it.")
+@click.option("--to", "target_format", type=click.Choice(_FORMATS), required=True, help="The format to write.")
 @click.option(
     "--dtype",
     type=click.Choice(["stored", "float32", "bfloat16"]),
     default="stored",
-    help="How hugging-face keeps the parameters: as they are stored, or as these.",
+    help="The type of the parameters, for hugging-face: as they are stored, or one of these.",
 )
 @click.option("--allow-pickle", is_flag=True, help="Open files of torch.save, which are pickles, of a publisher.")
 def convert(model: str, folder: Path, target_format: str, dtype: str, allow_pickle: bool) -> None:
-    """Write MODEL to a new FOLDER in another form.
+    """Write MODEL to a new FOLDER in another format.
 
-    hugging-face: as transformers reads it. onnx: graphs, of decoders with a cache. ctranslate2: for a fast engine of
-    translation and text. qkv: as a model trained here is kept.
+    hugging-face: the format of transformers. onnx: ONNX graphs, those of decoders with a cache. ctranslate2: the format
+    of CTranslate2, a fast engine for translation and text generation. qkv: the format of models trained here.
     """
     from qkv import tasks
 
@@ -76,7 +76,9 @@ def _to_ctranslate2(model: Any, place: Path, folder: Path) -> None:
     from qkv.pretrained import export
 
     if "generation" not in model.capabilities:
-        raise CheckpointError(f"{place} gives no text; CTranslate2 takes decoders, and encoders with a decoder")
+        raise CheckpointError(
+            f"{place} gives no text; CTranslate2 runs decoders, and encoders with a decoder: convert it to onnx instead"
+        )
     rules = model.generation
     ends = (model.target_tokenizer.eos,) if rules is None else rules.eos
     if not ends:
@@ -107,6 +109,6 @@ def _to_qkv(model: TaskModel, place: Path, folder: Path) -> None:
     from qkv.pretrained import export
 
     if {"generation", "audio"} <= model.capabilities:
-        raise CheckpointError(f"{place} hears and writes; a folder of this package holds other models: use it as it is")
+        raise CheckpointError(f"{place} is a published speech recognizer, which --to qkv cannot write: use it as it is")
     with export.create_folder(folder) as part:
         model.save(part)

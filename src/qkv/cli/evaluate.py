@@ -24,14 +24,14 @@ from qkv.cli.options import allow_pickle_option, beam_option, dtype_option
     "options",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Of the corpus, as in --option split=valid; of a model that acts, --option episodes=100 or --option seed=1.",
+    help="For a corpus, as in --option split=valid; for an agent, --option episodes=100 or --option seed=1.",
 )
 @beam_option
 @click.option("--multi-bleu", metavar="LANGUAGE", help="Also score as multi-bleu.perl on lower-cased Moses tokens.")
-@click.option("--baselines", is_flag=True, help="Of summaries: also score the first sentence, and the best one.")
-@click.option("--answers", type=click.Path(path_type=Path), help="Write the answers to this file, one a line.")
+@click.option("--baselines", is_flag=True, help="For summaries: also score the first sentence and the best one.")
+@click.option("--answers", type=click.Path(path_type=Path), help="Write the answers to this file, one per line.")
 @click.option(
-    "--plot-returns", type=click.Path(path_type=Path), help="Of a model that acts: draw what it achieved (SVG)."
+    "--plot-returns", type=click.Path(path_type=Path), help="For an agent: draw the returns that it achieved (SVG)."
 )
 @dtype_option
 @allow_pickle_option
@@ -51,53 +51,43 @@ def evaluate(
     """Score MODEL on held-out examples.
 
     PATHS is one file of pairs (.tsv, .jsonl, .gz of these), or two files with the same number of lines. For a language
-    model, all other files and folders are texts, and each line of a .jsonl with a field `text`: it is told how well it
-    foretells them. For a model that sees: a folder with one for each class, an .npz or Parquet file, or two IDX files.
-    For one that compares images with texts, the same, or a .tsv of an image, the right text and others a line.
-    For a model that hears, it is one manifest of recordings, a folder or an .npz file.
-    For a model that acts, PATHS are the returns to ask it for, such as 100 200 500.
+    model, any other files and folders are texts, as is each line of a .jsonl file with a field `text`: the perplexity
+    of these is measured. For a model of images: a folder with one folder per class, an .npz or Parquet file, or two IDX
+    files. For a model that matches images with texts: the same, or a .tsv file with an image, the right text and
+    others on each line. For a model of speech: a manifest of recordings, a folder or an .npz file. For an agent: the
+    returns to ask it for, such as 100 200 500.
     """
     from qkv import evaluation, tasks, view
+    from qkv.tasks.evaluator import load_examples
 
     if corpus is not None and paths:
         tasks.parse_data_source(paths, corpus, options)  # refuses both, before a model is opened
-    runner: Any = tasks.load(model, dtype=dtype, allow_pickle=allow_pickle)
+    runner = tasks.load(model, dtype=dtype, allow_pickle=allow_pickle)
     if "rollout" in runner.capabilities:
         if corpus or beam or multi_bleu or answers:
             raise DataError(
-                "a model that acts is asked for returns; leave --corpus, --beam, --multi-bleu, --answers out"
+                "--corpus, --beam, --multi-bleu or --answers was given; an agent is asked for returns: leave them out"
             )
-        asked, told = tasks.parse_evaluation_options(paths, options)
-        playing = tasks.evaluate_agent(runner, asked, **told)
-        click.echo(playing)
+        returns, rollout_options = tasks.parse_evaluation_options(paths, options)
+        rollouts = tasks.evaluate(runner, returns, **rollout_options)
+        click.echo(rollouts)
         if plot_returns is not None:
-            view.plot_returns(playing, plot_returns)
+            view.plot_returns(rollouts, plot_returns)
         return
     if plot_returns is not None:
-        raise DataError(
-            "--plot-returns was given; it draws what a model that acts achieved, and this one answers lines"
-        )
-    if runner.audio_features is not None:
-        if multi_bleu or baselines:
-            raise DataError("--multi-bleu or --baselines was given; they are for texts, and this model hears")
-        found = tasks.load_recordings(paths, corpus, options)
-        heard = tasks.evaluate_recordings(runner, found, tasks.override_method(runner.decoding, beam=beam))
-        click.echo(heard)
-        _write_answers(heard.answers, answers)
-        return
-    if runner.task.name == "text-generation" and (texts := tasks.load_texts(paths, corpus, options)) is not None:
+        raise DataError("--plot-returns was given; it draws the returns of an agent, and this model answers lines")
+    if runner.audio_features is not None and (multi_bleu or baselines):
+        raise DataError("--multi-bleu or --baselines was given; they are for texts, and this model reads audio")
+    examples: Any = load_examples(runner, paths, corpus, options)
+    if examples and isinstance(examples[0], str):
         if beam or multi_bleu or baselines or answers:
             raise DataError(
-                "--beam, --multi-bleu, --baselines or --answers were given; a text that is read has no answers"
+                "--beam, --multi-bleu, --baselines or --answers was given; the perplexity of a text has no answers"
             )
-        click.echo(tasks.evaluate_perplexity(runner, texts))
+        click.echo(tasks.evaluate(runner, examples))
         return
-    pairs = tasks.load_image_candidates(paths, corpus, options) if "candidates" in runner.capabilities else None
-    if "image" in runner.capabilities:
-        pairs = tasks.load_image_labels(paths, corpus, options, runner.labels)
-    if pairs is None:
-        pairs = tasks.prepare_pairs([tasks.parse_data_source(paths, corpus, options)], runner.task)
-    report = tasks.evaluate(runner, pairs, tasks.override_method(runner.decoding, beam=beam), baselines=baselines)
+    decoding = tasks.override_method(runner.decoding, beam=beam)
+    report = tasks.evaluate(runner, examples, decoding, **({"baselines": True} if baselines else {}))
     click.echo(report)
     _write_answers(report.answers, answers)
     if multi_bleu:

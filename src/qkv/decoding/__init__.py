@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from qkv.decoding.ensemble import Ensemble
     from qkv.decoding.generate import generate_all, generate_batch, score, stream_tokens
     from qkv.decoding.rules import AutoregressiveModel, Hypothesis, SearchRules
-    from qkv.generation_rules import GenerationRules
     from qkv.decoding.sampling import greedy_search, sample
+    from qkv.generation_rules import GenerationRules
 
 __all__ = [
     "BEST_RULES",

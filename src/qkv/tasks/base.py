@@ -16,6 +16,7 @@ from qkv.errors import DataError
 from qkv.lens import Trace
 from qkv.models import SequenceModel
 from qkv.tap import NO_TAP, Tap
+from qkv.tasks.model_folder import Card
 from qkv.tasks.registry import Task
 
 Capability = Literal["generation", "perplexity", "word_times", "image", "audio", "candidates", "rollout"]
@@ -59,7 +60,7 @@ class TaskModel:
     module: SequenceModel
     task: Task
     decoding: DecodingConfig
-    card: dict[str, Any] | None
+    card: Card
 
     @property
     def capabilities(self) -> frozenset[Capability]:
@@ -102,6 +103,12 @@ class TaskModel:
     def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> Trace:
         """Answer a line (or take the given answer) and return every attention that led to it, as a Trace."""
         raise NotImplementedError
+
+    def evaluate(self, examples: Any, decoding: DecodingConfig | None = None, **options: Any) -> Any:
+        """Score the model on held-out examples; see `qkv.evaluate`."""
+        from qkv.tasks.evaluator import evaluate  # which imports this module
+
+        return evaluate(self, examples, decoding, **options)
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model folder, with parameters in `dtype` if given. Raises StorageError where that fails."""

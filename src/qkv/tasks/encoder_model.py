@@ -1,4 +1,4 @@
-"""Published models, opened with everything they need to answer: text, images or sounds in, their own answers out."""
+"""Models that answer in one forward pass: classifiers, taggers, masked language models and feature extractors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ _IMAGE_BATCH_SIZE = 50
 
 @dataclass(frozen=True)
 class ModelInput:
-    """One line as the model is given it: source (1, ...), what to call its positions, what was seen or heard."""
+    """One line as the model reads it: the source (1, ...), the names of its positions, and the image or audio."""
 
     source: Tensor
     position_labels: list[str]
@@ -43,12 +43,12 @@ class ModelInput:
 Parsed = TypeVar("Parsed")
 
 Processor: TypeAlias = Tokenizer | processing.ImageProcessor | features.LogMel | features.NormalizedWaveform
-"""What makes of a line, or of the file that it names, what a model reads."""
+"""What turns a line, or the file that it names, into the input of a model."""
 
 
 @dataclass(frozen=True)
-class _ProcessorCard:
-    """The part of a card that says how images or sounds are prepared, and what the classes are called."""
+class _ProcessorSettings:
+    """The part of card.json that says how images or audio are processed, and what the classes are called."""
 
     processor: processing.ImageProcessor | features.LogMel | features.NormalizedWaveform | None
     labels: tuple[str, ...]
@@ -56,9 +56,9 @@ class _ProcessorCard:
 
 @dataclass(frozen=True, repr=False)
 class EncoderModel(TaskModel):
-    """A model that answers at once: with a class, labels, filled-in words or a vector.
+    """A model that answers in one forward pass: with a class, labels, filled-in words or a vector.
 
-    preparation: how a line becomes what the model reads. labels: the names of its classes.
+    processor: turns a line into the input of the model. labels: the names of the classes.
     """
 
     module: SequenceModel
@@ -66,7 +66,7 @@ class EncoderModel(TaskModel):
     task: Task
     labels: tuple[str, ...] = ()
     decoding: DecodingConfig = DecodingConfig(Greedy())  # its n_best counts
-    card: dict[str, Any] | None = None
+    card: model_folder.Card = model_folder.Card()
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -75,11 +75,11 @@ class EncoderModel(TaskModel):
 
     @property
     def is_vision_model(self) -> bool:
-        """Whether its lines mean images."""
+        """Whether its lines name image files."""
         return isinstance(self.processor, processing.ImageProcessor)
 
     def prepare(self, line: str) -> ModelInput:
-        """What the model reads of a line. Raises DataError for a file that cannot be read."""
+        """Turn a line into the input of the model. Raises DataError for a file that cannot be read."""
         reads = self._encoder.input
         match self.processor:
             case Tokenizer():
@@ -124,7 +124,7 @@ class EncoderModel(TaskModel):
         return (self.classify_waveform(pad_to_window(one, self.processor)) for one in waveforms)
 
     def predict_ranked(self, lines: Iterable[str], decoding: DecodingConfig | None = None) -> Iterator[list[Answer]]:
-        """Answer each line, best answer first, as many answers as n_best says; an empty line answers itself."""
+        """Yield the `n_best` answers to each line, best first; an empty line has an empty answer."""
         method = (decoding or self.decoding).method
         count = method.n_best if isinstance(method, Beam | Sample) else 1
         rest = iter(lines)
@@ -133,13 +133,13 @@ class EncoderModel(TaskModel):
 
     @torch.no_grad()
     def classify_waveform(self, waveform: Tensor) -> list[Answer]:
-        """Answer a sound, samples (samples,) at the rate of the preparation, best answer first."""
+        """Classify a waveform, (samples,) at the sample rate of the processor; the best class first."""
         assert isinstance(self.processor, features.LogMel | features.NormalizedWaveform)
         given = ModelInput(self.processor(waveform)[None], [])
         return self._to_answers(given, self.module(given.source)[0], 1)
 
     def _predict_batch(self, lines: Sequence[str], count: int) -> Iterator[list[Answer]]:
-        """Answer some lines together if what they give is alike, up to one that cannot be read."""
+        """Answer some lines, in one batch if their inputs have the same shape, up to one that cannot be read."""
         given, wrong = parse_until_error(lines, self.prepare)
         full = [one for one in given if one is not None]
         logits: Iterator[Tensor] = iter(())
@@ -172,13 +172,13 @@ class EncoderModel(TaskModel):
         return [Answer(" ".join(f"{number:.6g}" for number in vector.tolist()), 0.0, 0.0, ())]
 
     def _fill_masks(self, source: Tensor, logits: Tensor, count: int) -> list[Answer]:
-        """The text with its masked places filled: the n-th answer takes the n-th best token at each."""
+        """Return the text with its masked positions filled: the n-th answer takes the n-th best token at each."""
         assert self.tokenizer is not None
         mask = self.tokenizer.special_tokens.mask
         places = [place for place, token in enumerate(source.tolist()) if token == mask]
         if not places:
             name = "its mask token" if mask is None else repr(self.tokenizer.display_tokens([mask])[0])
-            raise DataError(f"the text has no place to fill in; expected {name} where a word is missing: put it there")
+            raise DataError(f"the text has no masked position; expected {name} where a word is missing")
         values, order = torch.log_softmax(logits[places], -1).topk(count)
         answers = []
         for value, tokens in zip(values.T.tolist(), order.T.tolist(), strict=True):
@@ -191,28 +191,20 @@ class EncoderModel(TaskModel):
     def _label_name(self, class_id: int) -> str:
         return self.labels[class_id] if class_id < len(self.labels) else str(class_id)
 
-    def validate_inputs(self, lines: Sequence[str], n_read: int = 0) -> list[list[int]]:
-        """Nothing: each line is read when it is answered (see `TextGenerator.validate_inputs`)."""
-        return []
-
-    def n_truncated(self, line: str) -> int:
-        """None: every line is read whole (see `TextGenerator.n_truncated`)."""
-        return 0
-
     def token_names(self, ids: Sequence[int]) -> list[str]:
-        """What to call what it answers with: its tokens, or its classes."""
+        """Return the names of the tokens or classes of an answer."""
         if isinstance(self._head, spec.Vocabulary) and self.tokenizer is not None:
             return self.tokenizer.display_tokens(ids)
         return [self._label_name(number) for number in ids]
 
     def unknown_symbols(self, line: str) -> list[str]:
-        """The characters of a line that the model does not know, each once."""
+        """Return the characters of a line that are not in the vocabulary, each once."""
         return [] if self.tokenizer is None else find_unknown_symbols(self.tokenizer, line)
 
     def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> Trace:
-        """Look at every attention that led to its own answer. Raises DataError for a line without text.
+        """Answer a line and return a trace of every attention that led to the answer.
 
-        tap: one that intervenes.
+        tap: intervenes in the forward pass. Raises DataError for a line without text, and if an answer is given.
         """
         if answer is not None:
             raise DataError(f"answer={answer!r} was given; this model reads no answers: leave it out")
@@ -238,9 +230,9 @@ class EncoderModel(TaskModel):
         tokenizer = self.tokenizer
         prepared = None if isinstance(self.processor, Tokenizer) else self.processor
         card = {
-            **(self.card or {}),
+            **self.card.to_json(),
             "task": self.task.name,
-            **config.to_dict(_ProcessorCard(prepared, self.labels)),
+            **config.to_dict(_ProcessorSettings(prepared, self.labels)),
             **({} if tokenizer is None else {"tokenizers": {"source": tokenizer.digest}}),
         }
         files = {} if tokenizer is None else {"source.tokenizer.json": tokenizer.save}
@@ -248,20 +240,18 @@ class EncoderModel(TaskModel):
 
     @classmethod
     def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> EncoderModel:
-        """The model of a folder with its preparation.
+        """Build the model of a folder with its processor.
 
         Raises CheckpointError or ConfigError for a card that does not fit the model, VocabularyError for a tokenizer
-        that it did not learn with.
+        of another model.
         """
-        card, where = dict(loaded.card), f"{folder}/card.json"
-        said = config.from_dict(_ProcessorCard, {name: card.pop(name, None) for name in ("processor", "labels")}, where)
+        where, said = f"{folder}/card.json", loaded.read_settings(_ProcessorSettings)
         prepared: Processor | None = said.processor
         if prepared is None:
             model_folder.require_files(folder, "source.tokenizer.json")
             prepared = Tokenizer.load(folder / "source.tokenizer.json")
-            if {"source": prepared.digest} != card.get("tokenizers"):
-                raise model_folder.make_tokenizer_mismatch_error(folder)
-        found = cls(loaded.model, prepared, loaded.task, said.labels, card=card)
+            loaded.check_tokenizers(source=prepared)
+        found = cls(loaded.model, prepared, loaded.task, said.labels, card=loaded.card)
         reads, answers = found._encoder.input, found._head
         if not isinstance(prepared, _PROCESSOR_TYPES[type(reads)]):
             raise CheckpointError(
@@ -279,7 +269,7 @@ class EncoderModel(TaskModel):
 def parse_until_error(
     lines: Iterable[str], parse: Callable[[str], Parsed]
 ) -> tuple[list[Parsed | None], DataError | None]:
-    """What is given of the lines before one that cannot be read, None of an empty one; and what is wrong with that."""
+    """Parse lines up to the first that cannot be read, an empty one as None; return them and the error."""
     given: list[Parsed | None] = []
     for line in lines:
         try:
@@ -296,7 +286,7 @@ def _prepare_text(line: str, tokenizer: Tokenizer) -> ModelInput:
 
 
 def prepare_image(line: str, processor: processing.ImageProcessor, patches: spec.Patches) -> ModelInput:
-    """What a model reads of the image that a line names. Raises DataError for one that cannot be read."""
+    """Turn the image that a line names into the input of a model. Raises DataError if it cannot be read."""
     image = processor.preprocess(store.load_image(line.strip()))
     rows, columns = (side // patches.size for side in image.shape[1:])
     leading = [f"<{number + 1}>" for number in range(patches.class_tokens + patches.registers)]
@@ -309,7 +299,7 @@ def prepare_image(line: str, processor: processing.ImageProcessor, patches: spec
 def _describe_audio(
     samples: Tensor, processor: features.LogMel | features.NormalizedWaveform, input_spec: spec.Input
 ) -> AudioInput:
-    """A sound, with how long what the model makes a position of is."""
+    """Return the waveform with how many seconds each position of the encoder covers."""
     hop = processor.hop_length if isinstance(processor, features.LogMel) else 1
     if isinstance(input_spec, spec.Waveform):
         hop *= math.prod(one.stride for one in input_spec.convolutions)
@@ -324,4 +314,4 @@ _PROCESSOR_TYPES: dict[type[spec.Input], type[Processor]] = {
     spec.Frames: features.LogMel,
     spec.Waveform: features.NormalizedWaveform,
 }
-"""What prepares what a model reads."""
+"""The type of the processor of each input."""

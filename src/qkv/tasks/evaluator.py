@@ -1,11 +1,12 @@
-"""Scoring a model on held-out examples: one decoding path, every number with its signature."""
+"""Evaluate a model on held-out examples; every score comes with its signature."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias, cast, overload
 
 from torch import Tensor
 
@@ -27,15 +28,24 @@ from qkv.evaluation import (
 )
 from qkv.evaluation.sliding_window import SlidingWindow, negative_log_likelihood
 from qkv.tasks.base import TaskModel
+from qkv.tasks.reinforcement_learning.model import RolloutReport, evaluate_agent
 from qkv.tasks.speech.transcription import ctc_word_times
+from qkv.tasks.text2text.data import (
+    load_image_candidates,
+    load_image_labels,
+    load_recordings,
+    load_texts,
+    parse_data_source,
+    prepare_pairs,
+)
 
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """What an evaluation found: scores by name, the task's own score by source length, every answer.
+    """The result of an evaluation: the scores by name, the task's own metric by source length, and every answer.
 
-    unread: how many sources were longer than the model reads. unled: how many began with nothing that the model learned
-    to find before a source. beside: scores of answers that need no model, by name.
+    n_truncated: how many sources were longer than what the model reads. n_missing_prefix: how many began with none of
+    the prefixes of the training sources. baselines: the scores of answers that need no model, by name.
     """
 
     scores: dict[str, Score]
@@ -52,30 +62,88 @@ class EvaluationReport:
         lines.append(f"{len(self.answers):,} lines in {self.seconds:.1f} s")
         if self.n_truncated:
             lines.append(
-                f"{self.n_truncated:,} of them are longer than the model reads: the end of these it did not see"
+                f"{self.n_truncated:,} of them are longer than what the model reads: their ends were truncated"
             )
         if self.n_missing_prefix:
             lines.append(
-                f"{self.n_missing_prefix:,} of them begin with nothing that tells this model what to answer "
-                "(of a corpus, give it so: --option 'prefix=<2de>')"
+                f"{self.n_missing_prefix:,} of them begin with none of the prefixes that tell this model what to "
+                "answer (for a corpus, give one with --option 'prefix=<2de>')"
             )
         lines += [f"  {bucket}" for bucket in self.buckets if len(self.buckets) > 1]
         for name, scores in self.baselines.items():
-            lines.append(f"beside it, {name}: " + ", ".join(f"{one} {own.value:.2f}" for one, own in scores.items()))
+            lines.append(
+                f"for comparison, {name}: " + ", ".join(f"{one} {own.value:.2f}" for one, own in scores.items())
+            )
         return "\n".join(lines)
 
 
+Examples: TypeAlias = Sequence[Pair] | Sequence[Recording] | Sequence[str] | Sequence[float]
+"""What a model can be evaluated on: pairs, recordings, texts, or the returns that an agent is asked for."""
+
+
+def load_examples(
+    model: TaskModel, paths: Sequence[Path], corpus: str | None = None, options: Sequence[str] = ()
+) -> Examples:
+    """Load the held-out examples that a command line names, as the model needs them.
+
+    Raises DataError or CorpusError for what cannot be read, or is not for such a model.
+    """
+    if model.audio_features is not None:
+        return load_recordings(paths, corpus, options)
+    if model.task.name == "text-generation" and (texts := load_texts(paths, corpus, options)) is not None:
+        return texts
+    if "candidates" in model.capabilities:
+        return load_image_candidates(paths, corpus, options)
+    if "image" in model.capabilities:
+        classes: Sequence[str] = getattr(model, "labels", ())
+        if (labelled := load_image_labels(paths, corpus, options, classes)) is not None:
+            return labelled
+    return prepare_pairs([parse_data_source(paths, corpus, options)], model.task)
+
+
+@overload
 def evaluate(
+    model: TaskModel,
+    examples: Sequence[Pair] | Sequence[Recording],
+    decoding: DecodingConfig | None = None,
+    **options: Any,
+) -> EvaluationReport: ...
+@overload
+def evaluate(model: TaskModel, examples: Sequence[str], **options: Any) -> PerplexityReport: ...
+@overload
+def evaluate(model: TaskModel, examples: Sequence[float], **options: Any) -> RolloutReport: ...
+def evaluate(
+    model: TaskModel, examples: Examples, decoding: DecodingConfig | None = None, **options: Any
+) -> EvaluationReport | PerplexityReport | RolloutReport:
+    """Score a model on held-out examples, in the way that the examples ask for.
+
+    Pairs of a source and a reference: the answers are scored by the metrics of the task (option: baselines).
+    Recordings: so are the transcripts. Texts: the perplexity of a language model (option: window). Numbers: the
+    returns that an agent is asked for in its environment (options: episodes, seed).
+    Raises DataError if there are no examples, or the model does not take such examples.
+    """
+    if "rollout" in model.capabilities:
+        agent: Any = model
+        return evaluate_agent(agent, cast("Sequence[float]", examples), **options)
+    if examples and isinstance(examples[0], str):
+        return evaluate_perplexity(model, cast("Sequence[str]", examples), **options)
+    if examples and isinstance(examples[0], Recording):
+        return evaluate_recordings(model, cast("Sequence[Recording]", examples), decoding, **options)
+    return evaluate_pairs(model, cast("Sequence[Pair]", examples), decoding, **options)
+
+
+def evaluate_pairs(
     model: TaskModel,
     pairs: Sequence[Pair],
     decoding: DecodingConfig | None = None,
     *,
     baselines: bool = False,
 ) -> EvaluationReport:
-    """Answer every source and score the answers as the task does.
+    """Answer every source and score the answers by the metrics of the task.
 
-    baselines: score the first sentence of each source as well, and its best one by the references ("oracle").
-    Raises DataError if there is nothing to score, and for baselines of a task that does not summarize.
+    baselines: also score the first sentence of each source, and its best one by the references ("oracle").
+    Raises DataError if there are no pairs, for a reference that cannot be scored, and for baselines of a task other
+    than summarization.
     """
     if not pairs:
         raise DataError("there are no examples to evaluate on; give at least one")
@@ -83,10 +151,11 @@ def evaluate(
     if baselines and task.name != "summarization":
         raise DataError(f"baselines were asked of a model that does {task.name}; expected one that does summarization")
     questions = task.group_references(pairs)
+    references = [own for _, own in questions]
+    task.score([""] * len(references), references)  # refuse a reference that cannot be scored before decoding
     begun = time.perf_counter()
     answers = [found[0].text for found in model.predict_ranked((source for source, _ in questions), decoding)]
     seconds = time.perf_counter() - begun
-    references = [own for _, own in questions]
     buckets = score_by_length(
         lambda some, own: task.score(some, own)[task.metric],
         answers,
@@ -111,18 +180,21 @@ def evaluate_recordings(
     recordings: Sequence[Recording],
     decoding: DecodingConfig | None = None,
 ) -> EvaluationReport:
-    """Answer every recording and score the answers as the task does, also by the number of words said.
+    """Answer every recording and score the answers by the metrics of the task, also by the number of words spoken.
 
-    Raises DataError if there is nothing to score, a recording is unreadable, or the model does not hear.
+    Raises DataError if there are no recordings, one cannot be read or scored, or the model reads no audio.
     """
     if not recordings:
         raise DataError("there are no recordings to evaluate on; give at least one")
     features = model.audio_features
     if features is None:
         raise DataError(
-            "this model reads no sounds; expected one that hears, for recordings (qkv train speech-recognition)"
+            "recordings were given to a model that reads no audio; expected a model of speech (qkv train "
+            "speech-recognition)"
         )
     task = model.task
+    references: list[tuple[str, ...]] = [(one.text,) for one in recordings]
+    task.score([""] * len(references), references)  # refuse a reference that cannot be scored before decoding
     begun = time.perf_counter()
     times: list[tuple[tuple[float, float], ...]] = []
 
@@ -135,7 +207,6 @@ def evaluate_recordings(
     found = model.predict_waveforms(sounds(), decoding)
     answers = [answer.text for answer, *_ in found]
     seconds = time.perf_counter() - begun
-    references: list[tuple[str, ...]] = [(one.text,) for one in recordings]
     scores = task.score(answers, references)
     right = [number for number, own in enumerate(references) if times[number] and answers[number] == own[0]]
     frontend = getattr(model, "frontend", None)
@@ -152,7 +223,7 @@ def evaluate_recordings(
 
 
 def _score_word_times(model: Any, recordings: Sequence[Recording]) -> dict[str, Score]:
-    """How far the words of right answers are from where they were said: milliseconds, the mean over all words."""
+    """The mean absolute error of the word times of right answers, in milliseconds."""
     begins, ends = [], []
     for one in recordings:
         sound = one.load()
@@ -171,7 +242,7 @@ def _score_word_times(model: Any, recordings: Sequence[Recording]) -> dict[str, 
 
 
 _DEFAULT_CONTEXT = 1024
-"""Tokens that a window over a text has, where the model does not say how many it learned with."""
+"""The tokens in a window over a text, if the model does not say how many it was trained with."""
 
 
 @dataclass(frozen=True)
@@ -229,9 +300,8 @@ def evaluate_perplexity(
 
 
 def _get_context(model: TaskModel, decoder: spec.Stack) -> int:
-    learned = (model.card or {}).get("context")
-    if isinstance(learned, int) and learned > 0:
-        return learned
+    if model.card.context:
+        return model.card.context
     return (
         min(_DEFAULT_CONTEXT, decoder.positions.length)
         if isinstance(decoder.positions, spec.Learned)

@@ -23,6 +23,7 @@ from qkv.tasks.config import (
 from qkv.tasks.encoder_model import EncoderModel
 from qkv.tasks.image_classification import training as image_classification
 from qkv.tasks.language_modeling import training as language_modeling
+from qkv.tasks.model_folder import TrainingSummary
 from qkv.tasks.own_data import OwnData, Paths
 from qkv.tasks.recipes import read_recipe
 from qkv.tasks.reinforcement_learning import training as reinforcement_learning
@@ -112,17 +113,17 @@ def fit(
     except QkvError:
         shutil.rmtree(place / _CACHE_FOLDER, ignore_errors=True)
         raise
-    card = {
-        **(lesson.model.card or {}),
-        "scores": {f"valid_{name}": value for name, value in result.metrics.items()},
-        "training": {
-            "steps": result.step,
-            "minutes": round(result.seconds / 60, 1),
-            "weights": result.weights,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "peak_memory_mb": measure_peak_memory(),
-        },
-    }
+    card = replace(
+        lesson.model.card,
+        scores={f"valid_{name}": value for name, value in result.metrics.items()},
+        training=TrainingSummary(
+            steps=result.step,
+            minutes=round(result.seconds / 60, 1),
+            weights=result.weights,
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            peak_memory_mb=measure_peak_memory(),
+        ),
+    )
     runner = replace(lesson.model, card=card)
     model.eval()
     runner.save(place)

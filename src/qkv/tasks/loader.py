@@ -1,4 +1,4 @@
-"""One way to open a model, whoever made it."""
+"""Load any model: a run's folder, a shipped model, a published checkpoint, or one from the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def load(name: str | Path, *, dtype: Dtype = "float32", allow_pickle: bool = Fal
         opened = _load_trained(place, dtype, allow_pickle)
     if dtype == "int8":
         int8.quantize(opened.module)
-        opened.module.float()  # what is no matrix
+        opened.module.float()  # whatever is not a matrix
     return opened
 
 
@@ -60,8 +60,8 @@ def _load_trained(folder: Path, dtype: Dtype, allow_pickle: bool) -> TaskModel:
             else []
         )
         raise CheckpointError(
-            f"{folder} is no whole model folder: it has neither spec.json, as runs have, nor config.json, as published "
-            "checkpoints have; "
+            f"{folder} is not a complete model folder: it has neither spec.json, as runs have, nor config.json, as "
+            "published checkpoints have; "
             + (f"give the file: {' or '.join(files)}" if files else "copy or download all of its files")
         )
     if dtype in ("blocks", "stored") or allow_pickle:

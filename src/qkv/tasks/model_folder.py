@@ -1,12 +1,12 @@
-"""Model folders: a model with all it needs to answer, whole or not there, which opens anywhere.
+"""Model folders: a model with everything that it needs to answer, written completely or not at all.
 
 spec.json                the model's spec
 model.safetensors        its parameters, with a checksum over them
-card.json                the task, how it answers, the scores it was given; of images and sounds, their preparation
-source.tokenizer.json    how lines are read, by a model that reads text
-target.tokenizer.json    how answers are written (absent if source and target share one)
-recipe.yaml              what it was made by (absent from a model that was not trained here)
-metrics.jsonl            how its training went (likewise)
+card.json                the task, the decoding or the processor, and the `Card`: scores, training, description
+source.tokenizer.json    the tokenizer of the source (absent from a model that reads no text)
+target.tokenizer.json    the tokenizer of the answers (absent if source and target share one)
+recipe.yaml              the recipe of the training run (absent from a model that was not trained here)
+metrics.jsonl            the metrics of the training run (likewise)
 """
 
 from __future__ import annotations
@@ -14,29 +14,109 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from qkv import spec
-from qkv.errors import CheckpointError, SpecError, VocabularyError
+from qkv import config, spec
+from qkv.errors import CheckpointError, ConfigError, SpecError, VocabularyError
 from qkv.models import SequenceModel, build
 from qkv.tasks.registry import TASKS, Task
+from qkv.text import Tokenizer
 from qkv.training import checkpoints
 
 _TOKENIZER_FILES = ("source.tokenizer.json", "target.tokenizer.json")
 
 
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """How a model was trained: for how long, and which of its weights were kept."""
+
+    steps: int
+    minutes: float
+    weights: str
+    parameters: int
+    peak_memory_mb: int | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """What card.json says about a model, beyond what its class needs to run it.
+
+    description: what the model is for. scores: by name, as measured after training.
+    max_source_length: how many tokens of a source the model reads, if the training sources were truncated.
+    prefixes: what the training sources began with, such as <2de>; "" if some began with nothing special.
+    context: how many tokens the training windows of a language model had.
+    """
+
+    description: str = ""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    training: TrainingSummary | None = None
+    max_source_length: int | None = None
+    prefixes: tuple[str, ...] = ()
+    context: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The card as JSON; what is not known is left out."""
+        values = {
+            "description": self.description,
+            "scores": dict(self.scores),
+            "training": None if self.training is None else config.to_dict(self.training),
+            "max_source_length": self.max_source_length,
+            "prefixes": list(self.prefixes),
+            "context": self.context,
+        }
+        return {name: value for name, value in values.items() if value or value == 0}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], source_name: str) -> Card:
+        """Read a card. Raises ConfigError, with the name of the file, for a value of another type."""
+        scores = values.get("scores", {})
+        if not isinstance(scores, dict) or not all(isinstance(one, int | float) for one in scores.values()):
+            raise ConfigError([f"{source_name}: scores: given {scores!r:.60}, expected a number for each name"])
+        rest = config.from_dict(_CardFields, {key: one for key, one in values.items() if key != "scores"}, source_name)
+        return cls(scores=scores, **{one.name: getattr(rest, one.name) for one in fields(rest)})
+
+
+@dataclass(frozen=True)
+class _CardFields:
+    """The fields of a card whose types a recipe can have too."""
+
+    description: str = ""
+    training: TrainingSummary | None = None
+    max_source_length: int | None = None
+    prefixes: tuple[str, ...] = ()
+    context: int | None = None
+
+
 @dataclass(frozen=True)
 class LoadedFolder:
-    """What every model folder holds: the model, its task, and its card."""
+    """What every model folder holds: the model, its task, its card, and the settings that its class reads."""
 
+    folder: Path
     model: SequenceModel
     task: Task
-    card: dict[str, Any]
+    card: Card
+    settings: Mapping[str, Any]
+    tokenizer_digests: object = None
+
+    def read_settings(self, cls: type[T]) -> T:
+        """Read the settings as the dataclass `cls`. Raises ConfigError for unknown, missing and mistyped ones."""
+        return config.from_dict(cls, self.settings, f"{self.folder}/card.json")
+
+    def check_tokenizers(self, **tokenizers: Tokenizer) -> None:
+        """Raise VocabularyError if the tokenizers are not those that the model was trained with."""
+        if {name: tokenizer.digest for name, tokenizer in tokenizers.items()} != self.tokenizer_digests:
+            raise VocabularyError(
+                f"a tokenizer in {self.folder} is not the one that the model was trained with: its checksum differs "
+                "from that in card.json; take the tokenizers from the model's own folder"
+            )
 
 
 def write_model_folder(
@@ -89,7 +169,11 @@ def read_model_folder(folder: Path) -> LoadedFolder:
         )
     model = _build_uninitialized(shape)
     _copy_tensors(model, tensors, folder / "model.safetensors")
-    return LoadedFolder(model.eval(), task, card)
+    known = {one.name for one in fields(Card)}
+    about = Card.from_json({name: card.pop(name) for name in known & set(card)}, f"{folder}/card.json")
+    digests = card.pop("tokenizers", None)
+    del card["task"]
+    return LoadedFolder(folder, model.eval(), task, about, card, digests)
 
 
 def require_files(folder: Path, *names: str) -> None:
@@ -98,17 +182,9 @@ def require_files(folder: Path, *names: str) -> None:
     if missing:
         running = "model.safetensors" in missing and (folder / "recipe.yaml").is_file()
         raise CheckpointError(
-            f"{folder} is no whole model folder, {', '.join(missing)} is missing; "
-            + ("its training has not ended: let it, or resume it" if running else "copy the folder again")
+            f"{folder} is not a complete model folder: {', '.join(missing)} is missing; "
+            + ("its training has not ended: wait for it, or resume it" if running else "copy the folder again")
         )
-
-
-def make_tokenizer_mismatch_error(folder: Path) -> VocabularyError:
-    """The error of a tokenizer that was exchanged."""
-    return VocabularyError(
-        f"a tokenizer in {folder} is not the one the model learned with (card.json knows its checksum); "
-        "take the tokenizers from the model's own folder"
-    )
 
 
 def _collect_tensors(model: SequenceModel) -> dict[str, Tensor]:

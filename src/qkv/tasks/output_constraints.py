@@ -1,4 +1,4 @@
-"""What an answer is to hold and what not: phrases, a glossary's terms, and the placeholders of its source."""
+"""Constraints on answers: phrases to include or exclude, glossary terms, and the placeholders of the source."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ PLACEHOLDER_PATTERN = re.compile(
     r"|%[-+#0]*\d*(?:\.\d+)?(?:hh?|ll?|z)?[sdiufeExXcr@](?!\w)"  # %s, %d, %05.2f, %ld
     r"|\{\{\s*[^{}\s]+\s*\}\}|[$%#]?\{[^{}\s,]*\}|\$t\([^()]+\)"  # {{ name }}, {name}, {0}, {}, ${x}, %{x}, $t(x)
 )
-"""What programs fill in, in the texts of their interfaces."""
+"""The placeholders in the texts of program interfaces, which the program replaces by values."""
 
 
 @dataclass(frozen=True)
 class LineConstraints:
-    """What the answer to one line must hold, each as often as it is given, and what it must not; as text."""
+    """The phrases that the answer to one line must contain, each as often as given, and those that it must not."""
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
     def violations(self, answer: str) -> list[str]:
-        """In words, what an answer does not keep to."""
+        """Describe each constraint that an answer violates."""
         lacking = [
             f"{phrase!r} is missing" for phrase, times in Counter(self.include).items() if answer.count(phrase) < times
         ]
@@ -38,10 +38,11 @@ class LineConstraints:
 
 @dataclass(frozen=True)
 class OutputConstraints:
-    """What is wanted of the answers to all lines.
+    """The constraints on the answers to all lines.
 
-    must, never: of every answer. terms: (in the source, in the answer): where a source holds the first, as a word and
-    in whatever case, its answer must hold the second. placeholders: those of the source must be held, as often.
+    include, exclude: phrases that every answer must, and must not, contain. glossary: pairs of a source term and a
+    target term; if a source contains the first as a word, in any case, its answer must contain the second.
+    keep_placeholders: an answer must contain each placeholder of its source, as often as the source does.
     """
 
     include: tuple[str, ...] = ()
@@ -51,24 +52,26 @@ class OutputConstraints:
 
     def __post_init__(self) -> None:
         if not all([*self.include, *self.exclude, *(part.strip() for pair in self.glossary for part in pair)]):
-            raise DataError("an empty phrase was given to hold or not to hold; expected some text")
+            raise DataError("an empty phrase was given to include or exclude; expected some text")
         for one in self.include:
             for other in self.exclude:
                 if other in one:
-                    raise DataError(f"{one!r} must be held and {other!r} must not; the one holds the other")
+                    raise DataError(
+                        f"{one!r} is to be included and {other!r} excluded, but it contains that; remove one"
+                    )
         for source, target in self.glossary:
             for other in self.exclude:
                 if other in target:
                     raise DataError(
-                        f"{target!r} must be held where a line has {source!r}, and {other!r} must not; "
-                        "take one of them out"
+                        f"{target!r} is to be included for lines with {source!r}, and {other!r}, which it contains, is "
+                        "excluded; remove one of them"
                     )
 
     def __bool__(self) -> bool:
         return bool(self.include or self.exclude or self.glossary or self.keep_placeholders)
 
     def for_line(self, line: str) -> LineConstraints:
-        """What is wanted of the answer to a line. Raises DataError for a placeholder that must not be held."""
+        """Return the constraints on the answer to a line. Raises DataError for a placeholder that is excluded."""
         must = list(self.include)
         for source, target in self.glossary:
             if re.search(rf"(?<!\w){re.escape(source)}(?!\w)", line, re.IGNORECASE) and target not in must:
@@ -78,17 +81,18 @@ class OutputConstraints:
             for one, other in product(own, self.exclude):
                 if other in one:
                     raise DataError(
-                        f"{one!r} of {line[:40]!r} must be held and {other!r} must not; the one holds the other"
+                        f"{one!r} of {line[:40]!r} is to be kept and {other!r} excluded, but the first contains the "
+                        "second; remove one"
                     )
         return LineConstraints(tuple(must), self.exclude)
 
 
 def build_phrase_constraints(constraints: Sequence[LineConstraints], tokenizer: Tokenizer) -> list[PhraseConstraints]:
-    """The same for a search. Raises VocabularyError for a phrase that the model cannot spell."""
+    """Build the constraints of a search. Raises VocabularyError for a phrase that cannot be encoded."""
     for phrase in dict.fromkeys(phrase for one in constraints for phrase in one.include):
         if tokenizer.decode(tokenizer.encode(phrase)).strip() != phrase.strip():
             raise VocabularyError(
-                f"an answer has to hold {phrase!r}, which this model cannot spell; expected what answers are made of"
+                f"{phrase!r} is to be included, which this model cannot spell; expected text made of its target tokens"
             )
     spelling = TokenBytes(tokenizer.token_bytes())
     return [PhraseConstraints(spelling, one.include, one.exclude) for one in constraints]

@@ -1,4 +1,4 @@
-"""Published models, opened with everything they need: their tokenizers, and what prepares their images and sounds."""
+"""Load published models with everything they need: tokenizers, image processors and audio features."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from qkv.tasks.speech.transcription import SpeechFrontend
 from qkv.tasks.text_generator import TextGenerator
 
 _MAX_NEW_TOKENS = 64
-"""How many tokens a language model goes on for, unless told otherwise."""
+"""The number of tokens that a language model generates by default."""
 
 
 def load_pretrained(
     path: Path, dtype: torch.dtype | None = torch.float32, *, allow_pickle: bool = False, blocks: bool = False
 ) -> TextGenerator | EncoderModel | ImageTextModel | DecisionTransformerAgent:
-    """Open a published model with its tokenizer, or with what prepares its images or sounds.
+    """Load a published model with its tokenizer, image processor or audio features.
 
     Raises CheckpointError or VocabularyError for files that are missing, damaged or of an unknown kind.
     """
@@ -87,13 +87,13 @@ def _build_text_generator(published: PretrainedModel, path: Path, task: str) -> 
     decoding = (
         DecodingConfig() if task == "translation" else DecodingConfig(Greedy(), LengthLimit(0.0, _MAX_NEW_TOKENS))
     )
-    return TextGenerator(published.model, source, target, TASKS[task], decoding, {}, published.generation)
+    return TextGenerator(published.model, source, target, TASKS[task], decoding, generation=published.generation)
 
 
 def _build_speech_recognizer(published: PretrainedModel, path: Path) -> TextGenerator:
-    """A model that hears and writes: its features, and answers as long as its decoder can count.
+    """Build a speech recognizer with its features.
 
-    A folder of CTranslate2's may hold no preprocessor_config.json: its features are those of every Whisper.
+    A CTranslate2 folder may have no preprocessor_config.json: it then has the features of every Whisper model.
     """
     shape = published.model.spec
     assert isinstance(shape, spec.Transformer) and shape.encoder is not None
@@ -104,7 +104,10 @@ def _build_speech_recognizer(published: PretrainedModel, path: Path) -> TextGene
         said = _read_preprocessor_config(path)
     hearing = features.features_from_config(said)
     if not isinstance(hearing, features.LogMel):
-        raise CheckpointError(f"{path}/preprocessor_config.json makes no spectrogram, which this model reads")
+        raise CheckpointError(
+            f"{path}/preprocessor_config.json computes no log-mel spectrogram, "
+            "which this model expects; copy the file from where the model came from"
+        )
     tokenizer = tokenizers.load(path, published.config)
     decoding = DecodingConfig(Greedy(), LengthLimit(0.0, 200))
     return TextGenerator(
@@ -113,9 +116,8 @@ def _build_speech_recognizer(published: PretrainedModel, path: Path) -> TextGene
         tokenizer,
         TASKS["speech-recognition"],
         decoding,
-        {},
-        published.generation,
-        SpeechFrontend(hearing),
+        generation=published.generation,
+        frontend=SpeechFrontend(hearing),
     )
 
 
@@ -141,4 +143,4 @@ _DEFAULT_IMAGE_PROCESSORS = {
     "dinov2_with_registers": "BitImageProcessor",
     "clip_vision_model": "CLIPImageProcessor",
 }
-"""What prepares the images of a `model_type`, as transformers' AutoImageProcessor has it."""
+"""The image processor of each `model_type`, as transformers' AutoImageProcessor has it."""

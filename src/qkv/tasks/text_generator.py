@@ -1,4 +1,4 @@
-"""A model that answers in words, with everything it needs to."""
+"""Models that generate text: translators, language models and speech recognizers."""
 
 from __future__ import annotations
 
@@ -28,15 +28,17 @@ from qkv.tasks.speech.transcription import SpeechFrontend
 from qkv.text import Tokenizer
 
 MAX_INPUT_TOKENS = 4096
-"""The most tokens a line may have: time and memory grow with its square, and no sentence comes near."""
+"""The largest number of tokens in a line: time and memory grow with its square, and no sentence comes close."""
 
 _CHUNK_SIZE = 512
 
 
 @dataclass(frozen=True)
 class ImageInput:
-    """An image that was read: its pixels (height, width, 3) uint8, seen as rows x columns patches, which come after
-    `leading` positions that are no place in it."""
+    """An image that the model read: its pixels, (height, width, 3) uint8, as rows x columns patches.
+
+    num_prefix_tokens: how many positions, such as class tokens and registers, come before the patches.
+    """
 
     pixels: Tensor
     rows: int
@@ -46,7 +48,7 @@ class ImageInput:
 
 @dataclass(frozen=True)
 class AudioInput:
-    """A sound that was read: (samples,), `rate` of them a second; each position covers `per_token` seconds."""
+    """A waveform that the model read, (samples,), and how many seconds each position of the encoder covers."""
 
     samples: Tensor
     sample_rate: int
@@ -55,19 +57,30 @@ class AudioInput:
 
 @dataclass(frozen=True)
 class TrajectoryInput:
-    """Steps of an agent that were read, from the step `first` on: by kind, in their order within a step, what each
-    position held, (steps, numbers)."""
+    """The steps of an episode that an agent read, from `first_step` on.
+
+    values: the numbers at each position, (steps, numbers), by kind, in the order of the kinds within a step.
+    """
 
     values: dict[str, Tensor]
     first_step: int
 
 
+@dataclass(frozen=True)
+class _GeneratorSettings:
+    """The part of card.json that says how the model decodes, and what a speech recognizer reads."""
+
+    decoding: DecodingConfig = DecodingConfig()
+    generation: GenerationRules | None = None
+    frontend: SpeechFrontend | None = None
+
+
 @dataclass(frozen=True, repr=False)
 class TextGenerator(TaskModel):
-    """A model that answers in words, its tokenizers, its task and how it decodes.
+    """A model that generates text, with its tokenizers, its task and its decoding.
 
-    generation: what answers begin and end with; that of a model trained here unless given. hearing: what makes the
-    input of a model that hears, whose lines name sound files, and how it answers.
+    generation: the rules of a published model, such as the tokens that answers begin and end with; a model trained here
+    has those of its tokenizer. frontend: what computes the input of a speech recognizer, whose lines name audio files.
     """
 
     module: SequenceModel
@@ -75,7 +88,7 @@ class TextGenerator(TaskModel):
     target_tokenizer: Tokenizer
     task: Task
     decoding: DecodingConfig = DecodingConfig()
-    card: dict[str, Any] | None = None
+    card: model_folder.Card = model_folder.Card()
     generation: GenerationRules | None = None
     frontend: SpeechFrontend | None = None
 
@@ -119,20 +132,23 @@ class TextGenerator(TaskModel):
         tap: Tap = NO_TAP,
         constraints: OutputConstraints | None = None,
     ) -> Iterator[list[Answer]]:
-        """Answer each line, best answer first; one line in, one list out, in order. An empty line answers itself.
+        """Yield the answers to each line, best first, in the order of the lines. An empty line has an empty answer.
 
-        tap: sees and changes every step, of many lines at once: give one line where it names positions. wanted: what
-        the answers are to hold and what not; one that does not keep to it (see `LineConstraints.violations`) is given
-        where none was found that does. Raises DataError, with its number, for a line of more than LONGEST tokens, and
-        for what is wanted of a model that hears; ConfigError for phrases to hold without a beam, VocabularyError for
-        one that the model cannot spell.
+        tap: observes and changes every step, for many lines at once: give a single line if it names positions.
+        constraints: the phrases that answers must and must not contain; if no hypothesis satisfies them, the best one
+        that violates them is returned (see `LineConstraints.violations`).
+        Raises DataError, with its number, for a line of more than MAX_INPUT_TOKENS tokens, and for constraints on a
+        speech recognizer; ConfigError for phrases to include without a beam, VocabularyError for a phrase that the
+        tokenizer cannot encode.
         """
         decoding = decoding or self.decoding
         generator = torch.Generator().manual_seed(seed)
         rest, before = iter(lines), 0
         if self.frontend is not None:
             if constraints:
-                raise DataError("phrases are wanted of a model that hears; expected one that reads")
+                raise DataError(
+                    "constraints were given to a model that reads audio: leave them out, or load one of text"
+                )
             yield from self._predict_audio_files(rest, self.frontend, decoding, generator, tap)
             return
         while chunk := list(islice(rest, _CHUNK_SIZE)):
@@ -161,7 +177,7 @@ class TextGenerator(TaskModel):
                 raise wrong
 
     def _validate_until_error(self, lines: Sequence[str], n_read: int) -> tuple[list[list[int]], DataError | None]:
-        """What `read` gives of the lines before one that cannot be answered, and what is wrong with that one."""
+        """Return the token ids of the lines before the first one that cannot be answered, and its error."""
         try:
             return self.validate_inputs(lines, n_read), None
         except DataError:
@@ -184,7 +200,7 @@ class TextGenerator(TaskModel):
 
     @property
     def has_encoder(self) -> bool:
-        """Whether an encoder reads the line; if not, it is a prompt that the answer follows."""
+        """Whether an encoder reads the line; without one, the line is a prompt that the answer follows."""
         shape = self.module.spec
         return not isinstance(shape, spec.Transformer) or shape.encoder is not None
 
@@ -199,7 +215,7 @@ class TextGenerator(TaskModel):
         wrong: list[DataError] = []
 
         def sounds() -> Iterator[Tensor]:
-            """End at a file that cannot be read, so that those before it are answered first."""
+            """Stop at a file that cannot be read, so that those before it are answered first."""
             try:
                 for path in paths:
                     yield transcription.load_waveform(path, frontend.features)
@@ -217,7 +233,7 @@ class TextGenerator(TaskModel):
         generator: torch.Generator | None = None,
         tap: Tap = NO_TAP,
     ) -> Iterator[list[Answer]]:
-        """Answer each sound, samples (samples,) at the rate of the features, best answer first."""
+        """Yield the transcripts of each waveform, (samples,) at the sample rate of the features, best first."""
         for found in transcription.transcribe(self, waveforms, decoding or self.decoding, generator, tap):
             yield [self._to_answer(one, 0) for one in found]
 
@@ -236,9 +252,9 @@ class TextGenerator(TaskModel):
     def validate_inputs(
         self, lines: Sequence[str], n_read: int = 0, max_tokens: int = MAX_INPUT_TOKENS
     ) -> list[list[int]]:
-        """The tokens of some lines as the model is given them, `before` lines coming before them; none for no text.
+        """Return the token ids of some lines as the model reads them, `n_read` lines coming before; none for no text.
 
-        Raises DataError, with its number, for a line of more than `longest` tokens.
+        Raises DataError, with its number, for a line of more than `max_tokens` tokens.
         """
         if self.frontend is not None:
             return []
@@ -270,36 +286,36 @@ class TextGenerator(TaskModel):
 
     @property
     def max_source_length(self) -> int | None:
-        """How many tokens of a line the model was taught to read, if lines were cut; it reads no more."""
-        return (self.card or {}).get("max_source_length")
+        """How many tokens of a line the model reads, if the training sources were truncated; otherwise None."""
+        return self.card.max_source_length
 
     def n_truncated(self, line: str) -> int:
-        """How many tokens at the end of a line the model does not read, because it was taught with lines cut."""
+        """Return how many tokens at the end of a line are truncated, as those of the training sources were."""
         if self.max_source_length is None or self.frontend is not None:
             return 0
         return max(0, len(self.source_tokenizer.encode(self.task.preprocess(line))) - self.max_source_length)
 
     @property
     def prefixes(self) -> tuple[str, ...]:
-        """What it learned to find before a source, such as <2de>; "" where also nothing stood there."""
-        return tuple((self.card or {}).get("prefixes", ()))
+        """What the training sources began with, such as <2de>; "" if some began with nothing special."""
+        return self.card.prefixes
 
     def missing_prefix(self, line: str) -> bool:
-        """Whether a line begins with none of what the model learned to find before a source."""
+        """Return whether a line begins with none of the prefixes of the training sources."""
         return bool(self.prefixes and line.strip()) and not line.startswith(self.prefixes)
 
     def token_names(self, ids: Sequence[int]) -> list[str]:
-        """What to call the tokens it answers with."""
+        """Return the names of the tokens of an answer."""
         return self.target_tokenizer.display_tokens(ids)
 
     def unknown_symbols(self, line: str) -> list[str]:
-        """The characters of a line (symbols, where tokens are words) that the model does not know, each once."""
+        """Return the characters of a line (words, if tokens are words) that are not in the vocabulary, each once."""
         return [] if self.frontend else find_unknown_symbols(self.source_tokenizer, self.task.preprocess(line))
 
     def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> Trace:
-        """Answer a line (or take the given answer) and look at every attention that led to it.
+        """Answer a line (or take the given answer) and return a trace of every attention that led to it.
 
-        tap: one that intervenes, in answering and in what is looked at.
+        tap: intervenes, both while the model answers and in the trace.
         Raises DataError for a line without text, VocabularyError for an answer that the model cannot give.
         """
         perceived = None
@@ -370,15 +386,15 @@ class TextGenerator(TaskModel):
         return [f"{len(told)} of {len(every)} tokens came more out of the source than out of the vocabulary:", *told]
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write the model folder; parameters in `dtype` if given (float16 halves the file).
+        """Write the model folder, with parameters in `dtype` if given (float16 halves the file).
 
-        Raises StorageError if there is no room or no permission; a model that was there before then stays whole.
+        Raises StorageError if there is no space or no permission; a model that was there before then stays complete.
         """
         files = {"source.tokenizer.json": self.source_tokenizer.save}
         if self.target_tokenizer != self.source_tokenizer:
             files["target.tokenizer.json"] = self.target_tokenizer.save
         card = {
-            **(self.card or {}),
+            **self.card.to_json(),
             "task": self.task.name,
             "decoding": config.to_dict(self.decoding),
             **({} if self.generation is None else {"generation": self.generation.to_json()}),
@@ -389,35 +405,41 @@ class TextGenerator(TaskModel):
 
     @classmethod
     def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> TextGenerator:
-        """The model of a folder with its tokenizers. Raises VocabularyError if they are not those it learned with."""
-        card = dict(loaded.card)
+        """Build the model of a folder with its tokenizers.
+
+        Raises ConfigError for a card that cannot be read, VocabularyError for tokenizers of another model.
+        """
+        settings = loaded.read_settings(_GeneratorSettings)
         model_folder.require_files(folder, "source.tokenizer.json")
         source = Tokenizer.load(folder / "source.tokenizer.json")
         apart = folder / "target.tokenizer.json"
         target = Tokenizer.load(apart) if apart.exists() else source
-        if {"source": source.digest, "target": target.digest} != card.get("tokenizers"):
-            raise model_folder.make_tokenizer_mismatch_error(folder)
-        decoding = config.from_dict(DecodingConfig, card.get("decoding", {}), str(folder / "card.json"))
-        said = card.pop("generation", None)
-        rules = None if said is None else GenerationRules(**{name: _to_tuple(value) for name, value in said.items()})
-        heard = card.pop("frontend", None)
-        hearing = None if heard is None else config.from_dict(SpeechFrontend, heard, str(folder / "card.json"))
-        return cls(loaded.model, source, target, loaded.task, decoding, card, rules, hearing)
+        loaded.check_tokenizers(source=source, target=target)
+        return cls(
+            loaded.model,
+            source,
+            target,
+            loaded.task,
+            settings.decoding,
+            loaded.card,
+            settings.generation,
+            settings.frontend,
+        )
 
 
 def get_vocab_sizes(model_spec: spec.Spec) -> tuple[int, int]:
-    """The sizes of the vocabularies a model reads and answers in; the same one twice if there is one."""
+    """Return the sizes of the source and target vocabularies; the same size twice if they are shared."""
     if isinstance(model_spec, spec.Recurrent):
         return model_spec.source.vocab, model_spec.target.vocab
     stacks = () if isinstance(model_spec, spec.DualEncoder) else (model_spec.encoder, model_spec.decoder)
     sizes = [stack.input.vocab for stack in stacks if stack is not None and isinstance(stack.input, spec.Tokens)]
     if not sizes:
-        raise SpecError("a model that reads no tokens was given; expected one that does, for this task")
+        raise SpecError("a model that reads no tokens was given; this task expects a model of text")
     return sizes[0], sizes[-1]
 
 
 def override_method(decoding: DecodingConfig, *, beam: int | None = None, n_best: int | None = None) -> DecodingConfig:
-    """The same decoding with another width (1: greedy) or another number of answers."""
+    """Return the decoding with another beam size (1: greedy) or another number of answers."""
     method = decoding.method
     if beam == 1 and (n_best or 1) == 1:
         return replace(decoding, method=Greedy())
@@ -434,12 +456,8 @@ def override_method(decoding: DecodingConfig, *, beam: int | None = None, n_best
     return replace(decoding, method=method)
 
 
-def _to_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def find_unknown_symbols(tokenizer: Tokenizer, text: str) -> list[str]:
-    """The characters of a text, or the symbols where tokens are words, that are read as unknown, each once."""
+    """Return the characters of a text (words, if tokens are words) that are encoded as unknown, each once."""
     if tokenizer.special_tokens.unk is None or tokenizer.unk not in tokenizer.encode(text):
         return []
     pieces = text.split() if len(tokenizer.encode(text)) == len(text.split()) else text

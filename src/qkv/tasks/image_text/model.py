@@ -1,4 +1,4 @@
-"""Two towers that compare images with texts: which of some texts an image goes with (Radford et al. 2021)."""
+"""Dual encoders of images and texts: which of some texts matches an image (CLIP; Radford et al. 2021)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,25 +31,25 @@ _BATCH_SIZE = 50  # images, and texts
 
 @dataclass(frozen=True)
 class ImageTextInput:
-    """One line as the model is given it: an image, and the texts to choose from."""
+    """One line as the model reads it: an image, and the texts to choose from."""
 
     image: ModelInput
     candidates: list[str]
 
 
 @dataclass(frozen=True)
-class _ProcessorCard:
-    """The part of a card that says how images are prepared."""
+class _ProcessorSettings:
+    """The part of card.json that says how images are processed."""
 
     processor: processing.ImageProcessor
 
 
 @dataclass(frozen=True, repr=False)
 class ImageTextModel(TaskModel):
-    """A model that says which of some texts goes with an image; a line is the path of the image, a tab, and the texts
-    with tabs between.
+    """A model that chooses the text that matches an image.
 
-    preparation: how an image becomes what the model reads. Raises VocabularyError for a tokenizer of another model.
+    A line is the path of the image, a tab, and the texts, separated by tabs.
+    processor: turns an image into the input of the model. Raises VocabularyError for a tokenizer of another model.
     """
 
     module: DualEncoder
@@ -58,7 +57,7 @@ class ImageTextModel(TaskModel):
     tokenizer: Tokenizer
     task: Task = TASKS["zero-shot-image-classification"]
     decoding: DecodingConfig = DecodingConfig(Greedy())  # its n_best counts
-    card: dict[str, Any] | None = None
+    card: model_folder.Card = model_folder.Card()
 
     def __post_init__(self) -> None:
         reads = _encoder_specs(self.module)[1].input
@@ -70,12 +69,13 @@ class ImageTextModel(TaskModel):
             )
         if self.tokenizer.encode_with_special_tokens("a").ids[-1:] != [self.tokenizer.special_tokens.eos]:
             raise VocabularyError(
-                "the tokenizer puts no end token after a text, and the model takes the vector of that for the text's; "
+                "the tokenizer puts no end token after a text, and the model takes the vector of that token as the "
+                "text's; "
                 "take the tokenizer from the model's own folder"
             )
 
     def prepare(self, line: str) -> ImageTextInput:
-        """What the model reads of a line. Raises DataError for an image that cannot be read, and as `read`."""
+        """Turn a line into the input of the model. Raises DataError for an image or a text that cannot be read."""
         path, texts = _split_line(line)
         for text in texts:
             self._tokenize(text)
@@ -84,7 +84,10 @@ class ImageTextModel(TaskModel):
         return ImageTextInput(prepare_image(path, self.processor, reads), texts)
 
     def _tokenize(self, text: str) -> list[int]:
-        """The tokens of a text up to the first end, whose vector is the text's. Raises DataError for too many."""
+        """Return the token ids of a text up to its first end token, whose vector is the text's.
+
+        Raises DataError for a text of more tokens than the model reads.
+        """
         ids = self.tokenizer.encode_with_special_tokens(text).ids
         ids = ids[: ids.index(self.tokenizer.eos) + 1]
         positions = _encoder_specs(self.module)[1].positions
@@ -143,21 +146,17 @@ class ImageTextModel(TaskModel):
                 _split_line(line, f"line {number}: ")
         return []
 
-    def n_truncated(self, line: str) -> int:
-        """None: every line is read whole (see `TextGenerator.n_truncated`)."""
-        return 0
-
     def token_names(self, ids: Sequence[int]) -> list[str]:
-        """What to call the texts of a line: their numbers, from 1."""
+        """Return the names of the texts of a line: their numbers, from 1."""
         return [f"text {number + 1}" for number in ids]
 
     def candidate_names(self, line: str) -> Callable[[Sequence[int]], list[str]]:
-        """What gives the texts of a line by their numbers."""
+        """Return a function that gives the texts of a line by their numbers."""
         texts = _split_line(line)[1]
         return lambda numbers: [texts[number] for number in numbers]
 
     def unknown_symbols(self, line: str) -> list[str]:
-        """The characters of the texts that the model does not know, each once."""
+        """Return the characters of the texts that are not in the vocabulary, each once."""
         return find_unknown_symbols(self.tokenizer, " ".join(line.split("\t")[1:]))
 
     @torch.no_grad()
@@ -192,9 +191,9 @@ class ImageTextModel(TaskModel):
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model folder, as `TextGenerator.save` does."""
         card = {
-            **(self.card or {}),
+            **self.card.to_json(),
             "task": self.task.name,
-            **config.to_dict(_ProcessorCard(self.processor)),
+            **config.to_dict(_ProcessorSettings(self.processor)),
             "tokenizers": {"target": self.tokenizer.digest},
         }
         model_folder.write_model_folder(
@@ -203,14 +202,15 @@ class ImageTextModel(TaskModel):
 
     @classmethod
     def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> ImageTextModel:
-        """The model of a folder. Raises CheckpointError or ConfigError for a card that does not fit the model,
-        VocabularyError for a tokenizer that it did not learn with."""
-        card, where = dict(loaded.card), f"{folder}/card.json"
-        kept = config.from_dict(_ProcessorCard, {"processor": card.pop("processor", None)}, where)
+        """Build the model of a folder.
+
+        Raises CheckpointError or ConfigError for a card that does not fit the model, VocabularyError for a tokenizer
+        of another model.
+        """
+        kept = loaded.read_settings(_ProcessorSettings)
         model_folder.require_files(folder, "target.tokenizer.json")
         tokenizer = Tokenizer.load(folder / "target.tokenizer.json")
-        if {"target": tokenizer.digest} != card.get("tokenizers"):
-            raise model_folder.make_tokenizer_mismatch_error(folder)
+        loaded.check_tokenizers(target=tokenizer)
         assert isinstance(loaded.model, DualEncoder)
         left, right = (stack.input for stack in _encoder_specs(loaded.model))
         if not (isinstance(left, spec.Patches) and isinstance(right, spec.Tokens)):
@@ -218,18 +218,18 @@ class ImageTextModel(TaskModel):
                 f"{folder} compares {type(left).__name__} with {type(right).__name__}; expected Patches with Tokens, "
                 "images with texts: use it from Python"
             )
-        return cls(loaded.model, kept.processor, tokenizer, loaded.task, card=card)
+        return cls(loaded.model, kept.processor, tokenizer, loaded.task, card=loaded.card)
 
 
 def _encoder_specs(model: DualEncoder) -> tuple[spec.Stack, spec.Stack]:
-    """What reads images, and what reads texts."""
+    """Return the specs of the image encoder and of the text encoder."""
     shape = model.spec
     assert isinstance(shape, spec.DualEncoder) and shape.source.encoder is not None and shape.target.encoder is not None
     return shape.source.encoder, shape.target.encoder
 
 
 def _split_line(line: str, where: str = "") -> tuple[str, list[str]]:
-    """The image that a line names and its texts; DataError for one that lacks either."""
+    """Split a line into the path of its image and its texts. Raises DataError if either is missing."""
     path, *texts = (part.strip() for part in line.split("\t"))
     if not path or not texts or not all(texts):
         lacks = "no image before its first tab" if not path else "an empty text" if texts else "no tab and no text"
@@ -241,7 +241,7 @@ def _split_line(line: str, where: str = "") -> tuple[str, list[str]]:
 
 
 def _rank_candidates(texts: Sequence[str], logits: Tensor, count: int) -> list[Answer]:
-    """The texts by their logits (texts,), the best first."""
+    """Return the texts as answers, ranked by their logits, (texts,)."""
     chances = torch.log_softmax(logits, -1).tolist()
     values, order = logits.topk(min(count, len(logits)))
     ranked = zip(values.tolist(), order.tolist(), strict=True)

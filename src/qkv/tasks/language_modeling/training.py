@@ -16,6 +16,7 @@ from qkv.evaluation.sliding_window import SlidingWindow
 from qkv.models import SequenceModel, build
 from qkv.tasks.config import LanguageModelingConfig, Pretrained, TextData
 from qkv.tasks.evaluator import evaluate_perplexity
+from qkv.tasks.model_folder import Card
 from qkv.tasks.registry import TASKS
 from qkv.tasks.text_generator import TextGenerator
 from qkv.tasks.training_setup import (
@@ -132,7 +133,7 @@ def _build_or_load_model(
     recipe: LanguageModelingConfig, splits: TextSplits, run_folder: Path, resume: bool
 ) -> TextGenerator:
     """The model before its first step and its tokenizer: new ones, or those of the model to go on from."""
-    card = {"context": recipe.data.context}
+    card = Card(context=recipe.data.context)
     if isinstance(recipe.model, Pretrained):
         trained = load_base_model(recipe.model)
         shape = trained.module.spec

@@ -1,4 +1,4 @@
-"""A model that acts, with everything it needs to: asked for a return, it plays an episode."""
+"""Decision Transformer agents: asked for a return, an agent plays an episode in its environment."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MAX_PARALLEL = 100
 
 @dataclass(frozen=True)
 class EpisodeAnswer(Answer):
-    """An answer that is an episode: what was asked for and achieved, and every step of it."""
+    """An answer that is an episode: the return asked for, the return achieved, and every step."""
 
     target_return: float = 0.0
     achieved_return: float = 0.0
@@ -44,8 +44,8 @@ class EpisodeAnswer(Answer):
 
 
 @dataclass(frozen=True)
-class _AgentCard:
-    """The part of a card that says where and how the model acts."""
+class _AgentSettings:
+    """The part of card.json that says in which environment and how the model acts."""
 
     environment: str | None
     normalizer: TrajectoryNormalizer
@@ -54,18 +54,18 @@ class _AgentCard:
 
 @dataclass(frozen=True, repr=False)
 class DecisionTransformerAgent(TaskModel):
-    """A model that acts: where, what it is shown of it, and how it chooses."""
+    """An agent: its environment, how its observations are normalized, and how it chooses actions."""
 
     module: SequenceModel
     normalizer: TrajectoryNormalizer
     environment: str | None
     rollout: RolloutConfig = RolloutConfig()
     task: Task = TASKS["decision-transformer"]
-    card: dict[str, Any] | None = None
+    card: model_folder.Card = model_folder.Card()
     decoding: DecodingConfig = DecodingConfig(Greedy())  # there is one way to act
 
     def make_environment(self) -> Environment:
-        """Open the environment. Raises DataError if there is none, or it is another than the model learned about."""
+        """Open the environment. Raises DataError if there is none, or its spaces are not those of the training."""
         if self.environment is None:
             raise DataError(
                 "this model has no environment and cannot play; give it recorded steps (episodes.npz), or train one "
@@ -91,10 +91,10 @@ class DecisionTransformerAgent(TaskModel):
         return frozenset({"rollout"})
 
     def predict_ranked(self, lines: Iterable[str], decoding: DecodingConfig | None = None) -> Iterator[list[Answer]]:
-        """Play an episode for each line, a return that is asked for; line n begins as seed n says. Of a line that names
-        a recorded episode (see `look`), say the action of its last step instead, or of the one it names.
+        """Play an episode for each line, which is the return to ask for; line n is played with seed n.
 
-        Raises DataError for a line that is neither. An empty line answers itself.
+        For a line that names a recorded episode (see `look`), the answer is the action at its last step, or at the step
+        that the line names. Raises DataError for any other line. An empty line has an empty answer.
         """
         if decoding is not None and not isinstance(decoding.method, Greedy):
             raise DataError("a beam or several answers were asked for; an agent plays one episode for each line")
@@ -113,19 +113,11 @@ class DecisionTransformerAgent(TaskModel):
                     yield [_to_answer(next(played)) if line.strip() else Answer("", 0.0, 0.0, ())]
 
     def validate_inputs(self, lines: Sequence[str], n_read: int = 0) -> list[list[int]]:
-        """Nothing but a look at each line; DataError, with its number, for one that is no return."""
+        """Check each line. Raises DataError, with its number, for one that is not a return."""
         for number, line in enumerate(lines, n_read + 1):
             if line.strip() and not _is_recorded_episode(line):
                 parse_target_return(line, f"line {number}: ")
         return []
-
-    def unknown_symbols(self, line: str) -> list[str]:
-        """Nothing: every number is known."""
-        return []
-
-    def n_truncated(self, line: str) -> int:
-        """None: every line is read whole (see `TextGenerator.n_truncated`)."""
-        return 0
 
     def token_names(self, ids: Sequence[int]) -> list[str]:
         """What to call its choices."""
@@ -210,17 +202,14 @@ class DecisionTransformerAgent(TaskModel):
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model folder, as `TextGenerator.save` does."""
-        kept = _AgentCard(self.environment, self.normalizer, self.rollout)
-        card = {**(self.card or {}), "task": self.task.name, **config.to_dict(kept)}
+        kept = _AgentSettings(self.environment, self.normalizer, self.rollout)
+        card = {**self.card.to_json(), "task": self.task.name, **config.to_dict(kept)}
         model_folder.write_model_folder(Path(folder), self.module, card, {}, dtype)
 
     @classmethod
     def from_folder(cls, folder: Path, loaded: model_folder.LoadedFolder) -> DecisionTransformerAgent:
-        """The agent of a folder. Raises CheckpointError or ConfigError for a card that does not fit the model."""
-        card, where = dict(loaded.card), f"{folder}/card.json"
-        kept = config.from_dict(
-            _AgentCard, {name: card.pop(name, None) for name in ("environment", "normalizer", "rollout")}, where
-        )
+        """Build the agent of a folder. Raises CheckpointError or ConfigError for a card that does not fit the model."""
+        where, kept = f"{folder}/card.json", loaded.read_settings(_AgentSettings)
         reads = _trajectory_spec(loaded.model)
         if (kept.normalizer.state_dim, kept.normalizer.space.action_dim) != (reads.state_dim, reads.action_dim):
             raise CheckpointError(
@@ -229,7 +218,7 @@ class DecisionTransformerAgent(TaskModel):
                 f"action, and the model reads {reads.state_dim} and {reads.action_dim}; take both files from the "
                 f"same run"
             )
-        return cls(loaded.model, kept.normalizer, kept.environment, kept.rollout, loaded.task, card)
+        return cls(loaded.model, kept.normalizer, kept.environment, kept.rollout, loaded.task, loaded.card)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from qkv.evaluation import transcript_errors
 from qkv.models import SequenceModel, build
 from qkv.models.transformer import Transformer
 from qkv.tasks.config import Pretrained, SpeechConfig
+from qkv.tasks.model_folder import Card
 from qkv.tasks.registry import TASKS, normalize_transcript
 from qkv.tasks.speech import classification
 from qkv.tasks.speech.config import AudioClassifier, SpeechTransformer
@@ -244,7 +245,7 @@ def _build_or_load_model(recipe: SpeechConfig, splits: SpeechSplits, run_folder:
             recipe.ctc.decoding_weight * _has_ctc_head(trained.module),
         )
         _check_vocabulary(splits, trained.target_tokenizer)
-        return replace(trained, task=task, decoding=recipe.decoding, card=None, frontend=hearing)
+        return replace(trained, task=task, decoding=recipe.decoding, card=Card(), frontend=hearing)
     kept = run_folder / "source.tokenizer.json"
     if resume and kept.exists():
         tokenizer = Tokenizer.load(kept)

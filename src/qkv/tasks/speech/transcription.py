@@ -1,4 +1,4 @@
-"""How a model that hears answers: by its decoder, by its encoder's own labels, or by both together."""
+"""Speech recognition: transcripts from the decoder, from the encoder's CTC labels, or from both together."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ _BATCH_SIZE = 16  # sounds that are answered together
 
 @dataclass(frozen=True)
 class SpeechFrontend:
-    """What makes the input of a model that hears, and how much its encoder's own labels count in its answers.
+    """What computes the input of a speech recognizer, and how much its CTC labels count in its answers.
 
-    ctc: 0, the decoder answers alone; 1, the labels alone, the best at each position; between, the hypotheses of both
+    ctc_weight: 0, the decoder answers alone; 1, the CTC labels alone, decoded greedily; between, the hypotheses of both
     are ranked by that share of the labels' log-probability and the rest of the decoder's (Watanabe et al. 2017, eq. 10,
     as a second pass).
     """
@@ -44,23 +44,25 @@ class SpeechFrontend:
     ctc_weight: float = 0.0
 
     def extract_features(self, samples: Tensor) -> Tensor:
-        """Samples (samples,) at the features' rate -> (1, mels, frames)."""
+        """Turn samples, (samples,) at the sample rate of the features, into frames, (1, mels, frames)."""
         return self.features(pad_to_window(samples, self.features))[None]
 
     @property
     def seconds_per_position(self) -> float:
-        """How long a position of the encoder is: two frames."""
+        """The duration of a position of the encoder: two frames."""
         return 2 * self.features.hop_length / self.features.sample_rate
 
 
 def build_log_mel(features: FeatureConfig) -> LogMel:
-    """What makes the frames."""
+    """Build the log-mel spectrogram of a recipe."""
     return LogMel(**vars(features))
 
 
 def load_waveform(line: str, features: LogMel) -> Tensor:
-    """The samples (samples,) of the file that a line names; of `file@75` the piece that is heard at once and holds
-    second 75 (see `qkv.data.audio.features.pieces`). Raises DataError for a file that cannot be read, or ends before.
+    """Load the samples, (samples,), of the file that a line names.
+
+    `file@75` is the piece that contains second 75, of the pieces that the model reads one at a time (see
+    `qkv.data.audio.features.split_at_pauses`). Raises DataError for a file that cannot be read, or that is shorter.
     """
     name = line.strip()
     said = re.fullmatch(r"(.+)@(\d+(?:\.\d+)?)", name)
@@ -74,7 +76,7 @@ def load_waveform(line: str, features: LogMel) -> Tensor:
         if round(float(said[2]) * features.sample_rate) < end:
             return piece
     seconds = f"{end / features.sample_rate:.1f} seconds"
-    raise DataError(f"{said[1]} is {seconds} long, and second {said[2]} was asked for; expected one within it")
+    raise DataError(f"{said[1]} is {seconds} long, and second {said[2]} was asked for; expected a second within it")
 
 
 def transcribe(
@@ -84,7 +86,7 @@ def transcribe(
     generator: torch.Generator | None = None,
     tap: Tap = NO_TAP,
 ) -> Iterator[list[Hypothesis]]:
-    """The hypotheses for each sound (samples,) at the features' rate, best first.
+    """Yield the hypotheses for each waveform, (samples,) at the sample rate of the features, best first.
 
     Of a sound that is longer than the model hears at once, each piece (see `qkv.data.audio.features.pieces`) is
     answered by itself, and the best answers are put together to one.
@@ -107,7 +109,7 @@ def transcribe(
 
 
 def _merge_pieces(pieces: Sequence[list[Hypothesis]]) -> list[Hypothesis]:
-    """The hypotheses for a sound, given those for its pieces."""
+    """Join the best hypotheses for the pieces of a waveform."""
     if len(pieces) == 1:
         return pieces[0]
     best = [one[0] for one in pieces]
@@ -164,7 +166,7 @@ def _rescore(
     ctc_weight: float,
     tap: Tap,
 ) -> list[Hypothesis]:
-    """Answers to one sound in the order of both their log-probabilities together."""
+    """Rank transcripts of one waveform by the weighted sum of the CTC and the decoder's log-probability."""
     blank, end = runner.target_tokenizer.pad, runner.target_tokenizer.eos
     plain = [[token for token in own if token != end] for own in tokens]
     heard = ctc_log_probabilities(logits.expand(len(tokens), -1, -1), plain, blank)
@@ -184,7 +186,7 @@ def _rescore(
 def greedy_decode(
     runner: TextGenerator, source: Tensor, mask: Tensor | None, decoding: DecodingConfig
 ) -> list[Sequence[int]]:
-    """The tokens of an answer to each sound: the best label of each position, or without labels what is decoded."""
+    """Return the tokens of a transcript of each waveform: by greedy CTC decoding, or by the decoder without CTC."""
     if isinstance(runner.module, Transformer) and runner.module.encoder_head is not None:
         logits, real = compute_ctc_logits(runner.module, source, mask)
         return [*ctc_greedy_decode(logits, runner.target_tokenizer.pad, real)]
@@ -196,7 +198,7 @@ def greedy_decode(
 def compute_ctc_logits(
     model: SequenceModel, source: Tensor, mask: Tensor | None, tap: Tap = NO_TAP
 ) -> tuple[Tensor, Tensor | None]:
-    """What the encoder answers by itself, logits (batch, positions, labels), and which positions are real."""
+    """Return the CTC logits of the encoder, (batch, positions, labels), and which positions are not padding."""
     assert isinstance(model, Transformer)
     memory = model.encode(source, mask, tap)
     assert memory is not None
@@ -211,8 +213,8 @@ def _keep_all_hypotheses(decoding: DecodingConfig) -> DecodingConfig:
 def word_times(
     runner: TextGenerator, source: Tensor, samples: int, tokens: Sequence[int], trace: Trace, ends: Sequence[int]
 ) -> tuple[TimedWord, ...]:
-    """When each word of an answer was said: where the encoder's own labels stand, or else by the cross-attention of all
-    heads in the last half of the decoder's blocks.
+    """Return when each word of a transcript was spoken: by CTC alignment, or else by the cross-attention of all heads
+    in the last half of the decoder's blocks.
 
     samples: how many the sound has. None for an answer without words, or one that has no room in the sound.
     """
@@ -250,9 +252,9 @@ def word_times(
 
 @torch.no_grad()
 def ctc_word_times(runner: TextGenerator, source: Tensor, tokens: Sequence[int]) -> tuple[TimedWord, ...]:
-    """When each word of these tokens was said in a sound, frames (1, mels, frames): where the encoder's labels stand.
+    """Return when each word of these tokens was spoken in frames, (1, mels, frames), by CTC alignment.
 
-    None for tokens that have no room in it.
+    The result is empty if the tokens do not fit into the frames.
     """
     assert runner.frontend is not None
     seconds = runner.frontend.seconds_per_position
@@ -268,6 +270,6 @@ def ctc_word_times(runner: TextGenerator, source: Tensor, tokens: Sequence[int])
 
 
 def _token_texts(runner: TextGenerator, tokens: Sequence[int]) -> list[str]:
-    """What each token adds to the text, with the space before it where it begins a word."""
+    """Return what each token adds to the text, with the space before it if it begins a word."""
     texts = [runner.target_tokenizer.decode(tokens[:count]) for count in range(len(tokens) + 1)]
     return [after[len(before) :] for before, after in zip(texts, texts[1:], strict=False)]

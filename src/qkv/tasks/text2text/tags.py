@@ -1,4 +1,4 @@
-"""Inline tags: taken out of a line, and put around what stands for the same words in its answer.
+"""Inline tags: removed from a line, and put around the corresponding words of its answer.
 
     Press <b>Save</b> to keep it.   ->   Zum Behalten drücken Sie <b>Speichern</b>.
 
@@ -45,14 +45,14 @@ class Tag:
 
 @dataclass(frozen=True)
 class TaggedText:
-    """A text without its tags, and these."""
+    """A text without its tags, and the tags."""
 
     text: str
     tags: list[Tag]
 
 
 def parse_tags(line: str) -> TaggedText:
-    """Take the tags out of a line. One that is never closed, or closes nothing, stands alone at its place."""
+    """Remove the tags from a line. A tag that is never closed, or closes nothing, stands alone at its position."""
     whole = Tag("", 0)
     open_, text, last = [whole], "", 0
     for found in _TAG_PATTERN.finditer(line):
@@ -78,7 +78,7 @@ def parse_tags(line: str) -> TaggedText:
 
 
 def strip_tags(line: str) -> str:
-    """A line without its tags."""
+    """Return a line without its tags."""
     return parse_tags(line).text
 
 
@@ -105,7 +105,7 @@ def translate_tagged(
     decoding: DecodingConfig | None = None,
     constraints: OutputConstraints | None = None,
 ) -> Iterator[list[Answer]]:
-    """Answer lines that hold tags: their texts are answered without, and the tags put where these words went.
+    """Answer lines with tags: the text is answered without them, and they are put around the same words again.
 
     One line in, one list out, as `TextGenerator.predict`. Raises DataError for a model without cross-attention to
     align by.
@@ -150,7 +150,7 @@ def _find_alignment_heads(results: Sequence[Trace]) -> list[HeadIndex]:
 
 
 def _compute_word_weights(result: Trace, heads: Sequence[HeadIndex], source: str, answer: str) -> Tensor:
-    """What each word of the answer takes from each word of the source, (target words, source words)."""
+    """Return the attention of each word of the answer to each word of the source, (target words, source words)."""
     sources = _assign_words(result.source_tokens, source)
     targets = _assign_words(result.target_tokens[1:], answer)
     sources += [None] * (len(result.source_tokens) - len(sources))
@@ -165,12 +165,12 @@ def _compute_word_weights(result: Trace, heads: Sequence[HeadIndex], source: str
 
 
 def _find_word_spans(text: str) -> list[tuple[int, int]]:
-    """Where words begin and end."""
+    """Return the start and end of each word."""
     return [found.span() for found in re.finditer(r"\S+", text)]
 
 
 def _assign_words(tokens: Sequence[str], text: str) -> list[int | None]:
-    """The word of each token, None for those that stand for no part of the text, such as an end token."""
+    """Return the word of each token, None for tokens that belong to no word, such as an end token."""
     words, found, place = _find_word_spans(text), list[int | None](), 0
     letters = [(character, number) for number, (begin, end) in enumerate(words) for character in text[begin:end]]
     for token in tokens:

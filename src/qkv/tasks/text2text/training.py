@@ -21,6 +21,7 @@ from qkv.errors import ConfigError, DataError, VocabularyError
 from qkv.generation_rules import GenerationRules
 from qkv.models import SequenceModel, build
 from qkv.tasks.config import Pretrained, Text2TextConfig
+from qkv.tasks.model_folder import Card
 from qkv.tasks.registry import TASKS
 from qkv.tasks.text2text import data as reading
 from qkv.tasks.text2text.data import PairSplits, describe_source
@@ -60,10 +61,9 @@ def build_training_setup(
         _check_vocabulary(recipe, splits, stores, runner)
     data = stores[0] if len(stores) == 1 else ConcatStore(stores)
     cleaning = recipe.data.cleaning
-    card: dict[str, Any] = {"max_source_length": cleaning.max_length} if cleaning.overflow == "truncate" else {}
-    if any(led_by := sorted({origin.prefix for origin in recipe.data.train})):
-        card["prefixes"] = led_by
-    runner = replace(runner, card=card)
+    prefixes = tuple(sorted({source.prefix for source in recipe.data.train}))
+    max_source_length = cleaning.max_length if cleaning.overflow == "truncate" else None
+    runner = replace(runner, card=Card(max_source_length=max_source_length, prefixes=prefixes if any(prefixes) else ()))
     lay = _make_collate(runner)
 
     def batch(numbers: Sequence[int]) -> Batch:
