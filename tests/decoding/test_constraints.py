@@ -163,7 +163,7 @@ def test_answers_keep_to_what_is_wanted(model: TextGenerator) -> None:
 
 
 def test_what_cannot_be_wanted_is_refused(model: TextGenerator) -> None:
-    with pytest.raises(ConfigError, match="must hold phrases is found by a beam search; use a beam"):
+    with pytest.raises(ConfigError, match="must contain phrases is found by a beam search; use a beam"):
         list(
             model.predict_ranked(
                 ["the cat"], DecodingConfig(Greedy()), constraints=OutputConstraints(include=("Katze",))

@@ -99,7 +99,7 @@ def run_decoding(
     return generate_batch(
         model,
         make_sources(rows),
-        rules=GenerationRules(bos=BOS, eos=EOS, suppress_tokens=(BOS,)),
+        rules=GenerationRules(bos=BOS, eos=EOS, suppress_tokens=(BOS,), prefixes=more.pop("prefixes", None)),
         decoding=decoding,
         **more,
     )

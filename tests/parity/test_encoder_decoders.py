@@ -173,7 +173,7 @@ def test_it_generates_the_same(one: Case, written: WriteModel, beams: int) -> No
     for answer, row in zip(found, rows.tolist(), strict=True):
         count = len(answer[0].tokens)
         assert [rules.bos, *answer[0].tokens] == row[: count + 1]
-        assert set(row[count + 1 :]) <= {theirs.config.pad_token_id, *rules["eos"]}
+        assert set(row[count + 1 :]) <= {theirs.config.pad_token_id, *rules.eos}
 
 
 @each
