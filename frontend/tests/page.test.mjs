@@ -16,7 +16,7 @@ test("the file opens with no network, and certifies itself", async () => {
   assert.ok(Number(await page.evaluate(() => document.documentElement.dataset.certified)) < 1e-5);
   await says(page, ".certificate", /Certified All 12 heads were recomputed in this page/);
   assert.deepEqual(page.asked.filter((address) => !/^(file|data|blob):/.test(address)), []);
-  await says(page, ".glance", /Looked for query.*Who answered key.*Took value.*So it said/);
+  await says(page, ".glance", /Query query.*Attention key.*Took value.*So it said/);
   assert.deepEqual(page.wrong, []);
   await page.close();
 });
@@ -148,7 +148,7 @@ test("the story, the alignment and the beam", async () => {
   await page.locator(".story-table tbody button").first().click();
   await says(page, "#head-title", /layer 1 . head 1/);
   await turn(page, "alignment");
-  await says(page, ".alignment", /Never taken from: <\/s>/);
+  await says(page, ".alignment", /Not attended to: <\/s>/);
   await page.locator(".alignment button", { hasText: "Der Kater" }).click();
   await page.locator(".alignment summary").click();
   await says(page, ".alignment details tbody", /Der The/);

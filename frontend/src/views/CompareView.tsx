@@ -6,7 +6,7 @@ import { poolExtremes, layOut, matrixDrawing, cellsPerPixel, pixels, plane, type
 import { palette } from "../draw/palette";
 import { displayTokens, largest, percent, short, shown } from "../numbers";
 import { useLook, type Cell } from "../state";
-import { rowLabels } from "./HeadView";
+import { rowLabels } from "./rowLabels";
 import { Exports, Picture, useWidth } from "./Picture";
 
 interface Chosen { run: Run; attention: Attention; head: number }
@@ -35,7 +35,7 @@ export function CompareView() {
               </select></label>
               {one.attention.ready && one.attention.exact && <Side one={one} cell={cell} onChoose={setCell} title={name(one.run, i)} />}
             </>
-          ) : <p>This run has no attention to look at: it carries everything in one state.</p>}
+          ) : <p>This run has no attention to show: the model keeps everything in one state.</p>}
         </section>
       ))}
       {alike && <Difference both={here} cell={cell} onChoose={setCell} />}
@@ -52,7 +52,7 @@ function Answers() {
   const length = Math.max(a.length, b?.length ?? 0);
   return (
     <section class="wide">
-      <h2>What they answered</h2>
+      <h2>The two answers</h2>
       <div class="table-box" tabIndex={0} role="region" aria-label="Answers of both runs">
         <table>
           <tbody>{look.runs.map((run, i) => (

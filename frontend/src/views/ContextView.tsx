@@ -20,7 +20,7 @@ export function ContextView() {
   const ready = look.ready.value;
   const known = look.loaded.value;
   const tiles = useMemo(() => (attention && ready ? new Tiles(look, attention, head) : null), [attention, head, ready, attention?.changes, known]);
-  if (!attention || !tiles) return <p class="muted" role="status">Fetching its numbers</p>;
+  if (!attention || !tiles) return <p class="muted" role="status">Loading the numbers</p>;
   const asked = tiles.overview || tiles.here;
   return (
     <div class="context-view">
@@ -52,7 +52,7 @@ function StatisticsRequest() {
     for (const [name, block] of Object.entries(found.reply.per_query ?? {})) look.curves.set(`${look.which.value} ${attention.place} ${head} ${name}`, (await readTensor(block, found.block)).data);
     look.loaded.value += 1;
   };
-  return <p><button type="button" class="do" onClick={() => void ask()}>Compute this head along the whole context</button></p>;
+  return <p><button type="button" class="do" onClick={() => void ask()}>Compute this head over the whole context</button></p>;
 }
 
 function Map({ tiles }: { tiles: Tiles }) {
@@ -105,7 +105,7 @@ function Map({ tiles }: { tiles: Tiles }) {
         <button type="button" class="small" onClick={() => zoom(0.5)} aria-label="Zoom in">+</button>
         <button type="button" class="small" onClick={() => zoom(2)} aria-label="Zoom out">{"\u2212"}</button>
         <button type="button" class="small" onClick={() => setView({ row: 0, column: 0, per: whole })}>All</button>
-        {tiles.deep && <button type="button" class="small" onClick={() => go(1 / 30)}>Single cells at the choice</button>}
+        {tiles.deep && <button type="button" class="small" onClick={() => go(1 / 30)}>Zoom to the chosen cell</button>}
         <span class="muted">{view.per >= 1 ? `each pixel shows the largest of ${finest} cells` : "single cells"}{tiles.deep ? "" : "; closer than this: qkv look --serve"}; colour by the fourth root of the weight</span>
         <Exports drawing={() => drawing} name={`${attention.place} head ${head} map`} />
       </div>

@@ -18,7 +18,7 @@ export function EditButtons() {
   const key = shown(keys[column]);
   const has = look.edits.value.some((edit) => edit.kind === "ablate" && edit.place === place && edit.head === head);
   return (
-    <div class="edits-bar" role="group" aria-label="Change something">
+    <div class="edits-bar" role="group" aria-label="Change the model">
       <span class="muted">What if</span>
       <button type="button" class="small" onClick={() => add(look, { kind: "knock_out", keys: [column], place, head })}>this head could not see <bdi>{key}</bdi></button>
       <button type="button" class="small" onClick={() => add(look, { kind: "knock_out", keys: [column], place: run.towers ? everywhere([place]) : undefined })}>no head could</button>
@@ -75,7 +75,7 @@ function Outcome() {
   const same = text(before) === text(after);
   return (
     <>
-      <h2>What it then says</h2>
+      <h2>The answer after the change</h2>
       <p class="outcome-line"><span class="muted">before</span> <bdi>{text(before)}</bdi></p>
       <p class="outcome-line"><span class="muted">now</span> <bdi>{text(after)}</bdi>{same ? <span class="muted"> (the same words)</span> : null}</p>
       <div class="table-box low" tabIndex={0} role="region" aria-label="Answers before and now">
@@ -113,8 +113,8 @@ function Within() {
   const difference = long(context.map((part, i) => part - contextBefore[i]));
   return (
     <>
-      <h2>What changes within this head</h2>
-      <p class="muted">This file holds no model: the change is recomputed within each attention by itself, and not in what follows from it. For the new answer, open the model with <code>qkv look --serve</code>.</p>
+      <h2>The change within this head</h2>
+      <p class="muted">This file contains no model: the change is recomputed within each attention, but not in the layers after it. To see the new answer, open the model with <code>qkv look --serve</code>.</p>
       {changes ? <p>For <b dir="auto">{shown(look.run.value.queryTokens(attention)[row])}</b> the context moves by {number(difference)}, of a length of {number(long(contextBefore))}.</p> : <p>None of your changes touches {attention.place}.</p>}
       {changes && (
         <table>

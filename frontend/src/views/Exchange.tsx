@@ -5,7 +5,7 @@ import type { Pen } from "../draw/pen";
 import { percent, rightToLeft, shown } from "../numbers";
 import { useLook } from "../state";
 import type { Answer, Axis } from "../protocol";
-import { drawToCanvas } from "./AxisPicture";
+import { drawToCanvas } from "./AxisImage";
 import { Picture, useTensor } from "./Picture";
 
 const most = 160;
@@ -20,7 +20,7 @@ export function Exchange() {
   const prompted = !source && target && answers.length && begin > 1;
   return (
     <section class="exchange" aria-label="What the model read and answered">
-      {source ? <Read title="It read" axis={source} /> : target && (prompted || !answers.length) ? <Read title="It read" axis={target} count={prompted ? begin : undefined} /> : null}
+      {source ? <Read title="Input" axis={source} /> : target && (prompted || !answers.length) ? <Read title="Input" axis={target} count={prompted ? begin : undefined} /> : null}
       {source && target && run.towers && <Read title="and" axis={target} />}
       {answers.length > 0 && <Answers answers={answers} begin={prompted ? begin - 1 : 0} />}
     </section>
@@ -62,7 +62,7 @@ function Media({ axis }: { axis: Axis }) {
     const picture = tensor && drawToCanvas(tensor);
     return { width: wide * scale, height: high * scale, paint(pen: Pen) { if (picture) pen.image(picture, 0, 0, wide * scale, high * scale); } };
   }, [tensor]);
-  return <Picture drawing={drawing} class="seen" role="img" aria-label="The picture it read" />;
+  return <Picture drawing={drawing} class="seen" role="img" aria-label="The input image" />;
 }
 
 /** What it answered, from the answer `begin` on: those before it are a prompt. */
@@ -75,7 +75,7 @@ function Answers({ answers, begin }: { answers: Answer[]; begin: number }) {
   return (
     <div class="said">
       <h2>It answered{before ? ", with your changes" : ""}{answers.length > begin + 1 ? <span class="hint"> choose a token to see why</span> : null}</h2>
-      <ol class={many ? "answers many" : "answers"} dir={rightToLeft(answers.slice(begin, begin + 200).map((one) => one.chosen[0])) ? "rtl" : undefined} tabIndex={many ? 0 : undefined} aria-label="It answered">
+      <ol class={many ? "answers many" : "answers"} dir={rightToLeft(answers.slice(begin, begin + 200).map((one) => one.chosen[0])) ? "rtl" : undefined} tabIndex={many ? 0 : undefined} aria-label="Answer">
         {answers.slice(from, from + most).map((answer, i) => <One key={from + i} answer={answer} row={from + i} chosen={chosen === from + i} before={before?.[from + i]} />)}
       </ol>
     </div>

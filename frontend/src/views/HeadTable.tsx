@@ -6,7 +6,7 @@ import { plane } from "../draw/matrix";
 import { displayTokens, number, percent } from "../numbers";
 import { saveText } from "../draw/svg";
 import { useLook } from "../state";
-import { rowLabels } from "./HeadView";
+import { rowLabels } from "./rowLabels";
 
 const cells = 2500;
 const page = 60;

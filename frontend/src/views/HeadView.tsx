@@ -5,12 +5,12 @@ import { ranked } from "../data/run";
 import { cellAt, legendDrawing, layOut, matrixDrawing, cellsPerPixel, plane } from "../draw/matrix";
 import { verticalDrawing, lineHeight, type Line } from "../draw/lines";
 import { palette } from "../draw/palette";
-import type { Answer } from "../protocol";
 import { displayTokens, number, percent, shown } from "../numbers";
 import { useLook, type Cell, type Form } from "../state";
-import { AxisImage } from "./AxisPicture";
+import { AxisImage } from "./AxisImage";
 import { EditButtons } from "./Edits";
 import { HeadTable } from "./HeadTable";
+import { rowLabels } from "./rowLabels";
 import { Choice, Exports, Picture, Token, useWidth } from "./Picture";
 
 const shows: Record<Show, string> = {
@@ -23,7 +23,7 @@ export function HeadView() {
   const look = useLook();
   const [box, width] = useWidth<HTMLElement>();
   const attention = look.attention.value;
-  if (!attention) return <section class="head" ref={box}><h2>This model has no attention to look at.</h2></section>;
+  if (!attention) return <section class="head" ref={box}><h2>This model has no attention to show.</h2></section>;
   const { layer } = attention.data;
   return (
     <section class="head" ref={box} aria-labelledby="head-title">
@@ -37,7 +37,7 @@ export function HeadView() {
           <Choice<Form> name="form" legend="How to show it" value={look.form.value} onChoose={(value) => { look.form.value = value; }} options={[["matrix", "Matrix"], ["lines", "Lines"], ["table", "Table"]] as const} />
         </div>
       </div>
-      {!look.ready.value ? <p class="muted" role="status">Fetching its numbers</p>
+      {!look.ready.value ? <p class="muted" role="status">Loading the numbers</p>
         : !attention.exact ? <p>This head is shown along the context: see the tab Long context.</p>
           : <>
             <EditButtons />
@@ -66,18 +66,6 @@ function Story({ attention }: { attention: Attention }) {
   const who = answer && run.axis("target") ? <>To answer <Token text={shown(answer.chosen[0])} /> after {asks}, this head looks at </> : <>{asks} looks at </>;
   if (!first.length) return <>{who}nowhere in particular.</>;
   return <>{who}{first.map((column, i) => <span key={column}>{i ? (i === first.length - 1 ? " and " : ", ") : ""}<Token text={shown(keys[column])} name="key" /> {percent(weights[column])}</span>)}.</>;
-}
-
-const labelled = new WeakMap<Answer[], string[]>();
-
-export function rowLabels(look: ReturnType<typeof useLook>, attention: Attention, run = look.run.value): string[] {
-  const answers = run.axis("target") ? run.answersFor(attention) : null;
-  const tokens = run.queryTokens(attention);
-  const names = displayTokens(tokens);
-  if (!answers) return names;
-  let found = labelled.get(answers);
-  if (!found) labelled.set(answers, found = names.map((text, row) => `${text} \u2192 ${shown(answers[row].chosen[0])}`));
-  return found;
 }
 
 /** Arrow keys move the choice; Home, End, Page Up and Page Down go to the ends. */
@@ -166,7 +154,7 @@ function LinesImage({ attention, width }: { attention: Attention; width: number 
           onClick={(event) => { const found = at(event); if (found) look.choose(found); }} onKeyDown={(event) => moveInMatrix(event, look, attention)} />
       </div>
       <div class="legend">
-        <p class="muted">Left: who asks. Right: who answers, with a bar for the chosen query's weights. Choose a token on either side.{attention.queries > window_ || attention.keys > window_ ? ` ${window_} tokens around the choice are shown.` : ""}</p>
+        <p class="muted">Left: queries. Right: keys, with a bar for the weights of the chosen query. Choose a token on either side.{attention.queries > window_ || attention.keys > window_ ? ` ${window_} tokens around the choice are shown.` : ""}</p>
         <Exports drawing={() => drawing} name={`${attention.place} head ${head} lines`} />
       </div>
     </>

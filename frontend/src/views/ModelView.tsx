@@ -19,7 +19,7 @@ export function ModelView() {
       {names.length > 0 && (
         <section>
           <h2>Every head in numbers <button type="button" class="small" onClick={() => saveText(csv(), "text/csv", "heads.csv")}>CSV</button></h2>
-          <p class="muted">Means over the queries of this run. Choose a column to order by it; choose a head to see it.</p>
+          <p class="muted">Means over the queries of this run. Choose a column to sort by it; choose a head to see it.</p>
           <div class="table-box tall" tabIndex={0} role="region" aria-label="Statistics of heads">
             <table>
               <thead><tr><th scope="col">head</th>{names.map((name) => (

@@ -5,7 +5,7 @@ import { label, measureText, type Drawing, type Pen } from "../draw/pen";
 import { largest, percent } from "../numbers";
 import type { Axis } from "../protocol";
 import { useLook } from "../state";
-import type { Props } from "./AxisPicture";
+import type { AxisProps } from "./axisProps";
 import { Picture, useTensor } from "./Picture";
 
 type Word = [string, number, number];
@@ -29,7 +29,7 @@ export function lines(words: Word[], x: (seconds: number) => number, chosen: num
 
 const heardAt = (words: Word[], seconds: number) => words.findIndex(([, start, end]) => start <= seconds && seconds < end);
 
-export function Sound({ axis, weights, query, chosen, width, onChoose }: Props & { width: number }) {
+export function Sound({ axis, weights, query, chosen, width, onChoose }: AxisProps & { width: number }) {
   const look = useLook();
   const audio = axis.audio as NonNullable<Axis["audio"]>;
   const words = audio.words ?? [];

@@ -7,7 +7,7 @@ import { css, rgb } from "../draw/ramp";
 import { largest, percent, shown, short } from "../numbers";
 import type { Axis } from "../protocol";
 import { useLook } from "../state";
-import type { Props } from "./AxisPicture";
+import type { AxisProps } from "./axisProps";
 import { Picture, useTensor } from "./Picture";
 
 const left = 84; // of the names
@@ -16,7 +16,7 @@ const gap = 8;
 const curves = 6; // numbers that are drawn as curves; more are drawn as rows of cells
 const rows = 40; // of cells
 
-export function Steps({ axis, weights, query, chosen, width, onChoose }: Props & { width: number }) {
+export function Steps({ axis, weights, query, chosen, width, onChoose }: AxisProps & { width: number }) {
   const look = useLook();
   const { kinds, first_step: first, values: numbers } = axis.trajectory as NonNullable<Axis["trajectory"]>;
   const source = look.run.value.source;

@@ -11,8 +11,8 @@ export function StoryView() {
   const [all, setAll] = useState(false);
   const run = look.run.value;
   const { answers } = run.data;
-  if (!answers.length) return <section class="story-view"><h2>This model gives no answers to tell the story of.</h2></section>;
-  if (!look.ready.value) return <p class="muted" role="status">Fetching its numbers</p>;
+  if (!answers.length) return <section class="story-view"><h2>This model predicts no tokens, so there is nothing to explain here.</h2></section>;
+  if (!look.ready.value) return <p class="muted" role="status">Loading the numbers</p>;
   const row = Math.min(look.cell.value.row, answers.length - 1);
   const position = row + 1;
   const why = look.explanationAt(position);
@@ -28,9 +28,9 @@ export function StoryView() {
         <button type="button" class="small" disabled={row === answers.length - 1} onClick={() => look.chooseAnswer(row + 1)} aria-label="The next answer">{"\u2192"}</button>
       </div>
       <p class="muted">Each line is a token that could be seen, over the {heads} heads that led to this answer. {why ? "What happened is at the right: the answer's probability once nobody may look at that token." : ""}</p>
-      {!why && (look.edits.value.length ? <p class="muted">Undo your changes to find out what each token changed.</p> : look.host.ask
-        ? <p><button type="button" class="do" onClick={() => void look.askWhy(position)}>Find out what each token changed</button></p>
-        : <p class="muted">What taking each token away would change was not computed for this file; <code>qkv look --serve</code> does it on demand.</p>)}
+      {!why && (look.edits.value.length ? <p class="muted">Undo your changes to compute what each token contributed.</p> : look.host.ask
+        ? <p><button type="button" class="do" onClick={() => void look.askWhy(position)}>Compute the effect of each token</button></p>
+        : <p class="muted">The effect of hiding each token was not computed for this file; <code>qkv look --serve</code> does it on demand.</p>)}
       <div class="table-box tall" tabIndex={0} role="region" aria-label="The story as a table">
         <table class="story-table">
           <thead>

@@ -7,6 +7,7 @@ import { largest, percent, shown } from "../numbers";
 import type { Drawing } from "../draw/pen";
 import type { Axis } from "../protocol";
 import { useLook } from "../state";
+import type { AxisProps } from "./axisProps";
 import { Picture, useTensor } from "./Picture";
 import { Sound } from "./Sound";
 import { Steps } from "./Steps";
@@ -31,10 +32,7 @@ export function AxisImage({ attention, width }: { attention: Attention; width: n
   );
 }
 
-/** One axis, what a query takes from it, and where the query itself stands on it (or -1). */
-export interface Props { axis: Axis; weights: Float32Array; query: number; chosen: number; onChoose: (at: number) => void }
-
-function Patches({ axis, weights, query, chosen, onChoose }: Props) {
+function Patches({ axis, weights, query, chosen, onChoose }: AxisProps) {
   const look = useLook();
   const { rows, columns, leading, pixels } = axis.image as NonNullable<Axis["image"]>;
   const tensor = useTensor(pixels, look.run.value.source);
@@ -69,7 +67,7 @@ function Patches({ axis, weights, query, chosen, onChoose }: Props) {
   return (
     <figure>
       <Picture drawing={drawing} class="patches" role="img" aria-label={`The picture: bright and blue where this query looks. ${Array.from({ length: leading }, (_, i) => `${axis.tokens[i]} ${percent(weights[i])}`).join(", ")}. The table holds every weight.`} onClick={(event) => onChoose(at(event))} />
-      <figcaption class="muted">Bright and blue where it looks; orange: who asks; framed in blue: the chosen key.{query >= 0 ? " Choose a patch to let it ask." : ""}
+      <figcaption class="muted">Bright and blue: where the query attends; orange: the query; framed in blue: the chosen key.{query >= 0 ? " Choose a patch to let it ask." : ""}
         {leading > 0 && <span class="leading">{Array.from({ length: leading }, (_, i) => <button type="button" class="small" key={i} onClick={() => onChoose(i)}>{shown(axis.tokens[i])} {percent(weights[i])}</button>)}</span>}
       </figcaption>
     </figure>
