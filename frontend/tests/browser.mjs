@@ -12,7 +12,7 @@ const script = await readFile(new URL("../../src/qkv/view/look.js", import.meta.
 export const axe = await readFile(new URL("../node_modules/axe-core/axe.min.js", import.meta.url), "utf8");
 const folder = await mkdtemp(join(tmpdir(), "qkv-look-"));
 /** What a machine with much else to do may take, in milliseconds. */
-export const patience = 180_000;
+export const patience = 60_000;
 const policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:";
 const safe = (value) => JSON.stringify(value).replace(/[<>&\u007f-\uffff]/g, (one) => `\\u${one.charCodeAt(0).toString(16).padStart(4, "0")}`);
 

@@ -55,7 +55,7 @@ test("100,000 tokens: from the whole down to single cells, tile by tile", async 
   await page.locator("canvas.map").waitFor();
   await says(page, ".map-controls", /each pixel shows the largest of/);
   assert.equal(server.asked.filter((one) => one.ask === "tile").length, 0, "the overview is enough from afar");
-  await page.locator("button", { hasText: "Single cells" }).click();
+  await page.locator("button", { hasText: "Zoom to the chosen cell" }).click();
   await page.waitForFunction(() => /single cells/.test(document.querySelector(".map-controls").innerText));
   await until(() => assert.ok(server.asked.some((one) => one.ask === "tile")));
   const tile = server.asked.find((one) => one.ask === "tile");

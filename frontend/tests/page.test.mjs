@@ -74,9 +74,9 @@ test("a prompt is what was read, and what follows it was answered", async () => 
   const page = await visit(browser, (await writePage("whole", made)).address);
   await counts(page, ".read", 0);
   await counts(page, ".answer", 160);
-  made.document.runs[0].begin = 195;
+  made.document.runs[0].answer_start = 195;
   const prompted = await visit(browser, (await writePage("prompted", made)).address);
-  await says(prompted, ".read h2", /It read \(195 tokens/);
+  await says(prompted, ".read h2", /Input \(195 tokens/);
   await counts(prompted, ".answer", 6);
   await prompted.locator(".answer").nth(0).click();
   await says(prompted, ".glance", /before t194/);
@@ -126,7 +126,7 @@ test("changes in a file: recomputed within the attention, said so, and printed a
   await cell.click();
   await page.locator(".edits-bar button").first().click();
   await until(async () => assert.equal(await cell.innerText(), "\u00b7"));
-  await says(page, ".edits", /This file holds no model/);
+  await says(page, ".edits", /This file contains no model/);
   await says(page, ".edits pre", /lens\.knock_out\("decoder\.1\.cross_attention", keys=\[2\], heads=\[0\]\)/);
   await page.locator(".edits-bar button", { hasText: "head were off" }).click();
   await says(page, ".cell", /This head is switched off/);
@@ -205,7 +205,7 @@ test("a model without attention says so", async () => {
   const made = translation();
   made.document.runs[0].attentions = [];
   const page = await visit(browser, (await writePage("none", made)).address);
-  await says(page, "main", /no attention to look at/);
+  await says(page, "main", /no attention to show/);
   assert.deepEqual(page.wrong, []);
   await page.close();
 });
