@@ -4,7 +4,7 @@ Our Transformer (by the Trainer's own step) and our recurrent models (GRU, two l
 transformers' Marian, fused ("sdpa") and explicit ("eager"). All of a round train on the same batches of random tokens,
 of like lengths as Multi30k's, with label smoothing and one embedding for source, target and answer (the recurrent
 models: three). All have dropout on the embeddings and on each layer's result, and nowhere else; torch.nn.Transformer
-is told its causal mask is causal, so that it takes the fused kernel. Nothing is learned from random tokens: this is
+is told its causal mask is causal, so that it takes the fused kernel. Nothing is trained on random tokens: this is
 about speed alone.
 
     python benchmarks/training.py --size small base10k

@@ -145,7 +145,7 @@ class VectorHead(nn.Module):
 
 
 class ActionsHead(nn.Module):
-    """Choose the actions of an agent, and foretell what it meets."""
+    """Choose the actions of an agent, and predict what it meets."""
 
     def __init__(self, config: spec.Actions, d_model: int, input_config: spec.Trajectory) -> None:
         super().__init__()

@@ -283,6 +283,6 @@ def test_data_report_counts_what_is_left_out_and_what_leaks(tmp_path: Path) -> N
     )
     done = invoke("data", "report", path)
     assert done.exit_code == 0, done.output
-    assert "train.tsv: 4 examples to learn from" in done.stdout
+    assert "train.tsv: 4 examples to train on" in done.stdout
     assert "2 of 6 left out" in done.stdout
     assert "leakage: 1 of 3" in done.stdout

@@ -193,7 +193,7 @@ def test_what_is_no_text_is_named(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=said):
             TextCorpus([origin])
     broken.write_text("")
-    with pytest.raises(DataError, match=r"no text to learn from \(1 documents are empty"):
+    with pytest.raises(DataError, match=r"no text to train on \(1 documents are empty"):
         TextCorpus([TextFiles(broken)])
 
 

@@ -1,4 +1,4 @@
-"""Published models that hear: a tiny random model of transformers, read by us, predicts the same and is written back.
+"""Published speech models: a tiny random model of transformers, read by us, predicts the same and is written back.
 
 What is checked of Whisper: every tensor placed; logits, what the encoder makes, the weights of each attention, with a
 cache token by token; greedy and beam-4 generations, token for token, with a forced beginning; written back. Its masks,

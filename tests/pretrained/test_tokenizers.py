@@ -272,7 +272,7 @@ def test_gpt2_has_no_pad(tmp_path: Path) -> None:
         ids = ours.encode(line)
         assert ours.decode(ids) == line
         assert all(line.startswith(ours.decode(ids[:end]).rstrip("\ufffd")) for end in range(len(ids)))
-    if REAL:  # a vocabulary that is learned from these lines has the character whole
+    if REAL:  # a vocabulary that is trained on these lines has the character whole
         assert ours.display_tokens(ours.encode(" 👩"))[0].startswith("▁<0xF0>")
 
 
@@ -425,12 +425,15 @@ def test_a_damaged_sentencepiece_model_is_named_or_read(cut: int, flips: list[tu
     try:
         assert sentencepiece.parse_model(bytes(content), "here.model").pieces
     except VocabularyError as error:
-        assert "here.model is no whole SentencePiece model" in str(error)
+        assert "here.model is not a complete SentencePiece model" in str(error)
 
 
 BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "nothing": (dict, "holds no tokenizer"),
-    "cut model": (lambda: {"spiece__model": build_unigram()[:-7]}, "spiece.model is no whole SentencePiece model"),
+    "cut model": (
+        lambda: {"spiece__model": build_unigram()[:-7]},
+        "spiece.model is not a complete SentencePiece model",
+    ),
     "long field": (lambda: {"spiece__model": b"\x0a\xff\xff\xff\xff\x0f"}, "a field of 4294967295 bytes"),
     "no model": (lambda: {"spiece__model": b"hello"}, "no whole SentencePiece model"),
     "empty model": (lambda: {"spiece__model": b""}, "it has no pieces"),

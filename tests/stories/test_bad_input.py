@@ -210,7 +210,7 @@ HARM: list[tuple[str, Callable[[Path], object], str]] = [
         lambda run: edit_text(run / "spec.json", '"d_model": 8', '"d_model": -1'),
         "spec.json: Stack: d_model=-1 was given",
     ),
-    ("tokenizer", lambda run: truncate(run / "source.tokenizer.json"), "is not a whole tokenizer.json"),
+    ("tokenizer", lambda run: truncate(run / "source.tokenizer.json"), "is not a complete tokenizer.json"),
     (
         "mismatch",
         lambda run: shutil.copy(run / "target.tokenizer.json", run / "source.tokenizer.json"),

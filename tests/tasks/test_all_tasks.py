@@ -114,7 +114,7 @@ class InterruptingReporter(NullReporter):
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with something to learn from for each task."""
+    """A folder to work in, with something to train on for each task."""
     soundfile = pytest.importorskip("soundfile")
     monkeypatch.chdir(tmp_path)
     words = ("cat", "K AE T"), ("act", "AE K T"), ("tact", "T AE K T"), ("tat", "T AE T")

@@ -1,4 +1,4 @@
-"""Learning to see: labelled images from any place, augmented, learned from, saved, opened, scored and looked into."""
+"""Learning to see: labelled images from any place, augmented, trained on, saved, opened, scored and looked into."""
 
 from __future__ import annotations
 
@@ -410,7 +410,7 @@ def test_images_to_check_on_are_not_learned_from(folder: Path, tmp_path: Path) -
     )
     tasks.train(given, folder=tmp_path / "run", reporter=Noting())
     assert any(note.startswith("10 images left out") for note in notes)
-    learned = int(next(note for note in notes if "to learn from" in note).split()[0])
+    learned = int(next(note for note in notes if "to train on" in note).split()[0])
     assert learned <= 50 and load_data(given).classes == ("above", "below")
 
 

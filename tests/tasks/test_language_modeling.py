@@ -30,7 +30,7 @@ MODEL = {"kind": "decoder", "d_model": 16, "heads": 2, "layers": 1, "d_ff": 16}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of texts, and one to check on beside it."""
+    """A folder of texts, and one to validate on beside it."""
     (tmp_path / "texts").mkdir()
     for number, text in enumerate(TEXTS):
         (tmp_path / "texts" / f"{number}.txt").write_text(text * (6 + number))
@@ -197,7 +197,7 @@ def test_the_command_tells_the_whole_story(folder: Path) -> None:
 
     path, run = folder / "recipe.yaml", folder / "run"
     path.write_text(config.dump_yaml(config.to_dict(build_recipe(folder))))
-    assert "3 documents to learn from" in ask("data", "report", path)
+    assert "3 documents to train on" in ask("data", "report", path)
     ask("train", path, "training.max_steps=2", "--folder", run)
     assert ask("run", run, "the cat").strip()
     told = ask("evaluate", run, folder / "valid.txt")

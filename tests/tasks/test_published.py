@@ -526,7 +526,7 @@ def write_file(name: str, content: str) -> Callable[[Path], None]:
         ("continue", remove_files("config.json"), "is not a complete model folder: it has neither"),
         ("continue", remove_files("model.safetensors"), "holds no weights"),
         ("continue", remove_files("tokenizer.json", "tokenizer_config.json"), "holds no tokenizer"),
-        ("continue", write_file("tokenizer.json", "{"), "is not a whole tokenizer.json"),
+        ("continue", write_file("tokenizer.json", "{"), "is not a complete tokenizer.json"),
         ("continue", write_file("config.json", "{"), "config.json cannot be read"),
         ("continue", change_config(model_type="gpt-9"), "model_type='gpt-9'; expected one of llama"),
         ("continue", change_config(n_embd=16), "do not fit the GPT-2 model that config.json describes"),

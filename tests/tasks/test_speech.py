@@ -70,7 +70,7 @@ def write_npz(path: Path, texts: list[str], repeats: int = 1, **other: Any) -> P
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Recordings to learn from, others to check on, and files of two of them."""
+    """Recordings to train on, others to validate on, and files of two of them."""
     soundfile = pytest.importorskip("soundfile")
     write_npz(tmp_path / "train.npz", TEXTS, 3)
     write_npz(tmp_path / "valid.npz", TEXTS[:6])
@@ -584,7 +584,7 @@ def test_a_published_listener_goes_on_with_recordings(folder: Path) -> None:
         tasks.train(
             build_recipe(folder, *start, "data.features.seconds=1.6"), folder=folder / "x", reporter=NullReporter()
         )
-    with pytest.raises(ConfigError, match="reads text; expected a model that hears"):
+    with pytest.raises(ConfigError, match="reads text; expected a speech model"):
         tasks.train(
             build_recipe(folder, "model={kind: pretrained, path: pronunciation}", "tokenizer={}"), folder=folder / "y"
         )

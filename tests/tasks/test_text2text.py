@@ -29,7 +29,7 @@ WORDS = {"cat": "K AE T", "act": "AE K T", "tact": "T AE K T", "tat": "T AE T", 
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Path:
-    """A file of pairs to learn, and one to check on beside it."""
+    """A file of pairs to learn, and one to validate on beside it."""
     lines = [f"{word}\t{sounds}" for word, sounds in WORDS.items()]
     (tmp_path / "train.tsv").write_text("\n".join(lines * 5) + "\n")
     (tmp_path / "valid.tsv").write_text("tac\tT AE K\ntac\tT EY K\nbat\tB AE T\n")
@@ -147,7 +147,7 @@ def base(pairs: Path) -> Path:
 
 
 def build_fine_tuning_recipe(pairs: Path, base: Path, *changes: str, **training: Any) -> tasks.Text2TextConfig:
-    """A recipe that goes on from a model."""
+    """A recipe that continues from a model."""
     tree = config.to_dict(build_recipe(pairs, **training))
     return config.from_dict(
         tasks.Text2TextConfig,

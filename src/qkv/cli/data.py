@@ -47,7 +47,7 @@ def report(recipe: str, assignments: tuple[str, ...]) -> None:
         return
     examples = tasks.load_pair_splits(tree.data, tasks.TASKS[tree.task])
     for part, pairs in zip(tree.data.train, examples.train, strict=True):
-        click.echo(f"{describe_source(part)}: {len(pairs):,} examples to learn from")
-    click.echo(f"{describe_source(tree.data.valid)}: {len(examples.valid):,} examples to check on")
+        click.echo(f"{describe_source(part)}: {len(pairs):,} examples to train on")
+    click.echo(f"{describe_source(tree.data.valid)}: {len(examples.valid):,} examples to validate on")
     for note in examples.notes:
         click.echo(note)

@@ -103,7 +103,7 @@ class LengthPenalty:
 class LengthLimit:
     """How long a result may be: up to factor * source tokens + constant, never under `least`, the end included.
 
-    For a decoder alone, what it goes on from is the source.
+    For a decoder alone, what it continues from is the source.
     """
 
     factor: float = 1.0

@@ -1,4 +1,4 @@
-"""How well a language model foretells a text, through a window that slides over it."""
+"""How well a language model predicts a text, through a window that slides over it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MAX_LOGITS, _MAX_TOKENS = 2**24, 2**14  # logits, and with few of them hidden v
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """A window of `context` tokens that moves on by `stride`: all but the first tokens of a text are foretold with at
+    """A window of `context` tokens that moves on by `stride`: all but the first tokens of a text are predicted with at
     least context - stride tokens before them. Raises DataError unless 0 < stride <= context."""
 
     context: int
@@ -46,7 +46,7 @@ def negative_log_likelihood(
 
     model: forward(target=(batch, length) int64) -> logits (batch, length, vocab), as a decoder alone. texts: token
     numbers without special ones. bos: what stands before a text; without one, its first token is not counted. eos:
-    what is to be foretold after it, if anything.
+    what is to be predicted after it, if anything.
     """
     device = next(model.parameters()).device
     rows = sorted((row for text in texts for row in _window_rows(text, window, bos, eos)), key=lambda row: len(row[0]))
@@ -68,7 +68,7 @@ def negative_log_likelihood(
 def _window_rows(
     text: Sequence[int], window: SlidingWindow, bos: int | None, eos: int | None
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """What the model is given and what it is to foretell, window by window; _IGNORE where another window asks."""
+    """What the model is given and what it is to predict, window by window; _IGNORE where another window asks."""
     whole = [*([] if bos is None else [bos]), *text, *([] if eos is None else [eos])]
     given, asked = whole[:-1], whole[1:]
     start = done = 0

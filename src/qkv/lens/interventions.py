@@ -220,11 +220,11 @@ def ablate(
     others = context.transpose(1, 2).flatten(0, 1)  # (rows * queries, heads, d_value)
     drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed)).to(others.device)
 
-    def resampled(tensor: Tensor, begin: int) -> Tensor:
+    def resample(tensor: Tensor, begin: int) -> Tensor:
         places = torch.arange(begin, begin + tensor.shape[2], device=tensor.device) % len(others)
         return _replace(tensor, others[drawn[places]].transpose(0, 1)[None], heads, place)
 
-    return _ReplaceTap(_PlaceMatcher(place), "context", resampled, NO_TAP)
+    return _ReplaceTap(_PlaceMatcher(place), "context", resample, NO_TAP)
 
 
 def patch(
@@ -251,7 +251,7 @@ def patch(
     other = other[row : row + 1]
     wanted = None if positions is None else _check_positions(positions)
 
-    def patched(tensor: Tensor, begin: int) -> Tensor:
+    def patch_site(tensor: Tensor, begin: int) -> Tensor:
         first, length = 0 if site in ("key", "value") else begin, tensor.shape[2]
         here = range(first, first + length) if wanted is None else [p for p in wanted if first <= p < first + length]
         if missing := [position for position in here if position >= other.shape[2]]:
@@ -262,7 +262,7 @@ def patch(
         taken = other.to(tensor)[:, :, list(here)]
         return _replace(tensor, taken, heads, place, [position - first for position in here])
 
-    return _ReplaceTap(_PlaceMatcher(place), site, patched, NO_TAP)
+    return _ReplaceTap(_PlaceMatcher(place), site, patch_site, NO_TAP)
 
 
 def swap_values(
@@ -275,12 +275,12 @@ def swap_values(
     """
     positions, heads = _check_positions([first, second]), _select_heads(heads, head)
 
-    def swapped(tensor: Tensor, _: int) -> Tensor:
+    def swap(tensor: Tensor, _: int) -> Tensor:
         if max(positions) >= tensor.shape[2]:
             return tensor
         return _replace(tensor, tensor[:, :, positions[::-1]], heads, place, positions)
 
-    return _ReplaceTap(_PlaceMatcher(place), "value", swapped, NO_TAP)
+    return _ReplaceTap(_PlaceMatcher(place), "value", swap, NO_TAP)
 
 
 def _replace(

@@ -58,7 +58,7 @@ def parse_model(content: bytes, name: str) -> SentencePieceModel:
     try:
         return _parse_model(content)
     except (ValueError, struct.error) as error:
-        raise VocabularyError(f"{name} is no whole SentencePiece model: {error}; copy it again") from error
+        raise VocabularyError(f"{name} is not a complete SentencePiece model: {error}; copy it again") from error
 
 
 def _parse_model(content: bytes) -> SentencePieceModel:

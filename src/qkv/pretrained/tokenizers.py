@@ -189,7 +189,7 @@ def _load_json(path: Path, settings: TokenizerSettings) -> Tokenizer:
     except VocabularyError:
         raise
     except Exception as error:  # the library raises plain Exception, whatever is wrong
-        raise VocabularyError(f"{path} is not a whole tokenizer.json ({error}); copy it again") from error
+        raise VocabularyError(f"{path} is not a complete tokenizer.json ({error}); copy it again") from error
     return finalize_tokenizer(inner, settings, None)
 
 
@@ -323,7 +323,7 @@ def _load_llama2c(path: Path, settings: TokenizerSettings) -> Tokenizer:
             else:
                 pieces.append(Piece(text, sentencepiece.round_score(score)))
     except (ValueError, struct.error) as error:
-        raise VocabularyError(f"{path} is no whole vocabulary of llama2.c: {error}; copy it again") from error
+        raise VocabularyError(f"{path} is not a complete vocabulary of llama2.c: {error}; copy it again") from error
     if [piece.text for piece in pieces[:4]] != ["<unk>", "<s>", "</s>", "<0x00>"]:
         raise VocabularyError(f"{path} is no vocabulary of llama2.c: expected <unk>, <s>, </s> and 256 bytes first")
     model = SentencePieceModel(tuple(pieces), sentencepiece.BPE, byte_fallback=True, remove_extra_whitespaces=False)

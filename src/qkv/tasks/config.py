@@ -81,9 +81,9 @@ class Text2TextData:
 
 @dataclass(frozen=True)
 class TextData:
-    """Which texts to learn from and which to check on; see `qkv.data.text.documents` for where they may come from.
+    """Which texts to train on and which to validate on; see `qkv.data.text.documents` for where they may come from.
 
-    valid: texts that are never learned from, wherever they come from; without, `held_out` of what is in `train`: that
+    valid: texts that are never trained on, wherever they come from; without, `held_out` of what is in `train`: that
     share of the documents, or the end of the only one.
     context: how many tokens the model sees at a time. batch_tokens: how many there are in a batch.
     valid_characters: how much of `valid` each validation reads, and `stride`, how far its window moves on (as far as it
@@ -101,7 +101,7 @@ class TextData:
     def __post_init__(self) -> None:
         problems = []
         if not self.train:
-            problems.append("train=[]: expected at least one origin of texts to learn from")
+            problems.append("train=[]: expected at least one source of texts to train on")
         if not 0 < self.held_out < 1:
             problems.append(f"held_out={self.held_out}: expected a share above 0 and below 1")
         if self.context < 2:

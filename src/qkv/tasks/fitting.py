@@ -94,6 +94,7 @@ def fit(
     with checkpoints.atomic_write(place / _RECIPE_FILE) as part:
         part.write_text(config.dump_yaml(config.to_dict(recipe)), encoding="utf-8")
     model = lesson.model.module
+    model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     trainer = Trainer(
         model,
         recipe.training,
@@ -103,7 +104,6 @@ def fit(
         validate=lesson.validate,
         reporter=reporter,
         compute_loss=lesson.compute_loss,
-        device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
     )
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
     precision = "bfloat16" if trainer.is_autocast_enabled else "float32"
@@ -133,7 +133,7 @@ def fit(
 
 
 def load_data(recipe: RecipeConfig) -> Any:
-    """What a recipe's task reads to learn from; its `notes` say what there is to say about it."""
+    """Read the data that a recipe trains on; its `notes` say what a user should know about it."""
     return REGISTRY[type(recipe)].load_data(recipe)
 
 

@@ -325,7 +325,8 @@ class TextGenerator(TaskModel):
                 raise DataError(
                     f"{line.strip()} is {len(samples) / self.frontend.features.sample_rate:.1f} seconds long; "
                     f"expected at most "
-                    f"{most:g} to look at, which the model hears at once: add @ and a second, {line.strip()}@0 for the "
+                    f"{most:g} to look at, which the model processes at once: add @ and a second, {line.strip()}@0 "
+                    f"for the "
                     "piece at its beginning (`qkv run` answers all of it)"
                 )
             source: Any = self.frontend.extract_features(samples)

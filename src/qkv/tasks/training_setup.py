@@ -68,7 +68,7 @@ def load_base_model(pretrained: Pretrained, *, is_speech_model: bool = False) ->
     if not isinstance(trained, TextGenerator):
         raise ConfigError([f"model.path={pretrained.path}: answers no text; expected a model that does"])
     if (trained.frontend is not None) != is_speech_model:
-        kinds = ("hears", "reads text") if trained.frontend is not None else ("reads text", "hears")
+        kinds = ("reads audio", "reads text") if trained.frontend is not None else ("reads text", "reads audio")
         raise ConfigError([f"model.path={pretrained.path}: {kinds[0]}; expected a model that {kinds[1]}"])
     if trained.generation is None:
         return trained

@@ -307,7 +307,7 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises plain Exception, whatever is wrong
             raise VocabularyError(
-                f"{path} is not a whole tokenizer.json ({error}); copy it again or train it anew"
+                f"{path} is not a complete tokenizer.json ({error}); copy it again or train it anew"
             ) from error
         return cls(inner, str(path), special_tokens=special_tokens)
 

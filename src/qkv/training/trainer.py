@@ -82,12 +82,11 @@ class Trainer:
         *,
         validate: Callable[[Any], ValidationResult] | None = None,
         reporter: Reporter | None = None,
-        device: torch.device | str = "cpu",
         compute_loss: LossFunction | None = None,
     ) -> None:
         self.compute_loss = compute_loss
-        self.device = torch.device(device)
-        self.model = model.to(self.device)
+        self.device = next(model.parameters()).device  # the model lies where it is to be trained
+        self.model = model
         self.config = config
         self.sampler = sampler
         self.examples_per_epoch = int(sampler.state()["examples"])
@@ -124,7 +123,7 @@ class Trainer:
     def train(self, resume: bool = False) -> TrainResult:
         """Train to the end and leave the final weights in the model, in evaluation mode.
 
-        With `resume` a run that was stopped or killed goes on from its checkpoint, or begins if it had none. Raises
+        With `resume` a run that was stopped or killed continues from its checkpoint, or begins if it had none. Raises
         NonFiniteError on NaN or infinity, StorageError on a full disk, CheckpointError on a damaged checkpoint and
         TrainingError if the folder holds a run that was not to be resumed.
         """

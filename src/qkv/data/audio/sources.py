@@ -1,4 +1,4 @@
-"""What a model that hears may learn from, named in a recipe; needs no torch until the sounds are read."""
+"""What a speech model may learn from, named in a recipe; needs no torch until the sounds are read."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ DYNAMIC_RANGE_DB = 80
 
 @dataclass(frozen=True)
 class SpectrogramAugmentation:
-    """What is done to frames each time they are learned from.
+    """What is done to frames each time they are trained on.
 
     stretch: they are made up to exp(stretch) times longer or shorter (Ko et al. 2015); warp: their pitches up to
     exp(warp) times higher or lower, as those of another throat (Jaitly and Hinton 2013). Then stripes are hidden, as in

@@ -20,7 +20,7 @@ VARIANTS = {
     "valid": ("m4", "f3"),
     "test": ("m8", "linda"),
 }
-"""Which throats speak in which split: those who are learned from say nothing that is checked."""
+"""Which throats speak in which split: those who are trained on say nothing that is checked."""
 
 _BELOW_TWENTY = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "

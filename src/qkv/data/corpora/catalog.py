@@ -222,7 +222,7 @@ CORPORA = (
     ),
     CorpusInfo(
         name="tinyshakespeare",
-        description="Scenes of Shakespeare's plays, 1.1 million characters; one text, the last tenth to check on",
+        description="Scenes of Shakespeare's plays, 1.1 million characters; one text, the last tenth to validate on",
         license="public domain (the collection: MIT)",
         citation="Karpathy 2015, char-rnn: The Unreasonable Effectiveness of Recurrent Neural Networks",
         homepage="https://github.com/karpathy/char-rnn",

@@ -10,7 +10,7 @@ _TRAIN_FRACTION = 0.9
 
 
 def read_text(info: CorpusInfo, selection: CorpusSelection) -> list[Pair]:
-    """Read the only text: its first nine tenths by characters to learn from, the rest to check on."""
+    """Read the only text: its first nine tenths by characters to train on, the rest to validate on."""
     (file,) = info.files
     text = read_content(file, info.name).decode("utf-8")
     cut = int(len(text) * _TRAIN_FRACTION)

@@ -60,7 +60,7 @@ _Extractor: TypeAlias = Callable[[_Node], Iterator[Pair]]
 def read_docstrings(info: CorpusInfo, selection: CorpusSelection) -> list[Pair]:
     """Read what docstrings describe at length, and their summary lines (PEP 257); no package is in two splits.
 
-    Pairs to learn from with a side that is held out are left out. The source is read as text and nothing is imported.
+    Pairs to train on with a side that is held out are left out. The source is read as text and nothing is imported.
     """
     return _read_split_without_leakage(info.name, selection.split, _extract_prose)
 

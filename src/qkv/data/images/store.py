@@ -29,7 +29,7 @@ ImageSource: TypeAlias = Corpus | ImageFolder | Npz | Idx | Parquet
 """Where labelled images come from: a split of a named corpus, a folder for each class, or one or two files."""
 
 _MAX_BROKEN_FRACTION = 0.01
-"""The share of images that may be broken before nothing is learned from the rest."""
+"""The share of images that may be broken before nothing is trained on the rest."""
 
 
 def load_dataset(source: ImageSource) -> ImageDataset:
@@ -139,7 +139,7 @@ def _format_size(shape: tuple[int, ...]) -> str:
 class ImageBatches:
     """Batches of augmented images, which are numbered through all epochs: n is image n % count of epoch n // count.
 
-    numbers: which of the pictures are learned from. mixup: the alpha of `mixed`, None for none.
+    numbers: which of the pictures are trained on. mixup: the alpha of `mixed`, None for none.
     """
 
     def __init__(

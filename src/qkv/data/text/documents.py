@@ -22,7 +22,7 @@ from qkv.data.text.pairs import read_lines
 from qkv.errors import DataError
 
 _MAX_BROKEN_FRACTION = 0.01
-"""The share of documents that may be unreadable before nothing is learned from the rest."""
+"""The share of documents that may be unreadable before nothing is trained on the rest."""
 
 
 class Document(NamedTuple):
@@ -176,7 +176,7 @@ class TextCorpus:
             )
         if not self.digests:
             raise DataError(
-                f"{', '.join(map(describe_source, self.sources))}: no text to learn from ({self.empty_count:,} "
+                f"{', '.join(map(describe_source, self.sources))}: no text to train on ({self.empty_count:,} "
                 f"documents are empty, "
                 f"{self.excluded_count:,} are held out); give at least one document with text"
             )

@@ -213,7 +213,7 @@ def collect_episodes(source: Rollouts) -> Trajectories:
     "mixed": an episode's policy is linear, its parameters drawn from the normal distribution: it takes the action with
     the highest product, or bounded numbers; and a share of its actions, drawn evenly between none and half, is random.
     Most of such policies are bad and a few are very good. Where states are numbered and actions are choices, hardly any
-    would be good; there the parameters are what was learned from the episodes before, so that the first are bad.
+    would be good; there the parameters are what was trained on the episodes before, so that the first are bad.
     """
     environment, random = make_environment(source.environment), np.random.default_rng(source.seed)
     sizes = environment.space

@@ -37,7 +37,7 @@ class Rollouts:
     """Episodes played on the spot: in an environment of gymnasium (extra `act`), or in `key-to-door`.
 
     behaviour: "mixed", each episode is played by a policy of its own, good or bad: one drawn at random, or, where
-    states are numbered, what was learned from the episodes before (see `qkv.data.trajectories.environments.behave`);
+    states are numbered, what was trained on the episodes before (see `qkv.data.trajectories.environments.behave`);
     "random", every action is drawn evenly.
     """
 

@@ -21,7 +21,7 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TrajectoryNormalizer:
-    """How what happens becomes numbers that a model learns from with ease, learned from trajectories.
+    """How what happens becomes numbers that a model learns from with ease, trained on trajectories.
 
     shown: which numbers of a state the model is given; all of them if None. mean, deviation: of these numbers, where
     they are measured and no marks of 0 and 1. scale: what returns are divided by. best: the highest return seen.
@@ -41,7 +41,7 @@ class TrajectoryNormalizer:
 
     @property
     def is_binary(self) -> bool:
-        """Whether every number of a state was 0 or 1 in all that was learned from, as those of a choice are."""
+        """Whether every number of a state was 0 or 1 in all that was trained on, as those of a choice are."""
         return not any(self.mean) and all(one == 1 for one in self.std)
 
     @property

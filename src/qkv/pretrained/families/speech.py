@@ -1,4 +1,4 @@
-"""Models that hear: Whisper writes what it hears down, wav2vec 2.0 labels it."""
+"""Speech models: Whisper writes what it hears down, wav2vec 2.0 labels it."""
 
 from __future__ import annotations
 

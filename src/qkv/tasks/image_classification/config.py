@@ -18,14 +18,14 @@ ImageSource: TypeAlias = Corpus | ImageFolder | Npz | Idx | Parquet
 
 @dataclass(frozen=True)
 class ImageData:
-    """Which images to learn from and which to check on.
+    """Which images to train on and which to validate on.
 
-    valid: images that are never learned from; without, `held_out` of those in `train`. test: images that the run must
+    valid: images that are never trained on; without, `held_out` of those in `train`. test: images that the run must
     not learn from; those of `train` that are among them are left out.
     size: the height and width that all images are brought to; without, they have one already. grayscale: whether they
     are read without colour.
     batch: how many images make a batch. valid_images: how many each validation looks at.
-    augment: what is done to images, one after the other, each time they are learned from. mixup: the alpha of the Beta
+    augment: what is done to images, one after the other, each time they are trained on. mixup: the alpha of the Beta
     distribution that two images are blended by (Zhang et al. 2018), null for none.
     """
 
@@ -43,7 +43,7 @@ class ImageData:
     def __post_init__(self) -> None:
         problems = []
         if not self.train:
-            problems.append("train=[]: expected at least one origin of images to learn from")
+            problems.append("train=[]: expected at least one source of images to train on")
         if not 0 < self.held_out < 1:
             problems.append(f"held_out={self.held_out}: expected a share above 0 and below 1")
         for name in ("batch_size", "valid_images"):

@@ -32,7 +32,8 @@ _METRICS = {"loss": "min", "accuracy": "max"}
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """Albums to learn from, to check on and not to learn from, the names of their classes; what there is to know."""
+    """Albums to train on, to validate on and not to train on, the names of their classes; `notes` says what a user
+    should know about them."""
 
     train: list[ImageDataset]
     valid: ImageDataset | None
@@ -89,9 +90,9 @@ def build_training_setup(
     else:
         preparation, model = begun.processor, begun.with_classes(splits.classes)
         new = "" if begun.classes == splits.classes else f"; new scores for {len(splits.classes)} classes"
-        notes.append(f"begins with the parameters of {begun.folder}{new}")
+        notes.append(f"starts from the parameters of {begun.folder}{new}")
     batches = ImageBatches(train, learned, preparation, len(splits.classes), data.augmentation, data.mixup)
-    notes.append(f"{len(learned):,} images of {width} x {height} pixels to learn from, {len(checked):,} to check on")
+    notes.append(f"{len(learned):,} images of {width} x {height} pixels to train on, {len(checked):,} to validate on")
     judge = Validator(valid, checked[:: max(1, len(checked) // data.valid_images)], preparation, splits.classes)
     judge.check_config(recipe)
     runner = EncoderModel(model, preparation, TASKS["classification"], splits.classes)
@@ -131,7 +132,7 @@ def _load_pretrained(pretrained: Pretrained, data: ImageData) -> _PretrainedClas
     """Open the model to go on from. Raises ConfigError if it sees nothing, or images are to have another form."""
     opened = load(pretrained.path)
     if not isinstance(opened, EncoderModel) or not isinstance(opened.processor, ImageProcessor):
-        raise ConfigError([f"model.path={pretrained.path}: reads no images; expected a model that sees"])
+        raise ConfigError([f"model.path={pretrained.path}: reads no images; expected an image model"])
     if data.size is not None or data.grayscale:
         raise ConfigError(
             [
@@ -163,14 +164,16 @@ def _select_held_out(store: ImageStore, fraction: float) -> list[int]:
 def _select_training_images(
     train: ImageStore, held_out_stores: list[ImageStore], held_out: set[int]
 ) -> tuple[list[int], list[str]]:
-    """Which images are learned from: none that is held out or among those `apart`; and what to say of the others."""
+    """Which images are trained on: none that is held out or among those `apart`; and what to say of the others."""
     hidden = {digest for pictures in held_out_stores for digest in pictures.digests}
     known = [number for number, digest in enumerate(train.digests) if digest in hidden]
     learned = [number for number in range(len(train)) if number not in held_out and train.digests[number] not in hidden]
     if not learned:
-        raise DataError("nothing is left to learn from: all images are among those to check on; check data.train")
+        raise DataError(
+            "nothing is left to train on: all images are also in the validation or test data; check data.train"
+        )
     note = (
-        f"{len(known):,} images left out, such as {train.names[known[0]]}: they are to check on as well"
+        f"{len(known):,} images left out, such as {train.names[known[0]]}: they are also in the validation data"
         if known
         else ""
     )
@@ -185,7 +188,7 @@ def _compute_channel_statistics(store: ImageStore, indices: list[int]) -> tuple[
 
 
 class Validator:
-    """Validates: the loss and the accuracy on images that are not learned from, as they are."""
+    """Validates: the loss and the accuracy on images that are not trained on, as they are."""
 
     def __init__(
         self, store: ImageStore, indices: list[int], processor: ImageProcessor, classes: tuple[str, ...]

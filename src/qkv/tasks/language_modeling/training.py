@@ -31,13 +31,14 @@ from qkv.text import Tokenizer
 from qkv.training import ValidationResult
 
 _N_SAMPLES = 2
-_PROMPT_CHARACTERS = 100  # characters of a held-out text that a sample goes on from
+_PROMPT_CHARACTERS = 100  # characters of a held-out text that a sample continues from
 _METRICS = ("loss", "perplexity", "bits_per_byte")
 
 
 @dataclass(frozen=True)
 class TextSplits:
-    """Texts to learn from, read anew each time, and the beginning of those to check on; what there is to know."""
+    """Texts to train on, read anew each time, and the beginning of those to validate on; `notes` says what a user
+    should know about them."""
 
     train: TextCorpus
     valid: list[str]
@@ -45,9 +46,9 @@ class TextSplits:
 
 
 def load_data(recipe: LanguageModelingConfig) -> TextSplits:
-    """Read a recipe's texts and hold out what is to be checked on; what is learned from is not kept.
+    """Read a recipe's texts and hold out what is to be checked on; what is trained on is not kept.
 
-    Raises DataError or CorpusError for what cannot be read, and if nothing is left to learn from.
+    Raises DataError or CorpusError for what cannot be read, and if nothing is left to train on.
     """
     data = recipe.data
     if data.valid is None:
@@ -64,7 +65,7 @@ def load_data(recipe: LanguageModelingConfig) -> TextSplits:
                 f"{train.excluded_count:,} documents left out: they are in {describe_source(data.valid)} as well"
             )
     notes.append(
-        f"{len(train):,} documents to learn from, {sum(map(len, valid)):,} characters of {len(valid):,} to check on"
+        f"{len(train):,} documents to train on, {sum(map(len, valid)):,} characters of {len(valid):,} to validate on"
     )
     return TextSplits(train, valid, tuple(notes))
 
@@ -93,7 +94,7 @@ def build_training_setup(
     sampler = WindowSampler(windows, data.batch_tokens // windows.context, seed)
     judge = Validator(runner, splits.valid, SlidingWindow(data.context, data.stride or data.context))
     judge.check_config(recipe)
-    return TrainingSetup(runner, sampler, windows.collate, judge, [f"{store.token_count:,} tokens to learn from"])
+    return TrainingSetup(runner, sampler, windows.collate, judge, [f"{store.token_count:,} tokens to train on"])
 
 
 class Validator:

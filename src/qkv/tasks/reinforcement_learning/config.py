@@ -17,14 +17,14 @@ from qkv.training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class TrajectoryData:
-    """Which episodes to learn from, and where the model is to act.
+    """Which episodes to train on, and where the model is to act.
 
     environment: where it acts; that of the first episodes that are played on the spot, unless given. Without any, it is
     judged by held-out episodes alone. context: how many steps it sees at a time. batch_steps: how many steps there are
     in a batch. temperature: the lower, the more often it learns from episodes of a high return (see
     `qkv.data.trajectories.windows.StepWindows`); from all alike, unless given. late: the share of what is learned
     from at a time that begins later than it could, at a random step. held_out: the share of episodes that is never
-    learned from. shown: which numbers of a state it is given (all). asked: the returns that are asked for; the
+    trained on. shown: which numbers of a state it is given (all). asked: the returns that are asked for; the
     highest of the data, unless given. valid_episodes: how many it plays for each of these at a validation.
     """
 
@@ -42,7 +42,7 @@ class TrajectoryData:
     def __post_init__(self) -> None:
         problems = []
         if not self.train:
-            problems.append("train=[]: expected at least one origin of episodes to learn from")
+            problems.append("train=[]: expected at least one source of episodes to train on")
         if not 0 < self.held_out < 1:
             problems.append(f"held_out={self.held_out}: expected a share above 0 and below 1")
         if self.context < 1:

@@ -271,7 +271,7 @@ class RolloutReport:
 def evaluate_agent(
     agent: DecisionTransformerAgent, target_returns: Sequence[float] = (), episodes: int = 100, seed: int = 10_000
 ) -> RolloutReport:
-    """Play episodes for each return that is asked for, the highest that the agent learned from unless told.
+    """Play episodes for each return that is asked for, the highest that the agent trained on unless told.
 
     They begin as the seeds from `seed` on say, the same for each return; validating uses those from 0 on.
     """
@@ -295,7 +295,7 @@ def parse_evaluation_options(returns: Sequence[object], options: Sequence[str]) 
         name, _, value = option.partition("=")
         if name not in ("episodes", "seed") or not value.isdigit():
             raise DataError(
-                f"--option {option} was given; expected episodes=NUMBER or seed=NUMBER for a model that acts"
+                f"--option {option} was given; expected episodes=NUMBER or seed=NUMBER for a Decision Transformer"
             )
         told[name] = int(value)
     return [parse_target_return(str(one)) for one in returns], told

@@ -38,7 +38,7 @@ _BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class TrajectorySplits:
-    """Episodes to learn from and to check on; what there is to know about them."""
+    """Episodes to train on and to validate on; `notes` says what a user should know about them."""
 
     train: Trajectories
     valid: Trajectories
@@ -60,7 +60,7 @@ def load_data(recipe: DecisionTransformerConfig) -> TrajectorySplits:
         notes += said
     every = concatenate(parts)
     if len(every) < 2:
-        raise DataError("there is one episode alone; expected at least 2, one of them to check on")
+        raise DataError("there is one episode alone; expected at least 2, one of them to validate on")
     order = np.argsort(np.random.PCG64([recipe.training.seed, 7]).random_raw(len(every)), kind="stable")
     held = min(max(1, round(data.held_out * len(every))), len(every) - 1)
     train, valid = every.select(np.sort(order[held:])), every.select(np.sort(order[:held]))
@@ -80,7 +80,7 @@ def _describe(train: Trajectories, n_held_out: int) -> str:
     low, middle, high = np.percentile(returns, (10, 50, 90))
     top = float((returns >= returns.max()).mean())
     return (
-        f"{len(train):,} episodes of {len(train.rewards):,} steps to learn from, {n_held_out:,} to check on; "
+        f"{len(train):,} episodes of {len(train.rewards):,} steps to train on, {n_held_out:,} to validate on; "
         f"returns: mean "
         f"{returns.mean():.4g}, tenth {low:g}, median {middle:g}, nine tenths {high:g}, highest {returns.max():g} "
         f"({top:.1%} of them)"

@@ -1,4 +1,4 @@
-"""The task hear with a model that only names what it hears: an encoder alone, a class for the whole sound."""
+"""Audio classification: an encoder alone predicts one class for a whole recording."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def build_training_setup(
     assert isinstance(given, AudioClassifier)
     names = LabelEncoder(tuple(sorted({one.text.strip() for one in train} - {""})))
     if len(names.labels) < 2:
-        raise DataError(f"the recordings to learn from name {len(names.labels)} classes; expected at least 2")
+        raise DataError(f"the recordings to train on name {len(names.labels)} classes; expected at least 2")
     features = build_log_mel(data.features)
     prepare = SpeechPreprocessor(features, names, data.cleaning, data.max_seconds, False, str.strip)
     store, _, told = prepare(train, cache_folder)
@@ -74,7 +74,7 @@ def build_training_setup(
     judge = Validator(checked, names, recipe)
     predictor = EncoderModel(model, features, TASKS["classification"], names.labels)
     sampler = BatchSampler(store.lengths, data.batch_frames, recipe.training.seed)
-    return TrainingSetup(predictor, sampler, batch, judge, [f"to learn from: {told}", f"to check on: {said}"])
+    return TrainingSetup(predictor, sampler, batch, judge, [f"to train on: {told}", f"to validate on: {said}"])
 
 
 def _class_ids(examples: Sequence[tuple[torch.Tensor, Any]]) -> torch.Tensor:

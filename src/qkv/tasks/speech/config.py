@@ -16,7 +16,7 @@ from qkv.errors import ConfigError
 
 @dataclass(frozen=True)
 class AudioData:
-    """Which recordings to learn from and which to check on.
+    """Which recordings to train on and which to validate on.
 
     test: recordings that the run must not learn from; equal sounds are looked for in `train`, and reported.
     cleaning: its max_length counts the tokens of a text; longest: seconds of a recording. More than `allow_dropped` may
@@ -39,7 +39,7 @@ class AudioData:
     def __post_init__(self) -> None:
         problems = []
         if not self.train:
-            problems.append("train=[]: expected at least one origin of recordings to learn from")
+            problems.append("train=[]: expected at least one source of recordings to train on")
         how, scaling = self.augmentation, self.features.normalization
         if how is not None and (how.min_snr_db is not None or how.gain_db) and scaling != "peak":
             given = f"min_snr_db={how.min_snr_db}, gain_db={how.gain_db}"

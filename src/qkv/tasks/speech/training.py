@@ -40,7 +40,7 @@ _METRICS = {"loss": "min", "wer": "min", "exact_match": "max"}
 
 @dataclass(frozen=True)
 class SpeechSplits:
-    """Recordings to learn from and to check on, unread; what there is to know about them."""
+    """Recordings to train on and to validate on, unread; `notes` says what a user should know about them."""
 
     train: list[Recording]
     valid: list[Recording]
@@ -83,18 +83,18 @@ def _list_recordings(source: AudioSource) -> list[Recording]:
 
 
 def _describe_overlap(train: Sequence[Recording], held_out: dict[str, list[Recording]]) -> list[str]:
-    """What the recordings to learn from and those held out have in common: sounds, and speakers."""
+    """What the recordings to train on and those held out have in common: sounds, and speakers."""
     stamps, speakers = {one.name for one in train}, {one.speaker for one in train} - {""}
     notes = []
     for name, recordings in held_out.items():
         if both := [one for one in recordings if one.name in stamps and not one.name.startswith("joined ")]:
             notes.append(
-                f"leakage: {len(both):,} of {len(recordings):,} recordings of {name} are also learned from, such as "
+                f"leakage: {len(both):,} of {len(recordings):,} recordings of {name} are also trained on, such as "
                 f"{both[0].name}; take them out of one of the two"
             )
         own = {one.speaker for one in recordings} - {""}
         if own and speakers:
-            notes.append(f"{name}: {len(own & speakers)} of its {len(own)} speakers are also learned from")
+            notes.append(f"{name}: {len(own & speakers)} of its {len(own)} speakers are also trained on")
     return notes
 
 
@@ -124,7 +124,7 @@ def build_training_setup(
     judge = Validator(runner, checked, [splits.valid[number] for number in kept], recipe)
     judge.check_config(recipe)
     sampler = BatchSampler(store.lengths, data.batch_frames, recipe.training.seed)
-    return TrainingSetup(runner, sampler, batch, judge, [f"to learn from: {told}", f"to check on: {said}"], losses)
+    return TrainingSetup(runner, sampler, batch, judge, [f"to train on: {told}", f"to validate on: {said}"], losses)
 
 
 def _collate(
@@ -273,13 +273,16 @@ def _resolve_features(recipe: SpeechConfig, known: LogMel) -> LogMel:
     if features != replace(known, seconds=features.seconds if shorter else known.seconds):
         assert isinstance(recipe.model, Pretrained)
         raise ConfigError(
-            [f"data.features: the model in {recipe.model.path} hears by {known}; give those, or data.features={{}}"]
+            [
+                f"data.features: the model in {recipe.model.path} reads audio as {known}; give those, or "
+                f"data.features={{}}"
+            ]
         )
     return features
 
 
 def _check_vocabulary(splits: SpeechSplits, tokenizer: Tokenizer) -> None:
-    """Raise VocabularyError for texts to learn from that a model has no tokens for."""
+    """Raise VocabularyError for texts to train on that a model has no tokens for."""
     for one in splits.train:
         if strange := find_unknown_symbols(tokenizer, normalize_transcript(one.text)):
             raise VocabularyError(

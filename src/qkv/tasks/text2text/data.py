@@ -60,7 +60,7 @@ class PreparedPairs:
 
 @dataclass(frozen=True)
 class PairSplits:
-    """Pairs to learn from, origin by origin, and pairs to check on; notes say what there is to know about them."""
+    """Pairs to train on, origin by origin, and pairs to validate on; notes say what there is to know about them."""
 
     train: Sequence[PairCollection]
     valid: list[Pair]
@@ -68,7 +68,7 @@ class PairSplits:
 
 
 def load_pair_splits(data: Text2TextData, task: Task) -> PairSplits:
-    """Read all of a recipe's data, the sources prepared as the task does; what is learned from is not kept.
+    """Read all of a recipe's data, the sources prepared as the task does; what is trained on is not kept.
 
     Raises DataError or CorpusError for what cannot be read, and for an origin from which nothing is left.
     """
@@ -88,7 +88,7 @@ def load_pair_splits(data: Text2TextData, task: Task) -> PairSplits:
     for pairs in train:
         name = describe_source(pairs.source)
         if not pairs.kept_count:
-            raise DataError(f"{name}: nothing is left to learn from; check data.train and data.exclude")
+            raise DataError(f"{name}: nothing is left to train on; check data.train and data.exclude")
         if data.exclude and pairs.kept_count < pairs.total_count:
             notes.append(
                 f"{name}: {pairs.total_count - pairs.kept_count:,} of {pairs.total_count:,} left out (data.exclude)"
@@ -97,7 +97,7 @@ def load_pair_splits(data: Text2TextData, task: Task) -> PairSplits:
         if finding.count:
             notes.append(
                 f"leakage: {finding.count:,} of {len(held_out[name]):,} examples of {name} have a source that is also "
-                f"learned from, such as {finding.examples[0]}; add that set to data.exclude to leave it out"
+                f"trained on, such as {finding.examples[0]}; add that set to data.exclude to leave it out"
             )
     return PairSplits(train, valid, tuple(notes))
 
