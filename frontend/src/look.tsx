@@ -8,7 +8,7 @@ import { widgetHost, type WidgetModel } from "./hosts/widget";
 import { Look, Provide, type Tab } from "./state";
 import { App } from "./views/App";
 
-/** Show a document in an element; returns what takes it away again. */
+/** Show a document in an element; returns the function that removes it. */
 export function mount(element: Element | ShadowRoot, host: Host): () => void {
   const look = new Look(host);
   const preference = matchMedia("(prefers-color-scheme: dark)");
@@ -17,12 +17,12 @@ export function mount(element: Element | ShadowRoot, host: Host): () => void {
   preference.addEventListener("change", follow);
   const stop: (() => void)[] = [() => preference.removeEventListener("change", follow), usePrintColors(look)];
   start(look);
-  if (host.address) stop.push(follows(look));
+  if (host.address) stop.push(syncAddress(look));
   draw(<Provide value={look}><App /></Provide>, element as Element);
   return () => { for (const one of stop) one(); draw(null, element as Element); };
 }
 
-/** Paper is light, whatever the screen is. */
+/** Print in light colours, whatever the screen shows. */
 function usePrintColors(look: Look): () => void {
   let dark = false;
   const before = () => { dark = look.dark.value; look.dark.value = false; };
@@ -34,14 +34,14 @@ function usePrintColors(look: Look): () => void {
 
 function start(look: Look): void {
   const run = look.base.value;
-  const wished = look.host.address ? location.hash : "";
+  const requested = look.host.address ? location.hash : "";
   const choose = () => {
-    if (wished && fromAddress(look, wished)) return;
+    if (requested && applyAddress(look, requested)) return;
     const { at, head } = run.findSharpestHead();
-    // Of a long text the last token is asked about, of a short one the second.
+    // Begin with the last token of a long text, and with the second of a short one.
     const attention = run.attentions[at];
     const queries = attention?.queries ?? 0;
-    // An agent chose its last action when it saw its last state, the position before that action.
+    // An agent chose its last action at its last state, the position before that action.
     const acting = attention && run.axis(attention.data.queries)?.trajectory;
     look.choose({ at, head, row: acting ? queries - 2 : queries > 64 ? queries - 1 : 1 });
   };
@@ -52,7 +52,7 @@ function start(look: Look): void {
 }
 
 /** Keep what is chosen in the page's address, and go where the address says. */
-function follows(look: Look): () => void {
+function syncAddress(look: Look): () => void {
   let timer: ReturnType<typeof setTimeout>;
   const stop = effect(() => {
     const attention = look.attention.value;
@@ -61,12 +61,12 @@ function follows(look: Look): () => void {
     clearTimeout(timer);
     timer = setTimeout(() => { if (address) history.replaceState(null, "", address); }, 150);
   });
-  const heard = () => { fromAddress(look, location.hash); };
-  addEventListener("hashchange", heard);
-  return () => { stop(); clearTimeout(timer); removeEventListener("hashchange", heard); };
+  const onHashChange = () => { applyAddress(look, location.hash); };
+  addEventListener("hashchange", onHashChange);
+  return () => { stop(); clearTimeout(timer); removeEventListener("hashchange", onHashChange); };
 }
 
-function fromAddress(look: Look, address: string): boolean {
+function applyAddress(look: Look, address: string): boolean {
   const [place, head, row, column, tab] = decodeURIComponent(address.slice(1)).split("/");
   const at = look.run.value.places.indexOf(place);
   if (at < 0) return false;
@@ -79,7 +79,7 @@ function fromAddress(look: Look, address: string): boolean {
 function render({ model, el }: { model: WidgetModel; el: HTMLElement }): () => void {
   const { host, close } = widgetHost(model);
   const root = document.createElement("div");
-  // Keys that are pressed on the page are no commands of the notebook: in JupyterLab, d twice deletes a cell.
+  // Keys pressed on the page must not be commands of the notebook: in JupyterLab, d twice deletes a cell.
   root.dataset.lmSuppressShortcuts = "true";
   root.addEventListener("keydown", (event) => event.stopPropagation());
   el.append(root);

@@ -21,14 +21,14 @@ export const largest = (values: ArrayLike<number>): number => {
   for (let i = 0; i < values.length; i += 1) { const size = Math.abs(values[i]); if (size > found) found = size; }
   return found;
 };
-/** A token as it is shown: the signs with which tokenizers begin a word become a dot, and spaces can be seen. */
-export const shown = (token: string): string => marked(token.replace(/\u2581/g, "\u00b7").replace(/^\u0120/, "\u00b7"));
-const marked = (token: string): string => (token === "" ? "\u2205" : token.trim() === "" ? token.replace(/ /g, "\u2423").replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5") : token);
+/** A token for display: the sign with which a tokenizer begins a word becomes a dot, and white space becomes visible. */
+export const displayToken = (token: string): string => markSpaces(token.replace(/\u2581/g, "\u00b7").replace(/^\u0120/, "\u00b7"));
+const markSpaces = (token: string): string => (token === "" ? "\u2205" : token.trim() === "" ? token.replace(/ /g, "\u2423").replace(/\n/g, "\u21b5").replace(/\t/g, "\u21e5") : token);
 const kept = new WeakMap<string[], string[]>();
-/** All tokens of an axis as they are shown; worked out once. */
+/** All tokens of an axis for display; computed once. */
 export function displayTokens(tokens: string[]): string[] {
   let found = kept.get(tokens);
-  if (!found) kept.set(tokens, found = tokens.map(shown));
+  if (!found) kept.set(tokens, found = tokens.map(displayToken));
   return found;
 }
 /** Whether a text runs from right to left. */

@@ -1,4 +1,4 @@
-// What every host gives the page: one document, blocks of numbers, and, where a model is at hand, answers.
+// What every host gives the page: one document, blocks of numbers and, where there is a model, replies to requests.
 
 export interface Block {
   offset: number;
@@ -9,7 +9,7 @@ export interface Block {
 
 /**
  * samples: how many the sound has. words: each word of the answer, with the seconds at which it begins and ends.
- * first: the number of the first step, from 0. numbers: what each kind of position holds, (steps, numbers).
+ * first_step: the number of the first step, from 0. values: the numbers of each kind of position, (steps, numbers).
  */
 export interface Axis {
   kind: "text" | "image" | "audio" | "trajectory";
@@ -54,7 +54,7 @@ export interface AttentionData {
   statistics?: Record<string, (number | null)[]>;
 }
 
-/** A query at position past + its number sees keys up to there (causal), and only those nearer than window. */
+/** A query at position past + its number attends to keys up to there (causal), and only to those nearer than window. */
 export interface Rule { causal: boolean; window: number | null; past: number }
 
 export type Pair = [string, number];
@@ -68,7 +68,7 @@ export interface Effect {
   by_content: number;
   heads: [string, number, number][];
 }
-export interface Why { position: number; token: string; p: number; effects: Effect[] }
+export interface Explanation { position: number; token: string; p: number; effects: Effect[] }
 
 export interface Hypothesis {
   text: string;
@@ -93,17 +93,17 @@ export type Edit =
 
 export interface Run {
   name: string;
-  /** What it is opened by, of which its name is the end. */
+  /** The path of the model, of which its name is the last part. */
   path?: string;
   summary?: string[];
   axes: { source?: Axis; target?: Axis };
   answers: Answer[];
-  /** The position in the target of the first token that the model said itself, after a prompt. */
+  /** The position in the target of the first token of the answer itself, after a prompt. */
   answer_start?: number;
   attentions: AttentionData[];
   hypotheses?: Hypothesis[];
   alignment?: Alignment | null;
-  explanations?: Why[];
+  explanations?: Explanation[];
   edits?: Edit[];
   code?: string;
   long?: boolean;
@@ -120,7 +120,7 @@ export interface Document {
 
 export type Request = { run?: number } & (
   | { ask: "look"; edits: Edit[]; text?: string; answer?: string }
-  | { ask: "why"; position: number }
+  | { ask: "explain"; position: number }
   | { ask: "row"; place: string; head: number; query: number }
   | { ask: "statistics"; place: string; head: number }
   | { ask: "tile"; place: string; head: number; rows: [number, number]; columns: [number, number]; size: number });
@@ -128,7 +128,7 @@ export type Request = { run?: number } & (
 export interface Reply {
   error?: string;
   run?: Run;
-  why?: Why;
+  explanation?: Explanation;
   /** The largest weight of each pooled[0] x pooled[1] cells. */
   tile?: Block;
   pooled?: [number, number];
@@ -140,7 +140,7 @@ export interface Reply {
 
 export type Bytes = ArrayBuffer | ArrayBufferView;
 
-/** Bytes of a block; at once or later. */
+/** The bytes of a block, immediately or later. */
 export type Source = (block: Block, size: number) => Bytes | Promise<Bytes>;
 
 export interface Host {
@@ -148,6 +148,6 @@ export interface Host {
   block: Source;
   /** Answers a request; the blocks its reply names are read from `block`. */
   ask?: (request: Request) => Promise<{ reply: Reply; block: Source }>;
-  /** Whether what is chosen is kept in the page's address. */
+  /** Whether the page's address holds what is chosen. */
   address?: boolean;
 }

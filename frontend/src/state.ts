@@ -1,8 +1,8 @@
-// What is chosen on one page, and everything that follows from it.
+// The state of one page: what is chosen, and everything that follows from it.
 import { batch, computed, signal } from "@preact/signals";
 import { createContext } from "preact";
 import { useContext } from "preact/hooks";
-import type { Edit, Host, Reply, Request, Source, Why } from "./protocol";
+import type { Edit, Host, Reply, Request, Source, Explanation } from "./protocol";
 import type { Attention, Show } from "./data/attention";
 import { Run, strongest } from "./data/run";
 
@@ -29,24 +29,24 @@ export class Look {
   readonly busy = signal("");
   readonly error = signal("");
   readonly loaded = signal(0);
-  readonly whys = signal<ReadonlyMap<string, Why>>(new Map());
+  readonly requested = signal<ReadonlyMap<string, Explanation>>(new Map());
 
-  /** Statistics along a context that were asked for. */
+  /** Statistics along a context that were requested. */
   readonly curves = new Map<string, ArrayLike<number>>();
 
-  /** The run as it was, and as it is shown: with its edits, where somebody could make them. */
+  /** The run without edits, and the run that is shown: with them, where a model could run again. */
   readonly base = computed(() => this.runs[this.which.value]);
   readonly run = computed(() => this.edited.value ?? this.base.value);
   readonly attention = computed<Attention | undefined>(() => this.run.value.attentions[this.at.value] ?? this.run.value.attentions[0]);
   readonly seen = computed(() => this.pointed.value ?? this.cell.value);
-  /** Whether the current attention's numbers are there. */
+  /** Whether the numbers of the current attention are loaded. */
   readonly ready = computed(() => { void this.loaded.value; return Boolean(this.attention.value?.ready); });
 
   constructor(readonly host: Host) {
     this.runs = host.document.runs.map((data) => new Run(data, host.block));
   }
 
-  /** Fetch what the attentions hold; those chosen first. */
+  /** Load the tensors of all attentions, one after the other. */
   async load(run: Run): Promise<void> {
     for (const attention of run.attentions) {
       const waiting = attention.load();
@@ -80,7 +80,7 @@ export class Look {
     return strongest(attention.row(this.head.value, row).weights);
   }
 
-  /** Choose the query that an answer came from, in the chosen attention or the last one that leads to it. */
+  /** Choose the query that predicts a token, in the chosen attention or in the last one that leads to it. */
   chooseAnswer(row: number): void {
     const run = this.run.value;
     if (run.answersFor(this.attention.value)) return this.choose({ row });
@@ -89,7 +89,7 @@ export class Look {
     if (attention) this.choose({ at: run.attentions.indexOf(attention), row: Math.min(row, attention.queries - 1) });
   }
 
-  /** Ask without saying so: for what a picture needs as it is moved. */
+  /** Ask without showing that the page is busy: for what a picture needs while it is moved. */
   async fetch(request: Request): Promise<{ reply: Reply; block: Source } | null> {
     const found = await this.host.ask?.(this.which.value ? { ...request, run: this.which.value } : request).catch(() => null);
     return found && !found.reply.error ? found : null;
@@ -110,7 +110,7 @@ export class Look {
     }
   }
 
-  /** Make edits: in the model, where one is at hand, and otherwise within each attention by itself. */
+  /** Make edits: in the model where there is one, otherwise within each attention alone. */
   async edit(edits: Edit[]): Promise<void> {
     this.edits.value = edits;
     if (!this.host.ask) {
@@ -119,7 +119,7 @@ export class Look {
       return;
     }
     if (!edits.length) { this.edited.value = null; return; }
-    const found = await this.ask({ ask: "look", edits }, "The model answers again");
+    const found = await this.ask({ ask: "look", edits }, "Running the model");
     if (!found?.reply.run || this.edits.value !== edits) return;
     const run = new Run(found.reply.run, found.block);
     await this.load(run);
@@ -130,15 +130,15 @@ export class Look {
     });
   }
 
-  explanationAt(position: number): Why | undefined {
-    const told = this.run.value.data.explanations?.find((one) => one.position === position);
-    // Reasons are asked of the run as it was.
-    return told || this.edits.value.length ? told : this.whys.value.get(`${this.which.value} ${position}`);
+  explanationAt(position: number): Explanation | undefined {
+    const found = this.run.value.data.explanations?.find((one) => one.position === position);
+    // Explanations that were requested are about the run without edits.
+    return found || this.edits.value.length ? found : this.requested.value.get(`${this.which.value} ${position}`);
   }
 
-  async askWhy(position: number): Promise<void> {
-    const found = await this.ask({ ask: "why", position }, "Taking tokens away, one by one");
-    if (found?.reply.why) this.whys.value = new Map(this.whys.value).set(`${this.which.value} ${position}`, found.reply.why);
+  async requestExplanation(position: number): Promise<void> {
+    const found = await this.ask({ ask: "explain", position }, "Hiding one token after another");
+    if (found?.reply.explanation) this.requested.value = new Map(this.requested.value).set(`${this.which.value} ${position}`, found.reply.explanation);
   }
 
   switchRun(which: number): void {
@@ -155,7 +155,7 @@ export class Look {
 const Here = createContext<Look | null>(null);
 export const Provide = Here.Provider;
 
-/** The page's state; what uses it follows when numbers arrive or change. */
+/** The state of the page; a component that uses it is rendered again when numbers arrive or change. */
 export function useLook(): Look {
   const look = useContext(Here) as Look;
   void look.loaded.value;

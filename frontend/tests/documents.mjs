@@ -97,7 +97,7 @@ export function translation({ bend = 0, source = sourceTokens, answer = answerTo
     hypotheses: [{ text: answer.slice(0, -1).join(" "), tokens: answer, score: -0.5, log_probability: -1.5, alignment: answer.map((_, i) => [Math.min(i, n - 1), i]) }, { text: "Der Kater", tokens: ["Der", "Kater"], score: null, log_probability: -4, alignment: [[0, 0]] }],
     alignment: { heads: [["decoder.1.cross_attention", 0, 0.8]], weights: blocks.add(answer.flatMap((_, i) => source.map((_, j) => (i === j ? 0.9 : 0.03))), [m, n]), links: answer.map((_, i) => [Math.min(i, n - 1), i]), omitted: [n - 1], repeated: [] },
     explanations: live ? [] : answer.map((token, i) => ({ position: i + 1, token, p: 0.9 - i / 10, effects: effects(i) })),
-    edits: [], code: "from qkv import tasks",
+    edits: [], code: "import qkv\n\nmodel = qkv.load('tiny')\ntrace = qkv.look(model, 'The cat sat')\nprint(trace.answer)",
   };
   return { made, blocks, document: { version: 1, title: "The cat sat", note: "a test", runs: [run], precision: { dtype: "float32", error: 0 }, live } };
 }

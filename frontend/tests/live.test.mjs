@@ -11,9 +11,9 @@ after(() => browser.close());
 test("a change asks the model again; its answer and its Python are shown", async (t) => {
   const changed = translation({ seed: 11, answer: ["Der", "Hund", "sa\u00df", "</s>"] });
   const server = await servePage(translation({ live: true }), ({ ask, edits, position }) => {
-    if (ask === "why") return { why: { position, token: "Katze", p: 0.8, effects: [{ side: "source", key: 1, p_without: 0.05, by_match: 0.3, by_content: 0.2, heads: [] }] } };
+    if (ask === "explain") return { explanation: { position, token: "Katze", p: 0.8, effects: [{ side: "source", key: 1, p_without: 0.05, by_match: 0.3, by_content: 0.2, heads: [] }] } };
     if (edits.length > 1) return { error: "edits: that is one too many" };
-    return { run: { ...changed.document.runs[0], edits, code: "tap = lens.Compose(42)" }, blocks: changed.blocks.bytes().toString("base64") };
+    return { run: { ...changed.document.runs[0], edits, code: "trace = qkv.look(model, 42)" }, blocks: changed.blocks.bytes().toString("base64") };
   });
   t.after(server.close);
   const page = await visit(browser, server.address);
@@ -23,14 +23,14 @@ test("a change asks the model again; its answer and its Python are shown", async
   await page.locator(".change").waitFor();
   await says(page, ".story-table tbody", /80% \u2192 5\.0%/);
   await turn(page, "heads");
-  await page.locator(".edits-bar button", { hasText: "no head could" }).click();
-  await page.locator(".edits pre", { hasText: "lens.Compose(42)" }).waitFor();
-  await says(page, ".edits", /before Die Katze sa\u00df <\/s> now Der Hund sa\u00df <\/s>/);
+  await page.locator(".edits-bar button", { hasText: "hide it from every head" }).click();
+  await page.locator(".edits pre", { hasText: "qkv.look(model, 42)" }).waitFor();
+  await says(page, ".edits", /before Die Katze sa\u00df <\/s> after Der Hund sa\u00df <\/s>/);
   await says(page, ".said", /was Katze/);
   assert.equal(server.asked.at(-1).token, "secret");
   assert.equal(server.asked.at(-1).edits[0].kind, "knock_out");
   assert.equal(server.asked.at(-1).edits[0].place, undefined);
-  await page.locator(".edits-bar button", { hasText: "head were off" }).click();
+  await page.locator(".edits-bar button", { hasText: "switch this head off" }).click();
   await page.locator("[role=alert]").waitFor();
   await says(page, "[role=alert]", /one too many/);
   await page.locator("button", { hasText: "Undo all" }).click();

@@ -16,7 +16,7 @@ test("the file opens with no network, and certifies itself", async () => {
   assert.ok(Number(await page.evaluate(() => document.documentElement.dataset.certified)) < 1e-5);
   await says(page, ".certificate", /Certified All 12 heads were recomputed in this page/);
   assert.deepEqual(page.asked.filter((address) => !/^(file|data|blob):/.test(address)), []);
-  await says(page, ".glance", /Query query.*Attention key.*Took value.*So it said/);
+  await says(page, ".glance", /Best matches query.*Attention key.*Contribution value.*Prediction/);
   assert.deepEqual(page.wrong, []);
   await page.close();
 });
@@ -49,18 +49,18 @@ test("every number is what queries and keys give", async () => {
 test("clicks: an answer, a head, a cell, a line; all views follow", async () => {
   const page = await visit(browser, (await writePage("clicks", translation())).address);
   await page.locator(".answer").nth(2).click();
-  await says(page, ".story", /To answer sa\u00df after Katze/);
+  await says(page, ".story", /To predict sa\u00df after Katze/);
   await page.locator('.thumbnail[data-at="0"][data-head="1"]').click();
   await says(page, "#head-title", /Encoder self-attention layer 0 . head 1/);
   const box = await settled(page, "canvas.matrix");
   await page.mouse.click(box.x + box.width - 20, box.y + box.height - 20);
-  await says(page, "#cell-title", /<\/s> asks, <\/s> answers/);
+  await says(page, "#cell-title", /<\/s> attends to <\/s>/);
   await page.locator(".cell summary").click();
   await counts(page, ".cell details tbody tr", 8);
   await page.locator("label", { hasText: "Lines" }).click();
   const lines = await settled(page, "canvas.lines");
   await page.mouse.click(lines.x + 20, lines.y + 15);
-  await says(page, "#cell-title", /^The asks/);
+  await says(page, "#cell-title", /^The attends/);
   await page.locator("select").first().selectOption("entropy");
   await counts(page, ".thumbnail", 12);
   await has(page.locator(".thumbnail").first(), "aria-label", /head 1, entropy 0.60/);
@@ -79,7 +79,7 @@ test("a prompt is what was read, and what follows it was answered", async () => 
   await says(prompted, ".read h2", /Input \(195 tokens/);
   await counts(prompted, ".answer", 6);
   await prompted.locator(".answer").nth(0).click();
-  await says(prompted, ".glance", /before t194/);
+  await says(prompted, ".glance", /predicts t194/);
   await page.close();
   await prompted.close();
 });
@@ -90,11 +90,11 @@ test("the keyboard reaches everything", async () => {
   await page.locator("canvas.matrix").focus();
   await page.keyboard.press("End");
   await page.keyboard.press("ArrowDown");
-  await says(page, "#cell-title", /Die asks, <\/s> answers/);
+  await says(page, "#cell-title", /Die attends to <\/s>/);
   await page.keyboard.press("ArrowLeft");
-  await says(page, "#cell-title", /Die asks, sat answers/);
+  await says(page, "#cell-title", /Die attends to sat/);
   await page.keyboard.press("]");
-  await says(page, "#cell-title", /Katze asks/);
+  await says(page, "#cell-title", /Katze attends to/);
   for (let i = 0; i < 4; i += 1) {
     await page.keyboard.press(String(i + 1));
     await has(page.locator("[role=tab]").nth(i), "aria-selected", /true/);
@@ -127,13 +127,13 @@ test("changes in a file: recomputed within the attention, said so, and printed a
   await page.locator(".edits-bar button").first().click();
   await until(async () => assert.equal(await cell.innerText(), "\u00b7"));
   await says(page, ".edits", /This file contains no model/);
-  await says(page, ".edits pre", /lens\.knock_out\("decoder\.1\.cross_attention", keys=\[2\], heads=\[0\]\)/);
-  await page.locator(".edits-bar button", { hasText: "head were off" }).click();
+  await says(page, ".edits pre", /trace = qkv\.look\(model, 'The cat sat', edits=\[ qkv\.knock_out\("decoder\.1\.cross_attention", keys=\[2\], head=0\), \]\)/);
+  await page.locator(".edits-bar button", { hasText: "switch this head off" }).click();
   await says(page, ".cell", /This head is switched off/);
-  await page.locator(".edits-bar button", { hasText: "its value were" }).click();
+  await page.locator(".edits-bar button", { hasText: "swap its value with" }).click();
   await page.locator('td[data-row="1"][data-column="0"]').click();
-  await page.locator(".edits-bar button", { hasText: "swap values" }).click();
-  await says(page, ".edits pre", /lens\.swap_values\("decoder\.1\.cross_attention", first=2, second=0, heads=\[0\]\)/);
+  await page.locator(".edits-bar button", { hasText: "swap the values of" }).click();
+  await says(page, ".edits pre", /qkv\.swap_values\("decoder\.1\.cross_attention", first=2, second=0, head=0\)/);
   await page.locator("button", { hasText: "Undo all" }).click();
   await counts(page, ".edits", 0);
   await until(async () => assert.notEqual(await cell.innerText(), "\u00b7"));
@@ -178,21 +178,21 @@ for (const kind of ["image", "audio", "trajectory"]) {
     await counts(page, ".axis-pictures canvas", 1);
     if (kind === "image") {
       await picture.click({ position: { x: 10, y: 10 } });
-      await says(page, "#cell-title", /^1,1 asks/);
+      await says(page, "#cell-title", /^1,1 attends to/);
     }
     if (kind === "audio") {
-      await has(picture, "aria-label", /Heard in it: one at 0\.20 s, incomprehensible at 0\.60 s, two at 0\.72 s, three at 1\.12 s\./);
+      await has(picture, "aria-label", /Words: one at 0\.20 s, incomprehensible at 0\.60 s, two at 0\.72 s, three at 1\.12 s\./);
       const { width } = await settled(page, ".axis-pictures canvas");
       await picture.click({ position: { x: (width * 0.95) / 2, y: 60 } });
-      await says(page, "#cell-title", /^0\.90 s two asks/);
+      await says(page, "#cell-title", /^0\.90 s two attends to/);
       await picture.hover({ position: { x: (width * 1.25) / 2, y: 60 } });
       await has(picture, "title", /^1\.20 s three: \d/);
-      await says(page, "figcaption", /Words stand where the model itself shows to have heard them\. The waveform: the lowest and the highest sample of each of 100 stretches\./);
+      await says(page, "figcaption", /Each word stands at the time that the model's own attention gives it\. The waveform shows the lowest and the highest sample of each of 100 intervals\./);
     }
     if (kind === "trajectory") {
-      await says(page, "figcaption", /Of each state 4 numbers, each in its own range\./);
+      await says(page, "figcaption", /Each state: 4 numbers, each with its own scale\./);
       await picture.click({ position: { x: 84 + 30 * 2 + 5, y: 54 + 10 } }); // the third step's state
-      await says(page, "#cell-title", /^state 3 asks/);
+      await says(page, "#cell-title", /^state 3 attends to/);
       await picture.hover({ position: { x: 84 + 5, y: 2 * 54 + 10 } });
       await has(picture, "title", /^action 1: \d/);
     }
@@ -217,7 +217,7 @@ test("text from right to left, and of wide signs", async () => {
   await has(page.locator(".tokens li").first(), "dir", /^auto$/);
   await settled(page, ".tokens");
   const [one, two] = await Promise.all([0, 1].map((i) => page.locator(".tokens li").nth(i).boundingBox()));
-  assert.ok(one.x > two.x, "what it read begins at the right");
+  assert.ok(one.x > two.x, "the input begins at the right");
   await turn(page, "alignment");
   const download = page.waitForEvent("download");
   await page.locator("button", { hasText: "SVG" }).first().click();
@@ -277,7 +277,7 @@ test("a notebook's widget shows the same, in a root of its own", async () => {
   });
   await turn(page, "story");
   await page.locator("button.do").click();
-  await until(async () => assert.deepEqual(await page.evaluate(() => window.sent), [{ id: 1, request: { ask: "why", position: 2 } }]));
+  await until(async () => assert.deepEqual(await page.evaluate(() => window.sent), [{ id: 1, request: { ask: "explain", position: 2 } }]));
   await page.close();
 });
 

@@ -1,11 +1,11 @@
-// One attention: scores, weights and contexts, computed from query, key and value for what is asked and no more.
+// One attention: scores, weights and contexts, computed from query, key and value, for no more than is requested.
 import type { AttentionData, Source } from "../protocol";
 import { readTensor, vectors, type Tensor } from "./blocks";
 import { long } from "../numbers";
 import type { Changes } from "./changes";
 
 export interface Score {
-  /** Told by the model, because it is no dot product. */
+  /** Computed by the model, because it is not a dot product. */
   given: boolean;
   product: number;
   scaled: number;
@@ -53,7 +53,7 @@ export class Attention {
     return `${stack[0].toUpperCase()}${stack.slice(1)} ${kind === "cross" ? "cross-attention" : "self-attention"}`;
   }
 
-  /** Fetch the tensors; at once where the host has them at hand. */
+  /** Load the tensors; immediately where the host already has them. */
   load(): void | Promise<void> {
     const waiting: Promise<void>[] = [];
     for (const name of names) {
@@ -95,7 +95,7 @@ export class Attention {
     return this.vectors(name, head).subarray(at * tensor.shape[2], (at + 1) * tensor.shape[2]);
   }
 
-  /** The columns that the rule lets a row see: from, to (not included). */
+  /** The columns that a row may attend to by the mask's rule: from, to (not included). */
   range(row: number): [number, number] {
     const rule = this.data.rule;
     if (!rule || this.tensors.visible) return [0, this.keys];
@@ -157,9 +157,9 @@ export class Attention {
     } else {
       this.products(head, row, from, to, scores);
     }
-    const asks = Boolean(this.tensors.visible || this.changes);
+    const masked = Boolean(this.tensors.visible || this.changes);
     for (let column = from; column < to; column += 1) {
-      if (asks && !this.sees(head, row, column)) scores[column] = NaN;
+      if (masked && !this.sees(head, row, column)) scores[column] = NaN;
       else if (scores[column] > greatest) greatest = scores[column];
     }
     let sum = sink > -Infinity ? Math.exp(sink - greatest) : 0;
@@ -172,10 +172,9 @@ export class Attention {
   }
 
   private products(head: number, row: number, from: number, to: number, scores: Float32Array): void {
-    const { query: asking, key: answering } = this.doubles(head);
+    const { query: queries, key: keys } = this.doubles(head);
     const d = this.dKey;
-    const query = asking.subarray(row * d, (row + 1) * d);
-    const keys = answering;
+    const query = queries.subarray(row * d, (row + 1) * d);
     const { scale, softcap } = this.data;
     const adds = Boolean(this.tensors.score_bias || this.tensors.score_bias_by_distance);
     let column = from;
@@ -205,7 +204,7 @@ export class Attention {
     }
   }
 
-  /** Queries and keys of the head that was asked for last, in the numbers that arithmetic is done in. */
+  /** Queries and keys of the head that was used last, in double precision. */
   private doubles(head: number): { query: Float64Array; key: Float64Array } {
     if (this.double?.head !== head) {
       this.double = { head, query: new Float64Array(this.vectors("query", head)), key: new Float64Array(this.vectors("key", head)) };
@@ -229,7 +228,7 @@ export class Attention {
     return found;
   }
 
-  /** How much a key can give: |value W_O|, or |value| where there is no W_O. */
+  /** How much a key can contribute: |value W_O|, or |value| where there is no W_O. */
   norm(head: number, column: number): number {
     const at = this.changes ? this.changes.valueOf(head, column) : column;
     if (this.tensors.value_norms) return this.tensors.value_norms.data[head * this.keys + at];
@@ -241,7 +240,7 @@ export class Attention {
     return lengths[at];
   }
 
-  /** What a head takes with these weights. */
+  /** The context of a head with these weights. */
   context(head: number, weights: ArrayLike<number>): Float64Array {
     const context = new Float64Array(this.dValue);
     if (this.changes?.off(head)) return context;

@@ -12,17 +12,17 @@ const sizes = { float32: 4, float16: 2, int8: 1, uint8: 1 };
 export const count = (block: Block): number => block.shape.reduce((a, b) => a * b, 1);
 export const byteLength = (block: Block): number => count(block) * sizes[block.dtype];
 
-/** The tensor of a block: at once where the host has its bytes at hand. */
+/** The tensor of a block; immediately where the host already has its bytes. */
 export function readTensor(block: Block, source: Source): Tensor | Promise<Tensor> {
   const bytes = source(block, byteLength(block));
   const steps = block.scale && source(block.scale, byteLength(block.scale));
   if (bytes instanceof Promise || steps instanceof Promise) {
-    return Promise.all([bytes, steps]).then(([own, scale]) => decoded(block, own, scale));
+    return Promise.all([bytes, steps]).then(([own, scale]) => decode(block, own, scale));
   }
-  return decoded(block, bytes, steps);
+  return decode(block, bytes, steps);
 }
 
-function decoded(block: Block, bytes: Bytes, scale?: Bytes): Tensor {
+function decode(block: Block, bytes: Bytes, scale?: Bytes): Tensor {
   const data = numbers(block, bytes);
   if (!block.scale || !scale) return { shape: block.shape, data };
   return { shape: block.shape, data, steps: numbers(block.scale, scale) as Float32Array };
@@ -31,7 +31,7 @@ function decoded(block: Block, bytes: Bytes, scale?: Bytes): Tensor {
 function numbers(block: Block, bytes: Bytes): Float32Array | Int8Array | Uint8Array {
   const size = byteLength(block);
   let raw = ArrayBuffer.isView(bytes) ? new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.byteLength) : new Uint8Array(bytes);
-  if (raw.byteLength < size) throw new Error(`a block of ${size} bytes was expected, ${raw.byteLength} were there`);
+  if (raw.byteLength < size) throw new Error(`expected a block of ${size} bytes, but it has ${raw.byteLength}`);
   if (raw.byteOffset % 4) raw = raw.slice(0, size);
   const { buffer, byteOffset } = raw;
   const length = count(block);

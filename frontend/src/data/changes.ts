@@ -1,5 +1,5 @@
 // What edits do within one attention, and the same edits as Python.
-import type { Edit } from "../protocol";
+import type { AttentionData, Edit } from "../protocol";
 
 /** Whether a pattern such as decoder.*.cross_attention means a place. */
 export function fits(pattern: string, place: string): boolean {
@@ -15,7 +15,7 @@ export function everywhere(places: string[]): string {
   return last.split(".").map((part) => (/^\d+$/.test(part) ? "*" : part)).join(".");
 }
 
-/** The edits that concern one attention, in the form in which its rows are computed. */
+/** The edits that concern one attention, in the form that the computation of its rows needs. */
 export class Changes {
   private constructor(private readonly edits: Edit[], private readonly heads: number, private readonly kvHeads: number) {}
 
@@ -35,7 +35,7 @@ export class Changes {
     return found?.kind === "ablate" ? found.mode : null;
   }
 
-  /** Whose value a key gives. */
+  /** The position whose value a key has after swaps. */
   valueOf(head: number, column: number): number {
     let at = column;
     const shared = (other: number) => Math.floor((other * this.kvHeads) / this.heads);
@@ -50,17 +50,27 @@ export class Changes {
 
 const python = (text: string) => JSON.stringify(text).replace(/[\u007f-\uffff]/g, (one) => `\\u${one.charCodeAt(0).toString(16).padStart(4, "0")}`);
 
-/** The Python that makes the same edits. */
-export function toPython(edits: Edit[], places: string[]): string {
-  if (!edits.length) return "";
+const plain = "import qkv\n\n# model and text: those that this page is about\ntrace = qkv.look(model, text)\nprint(trace.answer)";
+
+/** The Python of a run, with edits. */
+export function toPython(edits: Edit[], attentions: AttentionData[], code = ""): string {
+  const places = attentions.map((one) => one.place);
   const calls = edits.map((edit) => {
-    const heads = edit.head === undefined ? "" : `, heads=[${edit.head}]`;
+    const head = edit.head === undefined ? "" : `, head=${edit.head}`;
     const place = python(edit.place ?? everywhere(places));
-    if (edit.kind === "knock_out") return `lens.knock_out(${place}, keys=[${edit.keys}]${edit.queries?.length ? `, queries=[${edit.queries}]` : ""}${heads})`;
-    if (edit.kind === "swap_values") return `lens.swap_values(${place}, first=${edit.key}, second=${edit.with}${heads})`;
-    return `lens.ablate(${place}${heads}, by="${edit.mode}"${edit.mode === "mean" ? `, of=base[${place}]` : ""})`;
+    if (edit.kind === "knock_out") return `qkv.knock_out(${place}, keys=[${edit.keys}]${edit.queries?.length ? `, queries=[${edit.queries}]` : ""}${head})`;
+    if (edit.kind === "swap_values") {
+      const { heads: count, kv_heads: shared } = attentions.find((one) => fits(edit.place, one.place)) ?? { heads: 1, kv_heads: 1 };
+      const head = edit.head === undefined ? "" : `, head=${Math.floor((edit.head * shared) / count)}`; // heads that share values are swapped together
+      return `qkv.swap_values(${place}, first=${edit.key}, second=${edit.with}${head})`;
+    }
+    return `qkv.ablate(${place}${head}, by="${edit.mode}"${edit.mode === "mean" ? `, of=base[${place}]` : ""})`;
   });
-  return ["from qkv import lens", "", "tap = lens.Compose(", ...calls.map((call) => `    ${call},`), ")", "result = model.look(line, tap=tap)"].join("\n");
+  const base = edits.some((edit) => edit.kind === "ablate" && edit.mode === "mean");
+  return (code || plain).replace(/^trace = qkv\.look\((.*)\)$/m, (_, given: string) => [
+    ...(base ? [`base = qkv.look(${given})`] : []),
+    `trace = qkv.look(${given}, edits=[`, ...calls.map((call) => `    ${call},`), "])",
+  ].join("\n"));
 }
 
 /** An edit in words. */
@@ -72,5 +82,5 @@ export function describeEdit(edit: Edit, name: (side: "keys" | "queries", place:
     return `Hide ${edit.keys.map((at) => name("keys", edit.place, at)).join(", ")}${queries}${where}${head}`;
   }
   if (edit.kind === "swap_values") return `Swap the values of ${name("keys", edit.place, edit.key)} and ${name("keys", edit.place, edit.with)}${where}${head}`;
-  return `Switch off head ${edit.head} of ${edit.place}${edit.mode === "mean" ? " (its mean instead)" : ""}`;
+  return `Switch off head ${edit.head} of ${edit.place}${edit.mode === "mean" ? " (replaced by its mean)" : ""}`;
 }

@@ -1,16 +1,16 @@
-// A head made small: the largest weight of each square, from as many rows as there is room to show.
+// A head at a small size: max-pooled, from as many rows as there is room to show.
 import type { Attention } from "./attention";
 
 export interface Small { rows: number; columns: number; data: Float32Array }
 
-/** At most size x size; beyond that every so-and-so-many-th query is computed, and of its keys the largest are kept. */
-export function small(attention: Attention, head: number, size: number): Small {
+/** The weights at no more than size x size: evenly spaced queries, whose keys are max-pooled. */
+export function shrink(attention: Attention, head: number, size: number): Small {
   const rows = Math.min(attention.queries, size);
   const columns = Math.min(attention.keys, size);
   const data = new Float32Array(rows * columns);
   const whole = attention.tensors.overview;
   const at = attention.data.overview_heads?.indexOf(head) ?? head;
-  if (!attention.exact && whole && at >= 0) return pooled(whole.data, at, whole.shape, whole.data instanceof Uint8Array, size);
+  if (!attention.exact && whole && at >= 0) return pool(whole.data, at, whole.shape, whole.data instanceof Uint8Array, size);
   if (!attention.exact) return { rows: 0, columns: 0, data };
   for (let row = 0; row < rows; row += 1) {
     const at = rows === attention.queries ? row : Math.floor(((row + 0.5) * attention.queries) / rows);
@@ -23,7 +23,7 @@ export function small(attention: Attention, head: number, size: number): Small {
   return { rows, columns, data };
 }
 
-export function pooled(values: ArrayLike<number>, head: number, shape: number[], rooted: boolean, size: number): Small {
+export function pool(values: ArrayLike<number>, head: number, shape: number[], rooted: boolean, size: number): Small {
   const [, high, wide] = shape;
   const rows = Math.min(high, size);
   const columns = Math.min(wide, size);

@@ -17,7 +17,7 @@ export class Run {
 
   axis(side: Side): Axis | undefined { return this.data.axes[side]; }
 
-  /** What stands along an axis of an attention: its tokens or, where they are not known, numbers. */
+  /** The labels along an axis of an attention: its tokens or, where they are not known, numbers. */
   tokens(side: Side, length: number): string[] {
     const tokens = this.axis(side)?.tokens ?? [];
     if (tokens.length === length) return tokens;
@@ -39,19 +39,19 @@ export class Run {
   /** Whether source and target are read by two encoders, and compared. */
   get towers(): boolean { return this.places.some((place) => place.startsWith("target.")); }
 
-  /** The attentions that lead to an answer directly: their queries are asked where answers are given. */
+  /** The attentions that lead to an answer directly: their queries are at the positions of the predictions. */
   answering(): Attention[] {
     const fit = this.attentions.filter((one) => this.answersFor(one));
     if (fit.length || this.data.answers.length !== 1) return fit;
-    return this.attentions; // one answer from everything: asked at the first token
+    return this.attentions; // one answer for the whole input
   }
 
-  /** Make edits within each attention by itself. */
+  /** Make edits within each attention alone. */
   change(edits: Edit[]): void {
     for (const one of this.attentions) one.change(Changes.of(edits, one.place, this.places, one.heads, one.data.kv_heads));
   }
 
-  /** The attention and head a reader is most likely to want first: sharp, and not looking at one key always. */
+  /** The head that the page begins with: a sharp one that does not attend to one key all the time. */
   findSharpestHead(): { at: number; head: number } {
     const crossing = this.attentions.filter((one) => one.data.kind === "cross");
     const last = crossing.length ? crossing : this.attentions.slice(-4);
@@ -87,7 +87,7 @@ export function strongest(numbers: ArrayLike<number>): number {
 }
 
 /** The positions of the largest numbers, the largest first. */
-export function ranked(numbers: ArrayLike<number>, most: number): number[] {
+export function topIndices(numbers: ArrayLike<number>, most: number): number[] {
   const found: number[] = [];
   for (let i = 0; i < numbers.length; i += 1) {
     if (!(numbers[i] > -Infinity) || (found.length === most && !(numbers[i] > numbers[found[most - 1]]))) continue;

@@ -1,13 +1,13 @@
-// A head as a map: an overview, and tiles of 256 x 256 numbers at every scale, made here or asked for.
+// A head as a map: an overview, and tiles of 256 x 256 numbers at every scale, computed here or requested.
 import { signal } from "@preact/signals";
 import type { Look } from "../state";
 import type { Attention } from "./attention";
 import { readTensor } from "./blocks";
-import { pooled, type Small } from "./pooling";
+import { pool, type Small } from "./pooling";
 
 export interface Tile extends Small { row: number; column: number; cells: number }
 export const side = 256;
-const farthest = 3; // levels of 2 x 2 that tiles are asked for at; beyond, the overview has to do
+const farthest = 3; // levels of 2 x 2 at which tiles are requested; beyond, the overview is used
 const largestMatrix = 2048 * 2048;
 const atOnce = 2;
 const kept = 200;
@@ -37,18 +37,18 @@ export class Tiles {
   private whole(): Small | null {
     const { overview } = this.attention.tensors;
     const at = this.attention.data.overview_heads?.indexOf(this.head) ?? this.head;
-    if (overview && at >= 0) return pooled(overview.data, at, overview.shape, overview.data instanceof Uint8Array, Infinity);
+    if (overview && at >= 0) return pool(overview.data, at, overview.shape, overview.data instanceof Uint8Array, Infinity);
     if (!this.here) return null;
     const { queries, keys } = this.attention;
-    return pooled(this.attention.matrix(this.head).weights, 0, [1, queries, keys], false, 1024);
+    return pool(this.attention.matrix(this.head).weights, 0, [1, queries, keys], false, 1024);
   }
 
   private perQuery(): void {
     const { attention, head } = this;
-    const told = attention.data.per_query;
+    const blocks = attention.data.per_query;
     const at = attention.data.overview_heads?.indexOf(head) ?? head;
-    if (told && at >= 0) {
-      for (const [name, block] of Object.entries(told)) {
+    if (blocks && at >= 0) {
+      for (const [name, block] of Object.entries(blocks)) {
         const set = (data: ArrayLike<number>, length: number) => { this.curves[name] = Array.prototype.slice.call(data, at * length, (at + 1) * length); this.changed.value += 1; };
         const tensor = readTensor(block, this.look.run.value.source);
         if (tensor instanceof Promise) void tensor.then((one) => set(one.data, one.shape[1]));
@@ -76,7 +76,7 @@ export class Tiles {
     Object.assign(this.curves, { entropy, distance, sink, largest, received });
   }
 
-  /** The tile there is; where there is none it is made or asked for. */
+  /** The tile if there is one; otherwise it is computed or requested. */
   tile(level: number, row: number, column: number): Tile | null {
     const id = `${level} ${row} ${column}`;
     const found = this.tiles.get(id);
@@ -84,7 +84,7 @@ export class Tiles {
     const span = side * 2 ** level;
     const rule = this.attention.data.rule;
     if (rule?.causal && column * span > rule.past + (row + 1) * span) return null;
-    if (this.here) return this.keep(id, this.made(level, row, column));
+    if (this.here) return this.keep(id, this.compute(level, row, column));
     if (this.live && level <= farthest && !this.wanted.some((one) => one.id === id)) {
       this.wanted.push({ id, level, row, column });
       void this.next();
@@ -92,7 +92,7 @@ export class Tiles {
     return null;
   }
 
-  private made(level: number, row: number, column: number): Tile {
+  private compute(level: number, row: number, column: number): Tile {
     const { queries, keys } = this.attention;
     const { weights } = this.attention.matrix(this.head);
     const cells = 2 ** level;
@@ -114,7 +114,7 @@ export class Tiles {
     return tile;
   }
 
-  /** Ask for the tile that was wanted last; what was wanted long ago is not seen any more. */
+  /** Request the tile that was wanted last; those wanted long ago are no longer visible. */
   private async next(): Promise<void> {
     if (this.running >= atOnce) return;
     const one = this.wanted.at(-1);

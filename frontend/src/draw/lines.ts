@@ -1,4 +1,4 @@
-// Tokens and lines: who asks on one side, who answers on the other, a line as strong as its weight.
+// Tokens and lines: queries on one side, keys on the other, and a line as strong as its weight.
 import type { Palette } from "./palette";
 import { cut, label, widest, measureText, type Drawing, type Pen } from "./pen";
 
@@ -10,13 +10,13 @@ export interface Lines {
   chosen: { row: number; column: number };
   colours: Palette;
   room: number;
-  /** Extra numbers behind the keys' names. */
+  /** Weights that are drawn as bars beside the keys. */
   shares?: ArrayLike<number> | null;
 }
 
 export const lineHeight = 21;
 
-/** One token a line, queries left and keys right. */
+/** One token in each row, queries at the left and keys at the right. */
 export function verticalDrawing({ queries, keys, lines, chosen, colours, room, shares }: Lines): Drawing & { left: number; right: number } {
   const left = Math.min(widest(queries) + 14, 240);
   const keyRoom = Math.min(widest(keys) + 14, 200) + (shares ? 96 : 0);

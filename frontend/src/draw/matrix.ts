@@ -9,12 +9,12 @@ export interface At { row: number; column: number }
 export interface Plane {
   rows: number;
   columns: number;
-  /** NaN where nothing may be seen; none where there is an image. */
+  /** NaN where a query may not attend; empty where there is an image. */
   values: Float32Array;
   extent: number;
   show: Show;
   image: HTMLCanvasElement | null;
-  /** How many cells a pixel of the image stands for, down and across: the one that is poolExtremes from 0. */
+  /** How many cells a pixel of the image stands for, down and across: the one that is farthest from 0. */
   pooled: readonly [number, number];
 }
 /** wide, high: of a cell, in pixels. */
@@ -40,7 +40,7 @@ export function plane(attention: Attention, head: number, show: Show, dark: bool
   return { ...known, values, image: null };
 }
 
-/** Of each down x across cells the one that is poolExtremes from 0; NaN where `seen` is for all of them. */
+/** Of each down x across cells the one that is farthest from 0; NaN where `seen` is for all of them. */
 export function poolExtremes(rows: number, columns: number, values: Float32Array, [down, across]: readonly [number, number], seen = values) {
   const [high, wide] = [Math.ceil(rows / down), Math.ceil(columns / across)];
   const found = new Float32Array(high * wide).fill(NaN);

@@ -13,7 +13,7 @@ const tables = new Map<boolean, Table>();
 
 const parts = (colour: string): number[] => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
 
-function filled(colours: string[]): Rgb[] {
+function interpolate(colours: string[]): Rgb[] {
   return Array.from({ length: steps }, (_, i) => {
     const at = (i / (steps - 1)) * (colours.length - 1);
     const low = Math.min(Math.floor(at), colours.length - 2);
@@ -27,7 +27,7 @@ function table(dark: boolean): Table {
   let found = tables.get(dark);
   if (!found) {
     const own = dark ? stops.dark : stops.light;
-    const [one, minus] = [filled(own.one), filled(own.minus)];
+    const [one, minus] = [interpolate(own.one), interpolate(own.minus)];
     const word = ([r, g, b]: Rgb) => ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
     found = { one, minus, words: Uint32Array.from([...minus.toReversed(), ...one].map(word)) };
     tables.set(dark, found);

@@ -1,5 +1,5 @@
 // Rows of bars, one for each dimension or for each key; and curves along a context.
-import { ranked } from "../data/run";
+import { topIndices } from "../data/run";
 import { largest } from "../numbers";
 import type { Colour, Palette } from "./palette";
 import { cut, label, measureText, type Drawing, type Pen } from "./pen";
@@ -63,7 +63,7 @@ export function sharesDrawing(tokens: string[], weights: ArrayLike<number>, chos
       };
       name(chosen, 160);
       // Where there is no room for every name, those of the strongest.
-      const named = step >= 14 ? tokens.keys() : ranked(weights, 8);
+      const named = step >= 14 ? tokens.keys() : topIndices(weights, 8);
       for (const i of named) if (i !== chosen) name(i, Math.max(step - 3, 70));
     },
   };

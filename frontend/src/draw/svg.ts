@@ -2,7 +2,7 @@
 import type { Drawing, Pen } from "./pen";
 import { paint } from "./pen";
 
-const escaped = (text: string) => text.replace(/[&<>"]/g, (one) => `&#${one.charCodeAt(0)};`);
+const escape = (text: string) => text.replace(/[&<>"]/g, (one) => `&#${one.charCodeAt(0)};`);
 const short = (value: number) => String(Math.round(value * 100) / 100);
 
 class SvgPen implements Pen {
@@ -29,7 +29,7 @@ class SvgPen implements Pen {
   fillText(text: string, x: number, y: number) {
     const anchor = { center: "middle", right: "end", end: "end", left: "start", start: "start" }[this.textAlign];
     const baseline = { middle: "central", top: "text-before-edge", alphabetic: "alphabetic", bottom: "text-after-edge", hanging: "hanging", ideographic: "ideographic" }[this.textBaseline];
-    this.parts.push(`<text x="${short(x)}" y="${short(y)}" fill="${this.fillStyle}" style="font:${escaped(this.font)}" text-anchor="${anchor}" dominant-baseline="${baseline}"${this.opacity}>${escaped(text)}</text>`);
+    this.parts.push(`<text x="${short(x)}" y="${short(y)}" fill="${this.fillStyle}" style="font:${escape(this.font)}" text-anchor="${anchor}" dominant-baseline="${baseline}"${this.opacity}>${escape(text)}</text>`);
   }
   beginPath() { this.path = ""; }
   moveTo(x: number, y: number) { this.path += `M${short(x)} ${short(y)}`; }

@@ -1,4 +1,4 @@
-// A file that opens from disk: everything is in the page, nobody answers.
+// A file that opens from disk: everything is in the page, and no model answers.
 import type { Block, Document, Host } from "../protocol";
 
 export const element = (id: string): string => document.getElementById(id)?.textContent?.trim() ?? "";

@@ -1,9 +1,9 @@
-// Which source word each answer takes from, for every hypothesis of the beam.
+// Which source word each target word attends to, for every hypothesis of the beam.
 import { useEffect, useMemo, useState } from "preact/hooks";
 import { readTensor, type Tensor } from "../data/blocks";
 import { horizontalDrawing } from "../draw/lines";
 import { palette } from "../draw/palette";
-import { number, percent, rightToLeft, shown } from "../numbers";
+import { number, percent, rightToLeft, displayToken } from "../numbers";
 import { useLook } from "../state";
 import { Exports, Picture } from "./Picture";
 
@@ -33,7 +33,7 @@ export function AlignmentView() {
       for (const at of alignment?.repeated ?? []) marked.set(at, colours.query);
     }
     return horizontalDrawing({
-      above: source.map(shown), below: below.map(shown), links: buildLinks(hypothesis?.alignment, weights, source.length, below.length), chosenBelow: chosen, marked, colours,
+      above: source.map(displayToken), below: below.map(displayToken), links: buildLinks(hypothesis?.alignment, weights, source.length, below.length), chosenBelow: chosen, marked, colours,
       rightAbove: rightToLeft(source), rightBelow: rightToLeft(below),
     });
   }, [run, which, weights, chosen, dark]);
@@ -51,23 +51,23 @@ export function AlignmentView() {
   };
   return (
     <section class="alignment" aria-labelledby="alignment-title">
-      <h2 id="alignment-title">Which word comes from which</h2>
+      <h2 id="alignment-title">Word alignment</h2>
       {alignment && <p class="muted">By the heads whose attention looks most like an alignment: {alignment.heads.map(([place, head, score]) => `${place} head ${head} (${number(score, 2)})`).join(", ")}.</p>}
       <div class="picture scrolls">
-        <Picture drawing={drawing} class="across" tabIndex={0} role="application" aria-roledescription="alignment" aria-label="Source above, answer below, a line from each word to those it comes from. Arrow keys move; the table holds the same links." onClick={choose} onKeyDown={move} />
+        <Picture drawing={drawing} class="across" tabIndex={0} role="application" aria-roledescription="alignment" aria-label="Source above, answer below; a line joins each word to the source words it attends to. Arrow keys move; the table holds the same links." onClick={choose} onKeyDown={move} />
       </div>
       <div class="legend">
-        {alignment?.omitted.length && !hypothesis ? <p class="bad">Not attended to: <bdi>{alignment.omitted.map((at) => shown(source[at])).join(" ")}</bdi></p> : null}
-        {alignment?.repeated.length && !hypothesis ? <p class="query">Attended to more than once: <bdi>{alignment.repeated.map((at) => shown(source[at])).join(" ")}</bdi></p> : null}
+        {alignment?.omitted.length && !hypothesis ? <p class="bad">Not attended to: <bdi>{alignment.omitted.map((at) => displayToken(source[at])).join(" ")}</bdi></p> : null}
+        {alignment?.repeated.length && !hypothesis ? <p class="query">Attended to more than once: <bdi>{alignment.repeated.map((at) => displayToken(source[at])).join(" ")}</bdi></p> : null}
         <Exports drawing={() => drawing} name="alignment" />
       </div>
       {hypotheses.length > 0 && <Beam which={which} onChoose={setWhich} />}
       <details><summary>The links as a table</summary>
         <div class="table-box" tabIndex={0} role="region" aria-label="The links as a table">
-          <table><thead><tr><th scope="col">answer</th><th scope="col">comes from</th></tr></thead>
+          <table><thead><tr><th scope="col">answer</th><th scope="col">attends to</th></tr></thead>
             <tbody>{below.map((text, at) => (
-              <tr key={at}><th scope="row" dir="auto">{shown(text)}</th><td class="left">{buildLinks(hypothesis?.alignment, weights, source.length, below.length).filter((link) => link.below === at && link.weight >= 0.05)
-                .sort((a, b) => b.weight - a.weight).slice(0, 5).map((link) => <span key={link.above}><bdi>{shown(source[link.above])}</bdi>{hypothesis ? "" : ` ${percent(link.weight)}`} {" "}</span>)}</td></tr>))}
+              <tr key={at}><th scope="row" dir="auto">{displayToken(text)}</th><td class="left">{buildLinks(hypothesis?.alignment, weights, source.length, below.length).filter((link) => link.below === at && link.weight >= 0.05)
+                .sort((a, b) => b.weight - a.weight).slice(0, 5).map((link) => <span key={link.above}><bdi>{displayToken(source[link.above])}</bdi>{hypothesis ? "" : ` ${percent(link.weight)}`} {" "}</span>)}</td></tr>))}
             </tbody></table>
         </div>
       </details>
@@ -99,7 +99,7 @@ function Beam({ which, onChoose }: { which: number; onChoose: (which: number) =>
         <table>
           <thead><tr><th scope="col">answer</th><th scope="col">score</th><th scope="col">log-probability</th></tr></thead>
           <tbody>
-            <tr class={which === -1 ? "chosen" : ""}><th scope="row"><button type="button" class="column" aria-pressed={which === -1} onClick={() => onChoose(-1)}>the answer shown, with weights</button></th><td /><td /></tr>
+            <tr class={which === -1 ? "chosen" : ""}><th scope="row"><button type="button" class="column" aria-pressed={which === -1} onClick={() => onChoose(-1)}>the answer, with its weights</button></th><td /><td /></tr>
             {hypotheses.map((one, i) => (
               <tr key={i} class={which === i ? "chosen" : ""}>
                 <th scope="row"><button type="button" class="column" aria-pressed={which === i} onClick={() => onChoose(i)}><bdi>{one.text || one.tokens.join(" ")}</bdi></button></th>

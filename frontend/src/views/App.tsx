@@ -1,4 +1,4 @@
-// The page: what was asked and answered at its head, then one view at a time.
+// The page: the input and the answer at the top, then one view at a time.
 import { effect } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { colourRules } from "../draw/palette";
@@ -116,8 +116,8 @@ function Tabs({ found, tab }: { found: Tab[]; tab: Tab }) {
 
 function Help({ count }: { count: number }) {
   return (
-    <details class="help"><summary>Keys</summary>
-      <p>Tab goes from part to part. Arrow keys move among heads, cells and answers. Home, End, Page Up and Page Down go to the ends of a matrix. [ and ] choose the token before and after.{count > 1 ? ` 1 to ${count} choose a view.` : ""} In the long context, + and {"\u2212"} zoom, arrow keys move and 0 shows all.</p>
+    <details class="help"><summary>Keyboard</summary>
+      <p>Tab moves between the parts of the page. Arrow keys move between heads, cells and tokens. Home, End, Page Up and Page Down go to the edges of a matrix. [ and ] choose the previous and the next token.{count > 1 ? ` 1 to ${count} choose a view.` : ""} In the long context, + and {"\u2212"} zoom, arrow keys move, and 0 shows everything.</p>
     </details>
   );
 }

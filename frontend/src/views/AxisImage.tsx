@@ -1,9 +1,9 @@
-// What the tokens are of: patches over their picture, frames over their waveform, an agent's steps by kind.
+// What the tokens stand for: patches of an image, frames of a waveform, or an agent's steps by kind.
 import { useMemo } from "preact/hooks";
 import type { Attention } from "../data/attention";
 import type { Tensor } from "../data/blocks";
 import { palette } from "../draw/palette";
-import { largest, percent, shown } from "../numbers";
+import { largest, percent, displayToken } from "../numbers";
 import type { Drawing } from "../draw/pen";
 import type { Axis } from "../protocol";
 import { useLook } from "../state";
@@ -22,7 +22,7 @@ export function AxisImage({ attention, width }: { attention: Attention; width: n
   const { row, column } = look.seen.value;
   const { weights } = attention.row(look.head.value, row);
   const same = keys === queries;
-  const choose = (at: number, asking: boolean) => look.choose(asking && same ? { row: at } : asking ? { row: at } : { row, column: at });
+  const choose = (at: number, asQuery: boolean) => look.choose(asQuery ? { row: at } : { row, column: at });
   return (
     <div class="axis-pictures">
       {keys?.image && <Patches axis={keys} weights={weights} query={same ? row : -1} chosen={column} onChoose={(at) => choose(at, same)} />}
@@ -46,7 +46,7 @@ function Patches({ axis, weights, query, chosen, onChoose }: AxisProps) {
       const greatest = largest(weights.subarray(leading));
       for (let at = leading; at < Math.min(weights.length, leading + rows * columns); at += 1) {
         const [x, y] = [((at - leading) % columns) * size, Math.floor((at - leading) / columns) * size];
-        // What is looked at stays bright, and turns blue where the picture itself is dark; the rest is dimmed.
+        // Patches with weight stay bright, and turn blue where the image itself is dark; the rest is dimmed.
         const share = Math.sqrt(greatest > 0 ? weights[at] / greatest : 0);
         pen.globalAlpha = 0.82 * (1 - share);
         pen.fillStyle = "#0b0d10";
@@ -66,9 +66,9 @@ function Patches({ axis, weights, query, chosen, onChoose }: AxisProps) {
   const at = (event: MouseEvent) => leading + Math.floor(event.offsetY / size) * columns + Math.floor(event.offsetX / size);
   return (
     <figure>
-      <Picture drawing={drawing} class="patches" role="img" aria-label={`The picture: bright and blue where this query looks. ${Array.from({ length: leading }, (_, i) => `${axis.tokens[i]} ${percent(weights[i])}`).join(", ")}. The table holds every weight.`} onClick={(event) => onChoose(at(event))} />
-      <figcaption class="muted">Bright and blue: where the query attends; orange: the query; framed in blue: the chosen key.{query >= 0 ? " Choose a patch to let it ask." : ""}
-        {leading > 0 && <span class="leading">{Array.from({ length: leading }, (_, i) => <button type="button" class="small" key={i} onClick={() => onChoose(i)}>{shown(axis.tokens[i])} {percent(weights[i])}</button>)}</span>}
+      <Picture drawing={drawing} class="patches" role="img" aria-label={`The image: bright and blue where this query attends. ${Array.from({ length: leading }, (_, i) => `${axis.tokens[i]} ${percent(weights[i])}`).join(", ")}. The table holds every weight.`} onClick={(event) => onChoose(at(event))} />
+      <figcaption class="muted">Bright and blue: where it looks; orange: the query; framed in blue: the chosen key.{query >= 0 ? " Choose a patch to make it the query." : ""}
+        {leading > 0 && <span class="leading">{Array.from({ length: leading }, (_, i) => <button type="button" class="small" key={i} onClick={() => onChoose(i)}>{displayToken(axis.tokens[i])} {percent(weights[i])}</button>)}</span>}
       </figcaption>
     </figure>
   );

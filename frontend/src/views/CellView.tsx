@@ -1,10 +1,10 @@
-// One cell: how one query met one key, and what it took, number by number.
+// One cell: how one query matches one key, and what the key contributes, number by number.
 import { useMemo, useState } from "preact/hooks";
 import type { Attention, Row, Score } from "../data/attention";
 import type { Colour } from "../draw/palette";
 import { palette } from "../draw/palette";
 import { sharesDrawing, stripDrawing } from "../draw/strips";
-import { displayTokens, largest, long, number, shown, signed, tiny } from "../numbers";
+import { displayTokens, largest, long, number, displayToken, signed, tiny } from "../numbers";
 import { useLook } from "../state";
 import { Picture, Token, useWidth } from "./Picture";
 
@@ -30,13 +30,13 @@ export function CellView() {
   const run = look.run.value;
   return (
     <section class="cell" aria-labelledby="cell-title">
-      <h2 id="cell-title"><Token text={shown(run.queryTokens(attention)[row])} name="query" /> asks, <Token text={shown(run.keyTokens(attention)[column])} name="key" /> answers</h2>
+      <h2 id="cell-title"><Token text={displayToken(run.queryTokens(attention)[row])} name="query" /> attends to <Token text={displayToken(run.keyTokens(attention)[column])} name="key" /></h2>
       <ol class="steps">
         <Match {...facts} />
-        <Scored {...facts} />
+        <ScoreStep {...facts} />
         <Softmax {...facts} />
-        <Take {...facts} />
-        <AddUp {...facts} />
+        <Contribution {...facts} />
+        <Context {...facts} />
       </ol>
       <EveryNumber {...facts} />
     </section>
@@ -73,7 +73,7 @@ function Match({ query, key, score }: Facts) {
       <h3>Match</h3>
       <Strip name="query" text="query" values={query} extent={extent} />
       <Strip name="key" text="key" values={key} extent={extent} />
-      {score.given ? <p class="line">This score is not a dot product; a small network compares the two.</p> : (
+      {score.given ? <p class="line">This score is not a dot product; a small network computes it from the two.</p> : (
         <>
           <Strip name="ink" text="product" values={product} extent={largest(product)} />
           <p class="line">sum of the {query.length} products, query {"\u00b7"} key = <b class="result">{number(score.product)}</b></p>
@@ -83,7 +83,7 @@ function Match({ query, key, score }: Facts) {
   );
 }
 
-function Scored({ attention, score, head, row, column }: Facts) {
+function ScoreStep({ attention, score, head, row, column }: Facts) {
   if (!score.visible) {
     const why = attention.changes?.hides(head, row, column) ? "hidden by your change" : "hidden by the mask: this query may not attend here";
     return <li><h3>Score</h3><p class="line">{why}</p></li>;
@@ -96,7 +96,7 @@ function Scored({ attention, score, head, row, column }: Facts) {
       <h3>Score</h3>
       <p class="line">
         {number(score.product)} {"\u00d7"} {number(scale, 4)}{softcap ? `, capped at \u00b1${softcap}: ${number(score.capped)}` : ""}{adds ? ` ${signed(score.added)} for the position` : ""} = <b class="result">{number(score.total)}</b>
-        {attention.data.rule?.causal || attention.tensors.visible || attention.data.rule?.window ? <span class="muted"> {" "}visible to this query</span> : null}
+        {attention.data.rule?.causal || attention.tensors.visible || attention.data.rule?.window ? <span class="muted"> {" "}(visible to this query)</span> : null}
       </p>
     </li>
   );
@@ -115,19 +115,19 @@ function Softmax({ attention, score, whole, column }: Facts) {
       <div class="strip-box" ref={box}><Picture drawing={drawing} aria-hidden="true" /></div>
       <p class="line">
         {score.visible ? `e^(${number(score.total, 2)} ${greatest < 0 ? "+" : "\u2212"} ${number(Math.abs(greatest), 2)}) \u00f7 ${number(sum)} = ` : "weight "}
-        <b class="result">{number(whole.weights[column])}</b>{attention.tensors.sinks ? " (a sink takes a share)" : ""}
+        <b class="result">{number(whole.weights[column])}</b>{attention.tensors.sinks ? " (a sink gets the rest)" : ""}
       </p>
     </li>
   );
 }
 
-function Take({ value, given, whole, column, attention, head }: Facts) {
+function Contribution({ value, given, whole, column, attention, head }: Facts) {
   const extent = largest(value);
   const from = attention.changes?.valueOf(head, column) ?? column;
   return (
     <li>
-      <h3>Take</h3>
-      {from !== column && <p class="line">by your change this key gives the value of position {from}</p>}
+      <h3>Contribution</h3>
+      {from !== column && <p class="line">after your change this key has the value of position {from}</p>}
       <Strip name="value" text="value" values={value} extent={extent} />
       <Strip name="value" text={"\u00d7 weight"} values={given} extent={extent} />
       <p class="line">each of the {value.length} numbers of the value {"\u00d7"} {number(whole.weights[column])}</p>
@@ -135,7 +135,7 @@ function Take({ value, given, whole, column, attention, head }: Facts) {
   );
 }
 
-function AddUp({ attention, head, row, column, whole, given, context, used }: Facts) {
+function Context({ attention, head, row, column, whole, given, context, used }: Facts) {
   let difference = 0;
   for (let i = 0; i < used.length; i += 1) difference = Math.max(difference, Math.abs(used[i] - context[i]));
   const flow = whole.weights.map((weight, i) => (weight > 0 ? weight * attention.norm(head, i) : 0));
@@ -144,19 +144,19 @@ function AddUp({ attention, head, row, column, whole, given, context, used }: Fa
   const certified = attention.data.certified?.[head];
   return (
     <li>
-      <h3>Add up</h3>
+      <h3>Sum</h3>
       <Strip name="context" text="context" values={context} extent={Math.max(largest(context), largest(given))} behind={given} />
-      {off ? <p class="line">This head is switched off: what it adds is {off === "mean" ? "its mean, whatever it sees" : "0"}.</p> : (
-        <p class="line">the sum over all {attention.keys} keys; grey: this key's part. It gives <b class="result">{number(flow[column])}</b> {attention.tensors.value_norms ? "(length of weight \u00d7 value \u00d7 W_O)" : "(length of weight \u00d7 value)"}, number {rank} of {attention.keys}.</p>
+      {off ? <p class="line">This head is switched off: its output is {off === "mean" ? "its mean" : "0"}.</p> : (
+        <p class="line">the sum over all {attention.keys} keys; grey: the part of this key. It contributes <b class="result">{number(flow[column])}</b> {attention.tensors.value_norms ? "(length of weight \u00d7 value \u00d7 W_O)" : "(length of weight \u00d7 value)"}, number {rank} of {attention.keys}.</p>
       )}
-      <p class="line muted">{attention.changes ? `your change moves the context by ${number(moved(context, used))}, of a length of ${number(long(used))}, at query ${row}`
+      <p class="line muted">{attention.changes ? `your change moves the context of query ${row} by ${number(distance(context, used))}; its length was ${number(long(used))}`
         : used.length ? `differs from the model's own context by at most ${tiny(difference)}`
           : certified !== undefined ? `when this page was written, differed from the model's own context by at most ${tiny(certified)}` : ""}</p>
     </li>
   );
 }
 
-function moved(context: Float64Array, used: Float32Array): number {
+function distance(context: Float64Array, used: Float32Array): number {
   return long(context.map((part, i) => part - (used[i] ?? part)));
 }
 

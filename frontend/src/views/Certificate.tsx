@@ -1,4 +1,4 @@
-// Whether what is shown is what the model did: every head recomputed here, a slice at a time.
+// Whether the page shows what the model computed: every head is recomputed here, a slice at a time.
 import { useEffect, useState } from "preact/hooks";
 import type { Attention } from "../data/attention";
 import type { Run } from "../data/run";
@@ -22,14 +22,14 @@ export function Certificate() {
     });
   }, [run, count]);
   const { precision } = look.host.document;
-  const rounding = precision.dtype === "float32" ? "" : ` Numbers are kept as ${precision.dtype} here; no weight differs by more than ${tiny(precision.error)} for that.`;
+  const rounding = precision.dtype === "float32" ? "" : ` Numbers are stored as ${precision.dtype} here, which changes no weight by more than ${tiny(precision.error)}.`;
   if (!found) return <p class="certificate" role="status">{rounding}</p>;
   const good = found.worst < (precision.dtype === "float32" ? 1e-4 : 2e-2);
   const how = found.here ? "recomputed in this page from queries, keys and values" : "recomputed from queries, keys and values when this page was written";
   return (
     <p class="certificate" role="status">
       {found.done ? <b class={good ? "good" : "bad"}>{good ? "\u2713 Certified " : "\u2717 Not certified "}</b> : <b>Checking </b>}
-      {found.heads === 1 ? "The one head was " : `All ${found.heads} heads were `}{how}. Largest difference from the context the model itself used: {tiny(found.worst)} ({found.place}, head {found.head}).{rounding}
+      {found.heads === 1 ? "The only head was " : `All ${found.heads} heads were `}{how}. Largest difference from the model's own context: {tiny(found.worst)} ({found.place}, head {found.head}).{rounding}
     </p>
   );
 }
@@ -44,9 +44,9 @@ function certify(run: Run, tell: (found: Found) => void): () => void {
     const end = performance.now() + 14;
     while (work.length && performance.now() < end) {
       const [attention, head] = work.shift() as [Attention, number];
-      const told = attention.data.certified?.[head];
+      const certified = attention.data.certified?.[head];
       if (!attention.tensors.context) found.here = false;
-      const difference = attention.tensors.context && attention.exact ? attention.difference(head, rows(attention.queries)) : told ?? 0;
+      const difference = attention.tensors.context && attention.exact ? attention.difference(head, rows(attention.queries)) : certified ?? 0;
       found.heads += 1;
       if (!(difference <= found.worst)) Object.assign(found, { worst: difference, place: attention.place, head });
     }

@@ -1,10 +1,10 @@
 // Two runs side by side: their answers, one head of each over their tokens, and where the two differ.
 import { useMemo, useState } from "preact/hooks";
 import type { Attention } from "../data/attention";
-import { ranked, type Run } from "../data/run";
+import { topIndices, type Run } from "../data/run";
 import { poolExtremes, layOut, matrixDrawing, cellsPerPixel, pixels, plane, type Plane } from "../draw/matrix";
 import { palette } from "../draw/palette";
-import { displayTokens, largest, percent, short, shown } from "../numbers";
+import { displayTokens, largest, percent, short, displayToken } from "../numbers";
 import { useLook, type Cell } from "../state";
 import { rowLabels } from "./rowLabels";
 import { Exports, Picture, useWidth } from "./Picture";
@@ -59,7 +59,7 @@ function Answers() {
             <tr key={i}><th scope="row" title={run.data.path}>{name(run, i)}</th>{Array.from({ length }, (_, at) => {
               const answer = run.data.answers[at];
               const other = (i ? a : b)?.[at];
-              return <td key={at} class={answer && other && answer.chosen[0] !== other.chosen[0] ? "bad" : ""}>{answer ? <><b dir="auto">{shown(answer.chosen[0])}</b> <span class="muted">{percent(answer.chosen[1])}</span></> : ""}</td>;
+              return <td key={at} class={answer && other && answer.chosen[0] !== other.chosen[0] ? "bad" : ""}>{answer ? <><b dir="auto">{displayToken(answer.chosen[0])}</b> <span class="muted">{percent(answer.chosen[1])}</span></> : ""}</td>;
             })}</tr>))}
           </tbody>
         </table>
@@ -98,11 +98,11 @@ function Matrix({ rows, columns, plane: values, title, cell, onChoose }: MatrixP
 
 const cells = 2500;
 
-/** All numbers of a small matrix; of a large one, the chosen query's that are poolExtremes from 0. */
+/** All numbers of a small matrix; of a large one, the chosen query's that are farthest from 0. */
 function Numbers({ rows, columns, values, title, row: chosen }: { rows: string[]; columns: string[]; values: Float32Array; title: string; row: number }) {
   const whole = rows.length * columns.length <= cells;
   const of = (row: number) => values.subarray(row * columns.length, (row + 1) * columns.length);
-  const keys = whole ? [...columns.keys()] : ranked(of(chosen).map(Math.abs), 20);
+  const keys = whole ? [...columns.keys()] : topIndices(of(chosen).map(Math.abs), 20);
   return (
     <div class="table-box" tabIndex={0} role="region" aria-label={`${title}, as a table`}>
       <table>
@@ -130,8 +130,8 @@ function Difference({ both: [a, b], cell, onChoose }: { both: Chosen[]; cell: Ce
   }, [a.attention, a.head, b.attention, b.head]);
   return (
     <section class="wide">
-      <h2>Where they differ <span class="muted">the first's weights less the second's: blue where the first looks more</span></h2>
-      <Matrix rows={a.run.queryTokens(a.attention).map(shown)} columns={a.run.keyTokens(a.attention).map(shown)} plane={values} title="difference" cell={cell} onChoose={onChoose} />
+      <h2>Where they differ <span class="muted">weights of the first minus those of the second: blue where the first attends more</span></h2>
+      <Matrix rows={a.run.queryTokens(a.attention).map(displayToken)} columns={a.run.keyTokens(a.attention).map(displayToken)} plane={values} title="difference" cell={cell} onChoose={onChoose} />
     </section>
   );
 }
@@ -141,8 +141,8 @@ function Statistics({ both }: { both: Chosen[] }) {
   if (!names.length) return null;
   return (
     <section class="wide">
-      <h2>The two heads in numbers</h2>
-      <div class="table-box" tabIndex={0} role="region" aria-label="The two heads in numbers">
+      <h2>Statistics of the two heads</h2>
+      <div class="table-box" tabIndex={0} role="region" aria-label="Statistics of the two heads">
         <table>
           <thead><tr><th scope="col">head</th>{names.map((one) => <th scope="col" key={one}>{one}</th>)}</tr></thead>
           <tbody>{both.map(({ run, attention, head }, i) => attention && (

@@ -1,12 +1,12 @@
 // Along a long context: a map of one head from all of it down to single cells, and its statistics position by position.
 import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { readTensor } from "../data/blocks";
-import { ranked } from "../data/run";
+import { topIndices } from "../data/run";
 import { Tiles } from "../data/tiles";
 import { mapDrawing, margin, type Window } from "../draw/map";
 import { palette } from "../draw/palette";
 import { curveDrawing } from "../draw/strips";
-import { number, percent, short, shown } from "../numbers";
+import { number, percent, short, displayToken } from "../numbers";
 import { useLook } from "../state";
 import { Heads } from "./Heads";
 import { Exports, Picture, useWidth } from "./Picture";
@@ -41,9 +41,9 @@ function StatisticsRequest() {
     const attention = look.attention.value;
     const head = look.head.value;
     if (!attention) return;
-    const found = await look.ask({ ask: "statistics", place: attention.place, head }, "Computing this head's statistics; at 100,000 tokens this takes up to a minute");
+    const found = await look.ask({ ask: "statistics", place: attention.place, head }, "Computing the statistics of this head; with 100,000 tokens this takes up to a minute");
     if (!found?.reply.overview) return;
-    // What was found replaces what the attention knew: one head with its overview and curves.
+    // The attention keeps one head with its overview and curves.
     const { data, tensors } = attention;
     data.overview_heads = [head];
     data.overview = found.reply.overview;
@@ -106,7 +106,7 @@ function Map({ tiles }: { tiles: Tiles }) {
         <button type="button" class="small" onClick={() => zoom(2)} aria-label="Zoom out">{"\u2212"}</button>
         <button type="button" class="small" onClick={() => setView({ row: 0, column: 0, per: whole })}>All</button>
         {tiles.deep && <button type="button" class="small" onClick={() => go(1 / 30)}>Zoom to the chosen cell</button>}
-        <span class="muted">{view.per >= 1 ? `each pixel shows the largest of ${finest} cells` : "single cells"}{tiles.deep ? "" : "; closer than this: qkv look --serve"}; colour by the fourth root of the weight</span>
+        <span class="muted">{view.per >= 1 ? `each pixel shows the largest of ${finest} cells` : "single cells"}{tiles.deep ? "" : "; to zoom in further: qkv look --serve"}; colour by the fourth root of the weight</span>
         <Exports drawing={() => drawing} name={`${attention.place} head ${head} map`} />
       </div>
       <Picture drawing={drawing} class="map" tabIndex={0} role="application" aria-roledescription="map of the attention" aria-label={`Map of ${attention.place}, head ${head}. Plus and minus zoom, arrow keys move the chosen cell, 0 shows all. Chosen: query ${chosen.row}, key ${chosen.column}. The tables below hold the numbers.`}
@@ -160,7 +160,7 @@ function Curves({ tiles, view, size }: { tiles: Tiles; view: Window; size: numbe
   );
 }
 
-/** The keys that the chosen query looks at most: a table beside the map. */
+/** The keys that the chosen query attends to most: a table beside the map. */
 function TopKeys({ tiles }: { tiles: Tiles }) {
   const look = useLook();
   const { attention, head } = tiles;
@@ -179,13 +179,13 @@ function TopKeys({ tiles }: { tiles: Tiles }) {
   const keys = run.keyTokens(attention);
   return (
     <section class="top-keys">
-      <h3>Query {row.toLocaleString("en")} <b class="query" dir="auto">{shown(run.queryTokens(attention)[row] ?? "")}</b>: whom it looks at</h3>
-      {!weights ? <p class="muted">{tiles.live ? "Fetching its row" : "Its row is not in this file; qkv look --serve has it."}</p> : (
+      <h3>Query {row.toLocaleString("en")} <b class="query" dir="auto">{displayToken(run.queryTokens(attention)[row] ?? "")}</b>: where it looks</h3>
+      {!weights ? <p class="muted">{tiles.live ? "Loading its weights" : "Its weights are not in this file; qkv look --serve computes them."}</p> : (
         <div class="table-box" tabIndex={0} role="region" aria-label="Strongest keys of the chosen query">
           <table>
             <thead><tr><th scope="col">position</th><th scope="col">key</th><th scope="col">weight</th></tr></thead>
-            <tbody>{[...new Set([...ranked(weights, 8), column])].map((at) => (
-              <tr key={at} class={at === column ? "chosen" : ""}><th scope="row"><button type="button" class="column" onClick={() => look.choose({ row, column: at })}>{at}</button></th><td dir="auto">{shown(keys[at] ?? "")}</td><td>{number(weights[at], 4)} {percent(weights[at])}</td></tr>))}
+            <tbody>{[...new Set([...topIndices(weights, 8), column])].map((at) => (
+              <tr key={at} class={at === column ? "chosen" : ""}><th scope="row"><button type="button" class="column" onClick={() => look.choose({ row, column: at })}>{at}</button></th><td dir="auto">{displayToken(keys[at] ?? "")}</td><td>{number(weights[at], 4)} {percent(weights[at])}</td></tr>))}
             </tbody>
           </table>
         </div>

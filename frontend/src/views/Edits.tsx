@@ -1,11 +1,11 @@
-// Changes made on the page: hide a key, swap two values, switch off a head; what then comes out, and the same as Python.
+// Changes made on the page: hide a key, swap two values, switch off a head; the answer after them, and the same in Python.
 import { useState } from "preact/hooks";
 import type { Edit } from "../protocol";
 import { toPython, everywhere, fits, describeEdit } from "../data/changes";
-import { long, number, percent, shown } from "../numbers";
+import { long, number, percent, displayToken } from "../numbers";
 import { useLook, type Look } from "../state";
 
-/** The changes that the chosen cell offers. */
+/** The changes that can be made at the chosen cell. */
 export function EditButtons() {
   const look = useLook();
   const [swapping, setSwapping] = useState<number | null>(null);
@@ -15,17 +15,17 @@ export function EditButtons() {
   const keys = run.keyTokens(attention);
   const { column } = look.cell.value;
   const [place, head] = [attention.place, look.head.value];
-  const key = shown(keys[column]);
+  const key = displayToken(keys[column]);
   const has = look.edits.value.some((edit) => edit.kind === "ablate" && edit.place === place && edit.head === head);
   return (
     <div class="edits-bar" role="group" aria-label="Change the model">
-      <span class="muted">What if</span>
-      <button type="button" class="small" onClick={() => add(look, { kind: "knock_out", keys: [column], place, head })}>this head could not see <bdi>{key}</bdi></button>
-      <button type="button" class="small" onClick={() => add(look, { kind: "knock_out", keys: [column], place: run.towers ? everywhere([place]) : undefined })}>no head could</button>
-      {swapping === null ? <button type="button" class="small" onClick={() => setSwapping(column)}>its value were {"\u2026"}</button>
+      <span class="muted">What if you</span>
+      <button type="button" class="small" onClick={() => add(look, { kind: "knock_out", keys: [column], place, head })}>hide <bdi>{key}</bdi> from this head</button>
+      <button type="button" class="small" onClick={() => add(look, { kind: "knock_out", keys: [column], place: run.towers ? everywhere([place]) : undefined })}>hide it from every head</button>
+      {swapping === null ? <button type="button" class="small" onClick={() => setSwapping(column)}>swap its value with {"\u2026"}</button>
         : swapping === column ? <button type="button" class="small" aria-live="polite" onClick={() => setSwapping(null)}>now choose another key ({"\u00d7"})</button>
-          : <button type="button" class="small" onClick={() => { add(look, { kind: "swap_values", place, key: swapping, with: column, head }); setSwapping(null); }}>swap values of <bdi>{shown(keys[swapping] ?? "")}</bdi> and <bdi>{key}</bdi></button>}
-      <button type="button" class="small" aria-pressed={has} onClick={() => (has ? remove(look, (edit) => edit.kind === "ablate" && edit.place === place && edit.head === head) : add(look, { kind: "ablate", place, head, mode: "zero" }))}>this head were off</button>
+          : <button type="button" class="small" onClick={() => { add(look, { kind: "swap_values", place, key: swapping, with: column, head }); setSwapping(null); }}>swap the values of <bdi>{displayToken(keys[swapping] ?? "")}</bdi> and <bdi>{key}</bdi></button>}
+      <button type="button" class="small" aria-pressed={has} onClick={() => (has ? remove(look, (edit) => edit.kind === "ablate" && edit.place === place && edit.head === head) : add(look, { kind: "ablate", place, head, mode: "zero" }))}>switch this head off</button>
     </div>
   );
 }
@@ -44,9 +44,9 @@ export function EditsPanel() {
   const base = look.base.value;
   const tokenOf = (side: "keys" | "queries", place: string | undefined, at: number) => {
     const attention = base.attentions.find((one) => place && fits(place, one.place)) ?? base.attentions.filter((one) => one.data.kind === "cross").at(-1) ?? base.attentions[0];
-    return shown((side === "keys" ? base.keyTokens(attention) : base.queryTokens(attention))[at] ?? String(at));
+    return displayToken((side === "keys" ? base.keyTokens(attention) : base.queryTokens(attention))[at] ?? String(at));
   };
-  const code = look.edited.value?.data.code || toPython(edits, base.places);
+  const code = look.edited.value?.data.code || toPython(edits, base.data.attentions, base.data.code);
   return (
     <section class="edits" aria-label="Your changes">
       <div>
@@ -65,26 +65,26 @@ export function EditsPanel() {
   );
 }
 
-/** What the model answered before and with the changes. */
+/** The model's answer before and after the changes. */
 function Outcome() {
   const look = useLook();
   const after = look.edited.value?.data.answers;
   const before = look.base.value.data.answers;
-  if (!after) return <p class="muted">{look.busy.value ? "The model answers again" : "No answer yet."}</p>;
-  const text = (answers: typeof before) => answers.map((answer) => shown(answer.chosen[0])).join(" ");
+  if (!after) return <p class="muted">{look.busy.value ? "Running the model" : "No answer yet."}</p>;
+  const text = (answers: typeof before) => answers.map((answer) => displayToken(answer.chosen[0])).join(" ");
   const same = text(before) === text(after);
   return (
     <>
       <h2>The answer after the change</h2>
       <p class="outcome-line"><span class="muted">before</span> <bdi>{text(before)}</bdi></p>
-      <p class="outcome-line"><span class="muted">now</span> <bdi>{text(after)}</bdi>{same ? <span class="muted"> (the same words)</span> : null}</p>
-      <div class="table-box low" tabIndex={0} role="region" aria-label="Answers before and now">
+      <p class="outcome-line"><span class="muted">after</span> <bdi>{text(after)}</bdi>{same ? <span class="muted"> (the same tokens)</span> : null}</p>
+      <div class="table-box low" tabIndex={0} role="region" aria-label="Answers before and after the change">
         <table>
-          <thead><tr><th scope="col">position</th><th scope="col">before</th><th scope="col" /><th scope="col">now</th><th scope="col" /></tr></thead>
+          <thead><tr><th scope="col">position</th><th scope="col">before</th><th scope="col" /><th scope="col">after</th><th scope="col" /></tr></thead>
           <tbody>{Array.from({ length: Math.max(before.length, after.length) }, (_, i) => (
             <tr key={i} class={before[i]?.chosen[0] !== after[i]?.chosen[0] ? "differs" : ""}>
-              <th scope="row">{i}</th><td dir="auto">{before[i] ? shown(before[i].chosen[0]) : ""}</td><td>{before[i] ? percent(before[i].chosen[1]) : ""}</td>
-              <td dir="auto">{after[i] ? shown(after[i].chosen[0]) : ""}</td><td>{after[i] ? percent(after[i].chosen[1]) : ""}</td>
+              <th scope="row">{i}</th><td dir="auto">{before[i] ? displayToken(before[i].chosen[0]) : ""}</td><td>{before[i] ? percent(before[i].chosen[1]) : ""}</td>
+              <td dir="auto">{after[i] ? displayToken(after[i].chosen[0]) : ""}</td><td>{after[i] ? percent(after[i].chosen[1]) : ""}</td>
             </tr>))}
           </tbody>
         </table>
@@ -115,11 +115,11 @@ function Within() {
     <>
       <h2>The change within this head</h2>
       <p class="muted">This file contains no model: the change is recomputed within each attention, but not in the layers after it. To see the new answer, open the model with <code>qkv look --serve</code>.</p>
-      {changes ? <p>For <b dir="auto">{shown(look.run.value.queryTokens(attention)[row])}</b> the context moves by {number(difference)}, of a length of {number(long(contextBefore))}.</p> : <p>None of your changes touches {attention.place}.</p>}
-      {changes && (
+      {changes ? <p>The context of <b dir="auto">{displayToken(look.run.value.queryTokens(attention)[row])}</b> changes by {number(difference)}; its length was {number(long(contextBefore))}.</p> : <p>None of your changes concerns {attention.place}.</p>}
+      {order.some((column) => before[column] !== now[column]) && (
         <table>
-          <thead><tr><th scope="col">key</th><th scope="col">weight before</th><th scope="col">now</th></tr></thead>
-          <tbody>{order.map((column) => <tr key={column}><th scope="row"><bdi>{shown(keys[column])}</bdi> <span class="muted">{column}</span></th><td>{percent(before[column])}</td><td>{percent(now[column])}</td></tr>)}</tbody>
+          <thead><tr><th scope="col">key</th><th scope="col">weight before</th><th scope="col">after</th></tr></thead>
+          <tbody>{order.map((column) => <tr key={column}><th scope="row"><bdi>{displayToken(keys[column])}</bdi> <span class="muted">{column}</span></th><td>{percent(before[column])}</td><td>{percent(now[column])}</td></tr>)}</tbody>
         </table>
       )}
     </>

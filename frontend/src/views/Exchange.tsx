@@ -1,8 +1,8 @@
-// What was asked and what was answered; answers can be chosen.
+// The input and the answer, whose tokens can be chosen.
 import { useComputed } from "@preact/signals";
 import { useMemo } from "preact/hooks";
 import type { Pen } from "../draw/pen";
-import { percent, rightToLeft, shown } from "../numbers";
+import { percent, rightToLeft, displayToken } from "../numbers";
 import { useLook } from "../state";
 import type { Answer, Axis } from "../protocol";
 import { drawToCanvas } from "./AxisImage";
@@ -19,9 +19,9 @@ export function Exchange() {
   const { answer_start: begin = 1 } = run.data;
   const prompted = !source && target && answers.length && begin > 1;
   return (
-    <section class="exchange" aria-label="What the model read and answered">
+    <section class="exchange" aria-label="Input and answer">
       {source ? <Read title="Input" axis={source} /> : target && (prompted || !answers.length) ? <Read title="Input" axis={target} count={prompted ? begin : undefined} /> : null}
-      {source && target && run.towers && <Read title="and" axis={target} />}
+      {source && target && run.towers && <Read title="Second input" axis={target} />}
       {answers.length > 0 && <Answers answers={answers} begin={prompted ? begin - 1 : 0} />}
     </section>
   );
@@ -33,7 +33,7 @@ function Read({ title, axis, count = axis.tokens.length }: { title: string; axis
   const run = look.run.value;
   const { row, column } = look.cell.value;
   if (axis.kind === "image" || axis.kind === "audio") {
-    const words = axis.image ? `a picture of ${axis.image.rows} \u00d7 ${axis.image.columns} patches` : `a sound of ${axis.audio?.seconds.toFixed(1)} s in ${axis.tokens.length} positions`;
+    const words = axis.image ? `an image of ${axis.image.rows} \u00d7 ${axis.image.columns} patches` : `${axis.audio?.seconds.toFixed(1)} s of audio in ${axis.tokens.length} positions`;
     return <div class="read"><h2>{title}</h2>{axis.image && <Media axis={axis} />}<p>{words}</p></div>;
   }
   const isKeys = attention && run.axis(attention.data.keys) === axis;
@@ -41,17 +41,17 @@ function Read({ title, axis, count = axis.tokens.length }: { title: string; axis
   const from = count > most ? Math.max(0, Math.min((isKeys ? column : row) - most / 2, count - most)) : 0;
   return (
     <div class="read">
-      <h2>{title}{count > most ? ` (${count.toLocaleString("en")} tokens; here ${from} to ${from + most - 1})` : ""}</h2>
+      <h2>{title}{count > most ? ` (${count.toLocaleString("en")} tokens; shown: ${from} to ${from + most - 1})` : ""}</h2>
       <ol class={count > 40 ? "tokens many" : "tokens"} dir={rightToLeft(axis.tokens) ? "rtl" : undefined} tabIndex={count > 40 ? 0 : undefined} aria-label={title}>
         {axis.tokens.slice(from, Math.min(from + most, count)).map((text, i) => (
-          <li key={from + i} dir="auto" class={`${isKeys && from + i === column ? "is-key" : ""} ${isQueries && from + i === row ? "is-query" : ""}`}>{shown(text)}</li>
+          <li key={from + i} dir="auto" class={`${isKeys && from + i === column ? "is-key" : ""} ${isQueries && from + i === row ? "is-query" : ""}`}>{displayToken(text)}</li>
         ))}
       </ol>
     </div>
   );
 }
 
-/** The picture as it is, without what a head makes of it. */
+/** The image as it is, without the weights of a head. */
 function Media({ axis }: { axis: Axis }) {
   const look = useLook();
   const { pixels } = axis.image as NonNullable<Axis["image"]>;
@@ -65,7 +65,7 @@ function Media({ axis }: { axis: Axis }) {
   return <Picture drawing={drawing} class="seen" role="img" aria-label="The input image" />;
 }
 
-/** What it answered, from the answer `begin` on: those before it are a prompt. */
+/** The answer from the token `begin` on: those before it are a prompt. */
 function Answers({ answers, begin }: { answers: Answer[]; begin: number }) {
   const look = useLook();
   const chosen = useComputed(() => (look.answers() ? look.cell.value.row : -1)).value;
@@ -74,7 +74,7 @@ function Answers({ answers, begin }: { answers: Answer[]; begin: number }) {
   const from = Math.max(begin, Math.min(chosen - most / 2, answers.length - most));
   return (
     <div class="said">
-      <h2>It answered{before ? ", with your changes" : ""}{answers.length > begin + 1 ? <span class="hint"> choose a token to see why</span> : null}</h2>
+      <h2>Answer{before ? ", with your changes" : ""}{answers.length > begin + 1 ? <span class="hint"> choose a token to see why it was predicted</span> : null}</h2>
       <ol class={many ? "answers many" : "answers"} dir={rightToLeft(answers.slice(begin, begin + 200).map((one) => one.chosen[0])) ? "rtl" : undefined} tabIndex={many ? 0 : undefined} aria-label="Answer">
         {answers.slice(from, from + most).map((answer, i) => <One key={from + i} answer={answer} row={from + i} chosen={chosen === from + i} before={before?.[from + i]} />)}
       </ol>
@@ -91,11 +91,11 @@ function One({ answer: { chosen: [text, share], best }, row, chosen, before }: {
     <li>
       <button type="button" class={`answer${unsure ? " unsure" : ""}${changed ? " changed" : ""}`} aria-pressed={chosen} onClick={() => look.chooseAnswer(row)}
         title={best.map(([other, part]) => `${other} ${percent(part)}`).join("   ")}>
-        <span class="answer-text" dir="auto">{shown(text)}</span>
+        <span class="answer-text" dir="auto">{displayToken(text)}</span>
         <span class="answer-bar" style={{ "--share": `${share * 100}%` }} />
         <span class="answer-share">{percent(share)}</span>
-        {changed && <span class="answer-other was"><span dir="auto">was {shown(before.chosen[0])}</span><span>{percent(before.chosen[1])}</span></span>}
-        {others.map(([other, part]) => <span class="answer-other" key={other}><span dir="auto">{shown(other)}</span><span>{percent(part)}</span></span>)}
+        {changed && <span class="answer-other was"><span dir="auto">was {displayToken(before.chosen[0])}</span><span>{percent(before.chosen[1])}</span></span>}
+        {others.map(([other, part]) => <span class="answer-other" key={other}><span dir="auto">{displayToken(other)}</span><span>{percent(part)}</span></span>)}
       </button>
     </li>
   );

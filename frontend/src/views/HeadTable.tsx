@@ -1,6 +1,6 @@
 // The same numbers as a table: all of a small matrix; of a large one, the strongest keys of each query.
 import type { Attention } from "../data/attention";
-import { ranked } from "../data/run";
+import { topIndices } from "../data/run";
 import { along, css, readable, rgb } from "../draw/ramp";
 import { plane } from "../draw/matrix";
 import { displayTokens, number, percent } from "../numbers";
@@ -64,7 +64,7 @@ function Strongest({ attention, keys, labels }: Props) {
       <tbody>{labels.slice(from, from + page).map((label, i) => {
         const { weights } = attention.row(look.head.value, from + i);
         return (
-          <tr key={from + i} class={from + i === at ? "chosen" : ""}><th scope="row" dir="auto">{from + i} {label}</th>{ranked(weights, 5).map((column) => (
+          <tr key={from + i} class={from + i === at ? "chosen" : ""}><th scope="row" dir="auto">{from + i} {label}</th>{topIndices(weights, 5).map((column) => (
             <td key={column}><button type="button" class="column" onClick={() => look.choose({ row: from + i, column })}><bdi>{keys[column]}</bdi> <span class="muted">{column}</span> {percent(weights[column])}</button></td>
           ))}</tr>
         );

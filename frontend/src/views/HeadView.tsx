@@ -1,11 +1,11 @@
 // One head: its matrix, its lines and its table, which share one choice.
 import { useMemo } from "preact/hooks";
 import type { Attention, Show } from "../data/attention";
-import { ranked } from "../data/run";
+import { topIndices } from "../data/run";
 import { cellAt, legendDrawing, layOut, matrixDrawing, cellsPerPixel, plane } from "../draw/matrix";
 import { verticalDrawing, lineHeight, type Line } from "../draw/lines";
 import { palette } from "../draw/palette";
-import { displayTokens, number, percent, shown } from "../numbers";
+import { displayTokens, number, percent, displayToken } from "../numbers";
 import { useLook, type Cell, type Form } from "../state";
 import { AxisImage } from "./AxisImage";
 import { EditButtons } from "./Edits";
@@ -14,9 +14,9 @@ import { rowLabels } from "./rowLabels";
 import { Choice, Exports, Picture, Token, useWidth } from "./Picture";
 
 const shows: Record<Show, string> = {
-  weights: "Weights: the share of each key in what a query takes. Colour by square root. A dot: not visible.",
-  scores: "Scores: query \u00b7 key, scaled, everything added, before the softmax. Blue above 0, brown below.",
-  flow: "Flow: the length of weight \u00d7 value \u00d7 W_O, what really moves. A large weight on a small value moves little.",
+  weights: "Weights: how the attention of each query is divided among the keys. Colour by square root. A dot: not visible.",
+  scores: "Scores: query \u00b7 key, scaled, with all that is added, before the softmax. Blue above 0, brown below.",
+  flow: "Flow: the length of weight \u00d7 value \u00d7 W_O, the contribution of each key. A large weight on a small value contributes little.",
 };
 
 export function HeadView() {
@@ -38,7 +38,7 @@ export function HeadView() {
         </div>
       </div>
       {!look.ready.value ? <p class="muted" role="status">Loading the numbers</p>
-        : !attention.exact ? <p>This head is shown along the context: see the tab Long context.</p>
+        : !attention.exact ? <p>This context is too long for a matrix: see the tab Long context.</p>
           : <>
             <EditButtons />
             <AxisImage attention={attention} width={width} />
@@ -46,13 +46,13 @@ export function HeadView() {
             {look.form.value === "lines" && <LinesImage attention={attention} width={width} />}
             {look.form.value === "table" && <HeadTable attention={attention} />}
           </>}
-      {look.ready.value && attention.exact && <p class="unseen" aria-live="polite">{aloud(look.run.value.queryTokens(attention), look.run.value.keyTokens(attention), look.cell.value, attention, look.head.value)}</p>}
+      {look.ready.value && attention.exact && <p class="unseen" aria-live="polite">{describeCell(look.run.value.queryTokens(attention), look.run.value.keyTokens(attention), look.cell.value, attention, look.head.value)}</p>}
     </section>
   );
 }
 
-const aloud = (queries: string[], keys: string[], { row, column }: Cell, attention: Attention, head: number) => (
-  `${queries[row]} looks at ${keys[column]}, weight ${number(attention.row(head, row).weights[column])}`);
+const describeCell = (queries: string[], keys: string[], { row, column }: Cell, attention: Attention, head: number) => (
+  `${queries[row]} attends to ${keys[column]}, weight ${number(attention.row(head, row).weights[column])}`);
 
 function Story({ attention }: { attention: Attention }) {
   const look = useLook();
@@ -60,12 +60,12 @@ function Story({ attention }: { attention: Attention }) {
   const { weights } = attention.row(look.head.value, row);
   const run = look.run.value;
   const keys = run.keyTokens(attention);
-  const asks = <Token text={shown(run.queryTokens(attention)[row])} name="query" />;
+  const query = <Token text={displayToken(run.queryTokens(attention)[row])} name="query" />;
   const answer = run.answersFor(attention)?.[row];
-  const first = ranked(weights, 3).filter((column) => weights[column] >= 0.05);
-  const who = answer && run.axis("target") ? <>To answer <Token text={shown(answer.chosen[0])} /> after {asks}, this head looks at </> : <>{asks} looks at </>;
-  if (!first.length) return <>{who}nowhere in particular.</>;
-  return <>{who}{first.map((column, i) => <span key={column}>{i ? (i === first.length - 1 ? " and " : ", ") : ""}<Token text={shown(keys[column])} name="key" /> {percent(weights[column])}</span>)}.</>;
+  const first = topIndices(weights, 3).filter((column) => weights[column] >= 0.05);
+  const opening = answer && run.axis("target") ? <>To predict <Token text={displayToken(answer.chosen[0])} /> after {query}, this head attends to </> : <>{query} attends to </>;
+  if (!first.length) return <>{opening}no key in particular.</>;
+  return <>{opening}{first.map((column, i) => <span key={column}>{i ? (i === first.length - 1 ? " and " : ", ") : ""}<Token text={displayToken(keys[column])} name="key" /> {percent(weights[column])}</span>)}.</>;
 }
 
 /** Arrow keys move the choice; Home, End, Page Up and Page Down go to the ends. */
@@ -103,13 +103,13 @@ function MatrixImage({ attention, width }: { attention: Attention; width: number
     <>
       <div class="picture">
         <Picture drawing={drawing} class="matrix" tabIndex={0} role="application" aria-roledescription="matrix"
-          aria-label={`${attention.place}, head ${head}. ${aloud(rows, columns, chosen, attention, head)}. Arrow keys move; the table holds the same numbers.`}
+          aria-label={`${attention.place}, head ${head}. ${describeCell(rows, columns, chosen, attention, head)}. Arrow keys move; the table holds the same numbers.`}
           onPointerMove={(event) => point(under(event))} onPointerLeave={() => point(null)}
           onClick={(event) => { const cell = under(event); if (cell) look.choose(cell); }} onKeyDown={(event) => moveInMatrix(event, look, attention)} />
       </div>
       <div class="legend">
         <Picture drawing={legend} aria-hidden="true" />
-        <p class="muted">{shows[show]}{down * across > 1 ? ` There are more cells than pixels: of each ${down} \u00d7 ${across} cells, the one poolExtremes from 0 is shown. The table and the tab Long context have them all.` : ""}</p>
+        <p class="muted">{shows[show]}{down * across > 1 ? ` There are more cells than pixels: of each ${down} \u00d7 ${across} cells, the one farthest from 0 is shown. The table and the tab Long context show them all.` : ""}</p>
         <Exports drawing={() => drawing} name={`${attention.place} head ${head} ${show}`} />
       </div>
     </>

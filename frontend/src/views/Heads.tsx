@@ -1,22 +1,22 @@
-// The model: layers x heads as thumbnails, by place or ranked by a statistic.
+// The model: layers x heads as thumbnails, by layer or sorted by a statistic.
 import { useComputed } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import type { Attention } from "../data/attention";
-import { small } from "../data/pooling";
+import { shrink } from "../data/pooling";
 import { pixels } from "../draw/matrix";
 import { short } from "../numbers";
 import { useLook } from "../state";
 
-export const explained: Record<string, string> = {
-  previous: "weight on the token before", sink: "weight on the first token", entropy: "how spread out the weights are, nats",
-  distance: "how far it looks, tokens", positional: "how much of it depends on distance alone", duplicate: "weight on earlier tokens like the one that asks",
-  induction: "weight on what followed such tokens", share: "of all that the heads beside it add", largest: "mean largest weight", diagonal: "weight on the same position",
+export const descriptions: Record<string, string> = {
+  previous: "weight on the previous token", sink: "weight on the first token", entropy: "how spread out the weights are, in nats",
+  distance: "mean distance of the keys, in tokens", positional: "how much of the attention depends on distance alone", duplicate: "weight on earlier tokens that equal the query's",
+  induction: "weight on the tokens that followed those", share: "share of the layer's output that comes from this head", largest: "mean largest weight", diagonal: "weight on the same position",
 };
 
 export interface HeadAt { at: number; head: number; attention: Attention; value: number | null }
 
-/** Every head, those of one kind if asked, in order of place or of a statistic, the largest first. */
-export function sorted(attentions: Attention[], kinds: string, sort: string): HeadAt[] {
+/** Every head, those of one kind if asked, by layer or by a statistic, the largest first. */
+export function sortHeads(attentions: Attention[], kinds: string, sort: string): HeadAt[] {
   const found: HeadAt[] = [];
   attentions.forEach((attention, at) => {
     if (kinds !== "all" && attention.data.kind !== kinds) return;
@@ -32,8 +32,8 @@ export function Controls() {
   const both = new Set(attentions.map((one) => one.data.kind)).size > 1;
   return (
     <div class="heads-controls">
-      <label>Order <select value={look.sort.value} onChange={(event) => { look.sort.value = event.currentTarget.value; }}>
-        <option value="place">by place</option>
+      <label>Sort <select value={look.sort.value} onChange={(event) => { look.sort.value = event.currentTarget.value; }}>
+        <option value="place">by layer</option>
         {names.map((name) => <option value={name} key={name}>by {name}</option>)}
       </select></label>
       {both && <label>Show <select value={look.kinds.value} onChange={(event) => { look.kinds.value = event.currentTarget.value; }}>
@@ -48,25 +48,25 @@ export function Heads({ size: wanted }: { size?: number }) {
   const box = useRef<HTMLElement>(null);
   const run = look.run.value;
   const size = wanted ?? (run.attentions.some((one) => one.heads > 8) ? 32 : 48);
-  const list = sorted(run.attentions, look.kinds.value, look.sort.value);
-  const move = (event: KeyboardEvent) => moved(event, box.current as HTMLElement);
+  const list = sortHeads(run.attentions, look.kinds.value, look.sort.value);
+  const move = (event: KeyboardEvent) => moveFocus(event, box.current as HTMLElement);
   const groups = look.sort.value === "place" ? [...new Set(list.map((one) => one.attention.group))] : [];
   return (
     <nav class="heads" ref={box} aria-label="Attention heads" onKeyDown={move}>
       <Controls />
-      {sampled(run.attentions, size) && <p class="muted small-text">{sampled(run.attentions, size)}</p>}
-      {look.sort.value !== "place" && <p class="muted small-text">{explained[look.sort.value] ?? ""}, the largest first</p>}
+      {describePooling(run.attentions, size) && <p class="muted small-text">{describePooling(run.attentions, size)}</p>}
+      {look.sort.value !== "place" && <p class="muted small-text">{descriptions[look.sort.value] ?? ""}, the largest first</p>}
       {look.sort.value !== "place" && <div class="ranked">{list.map((one) => <Thumbnail key={`${one.at} ${one.head}`} {...one} size={size} named />)}</div>}
       {groups.map((group) => <Group key={group} group={group} list={list.filter((one) => one.attention.group === group)} size={size} />)}
     </nav>
   );
 }
 
-/** What the small pictures leave out, in words. */
-function sampled(attentions: Attention[], size: number): string {
-  if (attentions.some((one) => !one.exact && one.data.overview)) return "Small pictures: the largest weight of each part of a matrix.";
+/** What the thumbnails leave out, in words. */
+function describePooling(attentions: Attention[], size: number): string {
+  if (attentions.some((one) => !one.exact && one.data.overview)) return `Thumbnails are max-pooled to ${size} \u00d7 ${size}.`;
   if (!attentions.some((one) => one.exact && (one.queries > size || one.keys > size))) return "";
-  return `Small pictures of more than ${size} tokens: ${size} queries, evenly spread; of their neighbouring keys, the largest weight.`;
+  return `Thumbnails show ${size} evenly spaced queries; their keys are max-pooled to ${size}.`;
 }
 
 function Group({ group, list, size }: { group: string; list: HeadAt[]; size: number }) {
@@ -90,7 +90,7 @@ function Group({ group, list, size }: { group: string; list: HeadAt[]; size: num
 
 function Thumbnail({ at, head, attention, value, size, named }: HeadAt & { size: number; named?: boolean }) {
   const look = useLook();
-  // Of all thumbnails, only the two that a choice concerns are made anew.
+  // Only the two thumbnails that a choice concerns are rendered again.
   const chosen = useComputed(() => look.at.value === at && look.head.value === head).value;
   const { layer, stack, kind } = attention.data;
   const figure = value === null ? "" : short(value);
@@ -113,8 +113,8 @@ function Small({ attention, head, size }: { attention: Attention; head: number; 
   const { ready } = attention;
   useEffect(() => {
     if (!ready || !image.current) return;
-    const cancel = soon(() => {
-      const { rows, columns, data } = small(attention, head, size);
+    const cancel = schedule(() => {
+      const { rows, columns, data } = shrink(attention, head, size);
       if (!image.current || !rows) return;
       image.current.src = pixels({ rows, columns, values: data, extent: 1, show: "weights" }, dark, easel).toDataURL();
     });
@@ -123,24 +123,24 @@ function Small({ attention, head, size }: { attention: Attention; head: number; 
   return <img ref={image} src={nothing} alt="" />;
 }
 
-// Images, because each canvas is a layer of its own that a browser puts together again for every frame.
+// Images, because a browser composites every canvas as a layer of its own in every frame.
 const easel = document.createElement("canvas");
 const nothing = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
 
-// Thumbnails are drawn in slices of a few milliseconds, so that the page answers meanwhile.
+// Thumbnails are drawn in slices of a few milliseconds, so that the page stays responsive.
 const waiting = new Set<() => void>();
 let running = false;
 
-function soon(draw: () => void): () => void {
+function schedule(draw: () => void): () => void {
   waiting.add(draw);
   if (!running) {
     running = true;
-    setTimeout(work, 0);
+    setTimeout(drawWaiting, 0);
   }
   return () => waiting.delete(draw);
 }
 
-function work(): void {
+function drawWaiting(): void {
   const end = performance.now() + 12;
   for (const draw of waiting) {
     waiting.delete(draw);
@@ -148,13 +148,13 @@ function work(): void {
     if (performance.now() > end) break;
   }
   running = waiting.size > 0;
-  if (running) setTimeout(work, 0);
+  if (running) setTimeout(drawWaiting, 0);
 }
 
 const steps: Record<string, [number, number]> = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
 
 /** Arrow keys go to the nearest thumbnail in their direction. */
-function moved(event: KeyboardEvent, box: HTMLElement): void {
+function moveFocus(event: KeyboardEvent, box: HTMLElement): void {
   const button = (event.target as HTMLElement).closest<HTMLElement>(".thumbnail");
   const step = steps[event.key];
   if (!button || !step) return;

@@ -1,4 +1,4 @@
-// A sound under its weights, and the words where the model heard them.
+// A waveform with its weights, and each word of the transcript at the time when it was said.
 import { useMemo } from "preact/hooks";
 import { palette } from "../draw/palette";
 import { label, measureText, type Drawing, type Pen } from "../draw/pen";
@@ -13,8 +13,8 @@ type Word = [string, number, number];
 const line = 17; // of words
 const tall = 80; // of the waveform
 
-/** In which line each word stands (-1: in none, for want of room); the one that is pointed at always has a place. */
-export function lines(words: Word[], x: (seconds: number) => number, chosen: number, most = 3): number[] {
+/** The line of each word (-1 where there is no room for it); the chosen word always has one. */
+export function layOutWords(words: Word[], x: (seconds: number) => number, chosen: number, most = 3): number[] {
   const ends = new Array<number>(most).fill(-Infinity);
   const room = (word: Word) => [x(word[1]), x(word[1]) + measureText(word[0], label(12, true)) + 6] as const;
   const [from, to] = chosen >= 0 ? room(words[chosen]) : [Infinity, Infinity];
@@ -27,7 +27,7 @@ export function lines(words: Word[], x: (seconds: number) => number, chosen: num
   });
 }
 
-const heardAt = (words: Word[], seconds: number) => words.findIndex(([, start, end]) => start <= seconds && seconds < end);
+const findWord = (words: Word[], seconds: number) => words.findIndex(([, start, end]) => start <= seconds && seconds < end);
 
 export function Sound({ axis, weights, query, chosen, width, onChoose }: AxisProps & { width: number }) {
   const look = useLook();
@@ -37,13 +37,13 @@ export function Sound({ axis, weights, query, chosen, width, onChoose }: AxisPro
   const dark = look.dark.value;
   const wide = Math.max(280, Math.min(width, 1100));
   const whole = Math.max(audio.seconds, (weights.length - audio.leading) * audio.seconds_per_token);
-  // Silence that was added, longer than a tenth, is drawn closer together.
+  // Padding that is longer than a tenth of the audio is drawn at a smaller scale.
   const bend = whole > audio.seconds * 1.1 + audio.seconds_per_token ? { at: audio.seconds, x: wide * Math.max(0.88, audio.seconds / whole) } : { at: whole, x: wide };
   const x = (seconds: number) => (seconds <= bend.at ? (seconds * bend.x) / bend.at : bend.x + ((seconds - bend.at) * (wide - bend.x)) / (whole - bend.at));
   const seconds = (pixel: number) => (pixel <= bend.x ? (pixel * bend.at) / bend.x : bend.at + ((pixel - bend.x) * (whole - bend.at)) / (wide - bend.x));
   const time = (at: number) => (at - audio.leading) * audio.seconds_per_token;
-  const spokenAt = heardAt(words, time(chosen) + audio.seconds_per_token / 2);
-  const top = words.length ? (Math.max(...lines(words, x, -1)) + 1) * line + 5 : 0;
+  const chosenWord = findWord(words, time(chosen) + audio.seconds_per_token / 2);
+  const top = words.length ? (Math.max(...layOutWords(words, x, -1)) + 1) * line + 5 : 0;
   const drawing = useMemo((): Drawing => ({
     width: wide,
     height: top + tall + 22,
@@ -76,7 +76,7 @@ export function Sound({ axis, weights, query, chosen, width, onChoose }: AxisPro
         pen.fillStyle = colour;
         pen.fillRect(x(time(at)), top + tall + 1, Math.max(4, x(time(at + 1)) - x(time(at))), 5);
       }
-      spoken(pen, words, x, spokenAt, top, colours);
+      drawWords(pen, words, x, chosenWord, top, colours);
       pen.fillStyle = colours.muted;
       pen.font = label(11);
       pen.textBaseline = "bottom";
@@ -91,19 +91,19 @@ export function Sound({ axis, weights, query, chosen, width, onChoose }: AxisPro
   }), [peaks, weights, query, chosen, dark, wide]);
   const under = (event: MouseEvent) => Math.max(audio.leading, Math.min(weights.length - 1, audio.leading + Math.floor(seconds(event.offsetX) / audio.seconds_per_token)));
   const say = (at: number) => `${axis.tokens[at]}: ${percent(weights[at])}`;
-  const stretches = peaks && peaks.shape[0] < audio.samples ? ` The waveform: the lowest and the highest sample of each of ${peaks.shape[0].toLocaleString("en")} stretches.` : "";
+  const resolution = peaks && peaks.shape[0] < audio.samples ? ` The waveform shows the lowest and the highest sample of each of ${peaks.shape[0].toLocaleString("en")} intervals.` : "";
   return (
     <figure>
-      <Picture drawing={drawing} class="wave" role="img" aria-label={`The sound: blue where this query listens. ${words.length ? `Heard in it: ${words.map(([text, start]) => `${text} at ${start.toFixed(2)} s`).join(", ")}. ` : ""}The table holds every weight.`}
+      <Picture drawing={drawing} class="wave" role="img" aria-label={`The waveform: blue where this query attends. ${words.length ? `Words: ${words.map(([text, start]) => `${text} at ${start.toFixed(2)} s`).join(", ")}. ` : ""}The table holds every weight.`}
         onPointerMove={(event) => { event.currentTarget.title = say(under(event)); }} onClick={(event) => onChoose(under(event))} />
-      <figcaption class="muted"><b>{say(chosen)}</b>. Blue where it listens{query >= 0 ? "; orange: who asks. Choose a moment to let it ask." : ". Choose a moment to see how it answers."}
-        {words.length > 0 && " Words stand where the model itself shows to have heard them."}{whole > audio.seconds + audio.seconds_per_token ? ` Grey: silence, added to fill ${Number(whole.toFixed(2))} s${bend.at < whole ? ", drawn closer together" : ""}.` : ""}{stretches}</figcaption>
+      <figcaption class="muted"><b>{say(chosen)}</b>. Blue: where it looks{query >= 0 ? "; orange: the query. Choose a moment to make it the query." : ". Choose a moment to see its key."}
+        {words.length > 0 && " Each word stands at the time that the model's own attention gives it."}{whole > audio.seconds + audio.seconds_per_token ? ` Grey: padding up to ${Number(whole.toFixed(2))} s${bend.at < whole ? ", drawn at a smaller scale" : ""}.` : ""}{resolution}</figcaption>
     </figure>
   );
 }
 
-function spoken(pen: Pen, words: Word[], x: (seconds: number) => number, chosen: number, top: number, colours: ReturnType<typeof palette>): void {
-  const places = lines(words, x, chosen);
+function drawWords(pen: Pen, words: Word[], x: (seconds: number) => number, chosen: number, top: number, colours: ReturnType<typeof palette>): void {
+  const places = layOutWords(words, x, chosen);
   pen.textBaseline = "alphabetic";
   pen.textAlign = "left";
   words.forEach(([text, start, end], at) => {

@@ -1,10 +1,10 @@
-// An agent's steps over time: what was to be reached, what it saw, what it did, and where this query looks.
+// An agent's steps over time: return, state and action of each, and where this query attends.
 import { useMemo } from "preact/hooks";
 import type { Tensor } from "../data/blocks";
 import { palette, type Palette } from "../draw/palette";
 import { label, type Drawing, type Pen } from "../draw/pen";
 import { css, rgb } from "../draw/ramp";
-import { largest, percent, shown, short } from "../numbers";
+import { largest, percent, displayToken, short } from "../numbers";
 import type { Axis } from "../protocol";
 import { useLook } from "../state";
 import type { AxisProps } from "./axisProps";
@@ -42,7 +42,7 @@ export function Steps({ axis, weights, query, chosen, width, onChoose }: AxisPro
         pen.strokeStyle = colours.line;
         pen.lineWidth = 1;
         pen.strokeRect(left - 0.5, top - 0.5, steps * each + 1, high + 1);
-        if (tensor) (tensor.shape[1] > curves ? field : lanes)(pen, tensor, top, each, colours, dark);
+        if (tensor) (tensor.shape[1] > curves ? drawRows : drawCurves)(pen, tensor, top, each, colours, dark);
         pen.textBaseline = "alphabetic";
         pen.textAlign = "left";
         pen.font = label(13);
@@ -74,20 +74,20 @@ export function Steps({ axis, weights, query, chosen, width, onChoose }: AxisPro
     const at = step * kinds.length + kind;
     return step >= 0 && kind < kinds.length && at < weights.length ? at : -1;
   };
-  const say = (at: number) => `${shown(axis.tokens[at])}: ${percent(weights[at])}`;
+  const say = (at: number) => `${displayToken(axis.tokens[at])}: ${percent(weights[at])}`;
   return (
     <figure>
-      <Picture drawing={drawing} class="agent" role="img" aria-label={`The agent's steps ${first + 1} to ${first + steps}, over time: blue where this query looks. The table holds every weight.`}
+      <Picture drawing={drawing} class="agent" role="img" aria-label={`The agent's steps ${first + 1} to ${first + steps}, over time: blue where this query attends. The table holds every weight.`}
         onPointerMove={(event) => { const at = under(event); event.currentTarget.title = at < 0 ? "" : say(at); }} onClick={(event) => { const at = under(event); if (at >= 0) onChoose(at); }} />
-      <figcaption class="muted"><b>{say(chosen)}</b>. An agent's steps; blue where it looks{query >= 0 ? ", orange: who asks. Choose a cell to let it ask." : "."} {said(kinds, tensors)}</figcaption>
+      <figcaption class="muted"><b>{say(chosen)}</b>. The agent's steps. Blue: where it looks{query >= 0 ? "; orange: the query. Choose a cell to make it the query." : "."} {describeKinds(kinds, tensors)}</figcaption>
     </figure>
   );
 }
 
-function said(kinds: string[], tensors: (Tensor | null)[]): string {
+function describeKinds(kinds: string[], tensors: (Tensor | null)[]): string {
   return kinds.map((kind, at) => {
     const count = tensors[at]?.shape[1] ?? 1;
-    return count > rows ? `Of each ${kind} the first ${rows} of ${count} numbers, a row each.` : count > curves ? `Of each ${kind} ${count} numbers, a row each.` : count > 1 ? `Of each ${kind} ${count} numbers, each in its own range.` : "";
+    return count > rows ? `Each ${kind}: the first ${rows} of ${count} numbers, one row each.` : count > curves ? `Each ${kind}: ${count} numbers, one row each.` : count > 1 ? `Each ${kind}: ${count} numbers, each with its own scale.` : "";
   }).join(" ").trim();
 }
 
@@ -109,7 +109,7 @@ function range(tensor: Tensor): string {
 }
 
 /** Each number as a line of steps, in its own range. */
-function lanes(pen: Pen, tensor: Tensor, top: number, each: number, colours: Palette): void {
+function drawCurves(pen: Pen, tensor: Tensor, top: number, each: number, colours: Palette): void {
   const [steps, count] = tensor.shape;
   const tones = [colours.ink, colours.value, colours.context, colours.muted, colours.good, colours.bad];
   for (let number = 0; number < count; number += 1) {
@@ -128,7 +128,7 @@ function lanes(pen: Pen, tensor: Tensor, top: number, each: number, colours: Pal
 }
 
 /** Each number as a row of cells at the lower end of its kind, so that the weights are seen above. */
-function field(pen: Pen, tensor: Tensor, top: number, each: number, _: Palette, dark: boolean): void {
+function drawRows(pen: Pen, tensor: Tensor, top: number, each: number, _: Palette, dark: boolean): void {
   const [steps, count] = tensor.shape;
   const used = Math.min(rows, count);
   const tall = (high - 10) / used;

@@ -1,7 +1,7 @@
-// The story of one answer over all heads: looked for, answered, took, changed.
+// One prediction over all heads: which tokens match, get attention, contribute, and matter.
 import { useState } from "preact/hooks";
 import { buildStory, type Entry } from "../data/story";
-import { percent, shown } from "../numbers";
+import { percent, displayToken } from "../numbers";
 import { useLook } from "../state";
 
 const first = 24;
@@ -15,30 +15,30 @@ export function StoryView() {
   if (!look.ready.value) return <p class="muted" role="status">Loading the numbers</p>;
   const row = Math.min(look.cell.value.row, answers.length - 1);
   const position = row + 1;
-  const why = look.explanationAt(position);
-  const { entries, heads } = buildStory(run, row, why);
+  const explanation = look.explanationAt(position);
+  const { entries, heads } = buildStory(run, row, explanation);
   const { chosen: [token, share] } = answers[row];
   const most = { weight: greatest(entries, "weight"), flow: greatest(entries, "flow") };
   const listed = all ? entries : entries.slice(0, first);
   return (
     <section class="story-view" aria-labelledby="story-title">
       <div class="story-top">
-        <button type="button" class="small" disabled={row === 0} onClick={() => look.chooseAnswer(row - 1)} aria-label="The answer before">{"\u2190"}</button>
-        <h2 id="story-title">How <b dir="auto" class="story-token">{shown(token)}</b> came about <span class="muted">{percent(share)} sure</span></h2>
-        <button type="button" class="small" disabled={row === answers.length - 1} onClick={() => look.chooseAnswer(row + 1)} aria-label="The next answer">{"\u2192"}</button>
+        <button type="button" class="small" disabled={row === 0} onClick={() => look.chooseAnswer(row - 1)} aria-label="Previous token">{"\u2190"}</button>
+        <h2 id="story-title">Why <b dir="auto" class="story-token">{displayToken(token)}</b> was predicted <span class="muted">with probability {percent(share)}</span></h2>
+        <button type="button" class="small" disabled={row === answers.length - 1} onClick={() => look.chooseAnswer(row + 1)} aria-label="Next token">{"\u2192"}</button>
       </div>
-      <p class="muted">Each line is a token that could be seen, over the {heads} heads that led to this answer. {why ? "What happened is at the right: the answer's probability once nobody may look at that token." : ""}</p>
-      {!why && (look.edits.value.length ? <p class="muted">Undo your changes to compute what each token contributed.</p> : look.host.ask
-        ? <p><button type="button" class="do" onClick={() => void look.askWhy(position)}>Compute the effect of each token</button></p>
+      <p class="muted">Each row is a token that may be attended to, over the {heads} heads that lead to this prediction. {explanation ? "At the right: the probability of the prediction if that token is hidden from every head, or if only its key or its value is averaged out." : ""}</p>
+      {!explanation && (look.edits.value.length ? <p class="muted">Undo your changes to compute what each token contributed.</p> : look.host.ask
+        ? <p><button type="button" class="do" onClick={() => void look.requestExplanation(position)}>Compute the effect of each token</button></p>
         : <p class="muted">The effect of hiding each token was not computed for this file; <code>qkv look --serve</code> does it on demand.</p>)}
       <div class="table-box tall" tabIndex={0} role="region" aria-label="The story as a table">
         <table class="story-table">
           <thead>
-            <tr><th scope="col">token</th><th scope="col" class="query">looked for<small>heads that match it best</small></th><th scope="col" class="key">answered<small>mean weight</small></th><th scope="col" class="value">taken<small>share of what moved</small></th>
-              {why && <><th scope="col">changed<small>{shown(why.token)} without it (was {percent(why.p)})</small></th><th scope="col">by match<small>found like any other</small></th><th scope="col">by content<small>says what any would</small></th><th scope="col">most by<small>alone</small></th></>}
-              {!why && <th scope="col">most by<small>weight</small></th>}</tr>
+            <tr><th scope="col">token</th><th scope="col" class="query">best match<small>of how many heads</small></th><th scope="col" class="key">attention<small>mean weight</small></th><th scope="col" class="value">contribution<small>share over all heads</small></th>
+              {explanation && <><th scope="col">if this token is hidden<small>probability of {displayToken(explanation.token)} (now {percent(explanation.p)})</small></th><th scope="col">key averaged out<small>probability</small></th><th scope="col">value averaged out<small>probability</small></th><th scope="col">strongest single head<small>probability if hidden from it alone</small></th></>}
+              {!explanation && <th scope="col">strongest single head<small>its weight</small></th>}</tr>
           </thead>
-          <tbody>{listed.map((entry) => <Line key={`${entry.side} ${entry.position}`} entry={entry} heads={heads} most={most} p={why?.p} row={row} />)}</tbody>
+          <tbody>{listed.map((entry) => <Line key={`${entry.side} ${entry.position}`} entry={entry} heads={heads} most={most} p={explanation?.p} row={row} />)}</tbody>
         </table>
       </div>
       {entries.length > first && <p><button type="button" class="small" onClick={() => setAll(!all)}>{all ? `Only the first ${first}` : `All ${entries.length} tokens`}</button></p>}
@@ -60,11 +60,11 @@ function Line({ entry, heads, most, p, row }: { entry: Entry; heads: number; mos
   const name = (at: number, head: number) => { const { stack, kind, layer } = run.attentions[at].data; return `${stack} ${kind} ${layer}.${head}`; };
   return (
     <tr>
-      <th scope="row"><span dir="auto">{shown(entry.token)}</span> <span class="muted">{run.axis("target") && run.axis("source") ? entry.side === "source" ? "source" : "said" : ""} {entry.position}</span></th>
-      <td><Bar share={entry.wanted / heads} name="query" text={String(entry.wanted)} /></td>
+      <th scope="row"><span dir="auto">{displayToken(entry.token)}</span> <span class="muted">{run.axis("target") && run.axis("source") ? entry.side === "source" ? "source" : "target" : ""} {entry.position}</span></th>
+      <td><Bar share={entry.matches / heads} name="query" text={String(entry.matches)} /></td>
       <td><Bar share={entry.weight / most.weight} name="key" text={percent(entry.weight)} /></td>
       <td><Bar share={entry.flow / most.flow} name="value" text={percent(entry.flow)} /></td>
-      {p !== undefined && (entry.without === undefined ? <td colSpan={4} class="muted">not asked</td> : (
+      {p !== undefined && (entry.without === undefined ? <td colSpan={4} class="muted">not computed</td> : (
         <>
           <td><Change from={p} to={entry.without} /></td>
           <td>{percent(entry.match as number)}</td>

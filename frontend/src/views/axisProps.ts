@@ -1,5 +1,5 @@
-// What every drawing of an axis is given.
+// The properties of every drawing of an axis.
 import type { Axis } from "../protocol";
 
-/** One axis, what a query takes from it, and where the query itself stands on it (or -1). */
+/** One axis, the weights of a query over it, and the position of the query itself on it (or -1). */
 export interface AxisProps { axis: Axis; weights: Float32Array; query: number; chosen: number; onChoose: (at: number) => void }

@@ -1,6 +1,6 @@
 // What the rows of a matrix are called.
 import type { Attention } from "../data/attention";
-import { displayTokens, shown } from "../numbers";
+import { displayTokens, displayToken } from "../numbers";
 import type { Answer } from "../protocol";
 import type { useLook } from "../state";
 
@@ -12,6 +12,6 @@ export function rowLabels(look: ReturnType<typeof useLook>, attention: Attention
   const names = displayTokens(tokens);
   if (!answers) return names;
   let found = labels.get(answers);
-  if (!found) labels.set(answers, found = names.map((text, row) => `${text} \u2192 ${shown(answers[row].chosen[0])}`));
+  if (!found) labels.set(answers, found = names.map((text, row) => `${text} \u2192 ${displayToken(answers[row].chosen[0])}`));
   return found;
 }

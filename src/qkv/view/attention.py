@@ -1,4 +1,4 @@
-"""One attention for the page: its tensors, how its scores are formed, and each of its heads in numbers."""
+"""One attention for the page: its tensors, how its scores are formed, and statistics of each of its heads."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from qkv.mask import Mask
 from qkv.view.blocks import Blocks, StorageDtype, round_trip
 
 MaskRule = dict[str, Any]
-"""How all queries see keys: {"causal", "window", "past"}; see `rule_of`."""
+"""Which keys every query may attend to: {"causal", "window", "past"}; see `find_mask_rule`."""
 
 _REPORT_METRICS = ("previous", "sink", "entropy", "distance", "positional", "duplicate", "induction", "share")
 
 
 def attentions_to_json(trace: Trace, row: int, blocks: Blocks, contexts: bool) -> list[dict[str, Any]]:
-    """All attentions for the page, with every head's statistics."""
-    found = []
+    """Describe all attentions for the page, with the statistics of every head."""
+    described = []
     for one in trace:
-        pieces = one.compute_chunks()  # one attention's weights at a time
-        said = attention_to_json(one, pieces, row, blocks, contexts)
-        said["error"] = max_weight_error(one, pieces, row, blocks.dtype)
-        said["statistics"] = compute_head_statistics(one, pieces, row, report_attention(trace, one, pieces, row))
-        found.append(said)
-    return found
+        chunks = one.compute_chunks()  # the weights of one attention at a time
+        entry = attention_to_json(one, chunks, row, blocks, contexts)
+        entry["error"] = max_weight_error(one, chunks, row, blocks.dtype)
+        entry["statistics"] = compute_head_statistics(one, chunks, row, report_attention(trace, one, chunks, row))
+        described.append(entry)
+    return described
 
 
 def describe_attention(attention: AttentionTrace) -> dict[str, Any]:
-    """What an attention is, without its tensors."""
+    """Describe an attention without its tensors."""
     parts = attention.place.split(".")
-    crossing = parts[-1] == "cross_attention"
-    asks = attention.side
+    is_cross = parts[-1] == "cross_attention"
+    side = attention.side
     return {
         "place": attention.place,
         "stack": parts[0],
         "layer": next((int(part) for part in parts if part.isdigit()), 0),
-        "kind": "cross" if crossing else "self",
-        "queries": asks,
-        "keys": "source" if crossing else asks,
+        "kind": "cross" if is_cross else "self",
+        "queries": side,
+        "keys": "source" if is_cross else side,
         "heads": attention.heads,
         "kv_heads": attention.kv_heads,
         "n_queries": attention.queries,
@@ -58,7 +58,7 @@ def describe_attention(attention: AttentionTrace) -> dict[str, Any]:
 def attention_to_json(
     attention: AttentionTrace, pieces: WeightChunks, row: int, blocks: Blocks, contexts: bool
 ) -> dict[str, Any]:
-    """An attention for the page: what it is, and its tensors for one row of the batch."""
+    """Describe an attention for the page, with its tensors for one row of the batch."""
     found = describe_attention(attention)
     found["certified"] = [round(float(one), 12) for one in attention.certify(pieces)]
     for site in ("query", "key", "value"):
@@ -72,7 +72,7 @@ def attention_to_json(
         if rule is None:
             found["visible"] = blocks.add(visible)
         if attention.score_terms.get("score") is not None:
-            # Not a dot product: the page cannot recompute it, so it is told.
+            # Not a dot product: the page cannot recompute the scores, so it gets them.
             scores = attention.compute_scores()[row]
             found["scores"] = blocks.add(scores.masked_fill(scores == -torch.inf, 0.0), "float32")
         elif added is not None:
@@ -91,7 +91,7 @@ def attention_to_json(
 
 
 def compute_value_norms(attention: AttentionTrace, row: int) -> Tensor:
-    """How much each key can give, |value @ W_O| or, where there is no W_O, |value|: (heads, keys)."""
+    """Return how much each key can contribute, |value @ W_O| or, without W_O, |value|: (heads, keys)."""
     value = attention.value[row].float().repeat_interleave(attention.heads // attention.kv_heads, dim=0)
     if attention.output_weight is not None:
         value = value @ attention.output_weight.float()
@@ -100,9 +100,9 @@ def compute_value_norms(attention: AttentionTrace, row: int) -> Tensor:
 
 
 def find_mask_rule(attention: AttentionTrace) -> MaskRule | None:
-    """The rule by which all queries see keys, if one says it all: {"causal", "window", "past"}.
+    """Return the rule that says which keys every query may attend to, if there is one: {"causal", "window", "past"}.
 
-    A query is at position `past` + its number; causal: it sees keys up to there; window: those nearer than this.
+    A query is at position `past` + its number. causal: it attends to keys up to there. window: only to nearer ones.
     """
     rules: set[tuple[bool, int | None, int]] = set()
     offset = 0
@@ -123,7 +123,7 @@ def find_mask_rule(attention: AttentionTrace) -> MaskRule | None:
 
 
 def _infer_mask_rule(visible: Tensor) -> MaskRule | None:
-    """The rule that says what a matrix (heads or 1, queries, keys) does, if one does."""
+    """Return the rule that is equivalent to a matrix (heads or 1, queries, keys), if there is one."""
     queries, keys = visible.shape[1:]
     seen = visible[0, -1].nonzero()
     if len(visible) > 1 or not len(seen):
@@ -139,9 +139,9 @@ def _infer_mask_rule(visible: Tensor) -> MaskRule | None:
 
 
 def compress_by_distance(score_bias: Tensor) -> Tensor | None:
-    """What is added to scores (heads, queries, keys), if it depends on key - query alone: (heads, distances).
+    """Return a bias of scores (heads, queries, keys) as (heads, distances), if it depends on key - query alone.
 
-    The distance of key 0 and the last query comes first.
+    The distance of key 0 from the last query comes first.
     """
     if bool((score_bias[:, 1:, 1:] != score_bias[:, :-1, :-1]).any()):
         return None
@@ -151,8 +151,8 @@ def compress_by_distance(score_bias: Tensor) -> Tensor | None:
 def compute_head_statistics(
     attention: AttentionTrace, pieces: WeightChunks, row: int, reports: Sequence[HeadReport]
 ) -> dict[str, list[float | None]]:
-    """Each head in numbers, by name: what `lens.report_heads` says, and the mean largest weight and that on the
-    diagonal."""
+    """Return the statistics of each head by name: those of `lens.report_heads`, the mean of the largest weights, and
+    the mean weight on the diagonal."""
     found = {name: [_round_to_5_digits(getattr(one, name)) for one in reports] for name in _REPORT_METRICS}
     largest, diagonal = torch.zeros(attention.heads), torch.zeros(attention.heads)
     for piece in pieces:
@@ -165,7 +165,7 @@ def compute_head_statistics(
 
 
 def max_weight_error(attention: AttentionTrace, pieces: WeightChunks, row: int, dtype: StorageDtype) -> float:
-    """The largest difference of any weight from that of queries and keys kept in a kind."""
+    """Return the largest error of any weight that is recomputed from queries and keys stored in a dtype."""
     worst = 0.0
     if dtype == "float32" or attention.score_terms.get("score") is not None:
         return worst
@@ -194,7 +194,7 @@ def _bias_hides_keys(attention: AttentionTrace) -> bool:
 
 
 def _score_bias_and_visibility(attention: AttentionTrace, row: int) -> tuple[Tensor | None, Tensor]:
-    """What is added to the scores, and what is visible: (heads or 1, queries, keys), over all calls."""
+    """Return the bias of the scores and what is visible, each (heads or 1, queries, keys), over all calls."""
     added_parts: list[Tensor] = []
     visible_parts: list[Tensor] = []
     for call in attention.calls:

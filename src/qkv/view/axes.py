@@ -1,4 +1,4 @@
-"""What stands along an axis of attention: words, the patches of a picture, the frames of a sound, an agent's steps."""
+"""The labels along an axis of attention: tokens, the patches of an image, the frames of audio, or an agent's steps."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from qkv.errors import QkvError
 from qkv.lens.timestamps import TimedWord
 from qkv.view.blocks import Blocks
 
-_MAX_PEAKS = 2000  # of a waveform: about what a wide screen has pixels
+_MAX_PEAKS = 2000  # of a waveform: about as many as a wide screen has pixels
 
 
 @dataclass(frozen=True)
 class Axis:
-    """The tokens of one side, in order, and what they are a picture, a sound or a trajectory of.
+    """The tokens of one side, in order, and the image, audio or trajectory that they stand for.
 
-    image: (height, width, 3) uint8, whose rows x columns patches come after `leading` tokens that are no place in it.
-    audio: (samples,), of which each token covers `per_token` seconds. words: when each word of the answer was said.
-    numbers: what each kind of position of a step holds, (steps, numbers), by kind, in order; `first` is the first step.
+    image: (height, width, 3) uint8, whose rows x columns patches follow `leading` tokens that stand for no patch.
+    audio: (samples,), of which each token covers `seconds_per_token`. words: when each word of the answer was said.
+    values: the numbers of each kind of position, (steps, numbers), by kind, in order. first_step: that of the first
+    position.
     """
 
     tokens: tuple[str, ...]
@@ -39,7 +40,7 @@ class Axis:
     first_step: int = 0
 
     def to_json(self, blocks: Blocks) -> dict[str, Any]:
-        """The axis for the page."""
+        """Describe the axis for the page."""
         found: dict[str, Any] = {"kind": self.kind, "tokens": list(self.tokens)}
         if self.image is not None:
             shape = {"rows": self.rows, "columns": self.columns, "leading": self.leading}
@@ -56,14 +57,14 @@ class Axis:
 
 
 def build_text_axis(tokens: Sequence[str]) -> Axis:
-    """Tokens of a text."""
+    """Return the axis of a text."""
     return Axis(tuple(tokens))
 
 
 def build_image_axis(pixels: Tensor, rows: int, columns: int, leading: int = 0) -> Axis:
-    """The patches of a picture (height, width, 3) uint8, row by row, after some tokens that are no place in it.
+    """Return the axis of an image (height, width, 3) uint8: its patches row by row, after `leading` other tokens.
 
-    Raises QkvError for other pixels.
+    Raises QkvError for pixels of another shape or dtype.
     """
     if pixels.dtype != torch.uint8 or pixels.dim() != 3 or pixels.shape[2] != 3:
         raise QkvError(
@@ -77,15 +78,15 @@ def build_image_axis(pixels: Tensor, rows: int, columns: int, leading: int = 0) 
 def build_audio_axis(
     samples: Tensor, sample_rate: int, positions: int, seconds_per_token: float, words: Sequence[TimedWord] = ()
 ) -> Axis:
-    """The positions of a sound (samples,) taken `rate` times a second; each covers `per_token` seconds.
+    """Return the axis of audio (samples,): its positions, each of which covers `seconds_per_token`.
 
-    words: when each word of the answer was said; a position in whose middle one is heard is named by it too.
+    words: when each word of the answer was said; a position also has the name of the word that is said in its middle.
     """
     names = []
     for number in range(positions):
         middle = (number + 0.5) * seconds_per_token
-        heard = next((one.text for one in words if one.start <= middle < one.end), "")
-        names.append(f"{number * seconds_per_token:.2f} s {heard}".rstrip())
+        word = next((one.text for one in words if one.start <= middle < one.end), "")
+        names.append(f"{number * seconds_per_token:.2f} s {word}".rstrip())
     seconds = len(samples) / sample_rate
     return Axis(
         tuple(names), "audio", audio=samples, seconds=seconds, seconds_per_token=seconds_per_token, words=tuple(words)
@@ -93,20 +94,20 @@ def build_audio_axis(
 
 
 def build_trajectory_axis(tokens: Sequence[str], values: Mapping[str, Tensor], first_step: int = 0) -> Axis:
-    """The positions of an agent's steps from the step `first` on, each of which has one of every kind.
+    """Return the axis of an agent's steps from `first_step` on, each of which has one position of every kind.
 
-    numbers: what the positions of each kind hold, (steps, numbers), by kind, in their order within a step.
-    Raises QkvError for another number of tokens, or of steps.
+    values: the numbers of the positions of each kind, (steps, numbers), by kind, in their order within a step.
+    Raises QkvError if the numbers of tokens and of steps do not fit.
     """
     steps = {len(one) for one in values.values()}
     if len(steps) != 1 or len(tokens) != len(values) * min(steps):
         shapes = {kind: tuple(one.shape) for kind, one in values.items()}
-        raise QkvError(f"{len(tokens)} positions and numbers of shapes {shapes} given; expected one a kind and step")
+        raise QkvError(f"{len(tokens)} positions and values of shapes {shapes} were given; expected one for each kind and step")
     return Axis(tuple(tokens), "trajectory", values=dict(values), first_step=first_step)
 
 
 def _compute_peaks(samples: Tensor) -> Tensor:
-    """The lowest and the highest sample of each of up to 2,000 stretches, (stretches, 2)."""
+    """Return the lowest and the highest sample of each of up to 2,000 intervals, (intervals, 2)."""
     count = max(1, min(_MAX_PEAKS, len(samples)))
     parts = torch.tensor_split(samples.float(), count)
     return torch.stack([torch.stack([part.min(), part.max()]) for part in parts if len(part)])

@@ -1,4 +1,4 @@
-"""The numbers of a page: raw little-endian blocks, one after the other, and what says where each one is."""
+"""The numbers of a page: raw little-endian blocks, one after the other, and descriptions of where each one is."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 StorageDtype = Literal["float32", "float16", "int8"]
-"""How real numbers are kept. int8: each last dimension by itself, in steps of its largest entry / 127."""
+"""How real numbers are stored. int8: each last dimension by itself, in steps of its largest entry / 127."""
 
 Block = dict[str, Any]
-"""Where a tensor is: {"offset": its first byte, "dtype", "shape"}, and "scale", the block of the steps, for int8."""
+"""Where a tensor is: {"offset": its first byte, "dtype", "shape"} and, for int8, "scale", the block of the steps."""
 
 _ALIGNMENT = 8  # so that every kind of typed array can be laid over the bytes
 
 
 class Blocks:
-    """Blocks that are written one after the other; a tensor that several places share is kept once."""
+    """Blocks that are written one after the other; a tensor that several places share is stored once."""
 
     def __init__(self, dtype: StorageDtype = "float32") -> None:
         self.dtype: StorageDtype = dtype
@@ -27,7 +27,7 @@ class Blocks:
         self._offsets: dict[tuple[str, bytes], int] = {}
 
     def add(self, tensor: Tensor, dtype: StorageDtype | None = None) -> Block:
-        """Keep a tensor, in the blocks' kind unless another is named; bool and uint8 are kept as uint8."""
+        """Store a tensor in the dtype of the blocks unless another is given, bool and uint8 as uint8, and say where."""
         tensor = tensor.detach().cpu()
         if tensor.dtype in (torch.bool, torch.uint8):
             return self._add(tensor.to(torch.uint8), "uint8")
@@ -38,7 +38,7 @@ class Blocks:
         return {**self._add(whole, "int8"), "scale": self._add(steps, "float16")}
 
     def to_bytes(self) -> bytes:
-        """All of them."""
+        """Return all blocks."""
         return b"".join(self._parts)
 
     def _add(self, tensor: Tensor, dtype: str) -> Block:
@@ -53,17 +53,17 @@ class Blocks:
 
 
 def quantize_int8(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """A tensor (..., d) as steps (...) float16 and whole numbers (..., d) int8 of them."""
+    """Return a tensor (..., d) as steps (...) float16 and multiples of them (..., d) int8."""
     tensor = tensor.float()
     largest = tensor.abs().amax(dim=-1)
-    # float16 rounds: a step a little too small would need a whole number beyond 127
+    # float16 rounds: a step that is a little too small would need a multiple beyond 127
     steps = (largest / 127).clamp(max=6e4).to(torch.float16)
     divisor = steps.float().clamp(min=torch.finfo(torch.float32).tiny)
     return steps, (tensor / divisor.unsqueeze(-1)).round().clamp(-127, 127).to(torch.int8)
 
 
 def round_trip(tensor: Tensor, dtype: StorageDtype) -> Tensor:
-    """What is left of a tensor once it was kept in a kind, as float32."""
+    """Return a tensor, as float32, after it was stored in a dtype."""
     if dtype == "int8":
         steps, whole = quantize_int8(tensor)
         return whole.float() * steps.float().unsqueeze(-1)

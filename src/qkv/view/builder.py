@@ -1,4 +1,4 @@
-"""From a model that answers and a line to what the page shows: the look, the beam, and why it answered so."""
+"""From a model and its input to what the page shows: the trace, the beam, and the explanation of each token."""
 
 from __future__ import annotations
 
@@ -26,45 +26,46 @@ from qkv.view.axes import Axis
 from qkv.view.run import Edit, Hypothesis, Run
 
 MAX_READ_TOKENS = 2**17
-"""The most tokens of a text that a language model is looked at while it reads it."""
+"""The most tokens of a long text that a language model is traced over."""
 
 _MAX_EXPLANATION_WORK = 5e10
-"""How many multiplications the reasons of a page may take, roughly: a few seconds."""
+"""How many multiplications the explanations of a page may take, roughly: a few seconds."""
 
-_MAX_EXPLANATION_PASSES = 100  # of the decoder, that the reasons of a page may take
+_MAX_EXPLANATION_PASSES = 100  # forward passes of the decoder for the explanations of a page
 
-_CHUNK_SIZE = 512  # tokens of a long text that are read at once
-_N_TOP_PREDICTION_POSITIONS = 200  # last positions of a long text whose likeliest answers are told
+_CHUNK_SIZE = 512  # tokens of a long text in one step
+_N_TOP_PREDICTION_POSITIONS = 200  # last positions of a long text whose most probable tokens are shown
 
-_READ_CODE = """from qkv import tasks, view
+_READ_CODE = """import qkv
+from qkv import view
 
-model = tasks.load({name!r})
-run = view.build_run(model, text)  # the text that was read
+model = qkv.load({name!r})
+run = view.build_run(model, text)  # text: the whole input
 view.write_html(run, "look.html")"""
 
 
 def build_run(
     model: TaskModel, line: str, answer: str | None = None, *, name: str = "", edits: Sequence[Edit] = ()
 ) -> Run:
-    """Answer a line (or take the given answer), look at what led to it, and say why.
+    """Answer a line (or take the given answer), and return the trace with all else that the page shows.
 
-    name: what the model is opened by, e.g. "pronunciation". edits: changes of the run, as in `qkv.view.run_edits`.
-    Raises QkvError for edits that there is nothing for, and as `look` of the runner does.
+    name: the name or path that the model was loaded by, such as "pronunciation". edits: changes of the run, as in
+    `qkv.view.run_edits`. Raises QkvError for an edit of something that does not exist, and as `model.look` does.
     """
     if answer is None and not edits and (ids := encode_long_text(model, line)) is not None:
         return _build_reading_run(model, line, ids, name)
     base = model.look(line, answer)
     tap = run_edits.build_tap(edits, base) if edits else NO_TAP
-    looked = model.look(line, answer, tap=tap) if edits else base
-    said = looked.answer.text
+    trace = model.look(line, answer, tap=tap) if edits else base
+    text = trace.answer.text
     if model.task.name == "feature-extraction":
-        numbers = said.split()
-        said = f"a vector of {len(numbers):,} numbers: {' '.join(numbers[:4])} ..."
+        numbers = text.split()
+        text = f"a vector of {len(numbers):,} numbers: {' '.join(numbers[:4])} ..."
     run = replace(
-        build_trace_run(looked, name),
+        build_trace_run(trace, name),
         token_decoder=model.candidate_names(line),
-        answer="\n".join([said, *looked.copy_report]),
-        answer_start=looked.answer_start,
+        answer="\n".join([text, *trace.copy_report]),
+        answer_start=trace.answer_start,
         summary=summarize_spec(model.module.spec),
         edits=tuple(edits),
         code=run_edits.format_code(name, line, answer, edits, base),
@@ -72,7 +73,7 @@ def build_run(
     if "generation" not in model.capabilities:
         return run
     beam = _build_hypotheses(model, line, tap) if answer is None else ()
-    return replace(run, hypotheses=beam, explanations=() if edits else _explain_answer(model, looked))
+    return replace(run, hypotheses=beam, explanations=() if edits else _explain_answer(model, trace))
 
 
 def build_trace_run(trace: Trace, name: str = "") -> Run:
@@ -89,7 +90,7 @@ def build_trace_run(trace: Trace, name: str = "") -> Run:
 
 
 def encode_long_text(model: TaskModel, line: str) -> list[int] | None:
-    """The tokens of a text that a language model only reads, because it is too long to go on from; else None."""
+    """Return the tokens of a text that is too long for a language model to continue; None for any other text."""
     if "perplexity" not in model.capabilities:
         return None
     generator: Any = model
@@ -99,46 +100,47 @@ def encode_long_text(model: TaskModel, line: str) -> list[int] | None:
 
 @torch.no_grad()
 def _build_reading_run(generator: Any, line: str, ids: list[int], name: str) -> Run:
-    """Look at how a language model reads a long text, some tokens at a time, without going on from it."""
+    """Trace a language model over a long text, some tokens at a time, without continuing it."""
     model = generator.module.eval()
     device = next(model.parameters()).device
     numbers = torch.tensor([ids], device=device)
     recorder, state = lens.Recorder(sites=("query", "key", "value", "context")), model.start(None, 1)
-    given, logits = [], torch.empty(0)
+    probabilities, logits = [], torch.empty(0)
     for begin in range(0, len(ids), _CHUNK_SIZE):
         step = numbers[:, begin : begin + _CHUNK_SIZE]
         logits, state = model.step(step, state, recorder)
-        after = numbers[0, begin + 1 : begin + 1 + step.shape[1]]
-        chances = logits[0, : len(after)].float().log_softmax(dim=-1)
-        given.append(chances.gather(-1, after.unsqueeze(-1)).squeeze(-1).exp().cpu())
+        following = numbers[0, begin + 1 : begin + 1 + step.shape[1]]
+        log_probabilities = logits[0, : len(following)].float().log_softmax(dim=-1)
+        probabilities.append(log_probabilities.gather(-1, following.unsqueeze(-1)).squeeze(-1).exp().cpu())
+    trace = lens.build_trace(recorder, model, logits=logits[:, -_N_TOP_PREDICTION_POSITIONS:].cpu(), target=numbers)
     return Run(
-        lens.build_trace(recorder, model, logits=logits[:, -_N_TOP_PREDICTION_POSITIONS:].cpu(), target=numbers),
+        replace(trace, text=line),
         target=axes.build_text_axis(generator.target_tokenizer.display_tokens(ids)),
         token_decoder=generator.token_names,
         name=name,
         summary=summarize_spec(model.spec),
-        target_probabilities=torch.cat(given),
+        target_probabilities=torch.cat(probabilities),
         code=_READ_CODE.format(name=name),
     )
 
 
 def summarize_spec(model_spec: spec.Spec) -> tuple[str, ...]:
-    """A spec in words, one idea or size a line."""
-    said = compare.describe_design(model_spec) | compare.describe_sizes(model_spec)
-    return tuple(f"{what}: {words}" for what, words in said.items())
+    """Describe a spec in words, one idea or size on each line."""
+    described = compare.describe_design(model_spec) | compare.describe_sizes(model_spec)
+    return tuple(f"{what}: {words}" for what, words in described.items())
 
 
 def _build_source_axis(result: Trace) -> Axis | None:
     match result.input:
         case ImageInput():
-            seen = result.input
-            return axes.build_image_axis(seen.pixels, seen.rows, seen.columns, seen.num_prefix_tokens)
+            image = result.input
+            return axes.build_image_axis(image.pixels, image.rows, image.columns, image.num_prefix_tokens)
         case AudioInput():
-            heard = result.input
+            audio = result.input
             first = next((one for one in result if one.place.startswith("encoder")), None)
             positions = 0 if first is None else first.keys
             return axes.build_audio_axis(
-                heard.samples, heard.sample_rate, positions, heard.seconds_per_position, result.word_times
+                audio.samples, audio.sample_rate, positions, audio.seconds_per_position, result.word_times
             )
         case TrajectoryInput():
             return axes.build_trajectory_axis(result.source_tokens, result.input.values, result.input.first_step)
@@ -146,7 +148,7 @@ def _build_source_axis(result: Trace) -> Axis | None:
 
 
 def _build_hypotheses(generator: Any, line: str, tap: Tap) -> tuple[Hypothesis, ...]:
-    """All hypotheses that the search ended with, each with the source token that each of its tokens takes most from."""
+    """Return all hypotheses that the search ended with, each aligned with the source tokens."""
     method = generator.decoding.method
     if not isinstance(method, Beam) or method.size < 2:
         return ()
@@ -163,7 +165,7 @@ def _build_hypotheses(generator: Any, line: str, tap: Tap) -> tuple[Hypothesis, 
 
 
 def _explain_answer(generator: Any, result: Trace) -> tuple[Explanation, ...]:
-    """Why each token was answered, from the first on, for as many as takes a few seconds."""
+    """Explain the tokens of the answer, from the first on: as many as take a few seconds."""
     source, target = result.source, result.target
     if target is None or (source is not None and source.is_floating_point()) or not len(result):
         return ()
@@ -179,7 +181,7 @@ def _explain_answer(generator: Any, result: Trace) -> tuple[Explanation, ...]:
 
 
 def estimate_work(model: SequenceModel, source: Tensor | None, position: int) -> float:
-    """About how many multiplications `lens.explain` takes for a position."""
+    """Return about how many multiplications `lens.explain` takes for a position."""
     read = 0 if source is None else source.shape[1]
     decoder: nn.Module = getattr(model, "decoder", model)
     parameters = sum(one.numel() for one in decoder.parameters())

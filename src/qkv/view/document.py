@@ -1,13 +1,15 @@
-"""What every host of the page is given: one JSON document, and the blocks of numbers that it names.
+"""What every host of the page gets: one JSON document, and the blocks of numbers that it names.
 
-See docs/architecture.md, "The page", for the document, and frontend/ for who reads it.
+frontend/src/protocol.ts describes the document.
 """
 
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from qkv.errors import QkvError
@@ -19,10 +21,10 @@ from qkv.view.run import Run, shorten_names
 VERSION = 1
 
 _MAX_NUMBERS = 20_000_000
-"""Numbers (queries, keys, values and contexts) beyond which a run is shown from afar, as a long one."""
+"""Numbers (queries, keys, values and contexts) beyond which a run is shown by overviews, as a long one."""
 
 _DTYPE_BUDGETS: tuple[tuple[StorageDtype, int, int], ...] = (("float32", 4, 4_000_000), ("float16", 2, 8_000_000))
-"""Numbers are kept in the first kind, of so many bytes each, in which all of them stay below so many bytes."""
+"""(dtype, bytes of one number, limit): numbers are stored in the first dtype in which all fit below the limit."""
 
 
 @dataclass(frozen=True)
@@ -34,37 +36,32 @@ class Document:
 
     @property
     def json(self) -> str:
-        """The JSON, which holds no character that could end or begin an element of HTML."""
+        """The JSON, without any character that could begin or end an HTML element."""
         return dump_html_safe_json(self.data)
 
 
-def encode_document(
-    runs_or_trace: Run | Trace | Sequence[Run],
+def build_document(
+    runs: Run | Trace | Sequence[Run | Trace],
     *,
-    title: str = "",
-    note: str = "",
+    title: str | None = None,
+    note: str | None = None,
     live: bool = False,
     dtype: StorageDtype | None = None,
 ) -> Document:
-    """Describe one run, or two to be seen side by side.
+    """Describe one run, or two that are shown side by side.
 
-    title, note: what stands at the head, e.g. the word and the model's name. live: whether somebody answers the
-    page's questions. kind: how numbers are kept; by their number, unless given.
+    title, note: the heading and the line below it; the input and the answers unless given. live: whether a model
+    answers the requests of the page. dtype: how numbers are stored; it depends on how many there are unless given.
     Raises QkvError for no run or for more than two.
     """
-    runs = (
-        [Run(runs_or_trace)]
-        if isinstance(runs_or_trace, Trace)
-        else [runs_or_trace]
-        if isinstance(runs_or_trace, Run)
-        else list(runs_or_trace)
-    )
+    given = [runs] if isinstance(runs, Run | Trace) else runs
+    runs = [Run.of(one) if isinstance(one, Trace) else one for one in given]
     if not 1 <= len(runs) <= 2:
         raise QkvError(f"{len(runs)} runs were given to show; expected one, or two side by side")
     long = _count_numbers(runs) > _MAX_NUMBERS or any(overview.is_long(one) for run in runs for one in run.trace)
     dtype = dtype or ("float32" if long else _choose_dtype(_count_numbers(runs)))
     blocks = Blocks(dtype)
-    # in int8, what the model itself computed would be no check of what is recomputed
+    # contexts stored as int8 would be no check of what the page recomputes
     shown_runs = [
         run.to_json(blocks, label=label, contexts=dtype != "int8", long=long)
         for run, label in zip(runs, shorten_names([run.name for run in runs]), strict=True)
@@ -72,8 +69,8 @@ def encode_document(
     errors = (one.get("error", 0.0) for run in shown_runs for one in run["attentions"])
     described = {
         "version": VERSION,
-        "title": title,
-        "note": note,
+        "title": _describe_input(runs[0]) if title is None else title,
+        "note": _describe_answers(runs) if note is None else note,
         "runs": shown_runs,
         "precision": {"dtype": dtype, "error": max(errors, default=0.0)},
         "live": live,
@@ -81,8 +78,23 @@ def encode_document(
     return Document(described, blocks.to_bytes())
 
 
+def _describe_input(run: Run) -> str:
+    """The text that was read, or the name of the file."""
+    line = run.trace.text
+    if run.source is not None and run.source.kind in ("image", "audio"):
+        path, *texts = line.strip().split("\t")
+        line = " ".join([Path(path).name, *texts])
+    return textwrap.shorten(line, 200, placeholder=" ...")
+
+
+def _describe_answers(runs: Sequence[Run]) -> str:
+    names = shorten_names([run.name for run in runs])
+    answers = [textwrap.shorten(run.answer, 300, placeholder=" ...") for run in runs]
+    return "; ".join(": ".join(filter(None, pair)) for pair in zip(names, answers, strict=True))
+
+
 def dump_html_safe_json(value: object) -> str:
-    """JSON in ASCII that cannot end its <script> element, whatever the tokens are."""
+    """Return JSON in ASCII that cannot end its <script> element, whatever the tokens are."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -92,10 +104,10 @@ def _choose_dtype(count: int) -> StorageDtype:
 
 
 def _count_numbers(runs: Sequence[Run]) -> int:
-    """How many numbers all queries, keys, values and contexts are."""
+    """Count the numbers in all queries, keys, values and contexts."""
     count = 0
     for run in runs:
         for one in run.trace:
-            asked = one.heads * one.queries * (one.query.shape[-1] + one.value.shape[-1])
-            count += asked + one.kv_heads * one.keys * (one.key.shape[-1] + one.value.shape[-1])
+            by_query = one.heads * one.queries * (one.query.shape[-1] + one.value.shape[-1])
+            count += by_query + one.kv_heads * one.keys * (one.key.shape[-1] + one.value.shape[-1])
     return count

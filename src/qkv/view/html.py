@@ -1,4 +1,4 @@
-"""The page as one HTML file: it holds its document, its numbers and its program, needs no network, opens from disk."""
+"""The page as one HTML file, which holds its document, numbers and program, and opens from disk without a network."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from pathlib import Path
 
 from qkv.errors import StorageError
 from qkv.lens import Trace
-from qkv.view.document import Document, encode_document
+from qkv.view.document import Document, build_document
 from qkv.view.run import Run
 
 
 def write_html(
-    runs: Run | Trace | Sequence[Run] | Document, path: Path | str, *, title: str = "", note: str = ""
+    runs: Run | Trace | Sequence[Run] | Document, path: Path | str, *, title: str | None = None, note: str | None = None
 ) -> Path:
     """Write a self-contained page about one run, or about two side by side, and return its path.
 
-    title, note: what stands at the head, e.g. the word and the model's name.
+    title, note: the heading and the line below it; the input and the answers unless given.
     Raises QkvError for no run or for more than two, StorageError if the file cannot be written.
     """
-    made = runs if isinstance(runs, Document) else encode_document(runs, title=title, note=note)
+    document = runs if isinstance(runs, Document) else build_document(runs, title=title, note=note)
     path = Path(path)
     try:
-        path.write_text(render_html(made), encoding="utf-8")
+        path.write_text(render_html(document), encoding="utf-8")
     except OSError as error:
         raise StorageError(f"{path} could not be written: {error.strerror or error}. Choose another path") from error
     return path
 
 
-def render_html(page_document: Document) -> str:
-    """The page with everything in it."""
-    blocks = base64.b64encode(zlib.compress(page_document.blocks)).decode()
+def render_html(document: Document) -> str:
+    """Return the page with everything in it."""
+    blocks = base64.b64encode(zlib.compress(document.blocks)).decode()
     return _fill_template(
         {
-            "title": html.escape(page_document.data["title"] or "query, key, value"),
+            "title": html.escape(document.data["title"] or "query, key, value"),
             "connect": "'none'",
             "host": 'data-qkv-host="file"',
-            "data": f'<script type="application/json" id="document">{page_document.json}</script>\n'
+            "data": f'<script type="application/json" id="document">{document.json}</script>\n'
             f'<script type="application/octet-stream" id="blocks" data-encoding="deflate">{blocks}</script>',
             "script": f'<script type="module">\n{read_script()}\n</script>',
         }
@@ -49,7 +49,7 @@ def render_html(page_document: Document) -> str:
 
 
 def render_live_html(title: str, token: str) -> str:
-    """The page that fetches the rest from where it came from."""
+    """Return the page that fetches its document, numbers and program from the server."""
     return _fill_template(
         {
             "title": html.escape(title or "query, key, value"),
@@ -62,11 +62,11 @@ def render_live_html(title: str, token: str) -> str:
 
 
 def read_script() -> str:
-    """The program of all pages: one ES module, built from frontend/."""
+    """Return the program of all pages: one ES module, built from frontend/."""
     return resources.files(__package__).joinpath("look.js").read_text(encoding="utf-8")
 
 
 def _fill_template(parts: Mapping[str, str]) -> str:
-    """The template with each {{name}} replaced, in one pass, so that no part is searched for names."""
+    """Return the template with each {{name}} replaced in one pass, so that no part is searched for names."""
     template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)

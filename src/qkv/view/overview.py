@@ -1,4 +1,4 @@
-"""A long attention from far away: one head's matrix as a small picture, its statistics along the tokens, and tiles."""
+"""A long attention: the matrix of a head as a small image, its statistics along the tokens, and tiles of it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from qkv.view.blocks import Blocks
 OVERVIEW_SIZE = 512
 """The most rows and columns of an overview."""
 
-_MAX_WEIGHTS_PER_PAGE = 4e9  # weights, of all heads that a page begins with, hidden ones included
-_N_CERTIFIED_QUERIES = 64  # queries
-_MAX_WEIGHTS_AT_ONCE = 2**21  # weights made at once: 8 MiB
-_MAX_MATRIX_SIZE = 2**22  # weights of a head beyond which its matrix is not made whole
+_MAX_WEIGHTS_PER_PAGE = 4e9  # weights of all heads that a page begins with, masked ones included
+_N_CERTIFIED_QUERIES = 64
+_MAX_WEIGHTS_AT_ONCE = 2**21  # weights computed at once: 8 MiB
+_MAX_MATRIX_SIZE = 2**22  # weights of a head beyond which its whole matrix is not computed
 
 
 StatisticsCache = dict[tuple[str, int], AttentionStatistics]
@@ -29,23 +29,23 @@ StatisticsCache = dict[tuple[str, int], AttentionStatistics]
 
 
 def overviews_to_json(trace: Trace, row: int, blocks: Blocks, cache: StatisticsCache) -> list[dict[str, Any]]:
-    """All attentions for the page, with the overviews and statistics of as many heads as `_WORK` allows.
+    """Describe all attentions for the page, with overviews and statistics of as many heads as take a few seconds.
 
-    What is counted is added to `kept`.
+    The statistics are added to `cache`.
     """
     chosen = _choose_heads(list(trace))
-    found = []
+    described = []
     for attention in trace:
-        said = describe_attention(attention)
-        said["rule"] = find_mask_rule(attention)
+        entry = describe_attention(attention)
+        entry["rule"] = find_mask_rule(attention)
         last = max(0, attention.queries - _N_CERTIFIED_QUERIES), attention.queries
-        said |= {"certified": certify_queries(attention, last), "certified_queries": list(last)}
+        entry |= {"certified": certify_queries(attention, last), "certified_queries": list(last)}
         heads = chosen[attention.place]
-        said["statistics"] = {name: [None] * attention.heads for name in ("entropy", "distance", "sink", "largest")}
+        entry["statistics"] = {name: [None] * attention.heads for name in ("entropy", "distance", "sink", "largest")}
         if heads:
             numbers = lens.compute_statistics(attention, top=1, first=1, heads=heads)
             cache |= {(attention.place, head): numbers.select_head(head) for head in heads}
-            said |= overview_to_json(attention, numbers, blocks, row)
+            entry |= overview_to_json(attention, numbers, blocks, row)
             means = {
                 "entropy": numbers.entropy,
                 "distance": numbers.distance,
@@ -54,13 +54,13 @@ def overviews_to_json(trace: Trace, row: int, blocks: Blocks, cache: StatisticsC
             }
             for name, values in means.items():
                 for head, value in zip(heads, values[row].mean(dim=-1).tolist(), strict=True):
-                    said["statistics"][name][head] = float(f"{value:.5g}")
-        found.append(said)
-    return found
+                    entry["statistics"][name][head] = float(f"{value:.5g}")
+        described.append(entry)
+    return described
 
 
 def certify_queries(attention: AttentionTrace, queries: Span) -> list[float]:
-    """The largest |weights @ value - context| of each head, for some queries."""
+    """Return the largest |weights @ value - context| of each head, for some queries."""
     worst = []
     for head in range(attention.heads):
         weights = attention.compute_weights(head, range(*queries))
@@ -71,7 +71,7 @@ def certify_queries(attention: AttentionTrace, queries: Span) -> list[float]:
 
 
 def _choose_heads(attentions: Sequence[AttentionTrace]) -> dict[str, list[int]]:
-    """Which heads to make overviews of: the last attention's first one, then one of each in turn."""
+    """Choose the heads that get overviews: the first of the last attention, then one of each attention in turn."""
     chosen: dict[str, list[int]] = {one.place: [] for one in attentions}
     work = 0.0
     for head in range(max((one.heads for one in attentions), default=0)):
@@ -83,12 +83,12 @@ def _choose_heads(attentions: Sequence[AttentionTrace]) -> dict[str, list[int]]:
 
 
 def is_long(attention: AttentionTrace) -> bool:
-    """Whether a head's matrix is too large to be made whole."""
+    """Whether the matrix of a head is too large to be computed whole."""
     return attention.queries * attention.keys > _MAX_MATRIX_SIZE
 
 
 def measure_head(attention: AttentionTrace, head: int, cache: StatisticsCache) -> AttentionStatistics:
-    """The statistics of a head over all of its rows, which are kept."""
+    """Return the statistics of a head over all of its rows, from the cache if they are there."""
     key = attention.place, head
     if key not in cache:
         cache[key] = lens.compute_statistics(attention, top=1, first=1, heads=[head])
@@ -98,12 +98,12 @@ def measure_head(attention: AttentionTrace, head: int, cache: StatisticsCache) -
 def overview_to_json(
     attention: AttentionTrace, statistics: AttentionStatistics, blocks: Blocks, row: int = 0
 ) -> dict[str, Any]:
-    """Some heads for the page: the largest weights of up to 512 x 512 parts of each matrix, and numbers by token."""
-    pictures = []
+    """Describe some heads for the page: each matrix max-pooled to 512 x 512 at most, and statistics by token."""
+    images = []
     for number, head in enumerate(statistics.heads):
         normaliser = statistics.logsumexp[:, [number]]
         whole = (0, attention.queries), (0, attention.keys)
-        pictures.append(compute_tile(attention, head, *whole, OVERVIEW_SIZE, normaliser, row)[0])
+        images.append(compute_tile(attention, head, *whole, OVERVIEW_SIZE, normaliser, row)[0])
     numbers = {
         "entropy": statistics.entropy,
         "distance": statistics.distance,
@@ -113,7 +113,7 @@ def overview_to_json(
         "received": statistics.received.float(),
     }
     return {
-        "overview": blocks.add(torch.stack(pictures), "float16"),
+        "overview": blocks.add(torch.stack(images), "float16"),
         "overview_heads": list(statistics.heads),
         "per_query": {name: blocks.add(value[row], "float32") for name, value in numbers.items()},
     }
@@ -128,15 +128,14 @@ def compute_tile(
     logsumexp: Tensor | None = None,
     row: int = 0,
 ) -> tuple[Tensor, Span]:
-    """A part of one head's weights in at most size x size entries, and how many rows and columns one stands for.
+    """Return a part of one head's weights, max-pooled to size x size at most, and how many rows and columns are pooled.
 
-    Each is the largest weight of its rows and columns. normaliser: `AttentionStatistics.logsumexp` of this head,
-    (batch, 1, queries); without it the scores of whole rows are computed. Raises QkvError for rows or columns there
-    are not.
+    logsumexp: `AttentionStatistics.logsumexp` of this head, (batch, 1, queries); without it the scores of whole rows
+    are computed. Raises QkvError for rows or columns that do not exist.
     """
     for name, span, count in (("rows", rows, attention.queries), ("columns", columns, attention.keys)):
         if not 0 <= span[0] < span[1] <= count:
-            raise QkvError(f"{name} {span[0]} to {span[1]} were asked for; expected some from 0 to {count}")
+            raise QkvError(f"{name} {span[0]} to {span[1]} were requested; expected a span within 0 to {count}")
     down, across = (-(-(span[1] - span[0]) // size) for span in (rows, columns))
     every = None if logsumexp is None else logsumexp.expand(-1, attention.heads, -1)
     step = max(1, _MAX_WEIGHTS_AT_ONCE // (columns[1] - columns[0]))
@@ -149,6 +148,6 @@ def compute_tile(
         seen = max(columns[0], min(columns[1], last))
         weights = attention.tile(head, (begin, end), (columns[0], seen), every, across)[row].float()
         parts = (torch.arange(begin, end, device=found.device) - rows[0]) // down
-        # what no row may see stays 0
+        # what no row may attend to stays 0
         found[:, : weights.shape[1]].scatter_reduce_(0, parts[:, None].expand_as(weights), weights, "amax")
     return found, (down, across)

@@ -1,4 +1,4 @@
-"""A picture of what agents achieved beside what they were asked for, as SVG, written by hand: it is a few lines."""
+"""A plot of achieved returns over target returns, as SVG."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _WIDTH, _HEIGHT, _MARGIN = 480, 360, 56
 
 
 def plot_returns(report: RolloutReport, path: Path) -> None:
-    """Write an SVG: the mean of the achieved returns over each asked one, a bar of one deviation, and what was asked.
+    """Write an SVG: the mean achieved return over each target return, with a bar of one standard deviation.
 
     Raises StorageError if it cannot be written.
     """
-    asked = [one.target_return for one in report.statistics]
-    reached = [one.mean + sign * one.std for one in report.statistics for sign in (-1, 1)]
-    across, up = _Scale(asked, _MARGIN, _WIDTH - 16), _Scale([*asked, *reached], _HEIGHT - _MARGIN, 16)
+    targets = [one.target_return for one in report.statistics]
+    achieved = [one.mean + sign * one.std for one in report.statistics for sign in (-1, 1)]
+    across, up = _Scale(targets, _MARGIN, _WIDTH - 16), _Scale([*targets, *achieved], _HEIGHT - _MARGIN, 16)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" width="{_WIDTH}" '
         f'height="{_HEIGHT}" font-family="sans-serif" font-size="12" fill="#333">',
-        f"<title>Achieved over asked return, {report.episodes} episodes each</title>",
+        f"<title>Achieved over target return, {report.episodes} episodes each</title>",
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="#fff"/>',
     ]
     for mark in across.ticks():
@@ -39,7 +39,7 @@ def plot_returns(report: RolloutReport, path: Path) -> None:
         x, bar = across.to_pixel(one.target_return), (up.to_pixel(one.mean - one.std), up.to_pixel(one.mean + one.std))
         parts.append(_svg_line((x, bar[0]), (x, bar[1]), "#2563a8"))
         parts.append(f'<circle cx="{x:.1f}" cy="{up.to_pixel(one.mean):.1f}" r="4" fill="#2563a8"/>')
-    parts.append(_svg_text((_MARGIN + _WIDTH) / 2, _HEIGHT - 16, "asked return"))
+    parts.append(_svg_text((_MARGIN + _WIDTH) / 2, _HEIGHT - 16, "target return"))
     parts.append(f'<g transform="translate(14 {(_HEIGHT - _MARGIN) / 2:.0f}) rotate(-90)">')
     parts.append(_svg_text(0, 0, "achieved return, with one standard deviation") + "</g></svg>\n")
     with atomic_write(path) as part:
@@ -47,7 +47,7 @@ def plot_returns(report: RolloutReport, path: Path) -> None:
 
 
 class _Scale:
-    """From numbers to places between two ends of the picture."""
+    """Maps values to pixels between two ends of the plot."""
 
     def __init__(self, values: list[float], begin: float, end: float) -> None:
         self.low, self.high = min(values), max(values)
@@ -58,11 +58,11 @@ class _Scale:
         self.begin, self.end = begin, end
 
     def to_pixel(self, value: float) -> float:
-        """The place of a number."""
+        """Return the pixel of a value."""
         return self.begin + (self.end - self.begin) * (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[float]:
-        """About five round numbers."""
+        """Return about five round values."""
         rough = (self.high - self.low) / 5
         unit = 10 ** math.floor(math.log10(rough))
         step = next(unit * times for times in (1, 2, 5, 10) if unit * times >= rough)

@@ -1,4 +1,4 @@
-"""One run of a model as it is shown: what it saw, what to call its tokens, and what else there is to tell."""
+"""One run of a model as the page shows it: its trace, the names of its tokens, and explanations."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from qkv.view.blocks import Blocks
 from qkv.view.overview import StatisticsCache
 
 TokenDecoder = Callable[[list[int]], list[str]]
-"""The display strings of token numbers, e.g. `Tokenizer.tokens`."""
+"""Returns the display strings of token ids, as `Tokenizer.tokens` does."""
 
 Edit = dict[str, Any]
-"""A change of a run, as the page says it: see `qkv.view.edits`."""
+"""A change of a run, as the page describes it: see `qkv.view.run_edits`."""
 
 _TOP_K = 5
-_N_ALIGNMENT_HEADS = 2  # heads of cross-attention that make the alignment
+_N_ALIGNMENT_HEADS = 2  # heads of cross-attention whose mean weights are the alignment
 
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One answer of a beam: its text, its tokens' names, its scores, and the source token of each of its tokens."""
+    """One hypothesis of a beam: its text, the names of its tokens, its scores, and its (source, target) links."""
 
     text: str
     tokens: tuple[str, ...]
@@ -42,15 +42,15 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Run:
-    """What the page shows of one run, one row of the batch in a trace.
+    """What the page shows of one run, which is one row of the batch in a trace.
 
-    source, target: what stands on the axes; token numbers, unless given. names: names the answers, e.g. the target
-    tokenizer's `tokens`; without it they are numbers. name: the model's. answer: what it said in all. begin:
-    the position in the target of the first token that it said itself, after a prompt if there was one. summary: its
-    spec in words. story: why its answers are what they are. edits: what was changed in it. code: the Python that makes
-    it again. given: of a text that was only read, the probability that each token after the first was given (queries
-    - 1,); the trace's logits may then be those of its last queries alone. counted: what was counted of long heads; it
-    takes a while, and is kept for what else is asked.
+    source, target: the labels of the axes; token ids unless given. token_decoder: names the predicted tokens, as the
+    target tokenizer's `tokens` does; they are ids without it. name: that of the model. answer: its whole answer.
+    answer_start: the position in the target of the first token of the answer itself, after a prompt if there is one.
+    summary: the spec in words. explanations: why each token of the answer was predicted. edits: the changes made.
+    code: the Python that repeats the run. target_probabilities: of a text that was read and not continued, the
+    probability of each token after the first, (queries - 1,); the trace's logits may then be those of its last queries
+    alone. statistics: those of long heads, which take a while to compute and are kept for later requests.
     """
 
     trace: Trace
@@ -77,10 +77,10 @@ class Run:
     def to_json(
         self, blocks: Blocks, *, label: str | None = None, contexts: bool = True, long: bool = False
     ) -> dict[str, Any]:
-        """The run for the page, its tensors in `blocks`; with or without the contexts the model really used.
+        """Describe the run for the page, with its tensors in `blocks`, and with or without the contexts of the model.
 
-        label: what to call it, if not by its whole name.
-        long: heads are told by overviews and statistics alone, as many heads as take a few seconds.
+        label: the name to show, if not the whole name.
+        long: heads are described by overviews and statistics alone, as many heads as take a few seconds.
         """
         return {
             "long": long,
@@ -114,7 +114,7 @@ class Run:
         }
 
     def tokens(self, side: str) -> list[str]:
-        """What the tokens of "source" or "target" are called."""
+        """Return the names of the tokens of "source" or "target"."""
         axis = self._axis(side)
         return [] if axis is None else list(axis.tokens)
 
@@ -129,7 +129,7 @@ class Run:
         return build_text_axis([str(number + 1) for number in range(lengths[0] if lengths else 0)])
 
     def _predictions(self) -> list[dict[str, Any]]:
-        """For each position what was answered there, how probable it was, and the likeliest answers."""
+        """Return for each position the token of the answer, its probability, and the most probable tokens."""
         if self.trace.logits is None:
             return []
         if self.target_probabilities is not None:
@@ -169,9 +169,9 @@ class Run:
         return self.token_decoder(ids) if self.token_decoder is not None else [str(item) for item in ids]
 
     def _alignment(self, blocks: Blocks) -> dict[str, Any] | None:
-        """Which source token each answer takes from, by the heads of cross-attention that look most like aligning."""
-        crossing = [one for one in self.trace if one.place.endswith("cross_attention")]
-        if not crossing or self.trace.target is None or len(self.trace.target) > 1:
+        """Align target and source tokens by the heads of cross-attention that look most like an alignment."""
+        cross_attentions = [one for one in self.trace if one.place.endswith("cross_attention")]
+        if not cross_attentions or self.trace.target is None or len(self.trace.target) > 1:
             return None
         heads = lens.find_best_heads([self.trace], n_heads=_N_ALIGNMENT_HEADS)
         found = lens.align(self.trace, [head for head, _ in heads])
@@ -188,7 +188,7 @@ class Run:
 
 
 def shorten_names(names: Sequence[str]) -> list[str]:
-    """What to call models where there is little room: the last parts of their paths, as many as tell them apart."""
+    """Shorten the paths of models to as many of their last parts as distinguish them."""
     parts = [Path(name).parts for name in names]
     for count in range(1, max(map(len, parts), default=0)):
         short = ["/".join(one[-count:]) for one in parts]
@@ -198,7 +198,7 @@ def shorten_names(names: Sequence[str]) -> list[str]:
 
 
 def explanation_to_json(explanation: Explanation, token: str) -> dict[str, Any]:
-    """Why a token was answered, for the page."""
+    """Describe for the page why a token was predicted."""
     return {
         "position": explanation.position,
         "token": token,
@@ -219,12 +219,12 @@ def explanation_to_json(explanation: Explanation, token: str) -> dict[str, Any]:
 
 def _check_axis_length(axis: Axis | None, numbers: Tensor | None, side: str) -> None:
     if axis is None or (numbers is not None and numbers.is_floating_point()):
-        return  # an image or a sound: what it became is not known here
+        return  # an image or audio: the number of its positions is not known here
     expected = 0 if numbers is None else numbers.shape[1]
     if len(axis.tokens) != expected:
         raise QkvError(
             f"{side}: {len(axis.tokens)} strings were given for a trace of {expected} tokens; "
-            "give one string for each number the model was given, <s> and </s> included"
+            "give one string for each token id, <s> and </s> included"
         )
 
 

@@ -1,11 +1,11 @@
-"""The page over HTTP, for one reader on this machine: what it asks is answered by the model that made it.
+"""The page over HTTP, for one reader on this machine; the model behind it answers the requests of the page.
 
-Only the loopback address listens. Every address needs the token that was made when serving began, so that no other
-page in the reader's browser can read anything; a request for another host, or from another page, is refused (DNS
-rebinding and cross-site requests).
+The server listens on the loopback address alone. Every URL needs the token that was made at the start, so that no other
+page in the reader's browser can read anything. A request for another host or from another page is refused, against
+DNS rebinding and cross-site requests.
 
     GET /?token=T   GET /look.js?token=T   GET /document?token=T   GET /blocks/AT?size=BYTES&token=T
-    POST /ask       with the header X-Qkv-Token: T; a JSON question, a JSON answer
+    POST /ask       with the header X-Qkv-Token: T; a JSON request, a JSON reply
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from qkv.view.session import Session
 
 HOST = "127.0.0.1"
 
-_MAX_REQUEST_BYTES = 2**20  # bytes
+_MAX_REQUEST_BYTES = 2**20
 
 
 class Server:
-    """A page that listens; `run` answers until it is stopped."""
+    """A server of one page; `run` answers requests until it is stopped."""
 
     def __init__(self, session: Session, port: int = 0) -> None:
-        """port: 0 takes any that is free. Raises StorageError for one that is taken or not allowed."""
+        """port: 0 takes any free one. Raises StorageError for a port that is taken or not allowed."""
         self.token = secrets.token_urlsafe(24)
         self.session = session
         self.document = session.build_document()
@@ -40,13 +40,13 @@ class Server:
             self._server = _PageHTTPServer((HOST, port), _Handler)
         except (OSError, OverflowError) as error:
             raise StorageError(
-                f"port {port} cannot be listened on: {error}; choose another, or leave it out for any that is free"
+                f"cannot listen on port {port}: {error}; choose another, or leave it out for any free one"
             ) from error
         self._server.page = self
 
     @property
     def url(self) -> str:
-        """What to open in a browser."""
+        """The URL to open in a browser."""
         return f"{self.origin}/?token={self.token}"
 
     @property
@@ -55,14 +55,14 @@ class Server:
         return f"http://{HOST}:{self._server.server_address[1]}"
 
     def run(self) -> None:
-        """Answer until `stop` is called or KeyboardInterrupt is raised."""
+        """Answer requests until `stop` is called or KeyboardInterrupt is raised."""
         try:
             self._server.serve_forever(poll_interval=0.2)
         finally:
             self._server.server_close()
 
     def stop(self) -> None:
-        """End `run`, from another thread; one that has not begun ends at once."""
+        """End `run`, from another thread; a `run` that starts later ends at once."""
         self._server.shutdown()
 
 
@@ -106,34 +106,34 @@ class _Handler(BaseHTTPRequestHandler):
         if urlsplit(self.path).path != "/ask":
             self._refuse(HTTPStatus.NOT_FOUND, "there is nothing at this address")
         elif not length.isdecimal() or int(length) > _MAX_REQUEST_BYTES:
-            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the question is too long")
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "the request is too long")
         else:
             try:
-                question = json.loads(self.rfile.read(int(length)))
+                request = json.loads(self.rfile.read(int(length)))
             except (ValueError, RecursionError):
-                self._refuse(HTTPStatus.BAD_REQUEST, "the question is no JSON")
+                self._refuse(HTTPStatus.BAD_REQUEST, "the request is not JSON")
                 return
-            reply, blocks = self.server.page.session.ask(question)
+            reply, blocks = self.server.page.session.ask(request)
             self._send(encode_reply(reply, blocks), "application/json")
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Say nothing: the terminal is the user's."""
+        """Log nothing: the terminal belongs to the user."""
 
     def _is_allowed(self, token: str) -> bool:
-        """Whether a request comes from the page itself, or else a refusal."""
+        """Whether a request comes from the page itself; any other is refused."""
         origin = self.server.page.origin
         if self.headers.get("Host") not in (origin.removeprefix("http://"), f"localhost:{origin.rpartition(':')[2]}"):
-            self._refuse(HTTPStatus.FORBIDDEN, "this page answers under its own address alone")
+            self._refuse(HTTPStatus.FORBIDDEN, "this page is served under its own address only")
         elif self.headers.get("Origin") not in (None, f"http://{self.headers.get('Host')}"):
-            self._refuse(HTTPStatus.FORBIDDEN, "another page asked")
+            self._refuse(HTTPStatus.FORBIDDEN, "the request came from another page")
         elif not hmac.compare_digest(token.encode(), self.server.page.token.encode()):
-            self._refuse(HTTPStatus.FORBIDDEN, "open the whole address that qkv printed, with its token")
+            self._refuse(HTTPStatus.FORBIDDEN, "open the whole URL that qkv printed, with its token")
         else:
             return True
         return False
 
     def _refuse(self, status: HTTPStatus, reason: str) -> None:
-        self.close_connection = True  # what else it sent was not read
+        self.close_connection = True  # the rest of the request was not read
         self._send(f"{reason}\n".encode(), "text/plain; charset=utf-8", status)
 
     def _send(self, body: bytes, content_type: str, status: HTTPStatus = HTTPStatus.OK) -> None:
@@ -157,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def encode_reply(reply: dict[str, Any], blocks: bytes) -> bytes:
-    """A reply with its blocks, as one JSON."""
+    """Return a reply with its blocks, as one JSON object."""
     whole = {**reply, "blocks": base64.b64encode(blocks).decode()} if blocks else reply
     return json.dumps(whole, separators=(",", ":"), allow_nan=False).encode()
 

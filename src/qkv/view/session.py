@@ -1,11 +1,9 @@
-"""What a page that is alive asks, and the answers: runs with changes, reasons, rows, tiles and statistics."""
+"""The requests of a live page and the replies: runs with changes, explanations, rows, tiles and statistics."""
 
 from __future__ import annotations
 
-import textwrap
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,18 +15,19 @@ from qkv.tasks.base import TaskModel
 from qkv.view import overview
 from qkv.view.blocks import Blocks
 from qkv.view.builder import build_run
-from qkv.view.document import Document, encode_document
+from qkv.view.document import Document, build_document
 from qkv.view.run import Edit, Run, explanation_to_json, shorten_names
 
 Request = Mapping[str, Any]
 
-_MAX_TILE_SIZE = 512  # rows and columns of a tile that is sent
+_MAX_TILE_SIZE = 512  # rows and columns of a tile
 
 
 class Session:
-    """One page that is alive: the models it shows, side by side, and what it shows of them now.
+    """One live page: its models, which are shown side by side, and their current runs.
 
-    runners: by what each is opened by. A line is read by all of them; questions are answered one at a time.
+    models: each with the name or path that it was loaded by. All of them read the same line. Requests are answered one
+    at a time.
     """
 
     def __init__(self, models: Sequence[tuple[str, TaskModel]], line: str, answer: str | None = None) -> None:
@@ -38,13 +37,13 @@ class Session:
         self._lock = threading.Lock()
 
     def build_document(self) -> Document:
-        """The page as it is now."""
-        return build_document(self.runs, self.line, live=True)
+        """Return the page as it is now."""
+        return build_document(self.runs, live=True)
 
     def ask(self, request: object) -> tuple[dict[str, Any], bytes]:
-        """Answer a question: what it is to say, and the blocks that are named in it.
+        """Answer a request: return the reply, and the blocks that it names.
 
-        A question that cannot be answered is told why, as {"error": message}; nothing is raised for it.
+        The reply to a request that cannot be answered is {"error": message}; nothing is raised for it.
         """
         blocks = Blocks()
         try:
@@ -55,18 +54,18 @@ class Session:
         return reply, blocks.to_bytes()
 
     def _dispatch(self, request: object, blocks: Blocks) -> dict[str, Any]:
-        ways: dict[str, Callable[[_RequestReader, int, Blocks], dict[str, Any]]] = {
+        handlers: dict[str, Callable[[_RequestReader, int, Blocks], dict[str, Any]]] = {
             "look": self._look,
-            "why": self._why,
+            "explain": self._explain,
             "row": self._row,
             "tile": self._tile,
             "statistics": self._statistics,
         }
-        asked = _RequestReader(request)
-        number = asked.integer("run", 0)
+        reader = _RequestReader(request)
+        number = reader.integer("run", 0)
         if not 0 <= number < len(self.runs):
-            raise QkvError(f"run {number} was asked about; there are {len(self.runs)}, counted from 0")
-        return ways[asked.choice("ask", ways)](asked, number, blocks)
+            raise QkvError(f"run {number} was requested; there are {len(self.runs)}, counted from 0")
+        return handlers[reader.choice("ask", handlers)](reader, number, blocks)
 
     def _look(self, request: _RequestReader, number: int, blocks: Blocks) -> dict[str, Any]:
         line = request.string("text") or self.line
@@ -79,15 +78,15 @@ class Session:
         self.runs[number] = run
         return {"run": described}
 
-    def _why(self, request: _RequestReader, number: int, blocks: Blocks) -> dict[str, Any]:
+    def _explain(self, request: _RequestReader, number: int, blocks: Blocks) -> dict[str, Any]:
         run, (_, runner) = self.runs[number], self.models[number]
         if "generation" not in runner.capabilities:
-            raise QkvError("why was asked of a model that writes nothing; expected one that answers token by token")
+            raise QkvError("an explanation was requested of a model that writes no text; expected one that answers token by token")
         if run.edits:
-            raise QkvError("why was asked of a run with changes; take them back first")
+            raise QkvError("an explanation was requested of a run with changes; undo them first")
         assert run.trace.target is not None
         found = lens.explain(runner.module, run.trace.source, run.trace.target, request.integer("position"))
-        return {"why": explanation_to_json(found, runner.token_names([found.token])[0])}
+        return {"explanation": explanation_to_json(found, runner.token_names([found.token])[0])}
 
     def _row(self, request: _RequestReader, number: int, blocks: Blocks) -> dict[str, Any]:
         run, attention, head = self._find_head(request, number)
@@ -101,10 +100,10 @@ class Session:
         rows, columns = request.pair("rows"), request.pair("columns")
         size = min(request.integer("size", 256), _MAX_TILE_SIZE)
         if size < 1:
-            raise QkvError(f"a tile of size {size} was asked for; expected 1 to {_MAX_TILE_SIZE}")
+            raise QkvError(f"a tile of size {size} was requested; expected 1 to {_MAX_TILE_SIZE}")
         long = overview.is_long(attention)
-        normaliser = overview.measure_head(attention, head, run.statistics).logsumexp if long else None
-        tile, pooled = overview.compute_tile(attention, head, rows, columns, size, normaliser, run.row)
+        logsumexp = overview.measure_head(attention, head, run.statistics).logsumexp if long else None
+        tile, pooled = overview.compute_tile(attention, head, rows, columns, size, logsumexp, run.row)
         return {"tile": blocks.add(tile), "rows": list(rows), "columns": list(columns), "pooled": list(pooled)}
 
     def _statistics(self, request: _RequestReader, number: int, blocks: Blocks) -> dict[str, Any]:
@@ -118,7 +117,7 @@ class Session:
         attention = run.trace["" if place is None else place]
         head = request.integer("head", 0)
         if not 0 <= head < attention.heads:
-            raise QkvError(f"{place}: head {head} was asked about; it has heads 0 to {attention.heads - 1}")
+            raise QkvError(f"{place}: head {head} was requested; it has heads 0 to {attention.heads - 1}")
         return run, attention, head
 
     def _build_run(self, number: int, line: str, answer: str | None, edits: Sequence[Edit]) -> Run:
@@ -126,51 +125,40 @@ class Session:
         return build_run(runner, line, answer, name=name, edits=edits)
 
 
-def build_document(runs: Sequence[Run], line: str, *, live: bool = False) -> Document:
-    """The document of one run of a line, or of two side by side; its head says what was read and what was answered."""
-    names = shorten_names([run.name for run in runs])
-    said = [textwrap.shorten(run.answer, 300, placeholder=" ...") for run in runs]
-    answers = "; ".join(f"{answer}, by {name}" if answer else name for answer, name in zip(said, names, strict=True))
-    if any(run.source is not None and run.source.kind in ("image", "audio") for run in runs):
-        path, *texts = line.strip().split("\t")
-        line = " ".join([Path(path).name, *texts])  # a file was read
-    return encode_document(runs, title=textwrap.shorten(line, 200, placeholder=" ..."), note=answers, live=live)
-
-
 class _RequestReader:
-    """A question, whose parts are taken with their types checked."""
+    """A request, whose fields are read with their types checked."""
 
     def __init__(self, request: object) -> None:
         if not isinstance(request, Mapping):
-            raise QkvError(f"a question of type {type(request).__name__} was asked; expected an object with `ask`")
+            raise QkvError(f"a request of type {type(request).__name__} was given; expected an object with `ask`")
         self._request = request
 
     def integer(self, name: str, default: int | None = None) -> int:
         value = self._request.get(name, default)
         if type(value) is not int:
-            raise QkvError(f"{name}={value!r} was asked for; expected a whole number")
+            raise QkvError(f"{name}={value!r} was given; expected a whole number")
         return value
 
     def string(self, name: str) -> str | None:
         value = self._request.get(name)
         if value is not None and not isinstance(value, str):
-            raise QkvError(f"{name}={value!r} was asked for; expected a text")
+            raise QkvError(f"{name}={value!r} was given; expected a string")
         return value
 
     def choice(self, name: str, known: Mapping[str, object]) -> str:
         value = self._request.get(name)
         if not isinstance(value, str) or value not in known:
-            raise QkvError(f"{name}={value!r} was asked; expected one of {', '.join(known)}")
+            raise QkvError(f"{name}={value!r} was given; expected one of {', '.join(known)}")
         return value
 
     def pair(self, name: str) -> tuple[int, int]:
         value = self._request.get(name)
         if not isinstance(value, list) or len(value) != 2 or any(type(one) is not int for one in value):
-            raise QkvError(f"{name}={value!r} was asked for; expected [first, one after the last]")
+            raise QkvError(f"{name}={value!r} was given; expected [first, one after the last]")
         return value[0], value[1]
 
     def edits(self) -> list[Edit]:
         value = self._request.get("edits") or []
         if not isinstance(value, list):
-            raise QkvError(f"edits={value!r} was asked for; expected a list")
+            raise QkvError(f"edits={value!r} was given; expected a list")
         return value

@@ -1,4 +1,4 @@
-"""A picture of a sound and the words heard in it: the waveform, its frames, and when each word was said."""
+"""A plot of a recording: its waveform, its spectrogram, and when each word was said."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from qkv.errors import DataError
 from qkv.lens.timestamps import TimedWord
 from qkv.training.checkpoints import atomic_write
 
-_WIDTH, _WAVEFORM_HEIGHT, _FRAMES_HEIGHT, _WORDS_HEIGHT = 1000, 120, 160, 30  # in the picture's own units
-_MAX_COLUMNS = 250  # columns of frames
+_WIDTH, _WAVEFORM_HEIGHT, _FRAMES_HEIGHT, _WORDS_HEIGHT = 1000, 120, 160, 30  # in the units of the SVG
+_MAX_COLUMNS = 250  # of the spectrogram
 
 
 def plot_words(
     samples: Tensor, sample_rate: int, frames: Tensor, words: Sequence[TimedWord], path: Path, title: str
 ) -> None:
-    """Write an SVG file of samples (samples,), frames (mels, frames) and words. DataError for an empty sound."""
+    """Write an SVG file of samples (samples,), frames (mels, frames) and words. Raises DataError for empty audio."""
     if not len(samples) or not frames.numel():
-        raise DataError("there is no sound to draw; expected at least one sample and one frame")
+        raise DataError("there is no audio to draw; expected at least one sample and one frame")
     seconds = len(samples) / sample_rate
     bottom = _WAVEFORM_HEIGHT + _FRAMES_HEIGHT
     parts = [
@@ -44,7 +44,7 @@ def plot_words(
 
 
 def _waveform_path(samples: Tensor) -> str:
-    """The path around the loudest samples of each column."""
+    """Return the path around the loudest sample of each column."""
     edges = torch.linspace(0, len(samples), _WIDTH // 2 + 1).long().tolist()
     loud = float(samples.abs().max()) or 1.0
     highs = []
@@ -57,7 +57,7 @@ def _waveform_path(samples: Tensor) -> str:
 
 
 def _spectrogram_cells(frames: Tensor) -> list[str]:
-    """One rectangle for each band and stretch of frames, lighter where it is louder."""
+    """Return one rectangle for each band and interval of frames, lighter where it is louder."""
     bottom = _WAVEFORM_HEIGHT + _FRAMES_HEIGHT
     columns = torch.nn.functional.adaptive_avg_pool1d(frames[None].float(), min(_MAX_COLUMNS, frames.shape[1]))[0]
     low, high = float(columns.min()), float(columns.max())
