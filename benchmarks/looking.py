@@ -30,7 +30,7 @@ from qkv.lens import AttentionStatistics, AttentionTrace, Recorder, build_trace,
 from qkv.mask import Mask
 from qkv.models import SequenceModel
 from qkv.tap import Tap
-from qkv.view.document import encode_document
+from qkv.view.document import build_document
 from qkv.view.html import render_html
 
 D_KEY, TILE = 64, 256
@@ -176,7 +176,7 @@ def measure_pages(options: Any) -> None:
         described, taken = [], []
         for _ in range(options.rounds):
             started = time.process_time()
-            made = encode_document(trace)
+            made = build_document(trace)
             taken.append(time.process_time() - started)
             started = time.process_time()
             size = len(render_html(made))

@@ -17,7 +17,8 @@ export function mount(element: Element | ShadowRoot, host: Host): () => void {
   preference.addEventListener("change", follow);
   const stop: (() => void)[] = [() => preference.removeEventListener("change", follow), usePrintColors(look)];
   start(look);
-  if (host.address) stop.push(syncAddress(look));
+  // A page in a notebook's iframe (srcdoc) has no address of its own.
+  if (host.address && location.protocol !== "about:") stop.push(syncAddress(look));
   draw(<Provide value={look}><App /></Provide>, element as Element);
   return () => { for (const one of stop) one(); draw(null, element as Element); };
 }

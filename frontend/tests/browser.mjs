@@ -27,9 +27,14 @@ export async function writePage(name, { document, blocks }) {
   const html = `<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="${policy}"><title>look</title></head><body style="margin:0">`
     + `<div id="look" data-qkv-host="file"></div><script type="application/json" id="document">${safe(document)}</script>`
     + `<script type="application/octet-stream" id="blocks" data-encoding="deflate">${raw}</script><script type="module">${script}</script></body></html>`;
+  return { address: await writeHtml(name, html), bytes: html.length, html };
+}
+
+/** Write a file, and return its address. */
+export async function writeHtml(name, html) {
   const path = join(folder, `${name}.html`);
   await writeFile(path, html);
-  return { address: pathToFileURL(path).href, bytes: html.length };
+  return pathToFileURL(path).href;
 }
 
 /** A server as `qkv look --serve` is one; `answer` says what is replied to a request. */

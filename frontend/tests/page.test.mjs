@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { readFile } from "node:fs/promises";
-import { counts, has, open, patience, says, script, settled, turn, until, visit, writePage } from "./browser.mjs";
+import { counts, has, open, patience, says, script, settled, turn, until, visit, writeHtml, writePage } from "./browser.mjs";
 import { large, pair, nonTextRun, translation, computeWeights } from "./documents.mjs";
 import { measure } from "./measure.mjs";
 
@@ -249,6 +249,21 @@ test("it prints light, whatever the screen is", async () => {
   assert.ok((await page.pdf()).length > 20_000);
   await until(async () => assert.equal(await page.evaluate(() => window.printed), "light"));
   await page.waitForFunction(() => document.querySelector(".qkv").dataset.theme === "dark");
+  await page.close();
+});
+
+test("a notebook's iframe shows the same", async () => {
+  const { html } = await writePage("inner", translation());
+  const outer = await writeHtml("outer", `<!doctype html><html lang="en"><title>notebook</title><iframe width="1300" height="900" srcdoc="${html.replaceAll("&", "&amp;").replaceAll('"', "&quot;")}"></iframe></html>`);
+  const page = await browser.newPage({ viewport: { width: 1400, height: 1000 } });
+  const wrong = [];
+  page.on("pageerror", (error) => wrong.push(String(error)));
+  await page.goto(outer);
+  const frame = page.frameLocator("iframe");
+  await frame.locator(".answer").nth(2).click();
+  await until(async () => assert.match(await frame.locator(".story").innerText(), /To predict sa\u00df after Katze/));
+  await page.waitForTimeout(300); // the address of a page is written a moment after a click
+  assert.deepEqual(wrong, []);
   await page.close();
 });
 

@@ -8,12 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from qkv import lens
+from qkv import lens, view
 from qkv.errors import QkvError
 from qkv.lens import Compose, Trace
 from qkv.tap import NO_TAP, Tap
 from qkv.tasks.base import TaskModel
-from qkv.view import show_traces
 
 
 def look(
@@ -41,13 +40,14 @@ def look(
     return lens.look(module, *inputs, **{**tensors, "tap": tap})
 
 
-def show(*traces: Trace, path: Path | str | None = None, title: str = "") -> Any:
+def show(*traces: Trace, path: Path | str | None = None, title: str | None = None) -> Any:
     """Show one trace, or two side by side, on the page: in a notebook, or in the HTML file `path`.
 
+    title: the heading; the input unless given.
     Returns the path that was written, or an object that a notebook displays.
     Raises QkvError for no trace or more than two, StorageError for a file that cannot be written.
     """
     *shown, last = traces or (None,)
     if path is None and isinstance(last, str | Path):  # qkv.show(trace, "look.html")
         traces, path = tuple(shown), last
-    return show_traces(traces, path, title)
+    return view.show(*traces, title=title) if path is None else view.write_html(traces, path, title=title)

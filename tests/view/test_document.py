@@ -27,7 +27,7 @@ from qkv.lens import Intervention, Recorder, Trace, build_trace, knock_out, look
 from qkv.lens.timestamps import TimedWord
 from qkv.models import build
 from qkv.presets import encoder_decoder
-from qkv.view import Run, axes, encode_document, overview, write_html
+from qkv.view import Run, axes, build_document, overview, write_html
 from qkv.view.blocks import Blocks, quantize_int8, round_trip
 from qkv.view.run import shorten_names
 from tests.core.test_spec import build_small_spec
@@ -165,7 +165,7 @@ def make_traces() -> dict[str, Trace]:
 
 def test_the_page_has_all_it_takes_to_recompute_the_weights() -> None:
     for name, trace in make_traces().items():
-        made = encode_document(trace)
+        made = build_document(trace)
         for one in made.data["runs"][0]["attentions"]:
             expected = trace[one["place"]].compute_weights()[0].detach()
             assert torch.allclose(recompute_weights(one, made.blocks), expected, atol=1e-6), (name, one["place"])
@@ -177,7 +177,7 @@ def test_the_page_has_all_it_takes_to_recompute_the_weights() -> None:
 @pytest.mark.parametrize("kind", ["float16", "int8"])
 def test_smaller_numbers_tell_their_error(kind: Literal["float16", "int8"]) -> None:
     for name, trace in make_traces().items():
-        made = encode_document(trace, dtype=kind)
+        made = build_document(trace, dtype=kind)
         (run,) = made.data["runs"]
         worst = 0.0
         for one in run["attentions"]:
@@ -194,7 +194,7 @@ def test_models_are_called_by_the_last_parts_of_their_paths() -> None:
     assert shorten_names(["/home/me/runs/multi30k"]) == ["multi30k"]
     assert shorten_names(["runs/one/last", "runs/two/last"]) == ["one/last", "two/last"]
     assert shorten_names(["", "pronunciation"]) == ["", "pronunciation"] and shorten_names(["a/b", "a/b"]) == ["b", "b"]
-    (run,) = encode_document(Run(make_trace(), name="runs/mine")).data["runs"]
+    (run,) = build_document(Run(make_trace(), name="runs/mine")).data["runs"]
     assert (run["name"], run["path"]) == ("mine", "runs/mine")
 
 
@@ -209,10 +209,10 @@ def test_steps_lose_less_than_half_of_one(numbers: list[float]) -> None:
 
 def test_two_runs_share_what_is_the_same() -> None:
     one, two = Run(make_trace(), name="one"), Run(make_trace(), name="two")
-    assert encode_document([one, two]).blocks == encode_document(one).blocks
-    assert [run["name"] for run in encode_document([one, two]).data["runs"]] == ["one", "two"]
+    assert build_document([one, two]).blocks == build_document(one).blocks
+    assert [run["name"] for run in build_document([one, two]).data["runs"]] == ["one", "two"]
     with pytest.raises(QkvError, match="3 runs were given to show; expected one, or two side by side"):
-        encode_document([one, two, one])
+        build_document([one, two, one])
 
 
 EVIL = ["</script><script>document.title='hacked'</script>", "<!--<script>", "{{blocks}}", "]]>\u2028&amp;\"'\\"]
@@ -251,7 +251,7 @@ def test_the_page_needs_no_network_and_is_small(tmp_path: Path) -> None:
 def test_a_classifier_answers_once(tmp_path: Path) -> None:
     encoder = spec.Stack(8, (spec.Block(spec.Attention(2, 4), spec.FeedForward(8)),), spec.Tokens(9))
     trace = look(build(spec.Transformer(encoder, None, spec.Classes(3))).eval(), [1, 2, 3])
-    (run,) = encode_document(Run(trace, token_decoder=lambda numbers: ["abc"[i] for i in numbers])).data["runs"]
+    (run,) = build_document(Run(trace, token_decoder=lambda numbers: ["abc"[i] for i in numbers])).data["runs"]
     (answer,) = run["answers"]
     assert answer["chosen"] == answer["best"][0] and {name for name, _ in answer["best"]} == {"a", "b", "c"}
     assert "target" not in run["axes"] and run["axes"]["source"]["tokens"] == ["1", "2", "3"]
@@ -289,7 +289,9 @@ def test_axes_of_images_sounds_and_trajectories() -> None:
     assert acted["trajectory"]["kinds"] == ["state", "action"] and acted["trajectory"]["first_step"] == 4
     for kind, numbers in held.items():
         assert numpy.array_equal(decode_block(blocks.to_bytes(), acted["trajectory"]["values"][kind]), numbers.numpy())
-    with pytest.raises(QkvError, match="3 positions and numbers of shapes .* given; expected one a kind and step"):
+    with pytest.raises(
+        QkvError, match="3 positions and values of shapes .* were given; expected one for each kind and step"
+    ):
         axes.build_trajectory_axis(["a", "b", "c"], held)
     assert numpy.array_equal(decode_block(blocks.to_bytes(), seen["image"]["pixels"]), pixels.numpy())
 
@@ -299,7 +301,7 @@ def test_a_long_run_is_told_from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(overview, "OVERVIEW_SIZE", 8)
     monkeypatch.setattr(overview, "_MAX_WEIGHTS_AT_ONCE", 64)
     trace = make_traces()["step by step"]
-    made = encode_document(trace)
+    made = build_document(trace)
     (run,) = made.data["runs"]
     (one,) = run["attentions"]
     assert run["long"] and "query" not in one and one["overview_heads"] == [0, 1, 2, 3]
@@ -311,7 +313,7 @@ def test_a_long_run_is_told_from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert one["statistics"]["largest"] == pytest.approx(largest.mean(axis=-1).tolist(), rel=1e-4)
     assert max(one["certified"]) < 1e-5
     monkeypatch.setattr(overview, "_MAX_WEIGHTS_PER_PAGE", 1.0)
-    (one,) = encode_document(trace).data["runs"][0]["attentions"]
+    (one,) = build_document(trace).data["runs"][0]["attentions"]
     assert one["overview_heads"] == [0] and one["statistics"]["entropy"][1:] == [None] * 3
 
 
@@ -326,7 +328,7 @@ def test_a_tile_is_what_the_matrix_has_there() -> None:
             cell = part[i * down : (i + 1) * down, j * across : (j + 1) * across]
             assert float(found[i, j]) == pytest.approx(float(cell.max()), abs=1e-6)
         assert max(found.shape) <= size
-    with pytest.raises(QkvError, match="rows 3 to 13 were asked for; expected some from 0 to 12"):
+    with pytest.raises(QkvError, match="rows 3 to 13 were requested; expected a span within 0 to 12"):
         overview.compute_tile(attention, 0, (3, 13), (0, 2), 4)
 
 

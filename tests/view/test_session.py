@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import html
 import http.client
 import json
 import re
@@ -11,15 +12,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 
+import qkv
 from qkv import lens, tasks
-from qkv.errors import MissingExtraError, StorageError
+from qkv.errors import MissingExtraError, QkvError, StorageError
 from qkv.tasks import TextGenerator
-from qkv.view import Server, Session, build_run, explore, notebook, show
+from qkv.view import Server, Session, explore
 
 CROSS = "decoder.0.cross_attention"
 HIDE = {"kind": "knock_out", "keys": [3]}
@@ -51,8 +54,8 @@ def test_a_look_with_changes_is_what_its_code_makes(session: Session, capsys: py
     assert [one["chosen"] for one in run["answers"]] != [one["chosen"] for one in before["answers"]]
     names: dict[str, Any] = {}
     exec(run["code"], names)
-    assert capsys.readouterr().out.strip() == names["result"].answer.text
-    logits = names["result"].logits[0]
+    assert capsys.readouterr().out.strip() == str(names["trace"].answer)
+    logits = names["trace"].logits[0]
     for position, answer in enumerate(run["answers"]):
         assert answer["chosen"][1] == pytest.approx(float(logits[position].softmax(-1).max()), abs=1e-5) or (
             answer["chosen"][0] != answer["best"][0][0]
@@ -89,34 +92,37 @@ def test_questions_are_answered(session: Session, runner: TextGenerator) -> None
     reply, blocks = session.ask({"ask": "statistics", **where})
     assert numpy.allclose(block(blocks, reply["overview"])[0], weights, atol=1e-3) and reply["head"] == 1
     assert numpy.allclose(block(blocks, reply["per_query"]["largest"])[0], weights.max(axis=-1), atol=1e-6)
-    reply, _ = session.ask({"ask": "why", "position": 1})
+    reply, _ = session.ask({"ask": "explain", "position": 1})
     trace = session.runs[0].trace
     assert trace.target is not None
     expected = lens.explain(runner.module, trace.source, trace.target, 1)
-    assert reply["why"]["p"] == pytest.approx(expected.probability)
-    assert [one["key"] for one in reply["why"]["effects"]] == [one.position for one in expected.effects]
+    assert reply["explanation"]["p"] == pytest.approx(expected.probability)
+    assert [one["key"] for one in reply["explanation"]["effects"]] == [one.position for one in expected.effects]
     reply, _ = session.ask({"ask": "look", "text": "key"})
     assert reply["run"]["axes"]["source"]["tokens"][:3] == ["k", "e", "y"] and session.line == "key"
 
 
 WRONG: list[tuple[Any, str]] = [
     ("nothing", "expected an object"),
-    ({"ask": "all"}, "expected one of look, why, row, tile, statistics"),
-    ({"ask": ["look"]}, "expected one of look, why, row, tile, statistics"),
+    ({"ask": "all"}, "expected one of look, explain, row, tile, statistics"),
+    ({"ask": ["look"]}, "expected one of look, explain, row, tile, statistics"),
     ({"ask": "row", "place": "nowhere", "query": 0}, "no attention at 'nowhere'"),
     ({"ask": "row", "place": CROSS, "head": 44, "query": 0}, "it has heads 0 to 3"),
     ({"ask": "row", "place": CROSS, "query": 99}, "row 99 was asked for"),
     ({"ask": "row", "place": CROSS, "query": "1"}, "expected a whole number"),
-    ({"ask": "tile", "place": CROSS, "rows": [0, 99], "columns": [0, 1]}, "rows 0 to 99 were asked for"),
+    ({"ask": "tile", "place": CROSS, "rows": [0, 99], "columns": [0, 1]}, "rows 0 to 99 were requested"),
     ({"ask": "tile", "place": CROSS, "rows": [0], "columns": [0, 1]}, "expected \\[first"),
-    ({"ask": "why", "position": 99}, "position=99 was given"),
-    ({"ask": "why", "position": 1, "run": 1}, "run 1 was asked about"),
+    ({"ask": "explain", "position": 99}, "position=99 was given"),
+    ({"ask": "explain", "position": 1, "run": 1}, "run 1 was requested"),
     ({"ask": "look", "text": " "}, "expected some text"),
     ({"ask": "look", "answer": "X"}, "holds X, which this model never gives"),
-    ({"ask": "look", "edits": [{"kind": "knock_out", "keys": [9]}]}, "key 9 was to be changed"),
-    ({"ask": "look", "edits": [{"kind": "knock_out", "keys": [-1]}]}, "key -1 was to be changed"),
-    ({"ask": "look", "edits": [{"kind": "knock_out"}]}, "knock_out has keys and may have"),
-    ({"ask": "look", "edits": [{"kind": "knock_out", "keys": [1], "by": "me"}]}, "knock_out has keys and may have"),
+    ({"ask": "look", "edits": [{"kind": "knock_out", "keys": [9]}]}, "key 9 was given"),
+    ({"ask": "look", "edits": [{"kind": "knock_out", "keys": [-1]}]}, "key -1 was given"),
+    ({"ask": "look", "edits": [{"kind": "knock_out"}]}, "knock_out has the fields keys and may have"),
+    (
+        {"ask": "look", "edits": [{"kind": "knock_out", "keys": [1], "by": "me"}]},
+        "knock_out has the fields keys and may have",
+    ),
     ({"ask": "look", "edits": [{"kind": "knock_out", "keys": ["1"]}]}, "its keys is not what knock_out expects"),
     ({"ask": "look", "edits": ["knock_out"]}, "expected one of the kinds knock_out, ablate, swap_values"),
     ({"ask": "look", "edits": "knock_out"}, "expected a list"),
@@ -194,7 +200,7 @@ def test_the_page_and_its_numbers_are_served_to_who_has_the_token(server: Server
 
 def test_everyone_else_is_refused(server: Server) -> None:
     token = server.token
-    question = b'{"ask": "why", "position": 1}'
+    question = b'{"ask": "explain", "position": 1}'
     for path in ("/", "/document", "/look.js", "/blocks/0?size=4"):
         joint = "&" if "?" in path else "?"
         assert request(server, "GET", path)[0] == 403
@@ -249,13 +255,29 @@ def test_an_interrupt_in_a_collector_s_callback_is_not_lost() -> None:
 # -- in a notebook ------------------------------------------------------------------------------------------------
 
 
+def test_a_trace_is_shown_in_a_notebook_and_in_a_file(runner: TextGenerator, tmp_path: Path) -> None:
+    trace = qkv.look(runner, "cat")
+    page = qkv.show(trace)
+    text = str(page)
+    assert "<title>cat</title>" in text and 'data-qkv-host="file"' in text
+    framed = re.fullmatch(r'<iframe srcdoc="([^"]*)" [^>]*></iframe>', page._repr_html_())
+    assert (
+        framed is not None
+        and html.unescape(framed[1]) == text == html.unescape(trace._repr_html_())[16 : 16 + len(text)]
+    )
+    hidden = qkv.look(runner, "cat", edits=[qkv.knock_out("decoder.*.cross_attention", keys=[0])])
+    path = qkv.show(trace, hidden, tmp_path / "both.html", title="two")
+    written = path.read_text(encoding="utf-8")
+    assert path == tmp_path / "both.html" and "<title>two</title>" in written and '"note":"K AE1 T; ' in written
+    with pytest.raises(QkvError, match="0 runs were given to show"):
+        qkv.show()
+
+
 def test_a_widget_shows_and_answers(runner: TextGenerator) -> None:
     anywidget = pytest.importorskip("anywidget", reason="needs the extra notebook")
-    still = show(build_run(runner, "cat", name="pronunciation"), title="cat")
-    assert isinstance(still, anywidget.AnyWidget) and still.document["title"] == "cat" and not still.document["live"]
-    assert "mount" in still._esm
     widget = explore(runner, line="cat", names=["pronunciation"])
-    assert widget.document["live"] and len(widget.blocks) > 1000
+    assert isinstance(widget, anywidget.AnyWidget) and widget.document["title"] == "cat" and widget.document["live"]
+    assert "mount" in widget._esm and len(widget.blocks) > 1000
     sent: list[tuple[Any, Any]] = []
     widget.send = lambda content, buffers=None: sent.append((content, buffers))
     widget._handle_custom_msg({"id": 7, "request": {"ask": "row", "place": CROSS, "query": 0}}, [])
@@ -269,4 +291,4 @@ def test_a_widget_shows_and_answers(runner: TextGenerator) -> None:
 def test_without_anywidget_the_extra_is_named(runner: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "anywidget", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'qkv\[notebook\]'"):
-        notebook.show(build_run(runner, "cat"))
+        explore(runner, line="cat")

@@ -94,7 +94,7 @@ def _reopen(path: Path, page: Path) -> None:
 
     found = lens.read_capture(path)
     trace = replace(found.trace, source_tokens=found.source_tokens or (), target_tokens=found.target_tokens or ())
-    view.show_traces([trace], page, title=path.name)
+    view.write_html(trace, page, title=path.name)
     click.echo(f"Look inside: {page}")
 
 
@@ -105,7 +105,7 @@ def write_page(models: Sequence[tuple[str, TaskModel]], line: str, page: Path, a
     _warn_of_long_text(models, line, answer)
     runs = [view.build_run(runner, line, answer, name=name) for name, runner in models]
     _warn_of_truncation(models, line)
-    view.write_html(view.build_document(runs, line), page)
+    view.write_html(runs, page)
     return "\n".join(_label_answers(models, [run.answer for run in runs]))
 
 

@@ -102,7 +102,9 @@ def build_trajectory_axis(tokens: Sequence[str], values: Mapping[str, Tensor], f
     steps = {len(one) for one in values.values()}
     if len(steps) != 1 or len(tokens) != len(values) * min(steps):
         shapes = {kind: tuple(one.shape) for kind, one in values.items()}
-        raise QkvError(f"{len(tokens)} positions and values of shapes {shapes} were given; expected one for each kind and step")
+        raise QkvError(
+            f"{len(tokens)} positions and values of shapes {shapes} were given; expected one for each kind and step"
+        )
     return Axis(tuple(tokens), "trajectory", values=dict(values), first_step=first_step)
 
 

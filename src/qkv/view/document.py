@@ -16,6 +16,7 @@ from qkv.errors import QkvError
 from qkv.lens import Trace
 from qkv.view import overview
 from qkv.view.blocks import Blocks, StorageDtype
+from qkv.view.builder import build_trace_run
 from qkv.view.run import Run, shorten_names
 
 VERSION = 1
@@ -41,7 +42,7 @@ class Document:
 
 
 def build_document(
-    runs: Run | Trace | Sequence[Run | Trace],
+    runs_or_traces: Run | Trace | Sequence[Run | Trace],
     *,
     title: str | None = None,
     note: str | None = None,
@@ -54,8 +55,8 @@ def build_document(
     answers the requests of the page. dtype: how numbers are stored; it depends on how many there are unless given.
     Raises QkvError for no run or for more than two.
     """
-    given = [runs] if isinstance(runs, Run | Trace) else runs
-    runs = [Run.of(one) if isinstance(one, Trace) else one for one in given]
+    given = [runs_or_traces] if isinstance(runs_or_traces, Run | Trace) else runs_or_traces
+    runs = [build_trace_run(one) if isinstance(one, Trace) else one for one in given]
     if not 1 <= len(runs) <= 2:
         raise QkvError(f"{len(runs)} runs were given to show; expected one, or two side by side")
     long = _count_numbers(runs) > _MAX_NUMBERS or any(overview.is_long(one) for run in runs for one in run.trace)

@@ -17,7 +17,11 @@ from qkv.view.run import Run
 
 
 def write_html(
-    runs: Run | Trace | Sequence[Run] | Document, path: Path | str, *, title: str | None = None, note: str | None = None
+    runs: Run | Trace | Sequence[Run | Trace] | Document,
+    path: Path | str,
+    *,
+    title: str | None = None,
+    note: str | None = None,
 ) -> Path:
     """Write a self-contained page about one run, or about two side by side, and return its path.
 

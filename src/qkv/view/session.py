@@ -81,7 +81,9 @@ class Session:
     def _explain(self, request: _RequestReader, number: int, blocks: Blocks) -> dict[str, Any]:
         run, (_, runner) = self.runs[number], self.models[number]
         if "generation" not in runner.capabilities:
-            raise QkvError("an explanation was requested of a model that writes no text; expected one that answers token by token")
+            raise QkvError(
+                "an explanation was requested of a model that writes no text; expected one that answers token by token"
+            )
         if run.edits:
             raise QkvError("an explanation was requested of a run with changes; undo them first")
         assert run.trace.target is not None
