@@ -79,7 +79,7 @@ test("a prompt is what was read, and what follows it was answered", async () => 
   await says(prompted, ".read h2", /Input \(195 tokens/);
   await counts(prompted, ".answer", 6);
   await prompted.locator(".answer").nth(0).click();
-  await says(prompted, ".glance", /predicts t194/);
+  await says(prompted, ".glance", /predicting t194/);
   await page.close();
   await prompted.close();
 });

@@ -224,7 +224,7 @@ def test_a_page_of_two_towers_answers(clip: tuple[Any, Path], pictures: list[Pat
     assert "error" not in reply, reply
     own = [share for _, share in reply["run"]["answers"][0]["best"]]
     assert own != pytest.approx(run_theirs(clip, pictures[0], TEXTS).softmax(-1).sort(descending=True).values.tolist())
-    assert "token by token" in session.ask({"ask": "why", "position": 0})[0]["error"]
+    assert "token by token" in session.ask({"ask": "explain", "position": 0})[0]["error"]
 
 
 @torch.no_grad()

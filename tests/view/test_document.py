@@ -270,7 +270,7 @@ def test_axes_of_images_sounds_and_trajectories() -> None:
     blocks = Blocks()
     pixels = torch.randint(256, (4, 6, 3), dtype=torch.uint8)
     seen = axes.build_image_axis(pixels, 2, 3, leading=1).to_json(blocks)
-    assert seen["tokens"] == ["<1>", "1,1", "1,2", "1,3", "2,1", "2,2", "2,3"]
+    assert seen["tokens"] == ["[CLS]", "1,1", "1,2", "1,3", "2,1", "2,2", "2,3"]
     assert seen["image"]["pixels"]["dtype"] == "uint8" and seen["image"]["pixels"]["shape"] == [4, 6, 3]
     samples = torch.sin(torch.arange(16_000) / 10.0)
     heard = axes.build_audio_axis(samples, 16_000, 50, 0.02).to_json(blocks)

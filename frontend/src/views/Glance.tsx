@@ -29,11 +29,11 @@ export function Glance() {
   const names = (side: string) => (side === "source" ? run.axis("source") : run.axis("target") ?? run.axis("source"))?.tokens ?? [];
   return (
     <section class="glance" aria-label="The chosen token in this head">
-      <Part name="query" title="Best matches" says={<>highest scores for <b dir="auto">{displayToken(token)}</b>{answer ? <>, which predicts <b dir="auto">{displayToken(answer.chosen[0])}</b></> : null}</>} items={matches} />
+      <Part name="query" title="Best matches" says={<>scores of <b dir="auto">{displayToken(token)}</b>{answer ? <>, predicting <b dir="auto">{displayToken(answer.chosen[0])}</b></> : null}</>} items={matches} />
       <span class="arrow" aria-hidden="true">{"\u2192"}</span>
       <Part name="key" title="Attention" says="weights: the softmax of the scores" items={attended} />
       <span class="arrow" aria-hidden="true">{"\u2192"}</span>
-      <Part name="value" title="Contribution" says={off ? "none: this head is switched off" : "each key’s share, by the length of weight × value"} items={contributions} />
+      <Part name="value" title="Contribution" says={off ? "none: this head is switched off" : "share of the output of this head"} items={contributions} />
       {explanation && (
         <>
           <span class="arrow" aria-hidden="true">{"\u2192"}</span>

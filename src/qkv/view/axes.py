@@ -70,7 +70,7 @@ def build_image_axis(pixels: Tensor, rows: int, columns: int, leading: int = 0) 
         raise QkvError(
             f"pixels of shape {tuple(pixels.shape)}, {pixels.dtype}, were given; expected (height, width, 3) uint8"
         )
-    names = [f"<{number + 1}>" for number in range(leading)]
+    names = ["[CLS]", *(f"<{number + 1}>" for number in range(1, leading))][:leading]
     names += [f"{row + 1},{column + 1}" for row in range(rows) for column in range(columns)]
     return Axis(tuple(names), "image", image=pixels, rows=rows, columns=columns, leading=leading)
 
