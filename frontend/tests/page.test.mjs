@@ -16,7 +16,7 @@ test("the file opens with no network, and certifies itself", async () => {
   assert.ok(Number(await page.evaluate(() => document.documentElement.dataset.certified)) < 1e-5);
   await says(page, ".certificate", /Certified All 12 heads were recomputed in this page/);
   assert.deepEqual(page.asked.filter((address) => !/^(file|data|blob):/.test(address)), []);
-  await says(page, ".glance", /Query query.*Attention key.*Took value.*So it said/);
+  await says(page, ".glance", /Looked for query.*Attention key.*Took value.*So it said/);
   assert.deepEqual(page.wrong, []);
   await page.close();
 });

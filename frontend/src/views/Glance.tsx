@@ -29,7 +29,7 @@ export function Glance() {
   const names = (side: string) => (side === "source" ? run.axis("source") : run.axis("target") ?? run.axis("source"))?.tokens ?? [];
   return (
     <section class="glance" aria-label="The chosen token in this head">
-      <Part name="query" title="Query" says={<><b dir="auto">{shown(asks)}</b>{answer ? <> asks, before <b dir="auto">{shown(answer.chosen[0])}</b>; best matches by score</> : " asks; best matches by score"}</>} items={looked} />
+      <Part name="query" title="Looked for" says={<><b dir="auto">{shown(asks)}</b>{answer ? <> asks, before <b dir="auto">{shown(answer.chosen[0])}</b>; best matches by score</> : " asks; best matches by score"}</>} items={looked} />
       <span class="arrow" aria-hidden="true">{"\u2192"}</span>
       <Part name="key" title="Attention" says="the share of the attention that each key gets" items={offered} />
       <span class="arrow" aria-hidden="true">{"\u2192"}</span>
