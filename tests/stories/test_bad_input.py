@@ -106,7 +106,7 @@ def test_unequal_line_counts(trained: Path, tmp_path: Path) -> None:
         (b"", ["train.tsv is empty; expected at least one line"]),
         (b"\x1f\x8b\x08\x00", ["damaged gzip file", "copy or download it again"]),
         (b"cat\tK\nact\n", ["line 2 has 1 columns, expected 2", "missing or additional tab"]),
-        (b"cat\nact\n", ["has 1 columns, asked for columns 0 and 1", "columns that are there"]),
+        (b"cat\nact\n", ["has 1 column separated by tabs; expected columns 0 and 1", "columns that are there"]),
         (b"\tK\n" * 5, ["no text"]),
     ],
 )

@@ -171,7 +171,7 @@ def test_going_on_from_a_model(folder: Path) -> None:
         ("data.batch_tokens=8", "batch_tokens=8: expected at least context=16"),
         ("data.held_out=1.0", "held_out=1.0: expected a share"),
         ("data.stride=17", "stride=17: expected 1 to context=16"),
-        ("data.train=[]", "train=.*at least one origin"),
+        ("data.train=[]", "train=.*at least one source"),
         ("model.heads=3", "d_model=16 is not a multiple of heads=3"),
         ("data.cleaning={}", "data.cleaning: no such option"),
     ],

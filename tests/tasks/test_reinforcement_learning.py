@@ -416,7 +416,7 @@ def test_what_is_drawn_hangs_on_the_seed_alone() -> None:
 
 def test_recipes_that_cannot_be(tmp_path: Path) -> None:
     for change, said in (
-        ("data.train=[]", "at least one origin"),
+        ("data.train=[]", "at least one source"),
         ("data.context=0", "at least 1 step"),
         ("data.batch_steps=10", "at least context"),
         ("data.held_out=1", "above 0 and below 1"),

@@ -36,6 +36,7 @@ def download(repo_id: str, *, with_weights: bool = True) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DownloadError(
-            f"there is no folder {repo_id!r}, and no model of this name could be had from the hub: {said}. Expected a "
+            f"there is no folder {repo_id!r}, and no model of this name could be downloaded from the Hugging Face "
+            f"Hub: {said}. Expected a "
             "folder, or a name such as openai-community/gpt2; check its spelling and the network"
         ) from error

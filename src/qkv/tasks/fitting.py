@@ -41,9 +41,9 @@ _CACHE_FOLDER = "tokens"  # the training data as numbers, while the run lasts
 
 
 class TaskDefinition(NamedTuple):
-    """How the tasks of one kind of recipe come to what they learn from: read it, and make a lesson of it.
+    """How the tasks of one kind of recipe come to what they learn from: read it, and make a setup of it.
 
-    lesson takes the recipe, the examples, the folder of the run, the folder for tokens and whether the run goes on.
+    setup takes the recipe, the examples, the folder of the run, the folder for tokens and whether the run goes on.
     """
 
     load_data: Callable[[Any], Any]
@@ -88,22 +88,22 @@ def fit(
     check_run_folder(place, resume)
     _check_same_recipe(recipe, place)
     reporter = reporter if reporter is not None else make_reporter()
-    lesson = REGISTRY[type(recipe)].build_training_setup(recipe, data, place, place / _CACHE_FOLDER, resume)
-    for note in lesson.notes:
+    setup = REGISTRY[type(recipe)].build_training_setup(recipe, data, place, place / _CACHE_FOLDER, resume)
+    for note in setup.notes:
         reporter.message(note)
     with checkpoints.atomic_write(place / _RECIPE_FILE) as part:
         part.write_text(config.dump_yaml(config.to_dict(recipe)), encoding="utf-8")
-    model = lesson.model.module
+    model = setup.model.module
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     trainer = Trainer(
         model,
         recipe.training,
-        lesson.sampler,
-        lesson.collate,
+        setup.sampler,
+        setup.collate,
         place,
-        validate=lesson.validate,
+        validate=setup.validate,
         reporter=reporter,
-        compute_loss=lesson.compute_loss,
+        compute_loss=setup.compute_loss,
     )
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
     precision = "bfloat16" if trainer.is_autocast_enabled else "float32"
@@ -114,7 +114,7 @@ def fit(
         shutil.rmtree(place / _CACHE_FOLDER, ignore_errors=True)
         raise
     card = replace(
-        lesson.model.card,
+        setup.model.card,
         scores={f"valid_{name}": value for name, value in result.metrics.items()},
         training=TrainingSummary(
             steps=result.step,
@@ -124,7 +124,7 @@ def fit(
             peak_memory_mb=measure_peak_memory(),
         ),
     )
-    runner = replace(lesson.model, card=card)
+    runner = replace(setup.model, card=card)
     model.eval()
     runner.save(place)
     if result.stop_reason != "interrupted":

@@ -89,4 +89,4 @@ def find_source(task: str, paths: Paths) -> dict[str, Any]:
         if one is not None:
             return {"kind": "recordings", "path": names[0]}
         expected = "one manifest of recordings, one folder or one .npz file"
-    raise DataError(f"{', '.join(names)} was given to learn {task} from; expected {expected}")
+    raise DataError(f"{', '.join(names)} cannot be the data of {task}; expected {expected}")

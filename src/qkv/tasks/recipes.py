@@ -30,7 +30,9 @@ def read_recipe(name: str | Path, overrides: Iterable[str] = (), own: OwnData | 
         if str(name) not in named:
             near = difflib.get_close_matches(str(name), named, n=1)
             advice = f"; did you mean {near[0]}?" if near else ""
-            raise ConfigError([f"{name}: no such file, and the recipes that come along are {', '.join(named)}{advice}"])
+            raise ConfigError(
+                [f"{name}: no such file, and the recipes that come with the package are {', '.join(named)}{advice}"]
+            )
         path = named[str(name)]
     tree = replace_data(config.load_yaml(path), own or OwnData())
     tree = replace_data(config.apply_overrides(tree, overrides), OwnData())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from qkv.tasks.text_generator import TextGenerator
 from qkv.text import Tokenizer
 from qkv.text import train as train_tokenizer
 from qkv.training import ValidationResult
+from qkv.training.config import ValidationConfig
 from qkv.training.trainer import LossFunction, Sampler
 
 
@@ -96,3 +97,23 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     except OSError as error:
         raise StorageError(f"{path.parent} could not be made: {error}; choose a folder that can be written") from error
     tokenizer.save(path)
+
+
+def check_metric(validation: ValidationConfig, modes: Mapping[str, str]) -> None:
+    """Check, before training, the metric that a recipe selects weights by.
+
+    modes: "min" or "max" for each metric of the task. Raises ConfigError for a metric that the task does not have, or
+    that is to be optimized in the wrong direction.
+    """
+    if validation.metric not in modes:
+        raise ConfigError(
+            [f"training.validation.metric: given {validation.metric!r}, expected one of {', '.join(modes)}"]
+        )
+    mode = modes[validation.metric]
+    if validation.mode != mode:
+        raise ConfigError(
+            [
+                f"training.validation.mode: given {validation.mode!r}, but {validation.metric} needs mode {mode}; "
+                f"set it to {mode}"
+            ]
+        )

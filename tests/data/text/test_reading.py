@@ -113,7 +113,7 @@ def test_unequal_line_counts_are_named(tmp_path: Path, longer: str) -> None:
     [
         ("a\tb\na\tb\tc\n", "line 2 has 3 columns, expected 2"),
         ("a\tb\na b\n", "line 2 has 1 columns, expected 2"),
-        ("a b\n", "has 1 columns, asked for columns 0 and 1"),
+        ("a b\n", "has 1 column separated by tabs; expected columns 0 and 1"),
     ],
 )
 def test_wrong_columns_are_named(tmp_path: Path, content: str, message: str) -> None:

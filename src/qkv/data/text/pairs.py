@@ -112,8 +112,9 @@ class Tsv:
                 )
             if not 0 <= min(self.source, self.target) <= max(self.source, self.target) < expected:
                 raise DataError(
-                    f"{self.path} has {expected} columns, asked for columns {self.source} and {self.target} "
-                    f"(counted from 0): set source and target to columns that are there"
+                    f"{self.path} has {expected} column{'' if expected == 1 else 's'} separated by tabs; expected "
+                    f"columns "
+                    f"{self.source} and {self.target}, counted from 0: set source and target to columns that are there"
                 )
             yield columns[self.source], columns[self.target]
 

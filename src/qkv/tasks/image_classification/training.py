@@ -21,7 +21,7 @@ from qkv.tasks.encoder_model import EncoderModel
 from qkv.tasks.image_classification.config import ImageData, ViT
 from qkv.tasks.loader import load
 from qkv.tasks.registry import TASKS
-from qkv.tasks.training_setup import TrainingSetup
+from qkv.tasks.training_setup import TrainingSetup, check_metric
 from qkv.training import ValidationResult
 from qkv.training.loss import cross_entropy
 
@@ -93,10 +93,10 @@ def build_training_setup(
         notes.append(f"starts from the parameters of {begun.folder}{new}")
     batches = ImageBatches(train, learned, preparation, len(splits.classes), data.augmentation, data.mixup)
     notes.append(f"{len(learned):,} images of {width} x {height} pixels to train on, {len(checked):,} to validate on")
-    judge = Validator(valid, checked[:: max(1, len(checked) // data.valid_images)], preparation, splits.classes)
-    judge.check_config(recipe)
+    validator = Validator(valid, checked[:: max(1, len(checked) // data.valid_images)], preparation, splits.classes)
+    validator.check_config(recipe)
     runner = EncoderModel(model, preparation, TASKS["classification"], splits.classes)
-    return TrainingSetup(runner, WindowSampler(batches, data.batch_size, seed), batches.collate, judge, notes)
+    return TrainingSetup(runner, WindowSampler(batches, data.batch_size, seed), batches.collate, validator, notes)
 
 
 @dataclass(frozen=True)
@@ -197,17 +197,7 @@ class Validator:
 
     def check_config(self, recipe: ImageClassificationConfig) -> None:
         """Raise ConfigError for a metric that is not there or is judged upside down."""
-        given = recipe.training.validation
-        if given.metric not in _METRICS:
-            expected = ", ".join(_METRICS)
-            raise ConfigError([f"training.validation.metric: given {given.metric!r}, expected one of {expected}"])
-        if given.mode != _METRICS[given.metric]:
-            raise ConfigError(
-                [
-                    f"training.validation.mode: given {given.mode!r}, but {given.metric} needs mode "
-                    f"{_METRICS[given.metric]}; set it to that"
-                ]
-            )
+        check_metric(recipe.training.validation, _METRICS)
 
     @torch.no_grad()
     def __call__(self, model: SequenceModel) -> ValidationResult:

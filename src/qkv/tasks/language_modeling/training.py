@@ -23,6 +23,7 @@ from qkv.tasks.training_setup import (
     SpecialTokens,
     TrainingSetup,
     build_tokenizer,
+    check_metric,
     get_start_token,
     load_base_model,
     save_tokenizer,
@@ -92,9 +93,9 @@ def build_training_setup(
     store = tokenize_documents(splits.train, splits.train.cache_key, runner.source_tokenizer, cache_folder)
     windows = TokenWindows(store, data.context, _get_document_tokens(runner.source_tokenizer), seed)
     sampler = WindowSampler(windows, data.batch_tokens // windows.context, seed)
-    judge = Validator(runner, splits.valid, SlidingWindow(data.context, data.stride or data.context))
-    judge.check_config(recipe)
-    return TrainingSetup(runner, sampler, windows.collate, judge, [f"{store.token_count:,} tokens to train on"])
+    validator = Validator(runner, splits.valid, SlidingWindow(data.context, data.stride or data.context))
+    validator.check_config(recipe)
+    return TrainingSetup(runner, sampler, windows.collate, validator, [f"{store.token_count:,} tokens to train on"])
 
 
 class Validator:
@@ -105,13 +106,7 @@ class Validator:
 
     def check_config(self, recipe: LanguageModelingConfig) -> None:
         """Raise ConfigError for a metric that is not there or is judged upside down."""
-        given = recipe.training.validation
-        if given.metric not in _METRICS:
-            raise ConfigError(
-                [f"training.validation.metric: given {given.metric!r}, expected one of {', '.join(_METRICS)}"]
-            )
-        if given.mode != "min":
-            raise ConfigError([f"training.validation.mode: given {given.mode!r}; {given.metric} needs mode min"])
+        check_metric(recipe.training.validation, dict.fromkeys(_METRICS, "min"))
 
     def __call__(self, model: SequenceModel) -> ValidationResult:
         runner = replace(self.runner, module=model)

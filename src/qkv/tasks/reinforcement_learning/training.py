@@ -25,11 +25,11 @@ from qkv.data.trajectories.episodes import (
     read_npz,
 )
 from qkv.data.trajectories.windows import StepWindows, TrajectoryNormalizer, predicted_actions
-from qkv.errors import ConfigError, DataError
+from qkv.errors import DataError
 from qkv.models import SequenceModel, build
 from qkv.tasks.reinforcement_learning.config import DecisionTransformerConfig
 from qkv.tasks.reinforcement_learning.model import DecisionTransformerAgent, evaluate_agent
-from qkv.tasks.training_setup import TrainingSetup
+from qkv.tasks.training_setup import TrainingSetup, check_metric
 from qkv.training import ValidationResult
 from qkv.training.loss import smoothed_and_plain_cross_entropy
 
@@ -105,8 +105,8 @@ def build_training_setup(
     steps = min(data.context, int(splits.train.lengths.max()))
     sampler = WindowSampler(windows, max(1, data.batch_steps // steps), seed)
     losses = ActionLoss(shown, recipe.training.label_smoothing)
-    judge = Validator(agent, splits.valid, losses, recipe)
-    return TrainingSetup(agent, sampler, windows.collate, judge, [], losses)
+    validator = Validator(agent, splits.valid, losses, recipe)
+    return TrainingSetup(agent, sampler, windows.collate, validator, [], losses)
 
 
 class ActionLoss:
@@ -143,15 +143,7 @@ class Validator:
             names["accuracy"] = "max"
         if agent.environment is not None:
             names["return"] = "max"
-        given = recipe.training.validation
-        if given.metric not in names:
-            raise ConfigError(
-                [f"training.validation.metric: given {given.metric!r}, expected one of {', '.join(names)}"]
-            )
-        if given.mode != names[given.metric]:
-            raise ConfigError(
-                [f"training.validation.mode: given {given.mode!r}; {given.metric} needs mode {names[given.metric]}"]
-            )
+        check_metric(recipe.training.validation, names)
 
     def __call__(self, model: SequenceModel) -> ValidationResult:
         metrics, samples = self._evaluate_predictions(model), []

@@ -13,14 +13,14 @@ import torch
 from qkv.data import Batch, BatchSampler
 from qkv.data.audio.frames import FrameStore, SpeechPreprocessor, augment_sources, pad_frames
 from qkv.data.audio.recordings import Recording
-from qkv.errors import ConfigError, DataError
+from qkv.errors import DataError
 from qkv.models import SequenceModel, build
 from qkv.tasks.config import SpeechConfig
 from qkv.tasks.encoder_model import EncoderModel
 from qkv.tasks.registry import TASKS
 from qkv.tasks.speech.config import AudioClassifier
 from qkv.tasks.speech.transcription import build_log_mel
-from qkv.tasks.training_setup import TrainingSetup
+from qkv.tasks.training_setup import TrainingSetup, check_metric
 from qkv.training import ValidationResult
 from qkv.training.loss import smoothed_and_plain_cross_entropy
 
@@ -71,10 +71,10 @@ def build_training_setup(
         source, mask = pad_frames(augment_sources(examples, data.augmentation))
         return Batch(source, mask, None, _class_ids(examples), torch.as_tensor(list(numbers)))
 
-    judge = Validator(checked, names, recipe)
+    validator = Validator(checked, names, recipe)
     predictor = EncoderModel(model, features, TASKS["classification"], names.labels)
     sampler = BatchSampler(store.lengths, data.batch_frames, recipe.training.seed)
-    return TrainingSetup(predictor, sampler, batch, judge, [f"to train on: {told}", f"to validate on: {said}"])
+    return TrainingSetup(predictor, sampler, batch, validator, [f"to train on: {told}", f"to validate on: {said}"])
 
 
 def _class_ids(examples: Sequence[tuple[torch.Tensor, Any]]) -> torch.Tensor:
@@ -82,18 +82,10 @@ def _class_ids(examples: Sequence[tuple[torch.Tensor, Any]]) -> torch.Tensor:
 
 
 class Validator:
-    """Validates: the loss on held-out recordings, and how many are named rightly.
-
-    Raises ConfigError for a metric that is not there or is judged upside down.
-    """
+    """Measures the loss and the accuracy on held-out recordings. Raises ConfigError as `check_metric` does."""
 
     def __init__(self, store: FrameStore, label_encoder: LabelEncoder, recipe: SpeechConfig) -> None:
-        given = recipe.training.validation
-        if _METRICS.get(given.metric) != given.mode:
-            choices = ", ".join(f"{name} (mode {better})" for name, better in _METRICS.items())
-            raise ConfigError(
-                [f"training.validation: given {given.metric} (mode {given.mode}), expected one of {choices}"]
-            )
+        check_metric(recipe.training.validation, _METRICS)
         self.store, self.label_encoder = store, label_encoder
         self.batches = BatchSampler(store.lengths, recipe.data.batch_frames).batches(0)
 

@@ -29,7 +29,14 @@ from qkv.tasks.speech import classification
 from qkv.tasks.speech.config import AudioClassifier, SpeechTransformer
 from qkv.tasks.speech.transcription import SpeechFrontend, build_log_mel, greedy_decode
 from qkv.tasks.text_generator import TextGenerator, find_unknown_symbols
-from qkv.tasks.training_setup import TrainingSetup, build_tokenizer, get_special_tokens, load_base_model, save_tokenizer
+from qkv.tasks.training_setup import (
+    TrainingSetup,
+    build_tokenizer,
+    check_metric,
+    get_special_tokens,
+    load_base_model,
+    save_tokenizer,
+)
 from qkv.text import Tokenizer
 from qkv.training import ValidationResult
 from qkv.training.loss import cross_entropy, smoothed_and_plain_cross_entropy
@@ -121,10 +128,10 @@ def build_training_setup(
     losses = joint_ctc_loss(
         get_special_tokens(runner).pad, recipe.ctc.weight if labelled else 0.0, recipe.training.label_smoothing
     )
-    judge = Validator(runner, checked, [splits.valid[number] for number in kept], recipe)
-    judge.check_config(recipe)
+    validator = Validator(runner, checked, [splits.valid[number] for number in kept], recipe)
+    validator.check_config(recipe)
     sampler = BatchSampler(store.lengths, data.batch_frames, recipe.training.seed)
-    return TrainingSetup(runner, sampler, batch, judge, [f"to train on: {told}", f"to validate on: {said}"], losses)
+    return TrainingSetup(runner, sampler, batch, validator, [f"to train on: {told}", f"to validate on: {said}"], losses)
 
 
 def _collate(
@@ -202,16 +209,7 @@ class Validator:
 
     def check_config(self, recipe: SpeechConfig) -> None:
         """Raise ConfigError for a metric that is not there or judged upside down; MissingExtraError without jiwer."""
-        given = recipe.training.validation
-        better = _METRICS.get(given.metric)
-        if better is None:
-            raise ConfigError(
-                [f"training.validation.metric: given {given.metric!r}, expected one of {', '.join(_METRICS)}"]
-            )
-        if given.mode != better:
-            raise ConfigError(
-                [f"training.validation.mode: given {given.mode!r}, but {given.metric} needs mode {better}"]
-            )
+        check_metric(recipe.training.validation, _METRICS)
         transcript_errors(["a"], ["a"])
 
     @torch.no_grad()

@@ -17,6 +17,7 @@ from qkv.data.audio.recordings import Recording
 from qkv.data.cleaning import find_leakage
 from qkv.data.corpora import Corpus
 from qkv.data.images import sources as albums
+from qkv.data.progress import track
 from qkv.data.text import documents
 from qkv.data.text.documents import TextSource
 from qkv.data.text.pairs import Jsonl, Pair, ParallelFiles, Tsv, read_lines, read_pairs
@@ -46,7 +47,7 @@ class PreparedPairs:
 
     def __iter__(self) -> Iterator[Pair]:
         kept = every = 0
-        for line, target in self.source:
+        for line, target in track(self.source, f"reading {describe_source(self.source)}"):
             every += 1
             source = self.task.preprocess(with_prefix(line, self.source.prefix))
             if source not in self.excluded_sources:

@@ -17,7 +17,7 @@ from qkv.data import Batch, BatchSampler, ConcatStore, MixtureSampler, TokenStor
 from qkv.data.cleaning import tokenize_pairs
 from qkv.data.text.pairs import Pair
 from qkv.decoding import DecodingConfig, Greedy
-from qkv.errors import ConfigError, DataError, VocabularyError
+from qkv.errors import DataError, VocabularyError
 from qkv.generation_rules import GenerationRules
 from qkv.models import SequenceModel, build
 from qkv.tasks.config import Pretrained, Text2TextConfig
@@ -29,6 +29,7 @@ from qkv.tasks.text_generator import MAX_INPUT_TOKENS, TextGenerator, find_unkno
 from qkv.tasks.training_setup import (
     TrainingSetup,
     build_tokenizer,
+    check_metric,
     get_special_tokens,
     get_start_token,
     load_base_model,
@@ -69,14 +70,14 @@ def build_training_setup(
     def batch(numbers: Sequence[int]) -> Batch:
         return lay([data[number] for number in numbers], numbers)
 
-    judge = Validator(runner, recipe, _sample_evenly(splits.valid, recipe.data.valid_examples))
-    judge.check_config(recipe)
-    if judge.report.dropped_count or judge.report.truncated.count:
-        notes.append(f"{describe_source(recipe.data.valid)}: {judge.report}")
+    validator = Validator(runner, recipe, _sample_evenly(splits.valid, recipe.data.valid_examples))
+    validator.check_config(recipe)
+    if validator.report.dropped_count or validator.report.truncated.count:
+        notes.append(f"{describe_source(recipe.data.valid)}: {validator.report}")
     losses = (
         None if runner.has_encoder else partial(answer_cross_entropy, label_smoothing=recipe.training.label_smoothing)
     )
-    return TrainingSetup(runner, _build_sampler(recipe, stores), batch, judge, notes, losses)
+    return TrainingSetup(runner, _build_sampler(recipe, stores), batch, validator, notes, losses)
 
 
 def _make_collate(model: TextGenerator) -> Callable[[Sequence[Any], Sequence[int]], Batch]:
@@ -133,21 +134,8 @@ class Validator:
                     f"{len(tokens):,} tokens; expected at most {MAX_INPUT_TOKENS:,} to validate on: cut it or take "
                     f"it out"
                 )
-        given = recipe.training.validation
         scores = self.task.score([own[0] for _, own in questions], [own for _, own in questions])
-        names = ["loss", *scores]
-        if given.metric not in names:
-            raise ConfigError(
-                [f"training.validation.metric: given {given.metric!r}, expected one of {', '.join(names)}"]
-            )
-        better = "min" if given.metric == "loss" else self.task.mode
-        if given.mode != better:
-            raise ConfigError(
-                [
-                    f"training.validation.mode: given {given.mode!r}, but {given.metric} needs mode "
-                    f"{better}; set it to {better}"
-                ]
-            )
+        check_metric(recipe.training.validation, {"loss": "min", **dict.fromkeys(scores, self.task.mode)})
 
     @torch.no_grad()
     def __call__(self, model: SequenceModel) -> ValidationResult:
