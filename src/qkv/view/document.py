@@ -1,6 +1,6 @@
 """What every host of the page is given: one JSON document, and the blocks of numbers that it names.
 
-See docs/architecture.md, "The page", for the document, and frontend/ for who reads it.
+See docs/explanation/lens.md for the document; frontend/ reads it.
 """
 
 from __future__ import annotations
