@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import measuring
+import timing
 import torch
 from sizes import SIZES, build_qkv
 
@@ -34,14 +34,14 @@ class Stepwise(Tap):
 
 def main() -> None:
     """Measure and print both tables."""
-    parser = measuring.build_parser(__doc__, rounds=9)
+    parser = timing.build_parser(__doc__, rounds=9)
     parser.add_argument("--lengths", nargs="+", type=int, default=[16, 32, 64, 128, 256, 512, 1024, 2048])
     parser.add_argument("--causal", action="store_true", help="attend causally (default: to everything)")
     parser.add_argument(
         "--size", nargs="+", choices=SIZES, default=["small", "base10k"], help="of the models looked at"
     )
     options = parser.parse_args()
-    measuring.set_up(options)
+    timing.set_up(options)
     measure_renderings(options)
     measure_capture(options)
 
@@ -57,13 +57,13 @@ def measure_renderings(options: Any) -> None:
                 "fused": make_turn(length, mask, Tap(), backward),
                 "explicit": make_turn(length, mask, Stepwise(), backward),
             }
-            seconds = measuring.take_turns(turns, options)
+            seconds = timing.take_turns(turns, options)
             cells += [f"{1000 * statistics.median(taken):.1f}" for taken in seconds.values()]
-            cells.append(measuring.format_speed_up(seconds, "fused", "explicit"))
+            cells.append(timing.format_speed_up(seconds, "fused", "explicit"))
         rows.append([length, *cells])
     print(f"{'Causal' if options.causal else 'Unmasked'} attention, milliseconds\n")
     forward = ["fused", "explicit", "fused, times as fast"]
-    measuring.print_table(
+    timing.print_table(
         ["length", *(f"forward: {head}" for head in forward), *(f"and backward: {h}" for h in forward)], rows
     )
 
@@ -97,13 +97,13 @@ def measure_capture(options: Any) -> None:
             def looked(source: Any = source, target: Any = target, model: Any = model) -> None:
                 model(source, target, tap=Recorder())
 
-            seconds = measuring.take_turns({"plain": plain, "looked": looked}, options)
+            seconds = timing.take_turns({"plain": plain, "looked": looked}, options)
             cells = [f"{1000 * statistics.median(taken):.1f}" for taken in seconds.values()]
             rows.append(
-                [f"{name}, batch {batch}, length {length}", *cells, measuring.format_cost(seconds, "looked", "plain")]
+                [f"{name}, batch {batch}, length {length}", *cells, timing.format_cost(seconds, "looked", "plain")]
             )
     print("A forward pass, milliseconds\n")
-    measuring.print_table(["", "plain", "looked into", "looking costs"], rows)
+    timing.print_table(["", "plain", "looked into", "looking costs"], rows)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import measuring
+import timing
 import torch
 from sizes import BOS, EOS, PAD, SIZES, Size, build_marian, build_qkv
 from torch import Tensor
@@ -28,13 +28,13 @@ OUTPUT_TOKENS = 20  # tokens of every answer
 
 def main() -> None:
     """Measure and print a table for each size."""
-    parser = measuring.build_parser(__doc__, rounds=5)
+    parser = timing.build_parser(__doc__, rounds=5)
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["small", "base10k"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 16, 64], help="sentences at a time")
     parser.add_argument("--beam", nargs="+", type=int, default=[1, 4], help="1 is greedy")
     options = parser.parse_args()
-    measuring.set_up(options)
+    timing.set_up(options)
     if any(name.startswith("Marian") for name in options.variants):
         import transformers
 
@@ -52,13 +52,13 @@ def measure(name: str, options: Any) -> None:
         for batch in options.batch:
             source, mask = make_sources(batch, size.vocab)
             turns = {variant: make_turn(model, source, mask, beam) for variant, model in models.items()}
-            seconds = measuring.take_turns(turns, options)
+            seconds = timing.take_turns(turns, options)
             rates = [f"{batch * OUTPUT_TOKENS / statistics.median(seconds[variant]):,.0f}" for variant in turns]
-            peers = [measuring.format_speed_up(seconds, options.variants[0], peer) for peer in options.variants[1:]]
+            peers = [timing.format_speed_up(seconds, options.variants[0], peer) for peer in options.variants[1:]]
             rows.append([f"{f'beam {beam}' if beam > 1 else 'greedy'}, batch {batch}", *rates, *peers])
     print(f"{name}: {size}, float32, output tokens a second\n")
     faster = [f"{options.variants[0]}, times as fast as {peer}" for peer in options.variants[1:]]
-    measuring.print_table(["", *options.variants, *faster], rows)
+    timing.print_table(["", *options.variants, *faster], rows)
 
 
 def make_sources(batch: int, vocab: int) -> tuple[Tensor, Tensor]:

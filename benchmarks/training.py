@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import measuring
+import timing
 import torch
 from sizes import BOS, EOS, PAD, SIZES, Size, build_marian, build_qkv, count_parameters, draw_lengths
 from torch import Tensor, nn
@@ -39,14 +39,14 @@ VARIANTS = ["ours", "torch.nn.Transformer", "Marian sdpa", "Marian eager", *RECU
 
 def main() -> None:
     """Measure and print a table for each size."""
-    parser = measuring.build_parser(__doc__, rounds=7)
+    parser = timing.build_parser(__doc__, rounds=7)
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["small", "base10k"])
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS)
     parser.add_argument("--batches", type=int, default=2, help="steps a turn (%(default)s)")
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of matrix products")
     options = parser.parse_args()
-    measuring.set_up(options)
+    timing.set_up(options)
     if any(name.startswith("Marian") for name in options.variants):
         import transformers
 
@@ -66,19 +66,19 @@ def measure(name: str, options: Any) -> None:
     def turn(step: Step) -> Callable[[], None]:
         return lambda: [step(batch) for batch in batches] and None
 
-    seconds = measuring.take_turns({variant: turn(step) for variant, step in steps.items()}, options)
+    seconds = timing.take_turns({variant: turn(step) for variant, step in steps.items()}, options)
     first = options.variants[0]
     rows = [
         (
             variant,
             count_parameters(models[variant]),
             f"{tokens / statistics.median(seconds[variant]):,.0f}",
-            measuring.format_speed_up(seconds, first, variant),
+            timing.format_speed_up(seconds, first, variant),
         )
         for variant in options.variants
     ]
     print(f"{name}: {size}, {options.precision}, dropout {options.dropout}, {tokens} target tokens a turn\n")
-    measuring.print_table(["", "parameters", "target tokens/s", f"{first}, times as fast"], rows)
+    timing.print_table(["", "parameters", "target tokens/s", f"{first}, times as fast"], rows)
 
 
 def make_batches(size: Size, count: int) -> list[Batch]:

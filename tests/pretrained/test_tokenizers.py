@@ -400,7 +400,7 @@ def test_vocabulary_of_llama2c(tmp_path: Path) -> None:
     for line in draw_lines():
         assert ours.encode_with_special_tokens(line).ids == [1, *theirs.encode(line)]
     (tmp_path / "tok.bin").write_bytes((tmp_path / "tok.bin").read_bytes()[:-1])
-    with pytest.raises(VocabularyError, match="no whole vocabulary of llama2.c"):
+    with pytest.raises(VocabularyError, match="not a complete vocabulary of llama2.c"):
         tokenizers.load(tmp_path / "tok.bin")
 
 
@@ -435,7 +435,7 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
         "spiece.model is not a complete SentencePiece model",
     ),
     "long field": (lambda: {"spiece__model": b"\x0a\xff\xff\xff\xff\x0f"}, "a field of 4294967295 bytes"),
-    "no model": (lambda: {"spiece__model": b"hello"}, "no whole SentencePiece model"),
+    "no model": (lambda: {"spiece__model": b"hello"}, "not a complete SentencePiece model"),
     "empty model": (lambda: {"spiece__model": b""}, "it has no pieces"),
     "numbers": (lambda: {"vocab__json": {"a": "b"}, "merges__txt": b""}, "vocab.json: 'a' has the number 'b'"),
     "list": (lambda: {"vocab__json": b"[1]", "merges__txt": b""}, "vocab.json holds a list"),
@@ -445,7 +445,7 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "strange merge": (lambda: {"vocab__json": {"a": 0}, "merges__txt": b"a b\n"}, "merges.txt is no table of merges"),
     "words": (lambda: {"vocab__txt": b"a\nb\n"}, "lacks the token for the unknown"),
     "not text": (lambda: {"vocab__txt": b"\xff\xfe"}, "cannot read .*vocab.txt"),
-    "json": (lambda: {"tokenizer__json": b'{"model": {}}'}, "not a whole tokenizer.json"),
+    "json": (lambda: {"tokenizer__json": b'{"model": {}}'}, "not a complete tokenizer.json"),
     "gap": (
         lambda: {"source__spm": build_unigram(), "target__spm": build_unigram(), "vocab__json": {"<unk>": 0, "a": 2}},
         "does not number its 2 tokens from 0",

@@ -34,10 +34,10 @@ def test_attend() -> None:
     assert "fused, times as fast" in shown and "| tiny, batch 16, length 128 |" in shown
 
 
-def test_looking() -> None:
+def test_capture() -> None:
     pytest.importorskip("transformers")
     few = ["--batches", "1x8", "--decoder", "tiny", "--decoder-batches", "1x8", "--lengths", "64"]
-    shown = run_benchmark("looking.py", *few, "--without", "bertviz")
+    shown = run_benchmark("capture.py", *few, "--without", "bertviz")
     assert "| tiny, 1x8 |" in shown and "| 64 |" in shown
 
 
@@ -48,10 +48,10 @@ def test_findings() -> None:
     assert shown.count("| the stressed vowel |") == 1 and shown.count(" of ") >= 3
 
 
-def test_wishes(tmp_path: Path) -> None:
+def test_constraints(tmp_path: Path) -> None:
     pairs = ["Delete {name}\t{name} l\u00f6schen", "Save\tSpeichern", "Open <b>{x}</b>\t<b>{x}</b> \u00f6ffnen"]
     (tmp_path / "pairs.tsv").write_text("\n".join(pairs) + "\n", encoding="utf-8")
-    command = [sys.executable, FOLDER / "wishes.py", "--file", tmp_path / "pairs.tsv"]
+    command = [sys.executable, FOLDER / "constraints.py", "--file", tmp_path / "pairs.tsv"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "| must: a word of the reference (3 texts) | 3 of 3 (100.0%) |" in shown
     assert "| --placeholders | 2 of 2 | 2 of 2 |" in shown

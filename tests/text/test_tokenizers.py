@@ -110,7 +110,7 @@ def test_a_missing_cut_or_foreign_tokenizer_is_named(tmp_path: Path) -> None:
         Tokenizer.load(path)
     CHARACTER.save(path)
     path.write_text(path.read_text()[:-40])
-    with pytest.raises(VocabularyError, match="not a whole tokenizer.json"):
+    with pytest.raises(VocabularyError, match="not a complete tokenizer.json"):
         Tokenizer.load(path)
     path.write_bytes(b"\xff\xfe")
     with pytest.raises(VocabularyError, match="cannot read"):

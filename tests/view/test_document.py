@@ -260,8 +260,9 @@ def test_a_classifier_answers_once(tmp_path: Path) -> None:
 def test_mistakes_are_named(tmp_path: Path) -> None:
     with pytest.raises(QkvError, match="source: 2 strings were given for a trace of 4 tokens"):
         Run(make_trace(), source=axes.build_text_axis(["a", "b"]))
-    with pytest.raises(StorageError, match="Choose another path"):
-        write_html(make_trace(), tmp_path / "absent" / "look.html")
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="choose another folder"):
+        write_html(make_trace(), tmp_path / "file" / "look.html")
     with pytest.raises(QkvError, match=r"expected \(height, width, 3\) uint8"):
         axes.build_image_axis(torch.zeros(3, 4, 4), 2, 2)
 

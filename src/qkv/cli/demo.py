@@ -62,7 +62,7 @@ def demo(minutes: float, folder: Path) -> None:
         resources.files("qkv").joinpath("shipped/reference_scores.json").read_text(encoding="utf-8")
     ):
         click.echo(f"{recorded['name']:48} {recorded['wer']:11.1f}% {recorded['per']:14.1f}%   recorded")
-    click.echo(f"\nYour model: qkv run {place} WORD.   The recorded numbers: docs/results.md")
+    click.echo(f"\nYour model: qkv run {place} WORD.   The recorded scores: docs/results/pronunciation.md")
 
 
 def _echo_command(command: str) -> None:

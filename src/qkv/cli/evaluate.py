@@ -96,7 +96,7 @@ def evaluate(
 
 
 def _write_answers(answers: list[str], path: Path | None) -> None:
-    from qkv.training.checkpoints import atomic_write
+    from qkv.files import atomic_write
 
     if path is not None:
         with atomic_write(path) as part:

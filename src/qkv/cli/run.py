@@ -163,7 +163,7 @@ def _open_output(path: Path | None) -> Iterator[Callable[[str], None]]:
     if path is None:
         yield click.echo
         return
-    from qkv.training.checkpoints import atomic_write
+    from qkv.files import atomic_write
 
     with atomic_write(path) as part, open(part, "w", encoding="utf-8") as file:
         yield lambda line: print(line, file=file)

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qkv.errors import CheckpointError, QkvError, StorageError
+from qkv.errors import CheckpointError, QkvError
+from qkv.files import atomic_write
 from qkv.lens.recorder import Call
 from qkv.lens.trace import AttentionTrace, Trace
 from qkv.mask import Mask
@@ -82,19 +81,8 @@ def write_capture(
         "claims": {place: worst.tolist() for place, worst in trace.certify().items()},
     }
     header = {**described, "sha256": _compute_digest(described, blocks.tensors)}
-    place = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=place.parent, suffix=".part")
-        os.close(handle)
-        try:
-            save_file(blocks.tensors, temporary, {"qkv": json.dumps(header, ensure_ascii=False)})
-            os.replace(temporary, place)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(
-            f"{place} cannot be written: {error}; make room, or name a folder you may write in"
-        ) from error
+    with atomic_write(Path(path)) as part:
+        save_file(blocks.tensors, part, {"qkv": json.dumps(header, ensure_ascii=False)})
 
 
 def read_capture(path: str | Path, *, certify: bool = True) -> Capture:

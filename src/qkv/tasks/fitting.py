@@ -13,6 +13,7 @@ import torch
 
 from qkv import config
 from qkv.errors import QkvError, TrainingError
+from qkv.files import atomic_write
 from qkv.tasks.config import (
     ImageClassificationConfig,
     LanguageModelingConfig,
@@ -33,7 +34,7 @@ from qkv.tasks.speech import training as speech
 from qkv.tasks.text2text import training as text2text
 from qkv.tasks.text_generator import TextGenerator
 from qkv.tasks.training_setup import TrainingSetup
-from qkv.training import Trainer, TrainResult, check_run_folder, checkpoints
+from qkv.training import Trainer, TrainResult, check_run_folder
 from qkv.training.reporters import Reporter, make_reporter
 
 _RECIPE_FILE = "recipe.yaml"
@@ -91,7 +92,7 @@ def fit(
     setup = REGISTRY[type(recipe)].build_training_setup(recipe, data, place, place / _CACHE_FOLDER, resume)
     for note in setup.notes:
         reporter.message(note)
-    with checkpoints.atomic_write(place / _RECIPE_FILE) as part:
+    with atomic_write(place / _RECIPE_FILE) as part:
         part.write_text(config.dump_yaml(config.to_dict(recipe)), encoding="utf-8")
     model = setup.model.module
     model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))

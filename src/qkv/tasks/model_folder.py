@@ -23,6 +23,7 @@ from torch import Tensor
 
 from qkv import config, spec
 from qkv.errors import CheckpointError, ConfigError, SpecError, VocabularyError
+from qkv.files import atomic_write
 from qkv.models import SequenceModel, build
 from qkv.tasks.registry import TASKS, Task
 from qkv.text import Tokenizer
@@ -139,7 +140,7 @@ def write_model_folder(
     with ExitStack() as every:  # files are renamed into place once all of them are written
 
         def part(name: str) -> Path:
-            return every.enter_context(checkpoints.atomic_write(folder / name))
+            return every.enter_context(atomic_write(folder / name))
 
         checkpoints.save_checkpoint(part("model.safetensors"), tensors, {"format": 1, "spec": shape})
         part("spec.json").write_text(shape, encoding="utf-8")

@@ -7,13 +7,11 @@ holds both (`{"special_tokens": ..., "tokenizer": ...}`).
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
@@ -23,7 +21,8 @@ from typing import Final, NamedTuple
 import tokenizers
 from tokenizers import models
 
-from qkv.errors import DataError, StorageError, VocabularyError
+from qkv.errors import DataError, VocabularyError
+from qkv.files import atomic_write
 
 PAD: Final = 0
 BOS: Final = 1
@@ -273,22 +272,8 @@ class Tokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it to one file, whole or not at all; StorageError if the place cannot be written."""
-        target = Path(path)
-        try:
-            handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        except OSError as error:
-            raise StorageError(f"cannot write {target}: {error}; choose a folder that exists and has room") from error
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(self._to_text(pretty=True))
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise StorageError(f"cannot write {target}: {error}; free some space or choose another place") from error
+        with atomic_write(Path(path)) as part:
+            part.write_text(self._to_text(pretty=True), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:

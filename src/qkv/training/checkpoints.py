@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,45 +18,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qkv.errors import CheckpointError, StorageError
+from qkv.errors import CheckpointError
+from qkv.files import atomic_write
 
 _METADATA_KEY = "qkv"  # a single entry: the order of several would change from run to run
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; on leaving, the file there replaces `path` in one step.
-
-    Raises StorageError if it cannot be written; `path` is then unchanged.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.chmod(
-            part, 0o644
-        )  # safetensors writes files that only the owner can read; a model folder is meant to be shared
-        _fsync(part)
-        os.replace(part, path)
-        _fsync(path.parent)
-    except (OSError, SafetensorError) as error:
-        raise StorageError(
-            f"{path} could not be written: {error}. Expected a writable folder with enough space. The files that were "
-            "there before are unchanged: free some space or choose another folder, then resume."
-        ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
-
-
-def _fsync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder, and its rename is durable without this
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

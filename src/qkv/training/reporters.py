@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 from qkv.errors import MissingExtraError, StorageError
-from qkv.training.checkpoints import atomic_write
+from qkv.files import atomic_write
 from qkv.training.state import TrainState
 
 _BAR_WIDTH = 20  # characters

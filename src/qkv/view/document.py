@@ -1,6 +1,6 @@
 """What every host of the page gets: one JSON document, and the blocks of numbers that it names.
 
-frontend/src/protocol.ts describes the document.
+See docs/explanation/lens.md for the document, and frontend/src/protocol.ts for its types.
 """
 
 from __future__ import annotations

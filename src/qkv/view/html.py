@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 
-from qkv.errors import StorageError
+from qkv.files import atomic_write
 from qkv.lens import Trace
 from qkv.view.document import Document, build_document
 from qkv.view.run import Run
@@ -30,10 +30,8 @@ def write_html(
     """
     document = runs if isinstance(runs, Document) else build_document(runs, title=title, note=note)
     path = Path(path)
-    try:
-        path.write_text(render_html(document), encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"{path} could not be written: {error.strerror or error}. Choose another path") from error
+    with atomic_write(path) as part:
+        part.write_text(render_html(document), encoding="utf-8")
     return path
 
 

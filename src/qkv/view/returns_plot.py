@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from qkv.files import atomic_write
 from qkv.tasks.reinforcement_learning.model import RolloutReport
-from qkv.training.checkpoints import atomic_write
 
 _WIDTH, _HEIGHT, _MARGIN = 480, 360, 56
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from qkv.errors import DataError
+from qkv.files import atomic_write
 from qkv.lens.timestamps import TimedWord
-from qkv.training.checkpoints import atomic_write
 
 _WIDTH, _WAVEFORM_HEIGHT, _FRAMES_HEIGHT, _WORDS_HEIGHT = 1000, 120, 160, 30  # in the units of the SVG
 _MAX_COLUMNS = 250  # of the spectrogram

@@ -107,7 +107,7 @@ def _load_library() -> tuple[Any, int, list[bytes]]:
     if not path:
         raise MissingExtraError(
             "generated speech needs espeak-ng, which is not installed; install it with: pip install 'qkv[speech]' (or "
-            "apt install espeak-ng), or give recordings of your own (docs/tasks/hear.md)"
+            "apt install espeak-ng), or give recordings of your own (docs/how-to/recognize-speech.md)"
         )
     library = ctypes.CDLL(path)
     rate = int(library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0))

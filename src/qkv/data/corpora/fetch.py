@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
 import http.client
 import io
 import os
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
@@ -16,7 +14,8 @@ import zlib
 from pathlib import Path
 
 from qkv.data.corpora.info import CorpusFile
-from qkv.errors import CorpusError, DownloadError, StorageError
+from qkv.errors import CorpusError, DownloadError
+from qkv.files import atomic_write
 
 _TIMEOUT = 30
 """Seconds to wait for an answer."""
@@ -78,22 +77,8 @@ def read_content(file: CorpusFile, corpus: str) -> bytes:
 
 def save(path: Path, raw: bytes) -> None:
     """Write a file, whole or not at all; StorageError if there is no room."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as out:
-            out.write(raw)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-        raise StorageError(
-            f"cannot write {path}: {error}; free some space or set QKV_CACHE to another folder"
-        ) from error
+    with atomic_write(path) as part:
+        part.write_bytes(raw)
 
 
 def _download(file: CorpusFile, corpus: str) -> bytes:

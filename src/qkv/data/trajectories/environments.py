@@ -219,12 +219,12 @@ def collect_episodes(source: Rollouts) -> Trajectories:
     sizes = environment.space
     learner = QLearner(sizes, random) if environment.has_discrete_states and sizes.discrete else None
 
-    def drawn() -> Action:
+    def draw_action() -> Action:
         if sizes.discrete:
             return int(random.random() * sizes.action_dim)
         return random.uniform(sizes.low, sizes.high).astype(np.float32)
 
-    def mixed() -> Callable[[FloatArray], Action]:
+    def draw_linear_policy() -> Callable[[FloatArray], Action]:
         parameters = (
             random.standard_normal((sizes.action_dim, sizes.state_dim)) if learner is None else learner.q_values
         )
@@ -232,7 +232,7 @@ def collect_episodes(source: Rollouts) -> Trajectories:
 
         def policy(state: FloatArray) -> Action:
             if random.random() < share:
-                return drawn()
+                return draw_action()
             products = parameters @ state
             if sizes.discrete:
                 return int(products.argmax())
@@ -243,11 +243,11 @@ def collect_episodes(source: Rollouts) -> Trajectories:
         return policy
 
     def uniform(_: FloatArray) -> Action:
-        return drawn()
+        return draw_action()
 
     def episodes() -> Iterator[Episode]:
         for _ in range(source.episodes):
-            policy = mixed() if source.policy == "mixed" else uniform
+            policy = draw_linear_policy() if source.policy == "mixed" else uniform
             episode = play_episode(environment, policy, int(random.integers(2**31)))
             if learner is not None:
                 learner.update(episode)

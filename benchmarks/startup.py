@@ -34,20 +34,20 @@ def main() -> None:
     if sys.argv[1:2] == ["--child"]:
         run_child(*sys.argv[2:5])
         return
-    import measuring  # brings torch, which not every variant needs
+    import timing  # brings torch, which not every variant needs
 
-    parser = measuring.build_parser(__doc__, rounds=3)
+    parser = timing.build_parser(__doc__, rounds=3)
     parser.add_argument("models", nargs="+", type=Path, help="folders, or files of GGUF")
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["ours", "transformers", "xllamacpp"])
     options = parser.parse_args()
-    measuring.set_up(options)
+    timing.set_up(options)
     for model in options.models:
         compare(model, options)
 
 
 def compare(model: Path, options: Any) -> None:
     """Print one model's table: medians over the rounds."""
-    import measuring
+    import timing
 
     found: dict[str, list[dict[str, list[float]]]] = {name: [] for name in options.variants}
     for turn in range(options.rounds + 1):  # the first is not counted: it reads the files from the disk
@@ -70,7 +70,7 @@ def compare(model: Path, options: Any) -> None:
             cells.append("" if not own else f"{statistics.median(seconds for seconds, _ in own):.2f}")
         started, ended = (statistics.median(taken[step][1] for taken in rounds) for step in ("imported", steps[-1]))
         rows.append([name, *cells, f"{started:.0f}", f"{ended:.0f}", f"{(ended - started) / size:.2f}"])
-    measuring.print_table(
+    timing.print_table(
         ["seconds until", *steps, "MiB, imported", "MiB, greatest", "what it added, times the file"], rows
     )
 

@@ -20,7 +20,7 @@ from dataclasses import fields
 from functools import partial
 from typing import Any
 
-import measuring
+import timing
 import torch
 from sizes import DECODERS, SIZES, build_gpt2, build_marian, build_qkv, build_qkv_decoder
 from torch import Tensor
@@ -38,7 +38,7 @@ D_KEY, TILE = 64, 256
 
 def main() -> None:
     """Measure and print the tables."""
-    parser = measuring.build_parser(__doc__, rounds=9)
+    parser = timing.build_parser(__doc__, rounds=9)
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["small"], help="of the models looked at")
     parser.add_argument("--batches", nargs="+", default=["1x16", "1x128", "16x32", "1x512"], help="rows x length")
     parser.add_argument("--decoder", choices=DECODERS, default="gpt2", help="the decoder looked at (%(default)s)")
@@ -50,7 +50,7 @@ def main() -> None:
         "--without", nargs="*", default=[], choices=["marian", "decoder", "bertviz", "statistics", "page"]
     )
     options = parser.parse_args()
-    measuring.set_up(options)
+    timing.set_up(options)
     measure_captures(options)
     if "decoder" not in options.without:
         measure_decoder_captures(options)
@@ -81,13 +81,13 @@ def measure_captures(options: Any) -> None:
             }
             turns |= {kind: make_their_turn(other, source, target, kind == "eager") for kind, other in theirs.items()}
             cells, seconds = time_turns(turns, options)
-            costs = [measuring.format_cost(seconds, "looked", "plain")]
-            costs += [measuring.format_cost(seconds, "eager", "sdpa")] if theirs else []
+            costs = [timing.format_cost(seconds, "looked", "plain")]
+            costs += [timing.format_cost(seconds, "eager", "sdpa")] if theirs else []
             rows.append([f"{name}, batch {batch}, length {length}", *cells, *costs])
     heads = ["plain", "looked into"] + ([] if "marian" in options.without else ["Marian", "Marian, eager with weights"])
     print("A forward pass: milliseconds, the most memory it takes beside the model in MiB, and what looking costs\n")
     more = [] if "marian" in options.without else ["Marian, times"]
-    measuring.print_table(["", *heads, "ours, times", *more], rows)
+    timing.print_table(["", *heads, "ours, times", *more], rows)
 
 
 @torch.no_grad()
@@ -104,17 +104,17 @@ def measure_decoder_captures(options: Any) -> None:
             "eager": partial(theirs["eager"], ids, use_cache=False, output_attentions=True),
         }
         cells, seconds = time_turns(turns, options)
-        costs = [measuring.format_cost(seconds, "looked", "plain"), measuring.format_cost(seconds, "eager", "sdpa")]
+        costs = [timing.format_cost(seconds, "looked", "plain"), timing.format_cost(seconds, "eager", "sdpa")]
         rows.append([f"{options.decoder}, {shape}", *cells, *costs])
     print("A decoder's forward pass: the same\n")
     heads = ["plain", "looked into", "GPT-2", "GPT-2, eager with weights", "ours, times", "GPT-2, times"]
-    measuring.print_table(["", *heads], rows)
+    timing.print_table(["", *heads], rows)
 
 
-def time_turns(turns: dict[str, Callable[[], object]], options: Any) -> tuple[list[str], measuring.Seconds]:
+def time_turns(turns: dict[str, Callable[[], object]], options: Any) -> tuple[list[str], timing.Seconds]:
     """Of each variant its time and its memory as a cell of a table, and the seconds of all rounds."""
-    sizes = {name: measuring.measure_memory(run) / 2**20 for name, run in turns.items()}
-    seconds = measuring.take_turns(turns, options)
+    sizes = {name: timing.measure_memory(run) / 2**20 for name, run in turns.items()}
+    seconds = timing.take_turns(turns, options)
     cells = [f"{1000 * statistics.median(taken):.1f} ms, {sizes[name]:,.0f} MiB" for name, taken in seconds.items()]
     return cells, seconds
 
@@ -162,7 +162,7 @@ def measure_by_length(options: Any) -> None:
         )
     print(f"Statistics of one causal attention, {options.heads} head(s), d_key {D_KEY}, float32\n")
     heads = ["kernel, s", "statistics, s", "ns a score", "row, ms", "tile, ms", "tile with statistics, ms"]
-    measuring.print_table(["length", *heads, "kept, MiB", "matrix, MiB", "process so far, MiB"], rows)
+    timing.print_table(["length", *heads, "kept, MiB", "matrix, MiB", "process so far, MiB"], rows)
 
 
 @torch.no_grad()
@@ -184,7 +184,7 @@ def measure_pages(options: Any) -> None:
         cells = [f"{statistics.median(one):.2f} ({min(one):.2f} to {max(one):.2f})" for one in (taken, described)]
         rows.append([f"{options.decoder}, length {length}", *cells, f"{size / 1e6:.1f}"])
     print("Our page, processor time\n")
-    measuring.print_table(["", "document, s", "file, s", "MB"], rows)
+    timing.print_table(["", "document, s", "file, s", "MB"], rows)
 
 
 def time_on_demand(attention: AttentionTrace, found: AttentionStatistics, clock: Callable[[], float]) -> list[float]:
@@ -231,7 +231,7 @@ def measure_bertviz(longest: int) -> None:
             taken = time.perf_counter() - started
             rows.append([f"{view.__name__}, length {length}", f"{len(page) / 2**20:.1f}", f"{taken:.1f}"])
     print("BertViz, 12 layers x 12 heads, wall time\n")
-    measuring.print_table(["", "page, MiB", "to write, s"], rows)
+    timing.print_table(["", "page, MiB", "to write, s"], rows)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from measuring import print_table
+from timing import print_table
 
 from qkv import evaluation, tasks
 from qkv.data import corpora

@@ -25,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import measuring
+import timing
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -44,11 +44,11 @@ D_MODEL, HEADS, LAYERS = 128, 4, 4
 
 def main() -> None:
     """Train both and print their losses."""
-    parser = measuring.build_parser(__doc__, rounds=40)
+    parser = timing.build_parser(__doc__, rounds=40)
     parser.add_argument("--steps", type=int, default=STEPS, help="of nanoGPT's setting (%(default)s)")
     parser.add_argument("overrides", nargs="*", help="of the recipe")
     options = parser.parse_args()
-    measuring.set_up(options)
+    timing.set_up(options)
     clock = time.process_time if options.threads == 1 else time.perf_counter
     recipe = tasks.read_recipe("tiny-shakespeare", options.overrides)
     assert isinstance(recipe, tasks.LanguageModelingConfig) and recipe.data.valid is not None
@@ -94,7 +94,7 @@ def main() -> None:
         ),
     ]
     sliding = f"context {own}, moved on by {own // 2}"
-    measuring.print_table(["", "parameters", "steps", "seconds", f"windows of {CONTEXT}", sliding], rows)
+    timing.print_table(["", "parameters", "steps", "seconds", f"windows of {CONTEXT}", sliding], rows)
 
 
 def time_step(clock: Callable[[], float], step: Callable[[], None]) -> float:
