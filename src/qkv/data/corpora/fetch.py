@@ -77,8 +77,11 @@ def read_content(file: CorpusFile, corpus: str) -> bytes:
 
 def save(path: Path, raw: bytes) -> None:
     """Write a file, whole or not at all; StorageError if there is no room."""
-    with atomic_write(path) as part:
-        part.write_bytes(raw)
+    try:
+        with atomic_write(path) as part:
+            part.write_bytes(raw)
+    except StorageError as error:
+        raise StorageError(f"{error} QKV_CACHE names another folder for downloads.") from error
 
 
 def _download(file: CorpusFile, corpus: str) -> bytes:
