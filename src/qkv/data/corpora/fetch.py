@@ -14,7 +14,7 @@ import zlib
 from pathlib import Path
 
 from qkv.data.corpora.info import CorpusFile
-from qkv.errors import CorpusError, DownloadError
+from qkv.errors import CorpusError, DownloadError, StorageError
 from qkv.files import atomic_write
 
 _TIMEOUT = 30
