@@ -1,25 +1,25 @@
 """The tap: the one way to see, or to change, what flows through a model.
 
-A tap is passed down a forward pass as one keyword. At each *site* the model hands it a tensor and goes on with
-whatever the tap returns. The tap of this file, `NO_TAP`, returns what it was given; a model that nobody looks
-into pays one Python call a site, and nothing at all once compiled.
+A tap is passed down a forward pass as one keyword argument. At each *site* the model hands it a tensor and continues
+with whatever the tap returns. `NO_TAP` returns its argument, so that a model without a tap pays for one Python call at
+each site, and for nothing at all once it is compiled.
 
-    embedding     what enters the first block                       (batch, length, d_model)
-    residual      what leaves a block                               (batch, length, d_model)
-    query         after projection, norm and placing                (batch, heads, queries, d_key)
+    embedding     the input of the first block                      (batch, length, d_model)
+    residual      the output of a block                             (batch, length, d_model)
+    query         after projection, norm and position encoding      (batch, heads, queries, d_key)
     key                                                             (batch, kv_heads, keys, d_key)
     value                                                           (batch, kv_heads, keys, d_value)
-    scores        before the softmax, everything added              (batch, heads, queries, keys)
+    scores        before the softmax, with mask and bias            (batch, heads, queries, keys)
     weights       after the softmax                                 (batch, heads, queries, keys)
     context       weights @ value                                   (batch, heads, queries, d_value)
     output        of the attention, after W_O                       (batch, length, d_model)
-    feed_forward  of the feed-forward layer                         (batch, length, d_model)
-    memory        the encoder's result                              (batch, sources, d_model)
-    logits        the answer                                        (batch, length, vocab)
+    feed_forward  the output of the feed-forward layer              (batch, length, d_model)
+    memory        the output of the encoder                         (batch, sources, d_model)
+    logits        the output of the model                           (batch, length, vocab)
 
-`scores` and `weights` exist only where attention is computed step by step. A tap that *replaces* one of them
-says so in `replaces`, and that attention then takes the explicit rendering; a tap that only reads them has no need
-to: `score_terms` tells it how the scores come from query and key, so it can compute them afterwards, exactly.
+`scores` and `weights` exist only where attention is computed step by step. A tap that *replaces* one of them says so
+in `replaces`, and that attention is then computed without the fused kernel. A tap that only reads them need not:
+`score_terms` says how the scores follow from query and key, so that they can be recomputed afterwards, exactly.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, get_args
-
-from qkv.errors import QkvError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,29 +49,32 @@ SITES: tuple[str, ...] = get_args(Site)
 
 
 class Tap:
-    """Sees nothing and changes nothing; the base of every tap that does."""
+    """Changes nothing and records nothing; the base class of every other tap."""
 
     def replaces(self, site: Site) -> bool:
-        """Whether this tap replaces the tensors of `site` ("scores" and "weights" cost the fused kernel)."""
+        """Return whether this tap replaces the tensors of `site` ("scores" and "weights" cost the fused kernel)."""
         return False
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
-        """Receive the tensor at `site`; return what the model shall go on with."""
+        """Receive the tensor at `site`; return the one that the model continues with."""
         return tensor
 
     def score_bias(self, query: Tensor, key: Tensor) -> Tensor | None:
-        """Return what is added to the scores of query and key as a bias, -inf to hide; None for nothing.
+        """Return a bias to add to the scores of query and key, -inf to hide a key; None for none.
 
-        It broadcasts to (batch, heads, queries, keys). Unlike a replacement of "scores", it stays on the fused kernel.
+        It broadcasts to (batch, heads, queries, keys). Unlike a replacement of "scores", it keeps the fused kernel.
         """
         return None
 
     def score_terms(self, **terms: Any) -> None:
         """Receive how this attention forms its scores: mask, bias, scale, softcap, sinks, score (see `attend`)."""
 
-    def patterns(self) -> tuple[str, ...]:
-        """Return the place patterns that this tap acts on, so that one that matches no place can be refused."""
-        return ()
+    def check_applied(self, *, positions: bool = True) -> None:
+        """Raise QkvError if this tap was to change something that has not passed it since the last such check.
+
+        An edit with a misspelled place would otherwise change nothing, and look as if it had no effect.
+        positions: whether to check token positions too, which can only be done once the whole input has passed.
+        """
 
     def at(self, place: str) -> Tap:
         """Return the tap for a part of the model, e.g. tap.at("decoder").at("3").at("self_attention")."""
@@ -87,18 +88,6 @@ def matches_place(pattern: str, place: str) -> bool:
     """Return whether a pattern names a place; "*" stands for any one part, as in "decoder.*.cross_attention"."""
     names, parts = pattern.split("."), place.split(".")
     return len(names) == len(parts) and all(name in ("*", part) for name, part in zip(names, parts, strict=True))
-
-
-def check_patterns(tap: Tap, places: Iterable[str]) -> None:
-    """Raise QkvError for a pattern of a tap that matches no place of a model: it would silently change nothing."""
-    known = list(places)
-    for pattern in tap.patterns():
-        if not any(matches_place(pattern, place) for place in known):
-            raise QkvError(
-                f"{pattern!r} matches no place of this model{nearest_place(pattern, known)} qkv.look(model, "
-                f"text).places "
-                "lists the attentions"
-            )
 
 
 def nearest_place(pattern: str, places: Iterable[str]) -> str:

@@ -230,3 +230,72 @@ def test_mistakes_are_named() -> None:
         .at("cross_attention")
         .replaces("weights")
     )
+
+
+def build_ineffective_edits(seen: lens.Trace) -> dict[str, tuple[Tap, str]]:
+    """Edits that could change nothing in `seen`, a run of 5 sources and 4 targets, by what is wrong with each."""
+    other = seen[CROSS]
+    return {
+        "a misspelled place": (ablate("decoder.0.cross_atention", [0]), f"did you mean {CROSS!r}"),
+        "a block that does not exist": (ablate("decoder.9.cross_attention"), "did you mean"),
+        "a place with no context": (ablate("decoder.0"), "no context passes"),
+        "a place of another site": (ablate("decoder.0.feed_forward"), "no context passes"),
+        "a site that does not pass there": (
+            lens.Intervention(CROSS, "residual", torch.zeros_like),
+            "no residual passes",
+        ),
+        "a pattern with too few parts": (knock_out("*.cross_attention", [0]), "no query passes"),
+        "keys beyond the end": (knock_out(CROSS, [99]), "key position 99"),
+        "queries beyond the end": (knock_out(CROSS, [0], queries=[99]), "query position 99"),
+        "one key beyond the end": (knock_out(CROSS, [0, 99]), "key position 99"),
+        "a swap beyond the end": (swap_values(CROSS, 0, 99), "key position 99"),
+        "a patch beyond the end": (patch(CROSS, "key", other, positions=[99]), "key position 99"),
+        "contexts beyond the end": (patch(CROSS, "context", other, positions=[99]), "query position 99"),
+        "the second of two edits": (Compose(ablate(CROSS), ablate("nope")), "no context passes"),
+        "an edit inside another": (
+            lens.Intervention(CROSS, "context", torch.zeros_like, inner=ablate("nope")),
+            "no context passes",
+        ),
+    }
+
+
+def test_an_edit_without_an_effect_is_refused() -> None:
+    model = a_model()
+    given_tokens = tokens(model.spec)
+    for name, (tap, message) in build_ineffective_edits(look(model, **given_tokens)).items():
+        for _ in range(2):  # a tap that was refused is refused again
+            with pytest.raises(QkvError, match=message):
+                look(model, **given_tokens, tap=tap)
+                raise AssertionError(name)
+
+
+def test_an_edit_is_checked_anew_in_every_run() -> None:
+    model = a_model()
+    tap = knock_out(CROSS, [6])
+    assert look(model, **tokens(model.spec, sources=7), tap=tap).places
+    with pytest.raises(QkvError, match="expected a position from 0 to 4"):
+        look(model, **tokens(model.spec, sources=5), tap=tap)
+    assert look(model, **tokens(model.spec, sources=7), tap=tap).places
+
+
+@pytest.mark.parametrize("method", [Greedy(), Sample(), Beam(size=2)], ids=lambda one: type(one).__name__)
+def test_a_misspelled_place_is_refused_while_decoding_and_scoring(method: Any) -> None:
+    model = a_model()
+    source = tokens(model.spec)["source"]
+    misspelled, rules = ablate("decoder.0.cross_atention"), GenerationRules(bos=1, eos=2)
+    decoding = DecodingConfig(method=method, length=LengthLimit(constant=3, factor=0.0))
+    with pytest.raises(QkvError, match="did you mean"):
+        list(generate_batch(model, source, rules=rules, decoding=decoding, tap=misspelled))
+    with pytest.raises(QkvError, match="did you mean"):
+        score(model, [(3, 4)] * len(source), source, bos=1, tap=misspelled)
+
+
+def test_an_empty_list_of_positions_is_refused() -> None:
+    seen = look(model := a_model(), **tokens(model.spec))
+    for make in (
+        lambda: knock_out(CROSS, []),
+        lambda: knock_out(CROSS, [0], queries=[]),
+        lambda: patch(CROSS, "key", seen[CROSS], positions=[]),
+    ):
+        with pytest.raises(QkvError, match="no position was given"):
+            make()

@@ -258,7 +258,7 @@ def test_mistakes_are_named() -> None:
         trace["decoder.0.self_attention"].compute_weights(head=2)
     with pytest.raises(QkvError, match="queries 0 to 2"):
         trace["decoder.0.self_attention"].compute_weights(rows=[3])
-    with pytest.raises(QkvError, match="nothing passed site 'memory'"):
+    with pytest.raises(QkvError, match="no 'memory' was recorded"):
         trace.tensor("decoder.0", "memory")
     with pytest.raises(QkvError, match="at least one token"):
         look(causal_model(), target=[])

@@ -50,6 +50,9 @@ class CrossAttentionTap(Tap):
     def score_terms(self, **terms: object) -> None:
         self.inner.score_terms(**terms)
 
+    def check_applied(self, *, positions: bool = True) -> None:
+        self.inner.check_applied(positions=positions)
+
     def at(self, place: str) -> CrossAttentionTap:
         return CrossAttentionTap(self.inner.at(place), f"{self.path}.{place}", self.received)
 

@@ -167,6 +167,7 @@ def score(
         return [[] for _ in whole]
     with _evaluation_mode(model):
         logits = model(source, read, source_mask, mask, tap)
+    tap.check_applied(positions=False)  # rows may be of any length
     values = torch.log_softmax(logits.float(), -1).gather(2, true[..., None])[..., 0]
     return [row[: len(one) - 1] for row, one in zip(values.tolist(), whole, strict=True)]
 
@@ -176,9 +177,14 @@ class _TappedModel:
 
     def __init__(self, model: SequenceModel, tap: Tap) -> None:
         self.model, self.tap = model, tap
+        self._checked = False
 
     def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
-        return self.model.step(tokens, state, self.tap)
+        answer = self.model.step(tokens, state, self.tap)
+        if not self._checked:  # after the first step, every place has been passed: fail now rather than at the end
+            self.tap.check_applied(positions=False)
+            self._checked = True
+        return answer
 
 
 def _start_generation(

@@ -1,19 +1,20 @@
-"""Taps that change what a model does: one change each, and any number of them together.
+"""Taps that change what a model does: one edit each, and any number of them together.
 
-    ablate      a head's context becomes 0, its mean over another run, or what it was elsewhere in another run
-    knock_out   some queries may not look at some keys; the weights are shared out among the others
-    patch       query, key, value or context become those of another run
-    swap_values two keys exchange what they say and are found as before
+    ablate      replaces a head's context by 0, by its mean over another run, or by contexts of another run
+    knock_out   hides some keys from some queries; the softmax distributes the weight over the other keys
+    patch       replaces query, key, value or context by those of another run
+    swap_values exchanges the values of two keys and keeps the weights
 
-All of them work in a forward pass, in scoring and inside every kind of decoding, and leave the fused kernel in use.
-Rows of a batch are treated alike, because a search moves, repeats and drops them. A place may hold "*" for any one
-part: "decoder.*.cross_attention". Positions count over the steps of a decoding: the first token fed is 0.
+All of them work in a forward pass, in scoring and in every decoding method, and keep the fused kernel. They treat the
+rows of a batch alike, because a search reorders, repeats and drops rows. A place may hold "*" for any one part, as in
+"decoder.*.cross_attention". Positions are counted over the steps of a decoding, from 0 for the first token.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -21,20 +22,23 @@ from torch import Tensor
 
 from qkv.errors import QkvError
 from qkv.lens.trace import AttentionTrace
-from qkv.tap import NO_TAP, Site, Tap, matches_place
+from qkv.tap import NO_TAP, Site, Tap, matches_place, nearest_place
 
 ReplacementFunction = Callable[[Tensor, int], Tensor]
-"""From what passes a site, and the position of the first query there, to what the model shall go on with."""
+"""From the tensor at a site, and the position of its first query, to the tensor that the model continues with."""
+
+
+_POSITION_NAMES = {"query": "query position", "key": "key position"}
 
 
 class Compose(Tap):
-    """Several taps as one; each is given what the one before it returned."""
+    """Several taps as one; each receives what the one before it returned."""
 
     def __init__(self, *taps: Tap) -> None:
         self._taps = taps
 
     def replaces(self, site: Site) -> bool:
-        """Whether any of them replaces the site."""
+        """Return whether any of them replaces the site."""
         return any(tap.replaces(site) for tap in self._taps)
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
@@ -44,7 +48,7 @@ class Compose(Tap):
         return tensor
 
     def score_bias(self, query: Tensor, key: Tensor) -> Tensor | None:
-        """The sum of what they add."""
+        """Return the sum of their biases."""
         added: Tensor | None = None
         for tap in self._taps:
             if (more := tap.score_bias(query, key)) is not None:
@@ -52,125 +56,171 @@ class Compose(Tap):
         return added
 
     def score_terms(self, **terms: object) -> None:
-        """Tell all of them."""
+        """Pass the terms on to all of them."""
         for tap in self._taps:
             tap.score_terms(**terms)
 
-    def patterns(self) -> tuple[str, ...]:
-        """The patterns of all of them."""
-        return tuple(pattern for tap in self._taps for pattern in tap.patterns())
+    def check_applied(self, *, positions: bool = True) -> None:
+        """Raise QkvError if one of them has found nothing to change."""
+        for tap in self._taps:
+            tap.check_applied(positions=positions)
 
     def at(self, place: str) -> Compose:
-        """Return all of them, seen from a part of the model."""
+        """Return all of them for a part of the model."""
         return Compose(*(tap.at(place) for tap in self._taps))
 
 
-class _PlaceMatcher:
-    """Where a tap is, where it shall act, and which position the first query has there.
+@dataclass
+class _Edit:
+    """What an edit is to change, and what has passed it, which its taps for all parts of the model share.
 
-    In a self-attention the keys say how many tokens came before the queries; elsewhere they are counted, from the
-    last time that a source was read.
+    positions: the token positions that it names, by the site that they count ("query" or "key").
+    passed: the sites that have passed each place. lengths: the most queries and keys where the edit applies.
+    counts: how many queries have passed each place other than a self-attention since the source was read.
     """
 
-    def __init__(self, pattern: str, place: str = "", counts: dict[str, int] | None = None, keys: int = 0) -> None:
-        self.pattern, self.place = pattern, place
-        self.counts: dict[str, int] = {} if counts is None else counts
-        self.begin, self._keys = 0, 0
-        self.matches = matches_place(pattern, place)
+    pattern: str
+    site: Site
+    positions: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    passed: dict[str, set[str]] = field(default_factory=dict)
+    lengths: dict[str, int] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
-    def at(self, part: str) -> _PlaceMatcher:
-        return _PlaceMatcher(self.pattern, f"{self.place}.{part}" if self.place else part, self.counts)
+    def check_applied(self, positions: bool) -> None:
+        """Raise QkvError if something has passed, but nothing that this edit changes."""
+        places = [place for place, sites in self.passed.items() if self.site in sites]
+        is_missing = bool(self.passed) and not any(matches_place(self.pattern, place) for place in places)
+        lengths = dict(self.lengths)
+        if positions or is_missing:  # the next run is checked by itself
+            self.passed.clear()
+            self.lengths.clear()
+        if is_missing:
+            raise QkvError(
+                f"an edit of {self.site} was given for {self.pattern!r}, where no {self.site} passes"
+                f"{nearest_place(self.pattern, places)} qkv.look(model, text).places lists the attentions"
+            )
+        for site, length in lengths.items() if positions else ():
+            if beyond := [number for number in self.positions.get(site, ()) if number >= length]:
+                raise QkvError(
+                    f"{_POSITION_NAMES[site]} {beyond[0]} was given for {self.pattern!r}; expected a position from 0 "
+                    f"to {length - 1}"
+                )
+
+
+class _PlaceTracker:
+    """Tells whether an edit applies at one place, and which position the first query there has.
+
+    In a self-attention, keys and queries tell how many tokens came before; elsewhere the queries are counted, from
+    the last time that a source was read.
+    """
+
+    def __init__(self, edit: _Edit, place: str = "") -> None:
+        self.edit, self.place = edit, place
+        self.begin, self._keys = 0, 0
+        self.matches = matches_place(edit.pattern, place)
+
+    def at(self, part: str) -> _PlaceTracker:
+        return _PlaceTracker(self.edit, f"{self.place}.{part}" if self.place else part)
 
     def track(self, site: Site, tensor: Tensor) -> None:
+        edit = self.edit
+        edit.passed.setdefault(self.place, set()).add(site)
         if site == "memory":
-            self.counts.clear()
+            edit.counts.clear()
         elif self.matches and site == "key":
             self._keys = tensor.shape[2]
+            edit.lengths["key"] = max(edit.lengths.get("key", 0), self._keys)
         elif self.matches and site == "query":
             if self.place.endswith("self_attention"):
                 self.begin = self._keys - tensor.shape[2]
             else:
-                self.begin = self.counts.get(self.place, 0)
-                self.counts[self.place] = self.begin + tensor.shape[2]
+                self.begin = edit.counts.get(self.place, 0)
+                edit.counts[self.place] = self.begin + tensor.shape[2]
+            edit.lengths["query"] = max(edit.lengths.get("query", 0), self.begin + tensor.shape[2])
 
 
 class _ReplaceTap(Tap):
-    """Puts the result of a `Change` in the place of what passes one site."""
+    """Replaces the tensor at one site by a function of it."""
 
-    def __init__(self, matcher: _PlaceMatcher, site: Site, function: ReplacementFunction, inner: Tap) -> None:
-        self._matcher, self._site, self._function, self._inner = matcher, site, function, inner
+    def __init__(self, tracker: _PlaceTracker, function: ReplacementFunction, inner: Tap = NO_TAP) -> None:
+        self._tracker, self._function, self._inner = tracker, function, inner
 
     def replaces(self, site: Site) -> bool:
-        """Whether this is the place and the site to replace."""
-        return (site == self._site and self._matcher.matches) or self._inner.replaces(site)
+        """Return whether the site is the one to replace, at this place."""
+        return self._applies(site) or self._inner.replaces(site)
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
-        """Return the replacement at the chosen place and site, and elsewhere what was given."""
+        """Return the replacement at the chosen place and site, and elsewhere the tensor itself."""
         tensor = self._inner(site, tensor)
-        self._matcher.track(site, tensor)
-        return self._function(tensor, self._matcher.begin) if site == self._site and self._matcher.matches else tensor
+        self._tracker.track(site, tensor)
+        return self._function(tensor, self._tracker.begin) if self._applies(site) else tensor
 
     def score_bias(self, query: Tensor, key: Tensor) -> Tensor | None:
-        """What the inner tap adds."""
+        """Return the bias of the inner tap."""
         return self._inner.score_bias(query, key)
 
     def score_terms(self, **terms: object) -> None:
-        """Pass on how this attention forms its scores."""
+        """Pass the terms on to the inner tap."""
         self._inner.score_terms(**terms)
 
-    def patterns(self) -> tuple[str, ...]:
-        """The pattern of this intervention, and those of the inner tap."""
-        return (self._matcher.pattern, *self._inner.patterns())
+    def check_applied(self, *, positions: bool = True) -> None:
+        """Raise QkvError if this edit, or the inner tap, has found nothing to change."""
+        self._inner.check_applied(positions=positions)
+        self._tracker.edit.check_applied(positions)
 
     def at(self, place: str) -> _ReplaceTap:
-        """Return the same intervention, seen from a part of the model."""
-        return _ReplaceTap(self._matcher.at(place), self._site, self._function, self._inner.at(place))
+        """Return the same edit for a part of the model."""
+        return _ReplaceTap(self._tracker.at(place), self._function, self._inner.at(place))
+
+    def _applies(self, site: Site) -> bool:
+        return site == self._tracker.edit.site and self._tracker.matches
 
 
 class Intervention(_ReplaceTap):
-    """Replaces what passes one site by a function of it; give another tap as `inner` to do more.
+    """Replaces the tensor at one site by a function of it, after what the tap `inner` does.
 
     Replacing "scores" or "weights" takes that one attention, and no other, off the fused kernel.
+
+    Example: `Intervention("decoder.1", "residual", lambda hidden: 0.5 * hidden)`
     """
 
     def __init__(self, place: str, site: Site, function: Callable[[Tensor], Tensor], inner: Tap = NO_TAP) -> None:
-        super().__init__(_PlaceMatcher(place), site, lambda tensor, _: function(tensor), inner)
+        super().__init__(_PlaceTracker(_Edit(place, site)), lambda tensor, _: function(tensor), inner)
 
 
 class _KnockOutTap(Tap):
     """Hides keys from queries by a bias."""
 
-    def __init__(
-        self, matcher: _PlaceMatcher, keys: list[int], queries: list[int] | None, heads: Sequence[int] | None
-    ) -> None:
-        self._matcher, self._keys, self._queries, self._heads = matcher, keys, queries, heads
+    def __init__(self, tracker: _PlaceTracker, heads: Sequence[int] | None) -> None:
+        self._tracker, self._heads = tracker, heads
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
         """Follow the positions, and change nothing."""
-        self._matcher.track(site, tensor)
+        self._tracker.track(site, tensor)
         return tensor
 
     def score_bias(self, query: Tensor, key: Tensor) -> Tensor | None:
-        """-inf where nobody may look any more."""
-        if not self._matcher.matches:
+        """Return -inf for the hidden keys of each query."""
+        if not self._tracker.matches:
             return None
-        begin, length = self._matcher.begin, query.shape[2]
-        keys = [number for number in self._keys if number < key.shape[2]]
-        rows = None if self._queries is None else [row - begin for row in self._queries if 0 <= row - begin < length]
+        positions, begin, length = self._tracker.edit.positions, self._tracker.begin, query.shape[2]
+        keys = [number for number in positions["key"] if number < key.shape[2]]
+        queries = positions.get("query")
+        rows = None if queries is None else [row - begin for row in queries if 0 <= row - begin < length]
         if not keys or rows == []:
             return None
-        heads = None if self._heads is None else _check_heads(self._heads, query.shape[1], self._matcher.place)
+        heads = None if self._heads is None else _check_heads(self._heads, query.shape[1], self._tracker.place)
         hidden = query.new_zeros(1, 1 if heads is None else query.shape[1], 1 if rows is None else length, key.shape[2])
         hidden[:, _build_index(heads or [0], 2), _build_index(rows or [0], 1), keys] = -math.inf
         return hidden
 
-    def patterns(self) -> tuple[str, ...]:
-        """The pattern of this intervention."""
-        return (self._matcher.pattern,)
+    def check_applied(self, *, positions: bool = True) -> None:
+        """Raise QkvError if nothing was hidden."""
+        self._tracker.edit.check_applied(positions)
 
     def at(self, place: str) -> _KnockOutTap:
-        """Return the same intervention, seen from a part of the model."""
-        return _KnockOutTap(self._matcher.at(place), self._keys, self._queries, self._heads)
+        """Return the same edit for a part of the model."""
+        return _KnockOutTap(self._tracker.at(place), self._heads)
 
 
 def knock_out(
@@ -181,12 +231,15 @@ def knock_out(
     *,
     head: int | None = None,
 ) -> Tap:
-    """Let some queries (all unless given) not look at some keys, in some heads (all unless given).
+    """Hide some keys from some queries (from all unless given), in some heads (in all unless given).
 
-    A query that has no key left takes nothing. Raises QkvError for positions below 0 and heads that there are not.
+    The context of a query without any key is 0. Raises QkvError for positions below 0, for no key at all and, once
+    the model has run, for a place, a head or a position that does not exist.
     """
-    rows = None if queries is None else _check_positions(queries)
-    return _KnockOutTap(_PlaceMatcher(place), _check_positions(keys), rows, _select_heads(heads, head))
+    positions = {"key": _check_positions(keys)}
+    if queries is not None:
+        positions["query"] = _check_positions(queries)
+    return _KnockOutTap(_PlaceTracker(_Edit(place, "query", positions)), _select_heads(heads, head))
 
 
 def ablate(
@@ -198,25 +251,25 @@ def ablate(
     *,
     head: int | None = None,
 ) -> Tap:
-    """Take from heads (all unless given) what they found out: the context of each becomes 0 or that of another run.
+    """Replace the context of heads (of all unless given) by 0 or by contexts of another run.
 
-    by: "mean" is the mean of the head's context over all rows and queries of the run `of`; "resample" is, for each
-    position, what the head took at another one of that run, drawn once by `seed`, in all heads alike.
-    Raises QkvError where `of` is missing or has another shape.
+    by: "mean" takes the mean of the head's context over all rows and queries of the run `of`; "resample" takes, for
+    each position, the context of a random position of that run, drawn once with `seed`, the same for all heads.
+    Raises QkvError if `of` is missing or has another shape and, once the model has run, for a place or a head that
+    does not exist.
+
+    Example: `qkv.look(model, "knight", edits=[qkv.ablate("decoder.1.cross_attention", head=0)])`
     """
     heads = _select_heads(heads, head)
+    tracker = _PlaceTracker(_Edit(place, "context"))
     if by == "zero":
-        return _ReplaceTap(
-            _PlaceMatcher(place), "context", lambda tensor, _: _replace(tensor, None, heads, place), NO_TAP
-        )
+        return _ReplaceTap(tracker, lambda tensor, _: _replace(tensor, None, heads, place))
     if of is None:
-        raise QkvError(f"by={by!r} was given without `of`, the run it takes contexts from; give lens.look(...)[place]")
+        raise QkvError(f"by={by!r} was given without `of`, the run to take contexts from; give lens.look(...)[place]")
     context = of.context
     if by == "mean":
         mean = context.mean(dim=(0, 2), keepdim=True)
-        return _ReplaceTap(
-            _PlaceMatcher(place), "context", lambda tensor, _: _replace(tensor, mean, heads, place), NO_TAP
-        )
+        return _ReplaceTap(tracker, lambda tensor, _: _replace(tensor, mean, heads, place))
     others = context.transpose(1, 2).flatten(0, 1)  # (rows * queries, heads, d_value)
     drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed)).to(others.device)
 
@@ -224,7 +277,7 @@ def ablate(
         places = torch.arange(begin, begin + tensor.shape[2], device=tensor.device) % len(others)
         return _replace(tensor, others[drawn[places]].transpose(0, 1)[None], heads, place)
 
-    return _ReplaceTap(_PlaceMatcher(place), "context", resample, NO_TAP)
+    return _ReplaceTap(tracker, resample)
 
 
 def patch(
@@ -237,10 +290,11 @@ def patch(
     positions: Sequence[int] | None = None,
     row: int = 0,
 ) -> Tap:
-    """Put what passed a site in another run, in its row `row`, in the place of what passes it now.
+    """Replace the tensor at a site by the one of another run, from its row `row`.
 
     heads: all unless given; of keys and values they are the kv_heads. positions: of queries, or of keys for "key"
-    and "value"; all unless given. Raises QkvError where the other run is too short or has another shape.
+    and "value"; all unless given. Raises QkvError if the other run is too short or has another shape and, once the
+    model has run, for a place, a head or a position that does not exist.
     """
     heads = _select_heads(heads, head)
     if site not in ("query", "key", "value", "context"):
@@ -249,29 +303,33 @@ def patch(
     if not 0 <= row < len(other):
         raise QkvError(f"row={row} was given; the run to patch from has rows 0 to {len(other) - 1}")
     other = other[row : row + 1]
-    wanted = None if positions is None else _check_positions(positions)
+    selected = None if positions is None else _check_positions(positions)
+    counted = "key" if site in ("key", "value") else "query"
 
     def patch_site(tensor: Tensor, begin: int) -> Tensor:
-        first, length = 0 if site in ("key", "value") else begin, tensor.shape[2]
-        here = range(first, first + length) if wanted is None else [p for p in wanted if first <= p < first + length]
+        first, length = 0 if counted == "key" else begin, tensor.shape[2]
+        here: Sequence[int] = range(first, first + length)
+        if selected is not None:
+            here = [position for position in selected if position in here]
         if missing := [position for position in here if position >= other.shape[2]]:
             raise QkvError(
                 f"{place}: {site} {missing[0]} was to be patched; the other run has {other.shape[2]} of them: "
                 "name `positions` that both have"
             )
-        taken = other.to(tensor)[:, :, list(here)]
-        return _replace(tensor, taken, heads, place, [position - first for position in here])
+        new = other.to(tensor)[:, :, list(here)]
+        return _replace(tensor, new, heads, place, [position - first for position in here])
 
-    return _ReplaceTap(_PlaceMatcher(place), site, patch_site, NO_TAP)
+    return _ReplaceTap(_PlaceTracker(_Edit(place, site, {counted: selected or []})), patch_site)
 
 
 def swap_values(
     place: str, first: int, second: int, heads: Sequence[int] | None = None, *, head: int | None = None
 ) -> Tap:
-    """Let the keys at two positions say what the other would say, in some kv_heads (all unless given).
+    """Exchange the values of the keys at two positions, in some kv_heads (in all unless given).
 
-    Who is looked at stays as it was. In a causal self-attention the later value reaches earlier queries; step by
-    step nothing is swapped before both are there.
+    The weights stay as they are. In a causal self-attention the later value thereby reaches earlier queries; in a
+    decoding, nothing is swapped before both keys exist. Raises QkvError for positions below 0 and, once the model has
+    run, for a place, a head or a position that does not exist.
     """
     positions, heads = _check_positions([first, second]), _select_heads(heads, head)
 
@@ -280,7 +338,7 @@ def swap_values(
             return tensor
         return _replace(tensor, tensor[:, :, positions[::-1]], heads, place, positions)
 
-    return _ReplaceTap(_PlaceMatcher(place), "value", swap, NO_TAP)
+    return _ReplaceTap(_PlaceTracker(_Edit(place, "value", {"key": positions})), swap)
 
 
 def _replace(
@@ -312,6 +370,8 @@ def _build_index(numbers: Sequence[int], axes: int) -> Tensor:
 
 
 def _check_positions(numbers: Sequence[int]) -> list[int]:
+    if not numbers:
+        raise QkvError("no position was given; expected at least one, counted from 0, the first token")
     if wrong := [number for number in numbers if number < 0]:
         raise QkvError(f"position {wrong[0]} was given; positions count from 0, the first token")
     return list(dict.fromkeys(numbers))

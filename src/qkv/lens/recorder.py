@@ -1,4 +1,4 @@
-"""The tap that looks: what a `Trace` is made from."""
+"""The tap that records: what a `Trace` is made from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _QUADRATIC = ("scores", "weights")
 
 @dataclass
 class _GrowingTensor:
-    """A tensor that gets longer from step to step along its keys; earlier steps saw its beginning."""
+    """A tensor that grows along its keys from step to step; earlier steps used a prefix of it."""
 
     tensor: Tensor
 
@@ -34,7 +34,7 @@ class _GrowingTensor:
 
 @dataclass
 class Call:
-    """What passed one place in one call: tensors by site and, for an attention, how its scores are formed."""
+    """One call at one place: its tensors by site and, for an attention, how its scores are formed."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     score_terms: Mapping[str, Any] = field(default_factory=dict)
@@ -66,10 +66,10 @@ class Call:
 
 
 class Recorder(Tap):
-    """Keeps a reference to everything that passes, by place; changes nothing and costs no fused kernel.
+    """Keeps a reference to every tensor that passes, by place; changes nothing and keeps the fused kernel.
 
-    Several calls at one place, as in decoding step by step, are kept one after the other. `inner` may be a tap
-    that intervenes: what is recorded is what the model went on with. sites: which to keep; all unless given.
+    Several calls at one place, as in decoding step by step, are kept one after the other. inner: an edit; the record
+    holds the tensors that the model continued with. sites: which to keep; all unless given.
     """
 
     def __init__(self, inner: Tap = NO_TAP, sites: Collection[Site] | None = None) -> None:
@@ -78,7 +78,7 @@ class Recorder(Tap):
         self._place = ""
 
     def replaces(self, site: Site) -> bool:
-        """Only what the inner tap wants: to look is not to replace."""
+        """Return whether the inner tap replaces the site: recording replaces nothing."""
         return self._inner.replaces(site)
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
@@ -90,13 +90,17 @@ class Recorder(Tap):
         return tensor
 
     def score_bias(self, query: Tensor, key: Tensor) -> Tensor | None:
-        """What the inner tap adds; it is then a part of the bias that is kept."""
+        """Return the bias of the inner tap, which becomes a part of the recorded bias."""
         return self._inner.score_bias(query, key)
 
     def score_terms(self, **terms: Any) -> None:
         """Keep how this attention forms its scores."""
         self._current_call("terms").score_terms = terms
         self._inner.score_terms(**terms)
+
+    def check_applied(self, *, positions: bool = True) -> None:
+        """Raise QkvError if the inner tap has found nothing to change."""
+        self._inner.check_applied(positions=positions)
 
     def at(self, place: str) -> Recorder:
         """Return the recorder for a part of the model; it shares the record with this one."""
@@ -106,7 +110,7 @@ class Recorder(Tap):
         return part
 
     def _current_call(self, site: str) -> Call:
-        """The call that is being made here: a new one if this site has already passed in the last."""
+        """Return the current call at this place: a new one if this site has already passed in the last."""
         calls = self.calls.setdefault(self._place, [])
         if not calls or (site in calls[-1] if site != "terms" else bool(calls[-1].score_terms)):
             calls.append(Call())

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 _BLOCK = 256  # rows of a matrix that are built at once
 _MAX_TICKS = 60  # labels beside a plot
 _PRINTED_PLACES = 40
-_RENDERERS: list[Callable[[Trace], str] | None] = [None]  # the page registers itself here, as it lies above the lens
 
 
 @dataclass(frozen=True, repr=False)
@@ -293,6 +292,9 @@ class Trace:
     Example: `qkv.look(qkv.load("pronunciation"), "knight")["decoder.2.cross_attention"].weights`
     """
 
+    html_renderer: ClassVar[Callable[[Trace], str] | None] = None
+    """How a notebook displays a trace: by the page, which sets this because it lies above the lens."""
+
     calls: Mapping[str, Sequence[Call]]
     attentions: Mapping[str, AttentionTrace]
     logits: Tensor | None = None
@@ -349,7 +351,7 @@ class Trace:
         return report_heads(self)
 
     def _repr_html_(self) -> str | None:
-        return None if _RENDERERS[0] is None else _RENDERERS[0](self)
+        return None if Trace.html_renderer is None else Trace.html_renderer(self)
 
     def _ipython_key_completions_(self) -> list[str]:
         return self.places
@@ -372,10 +374,10 @@ class Trace:
         """What passed a site at a place, e.g. tensor("encoder.0", "residual"); several calls joined along length."""
         tensors = [call[site] for call in self.calls.get(place, ()) if site in call]
         if not tensors:
-            known = sorted(
-                f"{name or '(model)'}: {', '.join(_list_sites(calls))}" for name, calls in self.calls.items()
-            )
-            raise QkvError(f"nothing passed site {site!r} at {place!r}. Seen were:\n  " + "\n  ".join(known))
+            sites = {name: _list_sites(calls) for name, calls in self.calls.items()}
+            near = nearest_place(place, [name for name, known in sites.items() if site in known] or sites)
+            known = sorted(f"{name or '(model)'}: {', '.join(own)}" for name, own in sites.items())
+            raise QkvError(f"no {site!r} was recorded at {place!r}{near} Recorded were:\n  " + "\n  ".join(known))
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=-2)
 
     def certify(self) -> dict[str, Tensor]:

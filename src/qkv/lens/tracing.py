@@ -1,4 +1,4 @@
-"""Run a model once with a recorder and hand back what it saw."""
+"""Run a model once and return a trace of every attention in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qkv.errors import QkvError
 from qkv.lens.recorder import Recorder
 from qkv.lens.trace import AttentionTrace, Trace
 from qkv.models import SequenceModel
-from qkv.tap import NO_TAP, Tap, check_patterns
+from qkv.tap import NO_TAP, Tap
 
 
 def look(
@@ -22,20 +22,21 @@ def look(
     target_mask: Tensor | None = None,
     tap: Tap = NO_TAP,
 ) -> Trace:
-    """Run the model on its fast path, teacher forcing `target`, and keep what every attention saw.
+    """Run the model on its fast path, with `target` as the decoder's input, and return a trace of every attention.
 
-    source, target: (batch, length) int64, or the numbers of one sequence; or a batch of what else the model reads,
+    source, target: (batch, length) int64, or the token ids of one sequence; or a batch of another input of the model,
     such as images (batch, channels, height, width). Masks as in `SequenceModel.forward`.
-    tap: one that intervenes; the trace then shows what the model went on with.
-    The logits are the same to the bit as without looking. Dropout, in a model in training mode, is not part of what
-    is recomputed: call model.eval() first.
+    tap: an edit; the trace then shows the tensors that the model continued with.
+    The logits equal those without a trace to the last bit. Dropout, in a model in training mode, is not recomputed:
+    call model.eval() first.
+    Raises QkvError for an edit of a place, site or position that does not exist.
     """
-    check_patterns(tap, list_places(model))
     device = next(model.parameters()).device
     source, target = _to_batch(source, "source", device), _to_batch(target, "target", device)
     recorder = Recorder(tap)
     with torch.no_grad():
         logits = model(source, target, source_mask, target_mask, tap=recorder)
+    recorder.check_applied()
     return build_trace(recorder, model, logits=logits, source=source, target=target)
 
 
@@ -47,7 +48,7 @@ def build_trace(
     source: Tensor | None = None,
     target: Tensor | None = None,
 ) -> Trace:
-    """Make a trace of what a recorder heard, e.g. through model.encode and model.step; looks W_O up in the model."""
+    """Build a trace from a recorder that was the tap of `model`, e.g. in model.encode and model.step."""
     attentions = {}
     for place, calls in recorder.calls.items():
         if "query" in calls[0] and "context" in calls[0]:
@@ -70,28 +71,8 @@ def _to_batch(values: Tensor | Sequence[int] | None, name: str, device: torch.de
     return batch
 
 
-def list_places(model: nn.Module) -> list[str]:
-    """Return the names of all places of a model, such as "encoder.0.self_attention", as taps are told them."""
-    places = []
-    for name, module in model.named_modules():
-        parts = name.split(".")
-        place = ".".join(part for part in parts if part != "blocks")
-        if parts[-1] == "blocks" or not place:
-            continue
-        places.append(place)
-        places += [f"{place}.{part}" for part in getattr(module, "attention_places", ())]
-        owner = model.get_submodule(".".join(parts[: parts.index("blocks")])) if "blocks" in parts else module
-        blocks, repeats = getattr(owner, "blocks", ()), getattr(getattr(owner, "config", None), "repeats", 1)
-        if "blocks" in parts and repeats > 1:  # a stack that repeats its blocks counts on
-            at = parts.index("blocks")
-            for turn in range(1, repeats):
-                number = str(int(parts[at + 1]) + turn * len(blocks))
-                places.append(".".join([*parts[:at], number, *parts[at + 2 :]]))
-    return places
-
-
 def find_submodule(model: nn.Module, place: str) -> object:
-    """The part of a model that calls a place by its name ("decoder.3.self_attention"); None if there is none."""
+    """Return the part of a model at a place, such as "decoder.3.self_attention"; None if there is none."""
     part: object = model
     for name in place.split("."):
         if name.isdigit():  # a stack that repeats its blocks counts on
@@ -105,7 +86,7 @@ def find_submodule(model: nn.Module, place: str) -> object:
 
 
 def _get_output_weight(model: nn.Module, place: str, heads: int) -> Tensor | None:
-    """W_O of the attention at a place, by head: (heads, d_value, d_model), or None if it has none."""
+    """Return W_O of the attention at a place, by head: (heads, d_value, d_model), or None if it has none."""
     matrix = getattr(getattr(find_submodule(model, place), "output", None), "weight", None)  # it may be kept in int8
     if not isinstance(matrix, Tensor) or matrix.dim() != 2 or matrix.shape[1] % heads:
         return None

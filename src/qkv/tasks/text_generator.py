@@ -134,7 +134,8 @@ class TextGenerator(TaskModel):
     ) -> Iterator[list[Answer]]:
         """Yield the answers to each line, best first, in the order of the lines. An empty line has an empty answer.
 
-        tap: observes and changes every step, for many lines at once: give a single line if it names positions.
+        tap: observes and changes every step, for many lines at once: give a single line if it names positions. An
+        edit of a place that does not exist is refused after the first step, and one of a position after the last.
         constraints: the phrases that answers must and must not contain; if no hypothesis satisfies them, the best one
         that violates them is returned (see `LineConstraints.violations`).
         Raises DataError, with its number, for a line of more than MAX_INPUT_TOKENS tokens, and for constraints on a
@@ -150,6 +151,7 @@ class TextGenerator(TaskModel):
                     "constraints were given to a model that reads audio: leave them out, or load one of text"
                 )
             yield from self._predict_audio_files(rest, self.frontend, decoding, generator, tap)
+            tap.check_applied()
             return
         while chunk := list(islice(rest, _CHUNK_SIZE)):
             ids, wrong = self._validate_until_error(chunk, before)
@@ -175,6 +177,7 @@ class TextGenerator(TaskModel):
                 yield [self._to_answer(one, prompt) for one in answers.get(number, ())] or [Answer("", 0.0, 0.0, ())]
             if wrong is not None:
                 raise wrong
+        tap.check_applied()
 
     def _validate_until_error(self, lines: Sequence[str], n_read: int) -> tuple[list[list[int]], DataError | None]:
         """Return the token ids of the lines before the first one that cannot be answered, and its error."""

@@ -7,8 +7,7 @@ from html import escape
 from typing import Any
 
 from qkv.errors import MissingExtraError
-from qkv.lens import Trace
-from qkv.lens.trace import _RENDERERS
+from qkv.lens.trace import Trace
 from qkv.tasks.base import TaskModel
 from qkv.view import html
 from qkv.view.document import build_document
@@ -41,7 +40,7 @@ def _render_trace(trace: Trace) -> str:
     return show(trace)._repr_html_()
 
 
-_RENDERERS[0] = _render_trace
+Trace.html_renderer = _render_trace
 
 
 def explore(*models: TaskModel, line: str, answer: str | None = None, names: Sequence[str] = ()) -> Any:

@@ -149,6 +149,7 @@ def _decode_batch(
             tap=tap,
             rules=runner.rules,
         )
+    tap.check_applied(positions=False)  # with CTC alone, the decoder never runs
     count = getattr(decoding.method, "n_best", 1)
     for row, hypotheses in enumerate(found):
         own = logits[row : row + 1] if real is None else logits[row : row + 1, : int(real[row].sum())]
