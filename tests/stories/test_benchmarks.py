@@ -63,3 +63,10 @@ def test_constraints(tmp_path: Path) -> None:
 def test_beside_marian(program: str) -> None:
     pytest.importorskip("transformers")
     assert "Marian eager" in run_benchmark(program, "--variants", "ours", "Marian sdpa", "Marian eager")
+
+
+def test_source() -> None:
+    done = subprocess.run([sys.executable, FOLDER / "source.py", FOLDER.parent], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| functions with more than 8 parameters | 0 |" in done.stdout
+    assert "isinstance checks on model classes in the command, the page and the evaluation | 0 |" in done.stdout
