@@ -180,9 +180,9 @@ def _attend_by_rows(
         rows = begin, min(begin + _QUERY_CHUNK, query.shape[2])
         first, end = mask.visible_range(rows, key.shape[2])
         keys = min(first, key.shape[2] - 1), max(end, 1)  # at least one, if a hidden one
-        seen = mask.restrict(rows, keys)
+        visible = mask.restrict(rows, keys)
         own = query[:, :, rows[0] : rows[1]], key[:, :, keys[0] : keys[1]], value[:, :, keys[0] : keys[1]]
-        parts.append(_fused_attention(*own, seen, None, scale, dropout))
+        parts.append(_fused_attention(*own, visible, None, scale, dropout))
     return torch.cat(parts, dim=2)
 
 

@@ -38,19 +38,19 @@ def describe_design(model_spec: spec.Spec) -> dict[str, str]:
     if isinstance(model_spec, spec.DualEncoder):
         return {"kind": "two encoders, compared"} | _describe_dual_encoder(model_spec, describe_design)
     kinds = {(True, True): "encoder-decoder", (False, True): "decoder alone", (True, False): "encoder alone"}
-    said = {"kind": kinds[model_spec.encoder is not None, model_spec.decoder is not None]}
+    design = {"kind": kinds[model_spec.encoder is not None, model_spec.decoder is not None]}
     stacks = [stack for stack in (model_spec.encoder, model_spec.decoder) if stack is not None]
     for name, stack in (("encoder", model_spec.encoder), ("decoder", model_spec.decoder)):
         if stack is not None:
             # a model with one stack needs no word for which
-            said |= {
+            design |= {
                 f"{name}: {what}" if len(stacks) == 2 else what: words for what, words in _describe_stack(stack).items()
             }
     if len(stacks) == 2:
-        said["source and target vectors"] = "shared" if model_spec.shared_embedding else "apart"
-        beside = model_spec.encoder_head
-        said["the encoder's own answer"] = "none" if beside is None else f"labels{_describe_fields(beside)}"
-    return said | _describe_head(model_spec.head)
+        design["source and target vectors"] = "shared" if model_spec.shared_embedding else "apart"
+        second_head = model_spec.encoder_head
+        design["the encoder's own answer"] = "none" if second_head is None else f"labels{_describe_fields(second_head)}"
+    return design | _describe_head(model_spec.head)
 
 
 def describe_sizes(model_spec: spec.Spec) -> dict[str, str]:
@@ -64,19 +64,19 @@ def describe_sizes(model_spec: spec.Spec) -> dict[str, str]:
         }
     if isinstance(model_spec, spec.DualEncoder):
         return _describe_dual_encoder(model_spec, describe_sizes)
-    said: dict[str, str] = {}
+    sizes: dict[str, str] = {}
     for name, stack in (("encoder", model_spec.encoder), ("decoder", model_spec.decoder)):
         if stack is not None:
             alone = model_spec.encoder is None or model_spec.decoder is None
-            said |= {
+            sizes |= {
                 what if alone else f"{name}: {what}": number for what, number in _describe_stack_sizes(stack).items()
             }
     for what in ("count", "width"):
         if (number := getattr(model_spec.head, what, None)) is not None:
-            said[f"answer: {what}"] = str(number)
+            sizes[f"answer: {what}"] = str(number)
     if model_spec.encoder_head is not None:
-        said["the encoder's own answer: count"] = str(model_spec.encoder_head.count)
-    return said
+        sizes["the encoder's own answer: count"] = str(model_spec.encoder_head.count)
+    return sizes
 
 
 def _describe_dual_encoder(
@@ -98,7 +98,7 @@ _SIZE_FIELDS = ("d_model", "vocab", "width", "length", "heads", "d_key", "d_valu
 def _describe_stack_sizes(stack: spec.Stack) -> dict[str, str]:
     blocks = stack.blocks
     attentions = [block.self_attention for block in blocks]
-    said = {
+    sizes = {
         "d_model": str(stack.d_model),
         "blocks": str(len(blocks)),
         "heads": _group_blocks(attentions, lambda one: getattr(one, "heads", None)),
@@ -110,39 +110,41 @@ def _describe_stack_sizes(stack: spec.Stack) -> dict[str, str]:
         "d_ff": _group_blocks(blocks, lambda block: _get_feed_forward(block).d_ff),
     }
     if any(isinstance(block.feed_forward, spec.Experts) for block in blocks):
-        said["experts"] = _group_blocks(blocks, lambda block: getattr(block.feed_forward, "count", "none"))
+        sizes["experts"] = _group_blocks(blocks, lambda block: getattr(block.feed_forward, "count", "none"))
     crossing = [block.cross_attention for block in blocks if block.cross_attention is not None]
     if crossing:
-        said["cross-attention: heads"] = _group_blocks(crossing, lambda one: f"{one.heads} of {one.d_key}")
+        sizes["cross-attention: heads"] = _group_blocks(crossing, lambda one: f"{one.heads} of {one.d_key}")
     for name, node in (("", stack.input), ("positions: ", stack.positions), ("segments: ", _get_segments(stack.input))):
         for field in dataclasses.fields(node) if node is not None else ():
             value = getattr(node, field.name)
             if field.name in _SIZE_FIELDS and value is not None:
-                said[name + field.name] = f"{value:,}" if isinstance(value, int) else str(value)
-    return said
+                sizes[name + field.name] = f"{value:,}" if isinstance(value, int) else str(value)
+    return sizes
 
 
 def _describe_stack(stack: spec.Stack) -> dict[str, str]:
     blocks = stack.blocks
-    said = _describe_input("reads", stack.input)
-    said["positions added to what is read"] = _describe_node(stack.positions)
-    said["norm of what is read"] = _describe_node(stack.embed_norm)
+    description = _describe_input("reads", stack.input)
+    description["positions added to what is read"] = _describe_node(stack.positions)
+    description["norm of what is read"] = _describe_node(stack.embed_norm)
     alike = stack.final_norm == blocks[-1].norm
-    said["norm after the last block"] = "as in it" if alike else _describe_node(stack.final_norm)
-    said["blocks gone through"] = "once" if stack.repeats == 1 else f"{stack.repeats} times, same parameters"
-    said["norm"] = _group_blocks(blocks, lambda block: _describe_node(block.norm))
-    said["where the norms stand"] = _group_blocks(blocks, _describe_norm_placement)
-    said["attention and feed-forward"] = _group_blocks(
+    description["norm after the last block"] = "as in it" if alike else _describe_node(stack.final_norm)
+    description["blocks gone through"] = "once" if stack.repeats == 1 else f"{stack.repeats} times, same parameters"
+    description["norm"] = _group_blocks(blocks, lambda block: _describe_node(block.norm))
+    description["where the norms stand"] = _group_blocks(blocks, _describe_norm_placement)
+    description["attention and feed-forward"] = _group_blocks(
         blocks, lambda block: "side by side" if block.parallel else "in turn"
     )
-    said["feed-forward"] = _group_blocks(blocks, lambda block: _describe_node(block.feed_forward))
+    description["feed-forward"] = _group_blocks(blocks, lambda block: _describe_node(block.feed_forward))
     for what, words in _describe_attention([block.self_attention for block in blocks]).items():
-        said[what] = words
+        description[what] = words
     crossing = [block.cross_attention for block in blocks if block.cross_attention is not None]
-    said["attention to the memory"] = _group_blocks(blocks, lambda block: "yes" if block.cross_attention else "no")
+    description["attention to the memory"] = _group_blocks(
+        blocks, lambda block: "yes" if block.cross_attention else "no"
+    )
     for what, words in _describe_attention(crossing).items() if crossing else ():
-        said[f"cross-attention: {what}"] = words
-    return said
+        description[f"cross-attention: {what}"] = words
+    return description
 
 
 _NORM_PLACEMENTS = {
@@ -175,13 +177,13 @@ def _describe_attention(attentions: list[Any]) -> dict[str, str]:
         "sinks": lambda one: "one for each head" if one.sinks else "none",
         "biases of attention": lambda one: "yes" if one.bias else "no",
     }
-    told = [one for one in attentions if isinstance(one, spec.Attention)]
-    said = {what: _group_blocks(told, words) for what, words in questions.items()} if told else {}
-    if len(told) < len(attentions):
-        said["self-attention"] = _group_blocks(
-            attentions, lambda one: _describe_node(one) if one not in told else "attention"
+    dot_product = [one for one in attentions if isinstance(one, spec.Attention)]
+    description = {what: _group_blocks(dot_product, words) for what, words in questions.items()} if dot_product else {}
+    if len(dot_product) < len(attentions):
+        description["self-attention"] = _group_blocks(
+            attentions, lambda one: _describe_node(one) if one not in dot_product else "attention"
         )
-    return said
+    return description
 
 
 def _describe_visibility(attention: spec.Attention) -> str:
@@ -190,10 +192,10 @@ def _describe_visibility(attention: spec.Attention) -> str:
 
 
 def _describe_input(name: str, model_input: Any) -> dict[str, str]:
-    said = {name: f"{type(model_input).__name__.lower()}{_describe_fields(model_input)}"}
+    description = {name: f"{type(model_input).__name__.lower()}{_describe_fields(model_input)}"}
     if _get_segments(model_input) is not None:
-        said[f"{name}: segments"] = _describe_node(_get_segments(model_input))
-    return said
+        description[f"{name}: segments"] = _describe_node(_get_segments(model_input))
+    return description
 
 
 def _get_segments(model_input: Any) -> spec.Segments | None:
@@ -234,19 +236,19 @@ def _describe_node(value: Any) -> str:
 
 def _describe_fields(node: Any) -> str:
     """The choices of a node that are not sizes and not as usual, in brackets."""
-    said = []
+    descriptions = []
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
         usual = value is None or value is False or (value == field.default and not isinstance(value, bool))
         if field.name in (*_SIZE_FIELDS, "segments") or usual:
             continue
         if value is True:
-            said.append(field.name)
+            descriptions.append(field.name)
         elif dataclasses.is_dataclass(value):
-            said.append(f"{field.name}: {_describe_node(value)}")
+            descriptions.append(f"{field.name}: {_describe_node(value)}")
         else:
-            said.append(f"{field.name} {value}")
-    return f" ({', '.join(said)})" if said else ""
+            descriptions.append(f"{field.name} {value}")
+    return f" ({', '.join(descriptions)})" if descriptions else ""
 
 
 def _group_blocks(items: Iterable[Any], describe: Callable[[Any], Any]) -> str:
@@ -256,7 +258,7 @@ def _group_blocks(items: Iterable[Any], describe: Callable[[Any], Any]) -> str:
         numbers.setdefault(str(describe(item)), []).append(number)
     if len(numbers) == 1:
         return next(iter(numbers))
-    return "; ".join(f"{said} (blocks {', '.join(_format_runs(own))})" for said, own in numbers.items())
+    return "; ".join(f"{description} (blocks {', '.join(_format_runs(own))})" for description, own in numbers.items())
 
 
 def _format_runs(numbers: list[int]) -> Iterator[str]:

@@ -42,7 +42,7 @@ def demo(minutes: float, folder: Path) -> None:
 
     place = _find_unused_folder(folder)
     _echo_command(f"qkv train pronunciation-demo training.max_minutes={minutes:g} --folder {place}")
-    begun = time.monotonic()
+    started = time.monotonic()
     learned = tasks.train("pronunciation-demo", [f"training.max_minutes={minutes}"], place)
     if learned.result.stop_reason == "interrupted":
         raise click.exceptions.Exit(130)
@@ -53,7 +53,7 @@ def demo(minutes: float, folder: Path) -> None:
     assert recipe.data.valid is not None
     pairs = tasks.prepare_pairs([recipe.data.valid], runner.task)
     report = tasks.evaluate(learned.model, pairs)
-    rows = [(f"this one, {(time.monotonic() - begun) / 60:.1f} minutes", report.scores)]
+    rows = [(f"this one, {(time.monotonic() - started) / 60:.1f} minutes", report.scores)]
     click.echo(f"{len(report.answers):,} words that none of these models was trained on, without stress:\n")
     click.echo(f"{'':48} {'words wrong':>12} {'phonemes wrong':>15}")
     for name, scores in rows:

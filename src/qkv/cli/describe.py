@@ -34,8 +34,8 @@ def describe(model: str, other: str | None) -> None:
     With OTHER, print how the two differ.
     """
     choice = find_spec(model)
-    if other is None and (said := read_about(model)):
-        click.echo(f"{said}\n")
+    if other is None and (card_lines := read_about(model)):
+        click.echo(f"{card_lines}\n")
     if other is not None:
         click.echo("\n".join(format_difference(choice, find_spec(other), f"{model} -> {other}")))
         return
@@ -82,10 +82,10 @@ def read_about(name: str) -> str:
     """Return the description in the card of a model folder, or an empty string."""
     card = next((one for one in (Path(name) / "card.json", _SHIPPED / name / "card.json") if one.is_file()), None)
     try:
-        said = {} if card is None else json.loads(card.read_text(encoding="utf-8"))
+        settings = {} if card is None else json.loads(card.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"{card} is cut short or altered: {error}; copy the model folder again") from error
-    return str(said.get("description", "")) if isinstance(said, dict) else ""
+    return str(settings.get("description", "")) if isinstance(settings, dict) else ""
 
 
 def format_difference(before: spec.Spec, after: spec.Spec, title: str) -> Iterator[str]:

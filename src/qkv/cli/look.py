@@ -155,8 +155,10 @@ def _warn_of_long_text(models: Sequence[tuple[str, TaskModel]], line: str, answe
 def _warn_of_truncation(models: Sequence[tuple[str, TaskModel]], line: str) -> None:
     """Say how much of a line that is longer than a model reads was left out."""
     for name, runner in models:
-        if unread := runner.n_truncated(line):
-            click.echo(f"Note: {name} does not read all of the text, which is {unread:,} tokens too long.", err=True)
+        if n_truncated := runner.n_truncated(line):
+            click.echo(
+                f"Note: {name} does not read all of the text, which is {n_truncated:,} tokens too long.", err=True
+            )
 
 
 def _plot_words(runner: TaskModel, line: str, answer: str | None, path: Path) -> None:

@@ -91,8 +91,8 @@ class _Run:
         """Yield the answers to each line; end at a line that cannot be answered, which `error` then holds."""
         from qkv import tasks
 
-        asked: list[str] = []
-        checked = self._check(lines, asked)
+        questions: list[str] = []
+        checked = self._check(lines, questions)
         generator: Any = self.model
         if self.tags:
             found = tasks.translate_tagged(generator, checked, decoding, self.constraints)
@@ -101,13 +101,13 @@ class _Run:
         else:
             found = self.model.predict_ranked(checked, decoding)
         for number, answers in enumerate(found):
-            line = asked[number]
+            line = questions[number]
             answer = tasks.strip_tags(answers[0].text) if self.tags else answers[0].text
             if line.strip() and (problems := self.constraints.for_line(line).violations(answer)):
                 self.violations.append(f"{line[:40]!r}: {', '.join(problems)}")
             yield answers
 
-    def _check(self, lines: Iterable[str], asked: list[str]) -> Iterator[str]:
+    def _check(self, lines: Iterable[str], questions: list[str]) -> Iterator[str]:
         from qkv import tasks
 
         try:
@@ -121,7 +121,7 @@ class _Run:
                 self.truncated.extend(filter(None, [self.model.n_truncated(bare)]))
                 if self.model.missing_prefix(bare):
                     self.without_prefix.append(bare)
-                asked.append(bare)
+                questions.append(bare)
                 yield line
         except DataError as error:
             self.error = error
@@ -143,8 +143,8 @@ class _Run:
             )
         if self.violations:
             count = len(self.violations)
-            said = "1 answer violates" if count == 1 else f"{count:,} answers violate"
-            yield f"{said} the constraints, such as {self.violations[0]}."
+            violations = "1 answer violates" if count == 1 else f"{count:,} answers violate"
+            yield f"{violations} the constraints, such as {self.violations[0]}."
 
 
 def _split_models(words: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:

@@ -110,10 +110,10 @@ def collate_decoder_only(
     numbers = torch.as_tensor(list(range(len(examples)) if index is None else index), dtype=torch.int64)
     bos, eos = tokenizer.bos, tokenizer.eos
     given = [np.array([bos, *source, bos, *target], dtype=np.int64) for source, target in examples]
-    asked = [
+    labels_rows = [
         np.array([*[IGNORE_INDEX] * (len(source) + 1), *target, eos], dtype=np.int64) for source, target in examples
     ]
-    return Batch(None, None, _pad(given, tokenizer.pad)[0], _pad(asked, IGNORE_INDEX)[0], numbers)
+    return Batch(None, None, _pad(given, tokenizer.pad)[0], _pad(labels_rows, IGNORE_INDEX)[0], numbers)
 
 
 def collate_sources(sources: Sequence[Ids], tokenizer: SupportsSpecialTokens) -> tuple[Tensor, Tensor]:

@@ -160,8 +160,8 @@ def tokenize_pairs(
 def find_leakage(train: Iterable[Pair], held_out: Mapping[str, Iterable[Pair]]) -> dict[str, IssueCount]:
     """Find the held-out examples whose exact source is in the training data: {name of the held-out set: Finding}."""
     held = {name: [source for source, _ in pairs] for name, pairs in held_out.items()}
-    wanted = {source for sources in held.values() for source in sources}
-    found = {source for source, _ in train if source in wanted}  # the training data may be too many to keep
+    sources_to_find = {source for sources in held.values() for source in sources}
+    found = {source for source, _ in train if source in sources_to_find}  # the training data may be too many to keep
     findings = {name: IssueCount() for name in held}
     for name, sources in held.items():
         for number, source in enumerate(sources, 1):
@@ -178,10 +178,10 @@ def exclude_sources(pairs: Iterable[Pair], *held_out: Iterable[Pair]) -> list[Pa
 
 def group_references(pairs: Iterable[Pair]) -> dict[str, list[str]]:
     """Bring all targets of one source together, in order: every pronunciation of a word."""
-    gathered: dict[str, list[str]] = {}
+    references: dict[str, list[str]] = {}
     for source, target in pairs:
-        gathered.setdefault(source, []).append(target)
-    return gathered
+        references.setdefault(source, []).append(target)
+    return references
 
 
 def _collect(

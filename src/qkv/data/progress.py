@@ -19,7 +19,7 @@ def track(items: Iterable[Item], what: str) -> Iterator[Item]:
 
     what: what is read, such as "reading pairs.tsv".
     """
-    begun = shown = time.monotonic()
+    started = shown = time.monotonic()
     is_terminal, count, was_shown = sys.stderr.isatty(), 0, False
     for item in items:
         yield item
@@ -27,9 +27,9 @@ def track(items: Iterable[Item], what: str) -> Iterator[Item]:
         if count % _STRIDE:
             continue
         now = time.monotonic()
-        if now - begun >= _QUIET and now - shown >= (_REDRAW if is_terminal else _REPEAT if was_shown else 0.0):
+        if now - started >= _QUIET and now - shown >= (_REDRAW if is_terminal else _REPEAT if was_shown else 0.0):
             end = "\r" if is_terminal else "\n"
-            print(f"{what}: {count:,} so far, {now - begun:.0f} s", end=end, file=sys.stderr, flush=True)
+            print(f"{what}: {count:,} so far, {now - started:.0f} s", end=end, file=sys.stderr, flush=True)
             shown, was_shown = now, True
     if was_shown and is_terminal:
         print("\033[2K", end="\r", file=sys.stderr, flush=True)

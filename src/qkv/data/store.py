@@ -152,8 +152,8 @@ class TokenStoreWriter:
     def __enter__(self) -> Self:
         with self._storage_errors(), ExitStack() as files:
             self._target.parent.mkdir(parents=True, exist_ok=True)
-            beside = tempfile.TemporaryDirectory(dir=self._target.parent, prefix=f".{self._target.name}.")
-            self._part = Path(files.enter_context(beside))
+            temporary = tempfile.TemporaryDirectory(dir=self._target.parent, prefix=f".{self._target.name}.")
+            self._part = Path(files.enter_context(temporary))
             self._ids, self._bounds = (files.enter_context(open(self._part / name, "wb")) for name in (_IDS, _BOUNDS))
             self._write_headers()
             self._files = files.pop_all()

@@ -115,18 +115,18 @@ class _BeamSearch:
             log_probs[last] = log_probs[last].masked_fill(others, NEG_INF)
         self._mask_phrases(log_probs)
         totals = log_probs.add_(self.log_probabilities[..., None]).flatten(1)
-        wanted = (
+        n_candidates = (
             max(2, 1 + len(self.generation_rules.eos_tokens)) * self.config.size
         )  # of a hypothesis, every end may be best
-        values, index = totals.topk(min(wanted, totals.shape[1]))
+        values, index = totals.topk(min(n_candidates, totals.shape[1]))
         if any(self.generation_rules.required_phrases(sentence) for sentence in self.sentences):
             more, real = self._advancing_candidates(totals, vocab)
-            wanted += more.shape[1]
+            n_candidates += more.shape[1]
             real &= ~(index[:, :, None] == more[:, None]).any(1)
             values = torch.cat((values, totals.gather(1, more).masked_fill(~real, NEG_INF)), 1)
             values, order = values.sort(dim=1, descending=True, stable=True)
             index = torch.cat((index, more), 1).gather(1, order)
-        missing = wanted - values.shape[1]  # a small vocabulary, at the first steps
+        missing = n_candidates - values.shape[1]  # a small vocabulary, at the first steps
         values = torch.nn.functional.pad(values, (0, missing), value=NEG_INF)
         index = torch.nn.functional.pad(index, (0, missing))
         return values, index // vocab, index % vocab
@@ -158,8 +158,8 @@ class _BeamSearch:
             if phrases := self.generation_rules.required_phrases(sentence):
                 best = totals[group].view(-1, vocab).argmax(1).tolist()
                 for rank, likely in enumerate(best):
-                    wanted = phrases.advancing_tokens(self._generated_tokens(group, rank))
-                    own |= {rank * vocab + token for token in (likely, *wanted, *self.generation_rules.eos_tokens)}
+                    advancing = phrases.advancing_tokens(self._generated_tokens(group, rank))
+                    own |= {rank * vocab + token for token in (likely, *advancing, *self.generation_rules.eos_tokens)}
             found.append(sorted(own))
         most = max(map(len, found))
         index = torch.tensor([own + [0] * (most - len(own)) for own in found], device=totals.device)

@@ -205,8 +205,8 @@ def can_stop(config: Beam, scores: Sequence[float], best_log_probability: float,
     hypothesis, which has `length` tokens and may have up to `limit`.
     """
     stops = config.resolve_rules().stopping
-    wanted = config.n_best if stops == "bound" else config.size
-    if len(scores) < wanted:
+    n_wanted = config.n_best if stops == "bound" else config.size
+    if len(scores) < n_wanted:
         return False
     if stops == "k-ended":
         return True
@@ -215,7 +215,7 @@ def can_stop(config: Beam, scores: Sequence[float], best_log_probability: float,
     reachable = best_log_probability / config.length_penalty(length)
     if stops != "k-heuristic":
         reachable = max(reachable, best_log_probability / config.length_penalty(max_length))
-    return scores[wanted - 1] >= reachable
+    return scores[n_wanted - 1] >= reachable
 
 
 @dataclass(frozen=True)

@@ -61,14 +61,14 @@ def forced_align(logits: Tensor, target_ids: Sequence[int], blank: int) -> list[
         raise DataError(
             f"{len(target_ids)} labels were to be found at {len(values)} positions; expected 1 or more, no more"
         )
-    heard = values[:, states]
+    emissions = values[:, states]
     skips = torch.tensor(
         [number > 1 and one != blank and one != states[number - 2] for number, one in enumerate(states)]
     )
     best = torch.full((len(states),), float("-inf"))
-    best[:2] = heard[0, :2]
+    best[:2] = emissions[0, :2]
     came = []
-    for row in heard[1:]:
+    for row in emissions[1:]:
         one = torch.cat((best.new_full((1,), float("-inf")), best[:-1]))
         two = torch.cat((best.new_full((2,), float("-inf")), best[:-2])).masked_fill(~skips, float("-inf"))
         best, steps = torch.stack((best, one, two)).max(dim=0)

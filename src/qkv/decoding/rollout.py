@@ -172,23 +172,23 @@ def _rollout_batch(
     targets: Sequence[tuple[float, int]],
     config: RolloutConfig,
 ) -> list[Rollout]:
-    eyes = RolloutContext(model, config.context_length)
+    context = RolloutContext(model, config.context_length)
     players = [_RunningEpisode(world, *one) for world, one in zip(environments, targets, strict=True)]
     device = next(model.parameters()).device
     playing, time = list(players), 0
-    longest = min(environments[0].max_steps, eyes.max_episode_steps)
+    longest = min(environments[0].max_steps, context.max_episode_steps)
     while playing and time < longest:
-        seen = np.stack([player.encode_step(time, normalizer) for player in playing])
-        answers = eyes.predict_action(torch.from_numpy(seen).to(device)).float().cpu()
+        steps = np.stack([player.encode_step(time, normalizer) for player in playing])
+        answers = context.predict_action(torch.from_numpy(steps).to(device)).float().cpu()
         chosen = [
             player.select_action(answer, normalizer, config) for player, answer in zip(playing, answers, strict=True)
         ]
-        eyes.set_action(torch.from_numpy(normalizer.encode_actions(np.asarray(chosen))).to(device))
+        context.set_action(torch.from_numpy(normalizer.encode_actions(np.asarray(chosen))).to(device))
         going = [not player.apply_action(action) for player, action in zip(playing, chosen, strict=True)]
         if not all(going):
             playing = [player for player, on in zip(playing, going, strict=True) if on]
             if playing:
-                eyes.select_rows(torch.tensor(going, device=device).nonzero()[:, 0])
+                context.select_rows(torch.tensor(going, device=device).nonzero()[:, 0])
         time += 1
     return [
         Rollout(

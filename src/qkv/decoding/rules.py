@@ -173,12 +173,12 @@ class SearchRules:
         forced: the prefix' token for this place, where there is one. lengths: what the next token makes the length.
         counted: whether a forced token keeps its own log-probability; it adds 0 if not.
         """
-        made = [
+        n_generated = [
             self.forced_token(sentence, length) if token is None else token
             for sentence, token, length in zip(sentences, forced_tokens, lengths, strict=True)
         ]
         own = {}
-        for place, token in enumerate(made):
+        for place, token in enumerate(n_generated):
             if token is not None:
                 keeps = is_prefix_scored and forced_tokens[place] is not None
                 own[place] = log_probs[place, ..., token].clone() if keeps else 0.0
@@ -198,4 +198,4 @@ class SearchRules:
                 log_probs[short, ..., end] = -torch.inf
         for place, value in own.items():
             log_probs[place] = -torch.inf
-            log_probs[place, ..., made[place]] = value
+            log_probs[place, ..., n_generated[place]] = value

@@ -56,9 +56,9 @@ def pronunciation_errors(hypotheses: Sequence[str], references: Sequence[Sequenc
                 f"the references of word {number} are {accepted!r}; a list with at least one pronunciation was "
                 "expected: give all accepted ones, or leave the word out"
             )
-        said = hypothesis.split()
+        predicted = hypothesis.split()
         distance, length = min(
-            ((edit_distance(said, known), len(known)) for known in map(str.split, accepted) if known),
+            ((edit_distance(predicted, known), len(known)) for known in map(str.split, accepted) if known),
             key=lambda pair: pair[0],
         )
         wrong, edits, symbols = wrong + (distance > 0), edits + distance, symbols + length

@@ -56,7 +56,9 @@ def negative_log_likelihood(
         some = rows[first : first + at_once]
         longest = len(some[-1][0])
         target = torch.tensor([[*given, *[0] * (longest - len(given))] for given, _ in some], device=device)
-        labels = torch.tensor([[*asked, *[_IGNORE_INDEX] * (longest - len(asked))] for _, asked in some], device=device)
+        labels = torch.tensor(
+            [[*targets, *[_IGNORE_INDEX] * (longest - len(targets))] for _, targets in some], device=device
+        )
         logits: Tensor = model(target=target)  # what stands after the end of a row no place before it sees
         total += functional.cross_entropy(
             logits.flatten(0, 1).float(), labels.flatten(), ignore_index=_IGNORE_INDEX, reduction="sum"
@@ -70,9 +72,9 @@ def _window_rows(
 ) -> Iterator[tuple[list[int], list[int]]]:
     """What the model is given and what it is to predict, window by window; _IGNORE where another window asks."""
     whole = [*([] if bos is None else [bos]), *text, *([] if eos is None else [eos])]
-    given, asked = whole[:-1], whole[1:]
+    given, targets = whole[:-1], whole[1:]
     start = done = 0
-    while done < len(asked):
-        end = min(start + window.context, len(asked))
-        yield given[start:end], [_IGNORE_INDEX] * (done - start) + asked[done:end]
+    while done < len(targets):
+        end = min(start + window.context, len(targets))
+        yield given[start:end], [_IGNORE_INDEX] * (done - start) + targets[done:end]
         start, done = start + window.stride, end

@@ -61,8 +61,8 @@ class InputEmbedding(nn.Module):
             )
         if self.positional_conv is not None:
             hidden = hidden if mask is None else hidden.masked_fill(~mask[..., None], 0)
-            seen = self.positional_conv(hidden.mT)[..., : hidden.shape[1]]  # an even width makes one too many
-            return hidden + functional.gelu(seen).mT
+            convolved = self.positional_conv(hidden.mT)[..., : hidden.shape[1]]  # an even width makes one too many
+            return hidden + functional.gelu(convolved).mT
         numbers = torch.arange(past, end, device=hidden.device)
         if self.positions is not None:
             learned: Tensor = hidden + self.positions(numbers)

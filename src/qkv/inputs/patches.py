@@ -74,5 +74,7 @@ class PatchEmbedding(InputEmbedding):
         if (rows, columns) == (side, side):
             return positions
         grid = learned.T.reshape(1, -1, side, side).float()  # bicubic in half precision would shift the vectors
-        wanted = functional.interpolate(grid, (rows, columns), mode="bicubic", antialias=self.input_config.antialias)
-        return torch.cat([leading, wanted[0].flatten(1).T.to(positions.dtype)])
+        interpolated = functional.interpolate(
+            grid, (rows, columns), mode="bicubic", antialias=self.input_config.antialias
+        )
+        return torch.cat([leading, interpolated[0].flatten(1).T.to(positions.dtype)])

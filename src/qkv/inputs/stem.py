@@ -19,8 +19,8 @@ class StemConvolution(nn.Conv2d):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, channels, height, width) -> (batch, its own, ceil(height / stride), ceil(width / stride))."""
-        seen = functional.gelu(self.norm(super().forward(inputs)))
-        return inputs + seen if self.has_residual else seen
+        activated = functional.gelu(self.norm(super().forward(inputs)))
+        return inputs + activated if self.has_residual else activated
 
 
 def build_stem(input_config: spec.Patches | spec.Frames, channels: int) -> nn.ModuleList:

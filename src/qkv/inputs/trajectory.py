@@ -48,10 +48,10 @@ class TrajectoryEmbedding(InputEmbedding):
             [1, self.input_config.state_dim, self.input_config.action_dim],
             dim=-1,
         )
-        seen = [self.states(states), self.actions(actions)]
+        embedded = [self.states(states), self.actions(actions)]
         if self.returns is not None:
-            seen.insert(0, self.returns(returns))
-        hidden = (torch.stack(seen, dim=2) + self.times(times).unsqueeze(2)).flatten(1, 2)
+            embedded.insert(0, self.returns(returns))
+        hidden = (torch.stack(embedded, dim=2) + self.times(times).unsqueeze(2)).flatten(1, 2)
         result: Tensor = self.dropout(self.norm(self.add_positions(hidden, past, self.position_mask(mask))))
         return result
 

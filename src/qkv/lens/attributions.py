@@ -65,9 +65,9 @@ def attention_rollout(trace: Trace, stack: str = "encoder") -> Tensor:
     flowing: Tensor | None = None
     for attention in own:
         weights = attention.compute_weights().mean(dim=1)
-        mixed = 0.5 * weights + 0.5 * torch.eye(weights.shape[-1], device=weights.device)
-        mixed = mixed / mixed.sum(dim=-1, keepdim=True)
-        flowing = mixed if flowing is None else mixed @ flowing
+        with_residual = 0.5 * weights + 0.5 * torch.eye(weights.shape[-1], device=weights.device)
+        with_residual = with_residual / with_residual.sum(dim=-1, keepdim=True)
+        flowing = with_residual if flowing is None else with_residual @ flowing
     assert flowing is not None
     return flowing
 
@@ -134,11 +134,11 @@ def gradient_times_weight(
     keeper = _WeightsTap({})
     with torch.enable_grad():
         logits = model(source, target, tap=keeper if inner is None else Compose(inner, keeper))
-        seen = [weights for calls in keeper.by_place.values() for weights in calls]
-        gradients = torch.autograd.grad(logits[:, position, token].sum(), seen, allow_unused=True)
+        all_weights = [weights for calls in keeper.by_place.values() for weights in calls]
+        gradients = torch.autograd.grad(logits[:, position, token].sum(), all_weights, allow_unused=True)
     products = iter(
         torch.zeros_like(weights) if gradient is None else (weights * gradient).detach()
-        for weights, gradient in zip(seen, gradients, strict=True)
+        for weights, gradient in zip(all_weights, gradients, strict=True)
     )
     return {place: torch.cat([next(products) for _ in calls], dim=2) for place, calls in keeper.by_place.items()}
 

@@ -67,7 +67,7 @@ def write_capture(
     a file cannot hold.
     """
     blocks = _TensorBlocks()
-    described = {
+    description = {
         "format": FORMAT,
         "places": {
             one.place: {
@@ -80,7 +80,7 @@ def write_capture(
         "tokens": {"source": _to_list(source_tokens), "target": _to_list(target_tokens)},
         "claims": {place: worst.tolist() for place, worst in trace.certify().items()},
     }
-    header = {**described, "sha256": _compute_digest(described, blocks.tensors)}
+    header = {**description, "sha256": _compute_digest(description, blocks.tensors)}
     with atomic_write(Path(path)) as part:
         save_file(blocks.tensors, part, {"qkv": json.dumps(header, ensure_ascii=False)})
 
@@ -94,9 +94,9 @@ def read_capture(path: str | Path, *, certify: bool = True) -> Capture:
     header, tensors = _read(Path(path))
     try:
         attentions = {}
-        for place, said in header["places"].items():
-            calls = [_build_call(one, tensors) for one in said["calls"]]
-            attentions[place] = AttentionTrace(place, calls, _get_block(tensors, said["output_weight"]))
+        for place, description in header["places"].items():
+            calls = [_build_call(one, tensors) for one in description["calls"]]
+            attentions[place] = AttentionTrace(place, calls, _get_block(tensors, description["output_weight"]))
         inputs = {name: _get_block(tensors, block) for name, block in header["inputs"].items()}
         trace = Trace({place: list(one.calls) for place, one in attentions.items()}, attentions, **inputs)  # type: ignore[arg-type]
         tokens = {side: None if own is None else tuple(own) for side, own in header["tokens"].items()}
@@ -143,29 +143,31 @@ class _TensorBlocks:
 
 
 def _describe_call(call: Call, blocks: _TensorBlocks, place: str) -> dict[str, Any]:
-    said: dict[str, Any] = {site: blocks.add(call.get_full(site)) for site in _SITES}
-    said["keys"] = call["key"].shape[2]
+    description: dict[str, Any] = {site: blocks.add(call.get_full(site)) for site in _SITES}
+    description["keys"] = call["key"].shape[2]
     terms = call.score_terms
     mask, score = terms.get("mask"), terms.get("score")
-    said |= {name: terms.get(name) for name in _SCALAR_TERMS}
-    said |= {name: blocks.add(terms.get(name)) for name in ("bias", "sinks")}
+    description |= {name: terms.get(name) for name in _SCALAR_TERMS}
+    description |= {name: blocks.add(terms.get(name)) for name in ("bias", "sinks")}
     if isinstance(mask, Mask):
-        said["mask"] = {
+        description["mask"] = {
             "causal": mask.causal,
             "window": mask.window,
             "past": mask.past,
             "keys": blocks.add(mask.key_mask),
         }
-        said["mask"]["documents"] = None if mask.documents is None else [blocks.add(one) for one in mask.documents]
+        description["mask"]["documents"] = (
+            None if mask.documents is None else [blocks.add(one) for one in mask.documents]
+        )
     else:
-        said["mask"] = blocks.add(mask)
+        description["mask"] = blocks.add(mask)
     vector = (
         score.vector if isinstance(score, _AdditiveScore) else getattr(getattr(score, "__self__", None), "vector", None)
     )
     if score is not None and vector is None:
         raise QkvError(f"{place}: its scores come from a function of its own, which a file cannot hold")
-    said["additive"] = blocks.add(vector)
-    return said
+    description["additive"] = blocks.add(vector)
+    return description
 
 
 def _build_call(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Call:
@@ -216,13 +218,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no other iterator)
         header = json.loads(metadata["qkv"])
-        said = header.pop("sha256")
+        digest = header.pop("sha256")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; {_DAMAGED}") from error
     except (KeyError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path} is no capture: it has no description of one; give a .qkv file") from error
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {header.get('format')!r}; this qkv reads {FORMAT}: upgrade it")
-    if said != _compute_digest(header, tensors):
+    if digest != _compute_digest(header, tensors):
         raise CheckpointError(f"{path} does not have the checksum that it names; {_DAMAGED}")
     return header, tensors

@@ -51,8 +51,8 @@ class WeightChunks:
             step = max(1, _ELEMENTS // max(1, batch * heads * call["key"].shape[2]))
             for begin in range(0, queries, step):
                 rows = begin, min(begin + step, queries)
-                seen = recompute.find_visible_range(call, rows)[1]
+                visible = recompute.find_visible_range(call, rows)[1]
                 yield WeightChunk(
-                    number, rows, offset + begin, recompute.compute_weights(call, range(heads), rows, seen)
+                    number, rows, offset + begin, recompute.compute_weights(call, range(heads), rows, visible)
                 )
             offset += queries

@@ -47,10 +47,10 @@ def attribute_copies(model: SequenceModel, trace: Trace, row: int = 0) -> list[C
     weights, source = attention.compute_weights(0)[row], trace.source[row]
     probabilities = trace.logits[row].float().softmax(dim=-1)
     found = []
-    for asked, token in enumerate(trace.target[row, 1:].tolist()):
-        own = weights[asked].masked_fill(source != token, 0.0)
-        given = (1 - gates[asked]) * float(own.sum())
-        share = given / max(float(probabilities[asked, token]), given, 1e-30)
+    for position, token in enumerate(trace.target[row, 1:].tolist()):
+        own = weights[position].masked_fill(source != token, 0.0)
+        given = (1 - gates[position]) * float(own.sum())
+        share = given / max(float(probabilities[position, token]), given, 1e-30)
         place = int(own.argmax()) if share > 0 else None
-        found.append(CopyAttribution(asked + 1, token, gates[asked], share, place))
+        found.append(CopyAttribution(position + 1, token, gates[position], share, place))
     return found

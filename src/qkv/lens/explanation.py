@@ -201,7 +201,7 @@ def explain(
         for place, (side, number) in enumerate(tokens)
     ]
     reasons.sort(key=lambda reason: reason.probability_without)
-    asked = [
+    questions = [
         _Removal("edge", reason.side, reason.position, attention.place, head)
         for reason in reasons[:heads]
         for attention in trace
@@ -209,7 +209,7 @@ def explain(
         for head in range(attention.heads)
     ]
     by_head: dict[tuple[Side, int], list[HeadEffect]] = {}
-    for removal, probability in zip(asked, question.compute_probabilities_without(asked, token), strict=True):
+    for removal, probability in zip(questions, question.compute_probabilities_without(questions, token), strict=True):
         assert removal.place is not None
         own = by_head.setdefault((removal.side, removal.position), [])
         own.append(HeadEffect(removal.place, removal.head, probability))

@@ -111,8 +111,8 @@ def _report_each_head(
         same = (given[:, query, None] == given[:, None, key]) & (away > 0)
         after = torch.cat([torch.zeros_like(same[..., :1]), same[..., :-1]], dim=-1) & (away > 0)
         for name, where in (("duplicate", same), ("induction", after)):
-            row, asking, asked = where.nonzero(as_tuple=True)  # few of all pairs of tokens
-            matched[name] += weights[row, :, asking, asked].sum(dim=0)
+            row, asking, key_positions = where.nonzero(as_tuple=True)  # few of all pairs of tokens
+            matched[name] += weights[row, :, asking, key_positions].sum(dim=0)
             counts[name] += int(where.any(dim=-1).sum())
     shares = _compute_output_shares(attention, chosen)
     sink = 1 - statistics.mass + statistics.first

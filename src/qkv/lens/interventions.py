@@ -271,11 +271,11 @@ def ablate(
         mean = context.mean(dim=(0, 2), keepdim=True)
         return _ReplaceTap(tracker, lambda tensor, _: _replace(tensor, mean, heads, place))
     others = context.transpose(1, 2).flatten(0, 1)  # (rows * queries, heads, d_value)
-    drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed)).to(others.device)
+    permutation = torch.randperm(len(others), generator=torch.Generator().manual_seed(seed)).to(others.device)
 
     def resample(tensor: Tensor, begin: int) -> Tensor:
         places = torch.arange(begin, begin + tensor.shape[2], device=tensor.device) % len(others)
-        return _replace(tensor, others[drawn[places]].transpose(0, 1)[None], heads, place)
+        return _replace(tensor, others[permutation[places]].transpose(0, 1)[None], heads, place)
 
     return _ReplaceTap(tracker, resample)
 

@@ -69,12 +69,12 @@ def compute_statistics(
             raise QkvError(f"{attention.place}: head={head} was given; it has heads 0 to {attention.heads - 1}")
     top = min(top, attention.keys)
     batch, queries, device = attention.key.shape[0], attention.queries, attention.key.device
-    normaliser, mass, begun, entropy, distance = torch.zeros(5, batch, len(chosen), queries, device=device).unbind(0)
+    normaliser, mass, computed, entropy, distance = torch.zeros(5, batch, len(chosen), queries, device=device).unbind(0)
     found = AttentionStatistics(
         chosen,
         normaliser,
         mass,
-        begun,
+        computed,
         entropy,
         distance,
         top_keys=torch.full((batch, len(chosen), queries, top), -1, dtype=torch.int32, device=device),

@@ -122,6 +122,6 @@ def group_words(token_texts: Sequence[str], times: Sequence[tuple[float, float]]
         if not found or piece[:1].isspace():
             found.append(TimedWord(piece.strip(), start, end))
         else:
-            spoken = any(character.isalnum() for character in piece)
-            found[-1] = TimedWord(found[-1].text + piece, found[-1].start, end if spoken else found[-1].end)
+            has_letters = any(character.isalnum() for character in piece)
+            found[-1] = TimedWord(found[-1].text + piece, found[-1].start, end if has_letters else found[-1].end)
     return found

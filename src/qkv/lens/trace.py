@@ -252,15 +252,15 @@ class AttentionTrace:
 
     def _compute_matrix(self, head: int | None, rows: Sequence[int] | None, weights: bool) -> Tensor:
         heads = list(range(self.heads)) if head is None else [self._check_head(head)]
-        wanted = list(range(self.queries)) if rows is None else [int(row) for row in rows]
-        if wrong := [row for row in wanted if not 0 <= row < self.queries]:
+        selected = list(range(self.queries)) if rows is None else [int(row) for row in rows]
+        if wrong := [row for row in selected if not 0 <= row < self.queries]:
             raise QkvError(f"{self.place}: row {wrong[0]} was asked for; it has queries 0 to {self.queries - 1}")
         parts: list[Tensor] = []
         order: list[int] = []
         offset = 0
         for call in self.calls:
             length = call["query"].shape[2]
-            here = sorted({row - offset for row in wanted if offset <= row < offset + length})
+            here = sorted({row - offset for row in selected if offset <= row < offset + length})
             for span in recompute.split_into_runs(here, _BLOCK):
                 if weights:
                     part = recompute.compute_weights(call, heads, span)
@@ -273,9 +273,9 @@ class AttentionTrace:
             offset += length
         nothing = self.key.new_zeros(self.key.shape[0], len(heads), 0, self.keys)
         matrix = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2) if parts else nothing
-        if order != wanted:
+        if order != selected:
             index = {row: number for number, row in enumerate(order)}
-            matrix = matrix[:, :, [index[row] for row in wanted]]
+            matrix = matrix[:, :, [index[row] for row in selected]]
         return matrix if head is None else matrix[:, 0]
 
 

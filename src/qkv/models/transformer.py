@@ -64,8 +64,8 @@ class Stack(nn.Module):
         hidden = tap("embedding", self.embedding(inputs, past, mask))
         mask = self.embedding.position_mask(mask)
         placings: dict[tuple[object, ...], AttentionInputs] = {}
-        seen = None if memory is None or memory.mask is None else memory.mask[:, None, None, :]
-        memory_placing = AttentionInputs(mask=seen)
+        memory_mask = None if memory is None or memory.mask is None else memory.mask[:, None, None, :]
+        memory_placing = AttentionInputs(mask=memory_mask)
         for number in range(self.depth):
             block = self.blocks[number % len(self.blocks)]
             attention = self.config.blocks[number % len(self.blocks)].self_attention
@@ -110,21 +110,21 @@ class Stack(nn.Module):
         # The kernel's own causal flag costs nothing, and a rule that is too large is taken by rows; any other becomes
         # one matrix for all blocks that share it.
         stays = rule.is_only_causal or ((large or reading) and isinstance(position, spec.Rotary | None))
-        seen = rule if stays else rule.to_tensor(length, past + length, device)
+        visible = rule if stays else rule.to_tensor(length, past + length, device)
         if isinstance(position, spec.Rotary):
             places = torch.arange(past, past + length, device=device)
-            return AttentionInputs(seen, rotations=compute_rotations(places, attention.d_key, position))
+            return AttentionInputs(visible, rotations=compute_rotations(places, attention.d_key, position))
         if isinstance(position, spec.RelativeBias):
             table = self.position_biases[self._bias_index[position]]
-            return AttentionInputs(seen, bias=table(compute_distances(length, past + length, past, device)))
+            return AttentionInputs(visible, bias=table(compute_distances(length, past + length, past, device)))
         if isinstance(position, spec.Alibi):
             return AttentionInputs(
-                seen,
+                visible,
                 bias=compute_alibi_bias(
                     compute_distances(length, past + length, past, device), attention.heads, position.factor
                 ),
             )
-        return AttentionInputs(seen)
+        return AttentionInputs(visible)
 
 
 def _get_token_embedding(stack: Stack) -> nn.Embedding:
@@ -200,9 +200,9 @@ class Transformer(SequenceModel):
                 for table in filter(None, (module.tokens, module.positions, module.segments)):
                     nn.init.normal_(table.weight, std=1.0 if alone else table.embedding_dim**-0.5)
             elif isinstance(module, InputEmbedding):
-                beside = [*module.class_tokens, module.registers] if isinstance(module, PatchEmbedding) else []
-                beside += [table.weight for table in module.children() if isinstance(table, nn.Embedding)]
-                for vectors in beside:
+                extra_vectors = [*module.class_tokens, module.registers] if isinstance(module, PatchEmbedding) else []
+                extra_vectors += [table.weight for table in module.children() if isinstance(table, nn.Embedding)]
+                for vectors in extra_vectors:
                     if vectors is not None:
                         nn.init.normal_(vectors, std=0.02)
             elif isinstance(module, RelativeBias):

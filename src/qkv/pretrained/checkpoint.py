@@ -156,8 +156,8 @@ def save(pretrained: PretrainedModel, folder: str | Path) -> None:
 def _with_stored_dtype(config: HFConfig, tensors: Mapping[str, Tensor]) -> HFConfig:
     """The configuration, with the type that the parameters are in now if it says another (or nothing: float32)."""
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
-    said = config.get("dtype") or config.get("torch_dtype") or "float32"
-    if len(kinds) != 1 or kinds == {said}:
+    dtype_name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if len(kinds) != 1 or kinds == {dtype_name}:
         return config
     return {**{name: value for name, value in config.items() if name != "torch_dtype"}, "dtype": kinds.pop()}
 

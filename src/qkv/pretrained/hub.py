@@ -29,14 +29,14 @@ def download(repo_id: str, *, with_weights: bool = True) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        wanted = list(_MODEL_PATTERNS if with_weights else _CONFIG_PATTERNS)
+        patterns = list(_MODEL_PATTERNS if with_weights else _CONFIG_PATTERNS)
         return Path(
-            huggingface_hub.snapshot_download(repo_id, allow_patterns=wanted, ignore_patterns=list(_IGNORED_PATTERNS))
+            huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns, ignore_patterns=list(_IGNORED_PATTERNS))
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DownloadError(
             f"there is no folder {repo_id!r}, and no model of this name could be downloaded from the Hugging Face "
-            f"Hub: {said}. Expected a "
+            f"Hub: {reason}. Expected a "
             "folder, or a name such as openai-community/gpt2; check its spelling and the network"
         ) from error

@@ -40,9 +40,9 @@ class QuantizedTensor(Tensor):
         cls, codes: Tensor, scale: Tensor, block_min: Tensor | None = None, zero_point: int = 0
     ) -> QuantizedTensor:
         shape = (scale.shape[0], scale.shape[1] * BLOCK_SIZE)
-        made: QuantizedTensor = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)
-        made.codes, made.scale, made.block_min, made.zero_point = codes, scale, block_min, zero_point
-        return made
+        tensor: QuantizedTensor = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.float32)
+        tensor.codes, tensor.scale, tensor.block_min, tensor.zero_point = codes, scale, block_min, zero_point
+        return tensor
 
     def __init__(self, codes: Tensor, scale: Tensor, block_min: Tensor | None = None, zero_point: int = 0) -> None:
         super().__init__()

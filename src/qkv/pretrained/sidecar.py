@@ -59,8 +59,10 @@ def read_sentence_pooling(folder: Path, config: HFConfig) -> HFConfig:
             f"{folder / 'modules.json'} lists {', '.join(kinds)}; expected Transformer, Pooling and perhaps Normalize"
         )
     path = folder / str(modules[1].get("path")) / "config.json"
-    said = _read_json(path)
-    mode = said.get("pooling_mode") or [name for flag, name in _POOLING_FLAGS.items() if said.get(flag)] or "mean"
+    settings = _read_json(path)
+    mode = (
+        settings.get("pooling_mode") or [name for flag, name in _POOLING_FLAGS.items() if settings.get(flag)] or "mean"
+    )
     mode = mode[0] if isinstance(mode, list) and len(mode) == 1 else mode
     if not isinstance(mode, str) or mode not in _POOLING_MODES:
         raise CheckpointError(f"{path} says pooling_mode={mode!r}; expected one of {', '.join(_POOLING_MODES)}")

@@ -159,8 +159,8 @@ class TokenizerSettings:
             return AddedToken(value, normalized=False, special=special)
         flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
         if isinstance(value, Mapping) and isinstance(value.get("content"), str):
-            said = {flag: bool(value[flag]) for flag in flags if flag in value}
-            return AddedToken(value["content"], **{"special": special, **said})
+            flags_given = {flag: bool(value[flag]) for flag in flags if flag in value}
+            return AddedToken(value["content"], **{"special": special, **flags_given})
         raise VocabularyError(f"{self.name} has {value!r:.60} where a token belongs; copy its tokenizer files again")
 
 
@@ -243,10 +243,10 @@ def _add_tokens(
                 f"{inner.token_to_id(token.content)}; the vocabulary is of another model, copy all files again"
             )
     for role, text in role_tokens.items():
-        said = settings.parse_added_token(settings.get(f"{role}_token"))
-        if text is None or text in there or (said is None and inner.token_to_id(text) is None):
+        added_token = settings.parse_added_token(settings.get(f"{role}_token"))
+        if text is None or text in there or (added_token is None and inner.token_to_id(text) is None):
             continue
-        inner.add_special_tokens([said or AddedToken(text, normalized=False, special=True)])
+        inner.add_special_tokens([added_token or AddedToken(text, normalized=False, special=True)])
         there.add(text)
     rest = [text for text in settings.extra_tokens if text not in there]
     inner.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in rest])

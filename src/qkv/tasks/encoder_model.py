@@ -245,22 +245,26 @@ class EncoderModel(TaskModel):
         Raises CheckpointError or ConfigError for a card that does not fit the model, VocabularyError for a tokenizer
         of another model.
         """
-        where, said = f"{folder}/card.json", loaded.read_settings(_ProcessorSettings)
-        prepared: Processor | None = said.processor
+        where, settings = f"{folder}/card.json", loaded.read_settings(_ProcessorSettings)
+        prepared: Processor | None = settings.processor
         if prepared is None:
             model_folder.require_files(folder, "source.tokenizer.json")
             prepared = Tokenizer.load(folder / "source.tokenizer.json")
             loaded.check_tokenizers(source=prepared)
-        found = cls(loaded.model, prepared, loaded.task, said.labels, card=loaded.card)
+        found = cls(loaded.model, prepared, loaded.task, settings.labels, card=loaded.card)
         reads, answers = found._encoder.input, found._head
         if not isinstance(prepared, _PROCESSOR_TYPES[type(reads)]):
             raise CheckpointError(
                 f"{where}: processor is {type(prepared).__name__}, and the model reads {type(reads).__name__}; "
                 "take both files from the same run"
             )
-        if isinstance(answers, spec.Classes | spec.Labels) and said.labels and len(said.labels) != answers.count:
+        if (
+            isinstance(answers, spec.Classes | spec.Labels)
+            and settings.labels
+            and len(settings.labels) != answers.count
+        ):
             raise CheckpointError(
-                f"{where}: labels names {len(said.labels)} classes, and the model has {answers.count}; "
+                f"{where}: labels names {len(settings.labels)} classes, and the model has {answers.count}; "
                 "take both files from the same run"
             )
         return found

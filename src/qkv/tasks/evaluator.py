@@ -96,8 +96,8 @@ def load_examples(
         return load_image_candidates(paths, corpus, options)
     if "image" in model.capabilities:
         classes: Sequence[str] = getattr(model, "labels", ())
-        if (labelled := load_image_labels(paths, corpus, options, classes)) is not None:
-            return labelled
+        if (label_pairs := load_image_labels(paths, corpus, options, classes)) is not None:
+            return label_pairs
     return prepare_pairs([parse_data_source(paths, corpus, options)], model.task)
 
 
@@ -153,9 +153,9 @@ def evaluate_pairs(
     questions = task.group_references(pairs)
     references = [own for _, own in questions]
     task.score([""] * len(references), references)  # refuse a reference that cannot be scored before decoding
-    begun = time.perf_counter()
+    started = time.perf_counter()
     answers = [found[0].text for found in model.predict_ranked((source for source, _ in questions), decoding)]
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     buckets = score_by_length(
         lambda some, own: task.score(some, own)[task.metric],
         answers,
@@ -164,14 +164,14 @@ def evaluate_pairs(
         task.length_edges,
     )
     sources = [source for source, _ in questions]
-    unread = sum(model.n_truncated(source) > 0 for source in sources)
-    unled = sum(model.missing_prefix(source) for source in sources)
-    beside = {}
+    n_truncated = sum(model.n_truncated(source) > 0 for source in sources)
+    n_without_prefix = sum(model.missing_prefix(source) for source in sources)
+    details = {}
     if baselines:
-        beside["the first sentence"] = task.score(lead_baseline(sources), references)
-        beside["the best sentence (oracle)"] = task.score(oracle_baseline(sources, references), references)
+        details["the first sentence"] = task.score(lead_baseline(sources), references)
+        details["the best sentence (oracle)"] = task.score(oracle_baseline(sources, references), references)
     return EvaluationReport(
-        task.score(answers, references), buckets, seconds, answers, references, unread, unled, beside
+        task.score(answers, references), buckets, seconds, answers, references, n_truncated, n_without_prefix, details
     )
 
 
@@ -195,7 +195,7 @@ def evaluate_recordings(
     task = model.task
     references: list[tuple[str, ...]] = [(one.text,) for one in recordings]
     task.score([""] * len(references), references)  # refuse a reference that cannot be scored before decoding
-    begun = time.perf_counter()
+    started = time.perf_counter()
     times: list[tuple[tuple[float, float], ...]] = []
 
     def sounds() -> Iterator[Tensor]:
@@ -206,7 +206,7 @@ def evaluate_recordings(
 
     found = model.predict_waveforms(sounds(), decoding)
     answers = [answer.text for answer, *_ in found]
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - started
     scores = task.score(answers, references)
     right = [number for number, own in enumerate(references) if times[number] and answers[number] == own[0]]
     frontend = getattr(model, "frontend", None)
@@ -234,10 +234,10 @@ def _score_word_times(model: Any, recordings: Sequence[Recording]) -> dict[str, 
         for word, (begin, end) in zip(words, sound.word_times, strict=False):
             begins.append(1000 * abs(word.start - begin))
             ends.append(1000 * abs(word.end - end))
-    said = f"ms|mean-absolute|words:{len(begins)}|of:right-answers"
+    signature = f"ms|mean-absolute|words:{len(begins)}|of:right-answers"
     return {
-        "word_start_error": Score("word_start_error", sum(begins) / max(1, len(begins)), said),
-        "word_end_error": Score("word_end_error", sum(ends) / max(1, len(ends)), said),
+        "word_start_error": Score("word_start_error", sum(begins) / max(1, len(begins)), signature),
+        "word_end_error": Score("word_end_error", sum(ends) / max(1, len(ends)), signature),
     }
 
 
@@ -277,26 +277,26 @@ def evaluate_perplexity(
     if window is None:
         context = _get_context(model, shape.decoder)
         window = SlidingWindow(context, max(1, context // 2))
-    begun = time.perf_counter()
+    started = time.perf_counter()
     ids = generator.source_tokenizer.encode_batch(texts)
     ends = generator.generation is None
     bos, eos = generator.rules.bos, generator.target_tokenizer.eos if ends else None
     total, count = negative_log_likelihood(
         model.module, ids, window, bos=bos, eos=eos, vocab_size=generator.target_tokenizer.size
     )
-    said = f"context:{window.context}|stride:{window.stride}|begin:{'unscored' if bos is None else 'scored'}"
-    said += f"|end:{'scored' if ends else 'unscored'}"
+    signature = f"context:{window.context}|stride:{window.stride}|begin:{'unscored' if bos is None else 'scored'}"
+    signature += f"|end:{'scored' if ends else 'unscored'}"
     unk = generator.source_tokenizer.special_tokens.unk
     if unk is not None and (unknown := sum(one.count(unk) for one in ids)):
-        said += f"|unknown:{unknown}"
+        signature += f"|unknown:{unknown}"
     size = sum(len(text.encode()) for text in texts)
     scores = {
         "loss": nats_per_token(total, count),
         "perplexity": perplexity(total, count),
         "bits_per_byte": bits_per_byte(total, size),
     }
-    told = {name: replace(score, signature=f"{score.signature}|{said}") for name, score in scores.items()}
-    return PerplexityReport(told, len(texts), time.perf_counter() - begun)
+    signed_scores = {name: replace(score, signature=f"{score.signature}|{signature}") for name, score in scores.items()}
+    return PerplexityReport(signed_scores, len(texts), time.perf_counter() - started)
 
 
 def _get_context(model: TaskModel, decoder: spec.Stack) -> int:

@@ -157,8 +157,8 @@ _CHANGEABLE_ON_RESUME = (
 
 def _check_same_recipe(recipe: RecipeConfig, run_folder: Path) -> None:
     """Raise TrainingError if the folder's run was begun by another recipe, or holds a model that would be lost."""
-    begun = (run_folder / _RECIPE_FILE).is_file() and (run_folder / "checkpoint.safetensors").is_file()
-    if not begun:
+    has_begun = (run_folder / _RECIPE_FILE).is_file() and (run_folder / "checkpoint.safetensors").is_file()
+    if not has_begun:
         if (run_folder / "model.safetensors").exists():
             raise TrainingError(
                 f"{run_folder} already holds a model, and no run to resume. Choose another folder (--folder)."

@@ -99,11 +99,11 @@ def _build_speech_recognizer(published: PretrainedModel, path: Path) -> TextGene
     assert isinstance(shape, spec.Transformer) and shape.encoder is not None
     reads = shape.encoder.input
     if isinstance(reads, spec.Frames) and not (path / "preprocessor_config.json").exists():
-        said: dict[str, Any] = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": reads.mels}
+        settings: dict[str, Any] = {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": reads.mels}
     else:
-        said = _read_preprocessor_config(path)
-    hearing = features.features_from_config(said)
-    if not isinstance(hearing, features.LogMel):
+        settings = _read_preprocessor_config(path)
+    feature_config = features.features_from_config(settings)
+    if not isinstance(feature_config, features.LogMel):
         raise CheckpointError(
             f"{path}/preprocessor_config.json computes no log-mel spectrogram, "
             "which this model expects; copy the file from where the model came from"
@@ -117,7 +117,7 @@ def _build_speech_recognizer(published: PretrainedModel, path: Path) -> TextGene
         TASKS["speech-recognition"],
         decoding,
         generation=published.generation,
-        frontend=SpeechFrontend(hearing),
+        frontend=SpeechFrontend(feature_config),
     )
 
 

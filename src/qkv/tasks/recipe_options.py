@@ -29,13 +29,13 @@ def list_options(node: Any, above: str = "") -> Iterator[tuple[str, str, str, st
 def find_meanings(cls: type) -> dict[str, str]:
     """Return what the docstring of a dataclass says about each of its fields."""
     names = [field.name for field in dataclasses.fields(cls)]
-    said = " ".join(inspect.cleandoc(cls.__doc__ or "").split())
-    starts = list(re.finditer(rf"(?:^|(?<=[.;] ))((?:{'|'.join(names)})(?:, \w+)*): ", said)) if names else []
+    text = " ".join(inspect.cleandoc(cls.__doc__ or "").split())
+    starts = list(re.finditer(rf"(?:^|(?<=[.;] ))((?:{'|'.join(names)})(?:, \w+)*): ", text)) if names else []
     found: dict[str, str] = {}
     for number, start in enumerate(starts):
-        end = starts[number + 1].start() if number + 1 < len(starts) else len(said)
+        end = starts[number + 1].start() if number + 1 < len(starts) else len(text)
         for name in start[1].split(", "):
-            found.setdefault(name, said[start.end() : end].strip().rstrip(";."))
+            found.setdefault(name, text[start.end() : end].strip().rstrip(";."))
     return found
 
 

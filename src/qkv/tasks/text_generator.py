@@ -158,14 +158,16 @@ class TextGenerator(TaskModel):
             before += len(chunk)
             full = [number for number, one in enumerate(ids) if one]
             given = [ids[number] for number in full]
-            wishes = [constraints.for_line(chunk[number]) for number in full] if constraints else None
+            line_constraints = [constraints.for_line(chunk[number]) for number in full] if constraints else None
             found = generate_all(
                 self.module,
                 given if self.has_encoder else None,
                 rules=replace(
                     self.rules,
                     prefixes=None if self.has_encoder else given,
-                    constraints=None if wishes is None else build_phrase_constraints(wishes, self.target_tokenizer),
+                    constraints=None
+                    if line_constraints is None
+                    else build_phrase_constraints(line_constraints, self.target_tokenizer),
                 ),
                 decoding=decoding,
                 generator=generator,
@@ -245,11 +247,11 @@ class TextGenerator(TaskModel):
         if (
             prompt_length and self.generation is None and self.task.is_continuation
         ):  # a space between a prompt and what follows is of neither alone
-            begun, whole = (
+            prompt_text, whole = (
                 self.target_tokenizer.decode(hypothesis.tokens[:prompt_length]),
                 self.target_tokenizer.decode(hypothesis.tokens),
             )
-            text = whole.removeprefix(begun) if whole.startswith(begun) else text
+            text = whole.removeprefix(prompt_text) if whole.startswith(prompt_text) else text
         return Answer(text, hypothesis.score, hypothesis.log_probability, hypothesis.tokens)
 
     def validate_inputs(
@@ -321,7 +323,7 @@ class TextGenerator(TaskModel):
         tap: intervenes, both while the model answers and in the trace.
         Raises DataError for a line without text, VocabularyError for an answer that the model cannot give.
         """
-        perceived = None
+        audio_input = None
         if self.frontend is not None:
             samples = transcription.load_waveform(line, self.frontend.features)
             if (most := self.frontend.features.seconds) and len(samples) > most * self.frontend.features.sample_rate:
@@ -334,7 +336,7 @@ class TextGenerator(TaskModel):
                 )
             source: Any = self.frontend.extract_features(samples)
             named, prompt = [], []
-            perceived = AudioInput(samples, self.frontend.features.sample_rate, self.frontend.seconds_per_position)
+            audio_input = AudioInput(samples, self.frontend.features.sample_rate, self.frontend.seconds_per_position)
         else:
             [read] = self.validate_inputs([line])
             if not read:
@@ -358,8 +360,8 @@ class TextGenerator(TaskModel):
         whole = whole[:-1] if whole[-1] in ends and len(whole) > 1 else whole  # after an end nothing was asked
         trace = lens.look(self.module.eval(), source, whole, tap=tap)
         begin = max(1, len(first) + len(rules.forced_prefix) + len(prompt))
-        heard = None if perceived is None else len(perceived.samples)
-        words = () if heard is None else transcription.word_times(self, source, heard, tokens, trace, ends)
+        n_samples = None if audio_input is None else len(audio_input.samples)
+        words = () if n_samples is None else transcription.word_times(self, source, n_samples, tokens, trace, ends)
         copied = self._describe_copying(trace)
         return replace(
             trace,
@@ -367,7 +369,7 @@ class TextGenerator(TaskModel):
             answer=given,
             source_tokens=named,
             target_tokens=self.target_tokenizer.display_tokens(whole),
-            input=perceived,
+            input=audio_input,
             answer_start=begin,
             word_times=words,
             copy_report=copied,
@@ -382,12 +384,15 @@ class TextGenerator(TaskModel):
         if not every:  # an empty answer
             return []
         names = self.target_tokenizer.display_tokens([one.token for one in every])
-        told = [
+        descriptions = [
             f"  {name} ({one.copied_share:.0%} copied, from {one.source_position})"
             for name, one in zip(names, every, strict=True)
             if one.copied_share >= 0.5
         ]
-        return [f"{len(told)} of {len(every)} tokens came more out of the source than out of the vocabulary:", *told]
+        return [
+            f"{len(descriptions)} of {len(every)} tokens came more out of the source than out of the vocabulary:",
+            *descriptions,
+        ]
 
     def save(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write the model folder, with parameters in `dtype` if given (float16 halves the file).

@@ -32,8 +32,8 @@ def smoothed_and_plain_cross_entropy(logits: Tensor, labels: Tensor, label_smoot
     """Return `cross_entropy` with smoothing, and without (which has no gradient): what it costs is not measurable."""
     if labels.is_floating_point():
         log_probabilities = logits.float().log_softmax(dim=-1)
-        wanted = torch.lerp(labels, torch.full_like(labels, 1 / labels.shape[-1]), label_smoothing)
-        return -(wanted * log_probabilities).sum(), -(labels * log_probabilities.detach()).sum()
+        target = torch.lerp(labels, torch.full_like(labels, 1 / labels.shape[-1]), label_smoothing)
+        return -(target * log_probabilities).sum(), -(labels * log_probabilities.detach()).sum()
     inputs = logits.flatten(0, -2).float(), labels.flatten(), label_smoothing
     both: tuple[Tensor, Tensor] = _CrossEntropy.apply(*inputs)  # type: ignore[no-untyped-call]
     return both

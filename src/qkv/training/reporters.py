@@ -198,11 +198,11 @@ class LiveReporter(LineReporter):
     def on_log(self, metrics: StepMetrics) -> None:
         """Keep the metrics for the next redraw, the most useful first: a narrow terminal cuts off the rest."""
         numbers = dict(_format_metrics(metrics))
-        wanted = (
+        metric_names = (
             *("loss", "eta", "target tokens/s", "padding", "epoch"),
             *("cross entropy", "elapsed", "lr", "grad_norm"),
         )
-        self._numbers = "".join(f" · {name} {numbers[name]}" for name in wanted)
+        self._numbers = "".join(f" · {name} {numbers[name]}" for name in metric_names)
 
     def _draw(self, line: str) -> None:
         """Overwrite the previous line."""

@@ -75,8 +75,8 @@ class CheckpointManager:
 
     def prune(self, kept_steps: set[int]) -> None:
         """Remove the weights of all other steps."""
-        wanted = {self.weights_path(step) for step in kept_steps}
+        kept_paths = {self.weights_path(step) for step in kept_steps}
         for path in self.folder.glob("step-*.safetensors"):
-            if path not in wanted:
+            if path not in kept_paths:
                 with suppress(OSError):
                     path.unlink()

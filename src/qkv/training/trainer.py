@@ -144,14 +144,14 @@ class Trainer:
 
     def _train_loop(self, interrupted: threading.Event) -> Literal["finished", "early_stopping", "interrupted"]:
         options, standing = self.config, self.state
-        begun = time.monotonic() - standing.seconds
+        started = time.monotonic() - standing.seconds
         batches = iter(self.sampler)
         saved = validated = standing.step
         stopped: Literal["finished", "early_stopping", "interrupted"] | None = self._stop_reason()
         self.model.train()
         while stopped is None:
             self._train_step(batches)
-            standing.seconds = time.monotonic() - begun
+            standing.seconds = time.monotonic() - started
             stopped = "interrupted" if interrupted.is_set() else self._stop_reason()
             self.reporter.on_step_end(standing.step, standing.compute_progress(options, self.examples_per_epoch))
             if standing.step % options.checkpointing.log_every == 0 or stopped:
@@ -160,7 +160,7 @@ class Trainer:
             if due and self.validate is not None:
                 self._validate()
                 validated = standing.step
-                standing.seconds = time.monotonic() - begun
+                standing.seconds = time.monotonic() - started
                 stopped = "interrupted" if interrupted.is_set() else self._stop_reason()
             if stopped or validated == standing.step or standing.step % options.checkpointing.every == 0:
                 self._save_checkpoint()
@@ -254,17 +254,17 @@ class Trainer:
 
     def _validate(self) -> None:
         assert self.validate is not None
-        wanted = self.config.validation.metric
+        metric = self.config.validation.metric
         devices = [self.device] if self.device.type == "cuda" else []
         with self._evaluation_mode(), torch.random.fork_rng(devices), torch.no_grad():
             found = self.validate(self.model)
-        if wanted not in found.metrics:
+        if metric not in found.metrics:
             raise TrainingError(
-                f"validation.metric is {wanted!r}, and validating gave {', '.join(sorted(found.metrics)) or 'nothing'}."
+                f"validation.metric is {metric!r}, and validating gave {', '.join(sorted(found.metrics)) or 'nothing'}."
                 " Expected one of these: change validation.metric and resume."
             )
         metrics = {name: float(value) for name, value in found.metrics.items()}
-        best = self.state.update_best(metrics[wanted], self.config)
+        best = self.state.update_best(metrics[metric], self.config)
         self.state.metrics = metrics
         self._metrics_logger.log_validation(self.state.step, metrics, found.samples)
         self.reporter.on_validation_end(self.state.step, metrics, found.samples, best)

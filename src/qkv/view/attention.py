@@ -24,14 +24,14 @@ _REPORT_METRICS = ("previous", "sink", "entropy", "distance", "positional", "dup
 
 def attentions_to_json(trace: Trace, row: int, blocks: Blocks, contexts: bool) -> list[dict[str, Any]]:
     """Describe all attentions for the page, with the statistics of every head."""
-    described = []
+    descriptions = []
     for one in trace:
         chunks = one.compute_chunks()  # the weights of one attention at a time
         entry = attention_to_json(one, chunks, row, blocks, contexts)
         entry["error"] = max_weight_error(one, chunks, row, blocks.dtype)
         entry["statistics"] = compute_head_statistics(one, chunks, row, report_attention(trace, one, chunks, row))
-        described.append(entry)
-    return described
+        descriptions.append(entry)
+    return descriptions
 
 
 def describe_attention(attention: AttentionTrace) -> dict[str, Any]:
@@ -125,10 +125,10 @@ def find_mask_rule(attention: AttentionTrace) -> MaskRule | None:
 def _infer_mask_rule(visible: Tensor) -> MaskRule | None:
     """Return the rule that is equivalent to a matrix (heads or 1, queries, keys), if there is one."""
     queries, keys = visible.shape[1:]
-    seen = visible[0, -1].nonzero()
-    if len(visible) > 1 or not len(seen):
+    visible_keys = visible[0, -1].nonzero()
+    if len(visible) > 1 or not len(visible_keys):
         return None
-    first, last = int(seen[0]), int(seen[-1])
+    first, last = int(visible_keys[0]), int(visible_keys[-1])
     past = last - queries + 1
     for causal, window in ((False, None), (True, None), (True, last - first + 1)):
         rule = Mask(causal, window, past if causal else 0)

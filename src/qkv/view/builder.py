@@ -126,8 +126,8 @@ def _build_reading_run(generator: Any, line: str, ids: list[int], name: str) -> 
 
 def summarize_spec(model_spec: spec.Spec) -> tuple[str, ...]:
     """Describe a spec in words, one idea or size on each line."""
-    described = compare.describe_design(model_spec) | compare.describe_sizes(model_spec)
-    return tuple(f"{what}: {words}" for what, words in described.items())
+    description = compare.describe_design(model_spec) | compare.describe_sizes(model_spec)
+    return tuple(f"{what}: {words}" for what, words in description.items())
 
 
 def _build_source_axis(result: Trace) -> Axis | None:

@@ -68,7 +68,7 @@ def build_document(
         for run, label in zip(runs, shorten_names([run.name for run in runs]), strict=True)
     ]
     errors = (one.get("error", 0.0) for run in shown_runs for one in run["attentions"])
-    described = {
+    document = {
         "version": VERSION,
         "title": _describe_input(runs[0]) if title is None else title,
         "note": _describe_answers(runs) if note is None else note,
@@ -76,7 +76,7 @@ def build_document(
         "precision": {"dtype": dtype, "error": max(errors, default=0.0)},
         "live": live,
     }
-    return Document(described, blocks.to_bytes())
+    return Document(document, blocks.to_bytes())
 
 
 def _describe_input(run: Run) -> str:

@@ -34,7 +34,7 @@ def overviews_to_json(trace: Trace, row: int, blocks: Blocks, cache: StatisticsC
     The statistics are added to `cache`.
     """
     chosen = _choose_heads(list(trace))
-    described = []
+    descriptions = []
     for attention in trace:
         entry = describe_attention(attention)
         entry["rule"] = find_mask_rule(attention)
@@ -55,8 +55,8 @@ def overviews_to_json(trace: Trace, row: int, blocks: Blocks, cache: StatisticsC
             for name, values in means.items():
                 for head, value in zip(heads, values[row].mean(dim=-1).tolist(), strict=True):
                     entry["statistics"][name][head] = float(f"{value:.5g}")
-        described.append(entry)
-    return described
+        descriptions.append(entry)
+    return descriptions
 
 
 def certify_queries(attention: AttentionTrace, queries: Span) -> list[float]:
@@ -145,8 +145,8 @@ def compute_tile(
     for begin in range(rows[0], rows[1], step):
         end = min(begin + step, rows[1])
         last = rule["past"] + end if rule is not None and rule["causal"] else attention.keys
-        seen = max(columns[0], min(columns[1], last))
-        weights = attention.tile(head, (begin, end), (columns[0], seen), every, across)[row].float()
+        n_visible = max(columns[0], min(columns[1], last))
+        weights = attention.tile(head, (begin, end), (columns[0], n_visible), every, across)[row].float()
         parts = (torch.arange(begin, end, device=found.device) - rows[0]) // down
         # what no row may attend to stays 0
         found[:, : weights.shape[1]].scatter_reduce_(0, parts[:, None].expand_as(weights), weights, "amax")

@@ -73,10 +73,10 @@ class Session:
         if answer is None and line == self.line:
             answer = self.answer
         run = self._build_run(number, line, answer, request.edits())
-        described = run.to_json(blocks, label=shorten_names([name for name, _ in self.models])[number])
+        description = run.to_json(blocks, label=shorten_names([name for name, _ in self.models])[number])
         self.line, self.answer = line, answer
         self.runs[number] = run
-        return {"run": described}
+        return {"run": description}
 
     def _explain(self, request: _RequestReader, number: int, blocks: Blocks) -> dict[str, Any]:
         run, (_, runner) = self.runs[number], self.models[number]

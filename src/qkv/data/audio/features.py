@@ -91,8 +91,8 @@ def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
     for start in range(0, phases, _PHASES):
         stop = min(start + _PHASES, phases)
         offset, filters = _filters(start, stop, phases, step, reach)
-        heard = flat[:, offset:].unfold(1, filters.shape[1], step)[:, :rows]
-        output[..., start:stop] = heard @ filters.to(flat).T
+        resampled = flat[:, offset:].unfold(1, filters.shape[1], step)[:, :rows]
+        output[..., start:stop] = resampled @ filters.to(flat).T
     return output.reshape(*samples.shape[:-1], -1)[..., :total]
 
 
@@ -207,9 +207,11 @@ def build_mel_filters(mels: int, sample_rate: int, n_fft: int, f_min: float, f_m
     marks = torch.linspace(_hertz_to_mel(f_min), _hertz_to_mel(f_max), mels + 2, dtype=torch.float64)
     linear = marks * (200 / 3)
     edges = torch.where(linear < 1000, linear, 1000 * torch.exp((marks - 15) * (math.log(6.4) / 27)))
-    heard = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * (sample_rate / n_fft)
+    frequencies = torch.arange(n_fft // 2 + 1, dtype=torch.float64) * (sample_rate / n_fft)
     below, centre, above = (edges[start : start + mels, None] for start in range(3))
-    triangles = torch.minimum((heard - below) / (centre - below), (above - heard) / (above - centre)).clamp(min=0)
+    triangles = torch.minimum((frequencies - below) / (centre - below), (above - frequencies) / (above - centre)).clamp(
+        min=0
+    )
     return (triangles * 2 / (above - below)).float()
 
 
@@ -367,10 +369,10 @@ def _read_mono(sound: Any, name: str, max_seconds: float) -> Tensor:
 
 def _check_length(head: bytes, size: int, name: str) -> None:
     """Refuse a WAV file shorter than its header says: libsndfile would quietly read what is there."""
-    said = int.from_bytes(head[4:8], "little") + 8
-    streamed = said - 8 in (0, 2**32 - 1) or said >= 2**31 - 2**16  # written before the length was known
-    if head[:4] == b"RIFF" and head[8:] == b"WAVE" and not streamed and size < said:
-        raise DataError(f"{name} has {size:,} of the {said:,} bytes its header says; it is cut short: copy it again")
+    claimed = int.from_bytes(head[4:8], "little") + 8
+    streamed = claimed - 8 in (0, 2**32 - 1) or claimed >= 2**31 - 2**16  # written before the length was known
+    if head[:4] == b"RIFF" and head[8:] == b"WAVE" and not streamed and size < claimed:
+        raise DataError(f"{name} has {size:,} of the {claimed:,} bytes its header says; it is cut short: copy it again")
 
 
 def _import_soundfile() -> Any:

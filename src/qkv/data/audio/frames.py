@@ -99,13 +99,13 @@ class SpeechPreprocessor:
         with tempfile.TemporaryDirectory(prefix="qkv-frames-", dir=_make_folder(cache)) as beside:
             place = Path(beside) / "whole"
             place.mkdir()
-            kept, told = self._write(recordings, place)
+            kept, report = self._write(recordings, place)
             if folder is None:
                 store = FrameStore.open(place)
-                return FrameStore(np.array(store.frames), np.array(store.ids), np.array(store.bounds)), kept, told
+                return FrameStore(np.array(store.frames), np.array(store.ids), np.array(store.bounds)), kept, report
             if not folder.exists():
                 os.rename(place, folder)
-        return FrameStore.open(folder), kept, told
+        return FrameStore.open(folder), kept, report
 
     def _write(self, recordings: Sequence[Recording], place: Path) -> tuple[list[int], str]:
         report, rates = CleaningReport(), dict.fromkeys((self.features.sample_rate,), 0)
@@ -174,12 +174,12 @@ def pad_to_window(samples: Tensor, features: LogMel) -> Tensor:
 
 
 def _describe(report: CleaningReport, rates: dict[int, int], rate: int, seconds: float) -> str:
-    told = [f"{seconds / 60:.1f} minutes of sound. {report}"]
+    notes = [f"{seconds / 60:.1f} minutes of sound. {report}"]
     for stored, count in sorted(rates.items()):
         if stored != rate and count:
             above = f"; they have nothing above {stored // 2:,} Hz" if stored < rate else ""
-            told.append(f"  {count:,} recordings of {stored:,} samples per second resampled to {rate:,}{above}")
-    return "\n".join(told)
+            notes.append(f"  {count:,} recordings of {stored:,} samples per second resampled to {rate:,}{above}")
+    return "\n".join(notes)
 
 
 def _make_folder(cache: Path | None) -> Path | None:

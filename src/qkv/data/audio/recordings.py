@@ -147,9 +147,9 @@ def _choose_column(path: Path, rows: list[dict[str, Any]], given: str | None, ca
     there = list(rows[0]) if rows else []
     found = given if given is not None else next((name for name in candidates if name in there), None)
     if found is None or found not in there:
-        wanted = given if given is not None else f"one of {', '.join(candidates)}"
+        expected = given if given is not None else f"one of {', '.join(candidates)}"
         raise DataError(
-            f"{path} has the columns {', '.join(there) or 'of an empty file'}; expected {wanted}: name it "
+            f"{path} has the columns {', '.join(there) or 'of an empty file'}; expected {expected}: name it "
             "in the recipe (audio, text)"
         )
     return found

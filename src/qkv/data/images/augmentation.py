@@ -103,9 +103,12 @@ class ColorJitter:
     def __call__(self, images: Tensor) -> Tensor:
         import torch
 
-        drawn = torch.rand(3, len(images), 1, 1, 1) * 2 - 1
-        images = images * (1 + drawn[0] * self.brightness)
-        for share, mean in ((drawn[1] * self.contrast, (1, 2, 3)), (drawn[2] * self.saturation, (1,))):
+        random_numbers = torch.rand(3, len(images), 1, 1, 1) * 2 - 1
+        images = images * (1 + random_numbers[0] * self.brightness)
+        for share, mean in (
+            (random_numbers[1] * self.contrast, (1, 2, 3)),
+            (random_numbers[2] * self.saturation, (1,)),
+        ):
             grey = images.mean(mean, keepdim=True)
             images = grey + (images - grey) * (1 + share)
         return images.clamp(0, 255)

@@ -296,7 +296,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _center_crop(pixels: Pixels, height: int, width: int) -> Pixels:
     """Cut from the centre, or put what is too small there; an odd remainder goes above and to the left."""
-    missing = [max(0, wanted - had) for wanted, had in zip((height, width), pixels.shape, strict=False)]
+    missing = [max(0, size - had) for size, had in zip((height, width), pixels.shape, strict=False)]
     if any(missing):
         pixels = np.pad(pixels, [((lack + 1) // 2, lack // 2) for lack in missing] + [(0, 0)])
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2

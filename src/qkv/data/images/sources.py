@@ -117,9 +117,9 @@ class Parquet:
             table = parquet.ParquetFile(self.path).read([self.image, self.label])
             cells, labels = (table.column(name).to_pylist() for name in (self.image, self.label))
         except (ArrowException, OSError, KeyError) as error:
-            said = str(error).splitlines()[0]
+            reason = str(error).splitlines()[0]
             raise DataError(
-                f"{self.path} cannot be read ({said}); expected a Parquet file with the columns {self.image!r} and "
+                f"{self.path} cannot be read ({reason}); expected a Parquet file with the columns {self.image!r} and "
                 f"{self.label!r}: copy it again, or set image and label to columns that are there"
             ) from error
         files = [cell.get("bytes") if isinstance(cell, dict) else cell for cell in cells]

@@ -157,9 +157,9 @@ class TextCorpus:
     @property
     def notes(self) -> list[str]:
         """What was left out, in words."""
-        told = [f"{finding.count:,} documents left out: {reason}, such as {finding.examples[0]}"
+        lines = [f"{finding.count:,} documents left out: {reason}, such as {finding.examples[0]}"
                 for reason, finding in self.problems.items()]  # fmt: skip
-        return told + ([f"{self.empty_count:,} documents left out: empty"] if self.empty_count else [])
+        return lines + ([f"{self.empty_count:,} documents left out: empty"] if self.empty_count else [])
 
     def _read_all(self) -> Iterator[Document]:
         for origin in self.sources:

@@ -113,8 +113,8 @@ class KeyToDoor:
     def _observe(self) -> FloatArray:
         middle = self.ROOM_SIZE // 2
         thing = (0.0, 0.0, 0.0) if self._object is None else (1.0, *(place / middle - 1 for place in self._object))
-        seen = (*thing, 0.0, 0.0, 0.0) if self._room == 0 else (0.0, 0.0, 0.0, *thing)
-        return np.array([*(place / middle - 1 for place in self._agent), *seen], dtype=np.float32)
+        observation = (*thing, 0.0, 0.0, 0.0) if self._room == 0 else (0.0, 0.0, 0.0, *thing)
+        return np.array([*(place / middle - 1 for place in self._agent), *observation], dtype=np.float32)
 
 
 class GymnasiumEnvironment:
@@ -129,8 +129,8 @@ class GymnasiumEnvironment:
         except gymnasium.error.Error as error:
             near = difflib.get_close_matches(name, ["key-to-door", *gymnasium.registry], n=1, cutoff=0.4)
             advice = f"; did you mean {near[0]}?" if near else ""
-            said = f"environment={name!r} cannot be opened ({error}); expected one of gymnasium's{advice}"
-            raise DataError(said) from error
+            message = f"environment={name!r} cannot be opened ({error}); expected one of gymnasium's{advice}"
+            raise DataError(message) from error
         self.space, self.has_discrete_states = _space_of(name, self._environment, gymnasium.spaces)
         limit = self._environment.spec.max_episode_steps if self._environment.spec else None
         self.max_steps = limit or 1000
@@ -160,11 +160,11 @@ def _import_gymnasium() -> Any:
 
 def _space_of(name: str, environment: Any, spaces: Any) -> tuple[SpaceSpec, bool]:
     """The sizes of an environment, and whether its states are numbered."""
-    seen, done = environment.observation_space, environment.action_space
-    numbered = isinstance(seen, spaces.Discrete)
-    if not numbered and not isinstance(seen, spaces.Box):
-        raise DataError(f"{name}: its states are {seen}; expected a Box or a Discrete space")
-    state = int(seen.n) if numbered else int(np.prod(seen.shape))
+    observations, done = environment.observation_space, environment.action_space
+    numbered = isinstance(observations, spaces.Discrete)
+    if not numbered and not isinstance(observations, spaces.Box):
+        raise DataError(f"{name}: its states are {observations}; expected a Box or a Discrete space")
+    state = int(observations.n) if numbered else int(np.prod(observations.shape))
     if isinstance(done, spaces.Discrete):
         return SpaceSpec(state, int(done.n)), numbered
     if not isinstance(done, spaces.Box) or len(done.shape) != 1 or not np.isfinite((done.low, done.high)).all():

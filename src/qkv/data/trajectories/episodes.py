@@ -234,27 +234,29 @@ def read_npz(path: Path) -> TrajectoryBuffer:
     Raises DataError for a file that is missing or damaged, lacks an array or has arrays of unequal length, or whose
     episodes are broken.
     """
-    wanted = ("observations", "actions", "rewards")
+    required = ("observations", "actions", "rewards")
     if path.is_file() and not zipfile.is_zipfile(path):
         raise DataError(f"{path} is no .npz, or not all of one: write it with numpy.savez, or copy it again")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in (*wanted, "terminals", "timeouts") if name in file}
+            arrays = {name: file[name] for name in (*required, "terminals", "timeouts") if name in file}
             known = list(file)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; expected an .npz of trajectories: check the path") from error
     except (OSError, ValueError, EOFError, AttributeError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} cannot be read as an .npz of plain arrays ({error}): write it again") from error
-    missing = [name for name in wanted if name not in arrays]
+    missing = [name for name in required if name not in arrays]
     if missing or not arrays.keys() & {"terminals", "timeouts"}:
         raise DataError(
-            f"{path} has the arrays {', '.join(known)}; expected {', '.join(wanted)}, and terminals or timeouts that "
+            f"{path} has the arrays {', '.join(known)}; expected {', '.join(required)}, and terminals or timeouts that "
             "are true where an episode ends"
         )
     lengths = {name: len(np.atleast_1d(array)) for name, array in arrays.items()}
     if len(set(lengths.values())) > 1:
-        told = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
-        raise DataError(f"{path}: its arrays differ in length ({told}); expected one entry for each step in all")
+        lengths_text = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
+        raise DataError(
+            f"{path}: its arrays differ in length ({lengths_text}); expected one entry for each step in all"
+        )
     over = np.zeros(lengths["actions"], dtype=bool)
     for name in ("terminals", "timeouts"):
         over |= arrays.get(name, over).reshape(len(over), -1)[:, 0].astype(bool)
@@ -263,7 +265,7 @@ def read_npz(path: Path) -> TrajectoryBuffer:
 
     def episodes() -> Iterator[Episode]:
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
-            yield Episode(*(_check_numeric(arrays[name][start:end], path) for name in wanted))
+            yield Episode(*(_check_numeric(arrays[name][start:end], path) for name in required))
 
     return TrajectoryBuffer.from_episodes(str(path), episodes())
 

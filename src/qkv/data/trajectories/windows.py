@@ -154,9 +154,9 @@ class StepWindows:
     @functools.cached_property
     def fingerprint(self) -> int:
         """A number that other steps, or other ways to draw windows of them, would not have."""
-        told = (self._temperature, self._random_start_fraction)
-        drawn = 0 if told == (None, 0) else zlib.crc32(repr(told).encode())
-        return zlib.crc32(self._inputs.numpy().tobytes(), self.context ^ drawn)
+        settings = (self._temperature, self._random_start_fraction)
+        settings_hash = 0 if settings == (None, 0) else zlib.crc32(repr(settings).encode())
+        return zlib.crc32(self._inputs.numpy().tobytes(), self.context ^ settings_hash)
 
     def collate(self, indices: Sequence[int]) -> Batch:
         """Lay windows side by side, padded after their end, where no causal model sees it.
@@ -175,13 +175,15 @@ class StepWindows:
     def _spans(self, numbers: Indices) -> tuple[Indices, Indices]:
         """The first step of each window, and the one after its last."""
         epochs, numbered = np.divmod(numbers, self.count)
-        drawn = [(*self._draw_epoch(epoch), number) for epoch, number in zip(epochs.tolist(), numbered, strict=True)]
-        windows = np.array([chosen[number] for _, chosen, _, number in drawn])
-        left_out = np.array([late[number] for _, _, late, number in drawn])
+        epochs_drawn = [
+            (*self._draw_epoch(epoch), number) for epoch, number in zip(epochs.tolist(), numbered, strict=True)
+        ]
+        windows = np.array([chosen[number] for _, chosen, _, number in epochs_drawn])
+        left_out = np.array([late[number] for _, _, late, number in epochs_drawn])
         episodes = np.searchsorted(self._ends, windows, side="right")
         starts, lengths = self._starts[episodes], self._lengths[episodes]
         place = windows - np.where(episodes > 0, self._ends[episodes - 1], 0)
-        phases = np.array([one[0][episode] for one, episode in zip(drawn, episodes, strict=True)])
+        phases = np.array([one[0][episode] for one, episode in zip(epochs_drawn, episodes, strict=True)])
         cut = np.minimum(phases - self.context + 1 + place * self.context, lengths - 1)
         first = np.where(lengths <= self.context, 0, cut)
         first, last = np.maximum(first, 0), np.minimum(first + self.context, lengths)

@@ -170,9 +170,9 @@ class _Decoder(nn.Module):
                 length = cache.self_attention.length
             if block.cross_attention is not None:
                 cache.cross_attention = _ExternalKeyValues(next(rest), next(rest))
-        told = next(pasts, None)
-        if told is not None:
-            length = _read_length(told, tokens.shape[1], decoder.config.positions)
+        next_past = next(pasts, None)
+        if next_past is not None:
+            length = _read_length(next_past, tokens.shape[1], decoder.config.positions)
         memory = None
         if isinstance(answer, PointerGeneratorHead):
             memory = Memory(next(rest), source_mask, source, next(rest))
@@ -183,7 +183,7 @@ class _Decoder(nn.Module):
         for cache in caches:
             kept = cache.self_attention
             found += [kept.state] if isinstance(kept, SSRUCache) else kept.get() or ()
-        return found if told is None else [*found, told + tokens.shape[1]]
+        return found if next_past is None else [*found, next_past + tokens.shape[1]]
 
 
 def _read_length(past: Tensor, length: int, positions: object) -> int:
@@ -193,8 +193,8 @@ def _read_length(past: Tensor, length: int, positions: object) -> int:
     promise(number >= 0)
     if isinstance(positions, spec.Learned):
         promise(number + length <= positions.length)
-    told: int = number
-    return told
+    int_length: int = number
+    return int_length
 
 
 def _require_traceable(config: Any) -> None:

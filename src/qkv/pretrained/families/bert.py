@@ -300,12 +300,12 @@ def _build_albert_table(config: HFConfig) -> WeightTable:
             ("full_layer_layer_norm", f"{_BLOCK}feed_forward_residual.last"),
         )
     }
-    beside: WeightTable = {
+    extra: WeightTable = {
         "encoder.embedding_hidden_mapping_in": "encoder.embedding.projection",
         "pooler": ignore(),
         "sop_classifier": ignore(),
     }
-    return combine_tables(config, _ALBERT_HEADS, {**_EMBEDDING_TABLE, **beside, **layers})
+    return combine_tables(config, _ALBERT_HEADS, {**_EMBEDDING_TABLE, **extra, **layers})
 
 
 _ALBERT_MASKED_LM = HeadDefinition(

@@ -191,14 +191,14 @@ def _build_gemma3(config: HFConfig) -> spec.Transformer:
 def _build_gpt_oss(config: HFConfig) -> spec.Transformer:
     """Experts, and in each head a learned score that takes weight and gives nothing."""
     require(config, "swiglu_alpha", 1.702)
-    made = _build_windowed(config, sinks=True)
-    assert made.decoder is not None
+    model_spec = _build_windowed(config, sinks=True)
+    assert model_spec.decoder is not None
     each = spec.FeedForward(
         config["intermediate_size"], "gelu_sigmoid", gated=True, limit=config.get("swiglu_limit", 7.0)
     )
     routed = spec.Experts(config["num_local_experts"], config["num_experts_per_tok"], each)
-    blocks = tuple(replace(block, feed_forward=routed) for block in made.decoder.blocks)
-    return replace(made, decoder=replace(made.decoder, blocks=blocks))
+    blocks = tuple(replace(block, feed_forward=routed) for block in model_spec.decoder.blocks)
+    return replace(model_spec, decoder=replace(model_spec.decoder, blocks=blocks))
 
 
 def _build_gpt_oss_table(config: HFConfig) -> WeightTable:

@@ -88,10 +88,10 @@ def _read_variable(cursor: Cursor, name: str) -> _Variable:
     kind, size = cursor.read_number("B", f"the dtype of {name!r}"), cursor.read_number("I", f"the size of {name!r}")
     if kind >= len(_DTYPES):
         raise cursor.make_error(f"{name!r} has the dtype {kind}", f"a number below {len(_DTYPES)}", offset=at)
-    wanted = count_elements(shape) * _DTYPES[kind].itemsize
-    if size != wanted:
+    n_bytes = count_elements(shape) * _DTYPES[kind].itemsize
+    if size != n_bytes:
         raise cursor.make_error(
-            f"{name!r} of shape {shape} has {size:,} bytes", f"{wanted:,} ({_DTYPES[kind]})", offset=at
+            f"{name!r} of shape {shape} has {size:,} bytes", f"{n_bytes:,} ({_DTYPES[kind]})", offset=at
         )
     return _Variable(at, _DTYPES[kind], shape, cursor.read_bytes(size, f"the data of {name!r}"))
 

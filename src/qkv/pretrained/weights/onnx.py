@@ -209,8 +209,8 @@ def _build_entry(
 
 
 def _read_external_data(path: Path, proto: Any, files: dict[str, Cursor]) -> NDArray[np.uint8]:
-    said = {item.key: item.value for item in proto.external_data}
-    location = said.get("location", "")
+    fields = {item.key: item.value for item in proto.external_data}
+    location = fields.get("location", "")
     # As text, not after following links: a cache may keep the files elsewhere and link to them.
     place = PurePosixPath(location)
     if not location or place.is_absolute() or ".." in place.parts or "\\" in location or ":" in location:
@@ -219,13 +219,13 @@ def _read_external_data(path: Path, proto: Any, files: dict[str, Cursor]) -> NDA
         files[location] = Cursor(path.parent / place)
     cursor = files[location]
     try:
-        cursor.offset = int(said.get("offset", "0"))
-        size = int(said["length"]) if "length" in said else cursor.num_bytes_left
+        cursor.offset = int(fields.get("offset", "0"))
+        size = int(fields["length"]) if "length" in fields else cursor.num_bytes_left
     except ValueError as error:
-        raise make_error(path, f"{proto.name!r} lies at {said}", "numbers for offset and length") from error
+        raise make_error(path, f"{proto.name!r} lies at {fields}", "numbers for offset and length") from error
     if min(cursor.offset, size, cursor.num_bytes_left) < 0:
         raise make_error(
-            cursor.path, f"{proto.name!r} is said to lie at {said}", f"a place within {len(cursor.bytes):,} bytes"
+            cursor.path, f"{proto.name!r} is said to lie at {fields}", f"a place within {len(cursor.bytes):,} bytes"
         )
     return cursor.read_bytes(size, f"the data of {proto.name!r}")
 

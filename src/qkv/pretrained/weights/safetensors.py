@@ -42,8 +42,8 @@ def read(path: Path) -> LazyWeights:
     except (SafetensorError, OSError, ValueError) as error:
         raise make_error(path, f"not a whole safetensors file ({error})", "one") from error
     cursor = Cursor(path)
-    said = json.loads(cursor.read_text(cursor.read_number("Q", "the header's length"), "the header"))
-    return LazyWeights(path, {name: _build_entry(cursor, name, said[name]) for name in names}, metadata)
+    header = json.loads(cursor.read_text(cursor.read_number("Q", "the header's length"), "the header"))
+    return LazyWeights(path, {name: _build_entry(cursor, name, header[name]) for name in names}, metadata)
 
 
 def _build_entry(cursor: Cursor, name: str, header: dict[str, Any]) -> TensorEntry:

@@ -210,10 +210,10 @@ class Validator:
             logits = model(source.to(device))
             loss += float(cross_entropy(logits, labels))
             answers += logits.argmax(-1).tolist()
-        wanted = self.store.labels[self.indices].tolist()
-        right = sum(answer == label for answer, label in zip(answers, wanted, strict=True))
+        true_labels = self.store.labels[self.indices].tolist()
+        right = sum(answer == label for answer, label in zip(answers, true_labels, strict=True))
         samples = [
             f"{self.store.names[number]}  ->  {self.classes[answer]}   ({self.classes[label]})"
-            for number, answer, label in list(zip(self.indices, answers, wanted, strict=True))[:_N_SAMPLES]
+            for number, answer, label in list(zip(self.indices, answers, true_labels, strict=True))[:_N_SAMPLES]
         ]
         return ValidationResult({"loss": loss / len(answers), "accuracy": 100 * right / len(answers)}, samples)

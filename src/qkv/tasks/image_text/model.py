@@ -118,10 +118,10 @@ class ImageTextModel(TaskModel):
         while some := list(islice(rest, _BATCH_SIZE)):
             given, wrong = parse_until_error(some, self.prepare)
             full = [one for one in given if one is not None]
-            wanted = list(dict.fromkeys(text for one in full for text in one.candidates))
-            new = [text for text in wanted if text not in known]
+            texts = list(dict.fromkeys(text for one in full for text in one.candidates))
+            new = [text for text in texts if text not in known]
             found = dict(zip(new, self._encode_texts(new), strict=True))
-            known = {text: known[text] if text in known else found[text] for text in wanted}
+            known = {text: known[text] if text in known else found[text] for text in texts}
             for one in given:
                 if one is None:
                     yield [Answer("", 0.0, 0.0, ())]
@@ -170,11 +170,13 @@ class ImageTextModel(TaskModel):
         texts = [next(self._encode_texts([text], tap.at("target"))) for text in given.candidates]
         logits = self.module.compute_logits(vector, torch.stack(texts))
         ranked = _rank_candidates(given.candidates, logits[0], len(given.candidates))
-        wanted = ranked[0].text if answer is None else answer if isinstance(answer, str) else answer.text
-        chosen = next((one for one in ranked if one.text == wanted.strip()), None)
+        answer_text = ranked[0].text if answer is None else answer if isinstance(answer, str) else answer.text
+        chosen = next((one for one in ranked if one.text == answer_text.strip()), None)
         if chosen is None:
             first = given.candidates[0]
-            raise DataError(f"answer={wanted!r} was given; expected one of the texts of the line, such as {first!r}")
+            raise DataError(
+                f"answer={answer_text!r} was given; expected one of the texts of the line, such as {first!r}"
+            )
         ids = self._tokenize(chosen.text)
         trace = lens.look(self.module, given.image.source, ids, tap=tap)
         return replace(

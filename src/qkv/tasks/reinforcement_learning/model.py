@@ -147,11 +147,11 @@ class DecisionTransformerAgent(TaskModel):
 
     def _load_steps(self, line: str) -> tuple[Rollout, Tensor, int]:
         """The episode that a line plays or names, its steps in sight as the model reads them, and the last's number."""
-        line, _, asked = line.strip().partition("\t")
+        line, _, target_return = line.strip().partition("\t")
         name, mark, place = line.rpartition("@")
         name, place = (name, place) if mark else (line, "")
         [played] = (
-            [_read_episode(name, asked, self.normalizer)]
+            [_read_episode(name, target_return, self.normalizer)]
             if _is_recorded_episode(line)
             else self.play_episodes([(parse_target_return(name), 0)])
         )
@@ -290,15 +290,15 @@ def parse_evaluation_options(returns: Sequence[object], options: Sequence[str]) 
 
     Raises DataError for anything else.
     """
-    told = {}
+    values = {}
     for option in options:
         name, _, value = option.partition("=")
         if name not in ("episodes", "seed") or not value.isdigit():
             raise DataError(
                 f"--option {option} was given; expected episodes=NUMBER or seed=NUMBER for a Decision Transformer"
             )
-        told[name] = int(value)
-    return [parse_target_return(str(one)) for one in returns], told
+        values[name] = int(value)
+    return [parse_target_return(str(one)) for one in returns], values
 
 
 def parse_target_return(line: str, where: str = "") -> float:
@@ -328,8 +328,8 @@ def _read_episode(name: str, target_return: str, normalizer: TrajectoryNormalize
     if not (number.isdigit() and int(number) < len(episodes)):
         raise DataError(f"episode {number!r} of {path} was asked for; it has episodes 0 to {len(episodes) - 1}")
     chosen = TrajectoryBuffer(path, [episodes[int(number)]]).to_trajectories(normalizer.space)
-    brought = parse_target_return(target_return) if target_return.strip() else float(chosen.returns[0])
-    return Rollout(brought, 0, Episode(chosen.states, chosen.actions, chosen.rewards))
+    episode_return = parse_target_return(target_return) if target_return.strip() else float(chosen.returns[0])
+    return Rollout(episode_return, 0, Episode(chosen.states, chosen.actions, chosen.rewards))
 
 
 def _trajectory_spec(model: SequenceModel) -> spec.Trajectory:

@@ -55,9 +55,9 @@ def load_data(recipe: DecisionTransformerConfig) -> TrajectorySplits:
     sizes = None if data.environment_name is None else make_environment(data.environment_name).space
     parts, notes = [], []
     for origin in data.train:
-        found, said = _read_source(origin, sizes)
+        found, source_notes = _read_source(origin, sizes)
         parts.append(found)
-        notes += said
+        notes += source_notes
     every = concatenate(parts)
     if len(every) < 2:
         raise DataError("there is one episode alone; expected at least 2, one of them to validate on")

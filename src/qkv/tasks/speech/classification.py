@@ -61,8 +61,8 @@ def build_training_setup(
         raise DataError(f"the recordings to train on name {len(names.labels)} classes; expected at least 2")
     features = build_log_mel(data.features)
     prepare = SpeechPreprocessor(features, names, data.cleaning, data.max_seconds, False, str.strip)
-    store, _, told = prepare(train, cache_folder)
-    checked, _, said = prepare(valid)
+    store, _, train_notes = prepare(train, cache_folder)
+    checked, _, valid_notes = prepare(valid)
     torch.manual_seed(recipe.training.seed)
     model = build(given.spec(features.mels, names.size))
 
@@ -74,7 +74,9 @@ def build_training_setup(
     validator = Validator(checked, names, recipe)
     predictor = EncoderModel(model, features, TASKS["classification"], names.labels)
     sampler = BatchSampler(store.lengths, data.batch_frames, recipe.training.seed)
-    return TrainingSetup(predictor, sampler, batch, validator, [f"to train on: {told}", f"to validate on: {said}"])
+    return TrainingSetup(
+        predictor, sampler, batch, validator, [f"to train on: {train_notes}", f"to validate on: {valid_notes}"]
+    )
 
 
 def _class_ids(examples: Sequence[tuple[torch.Tensor, Any]]) -> torch.Tensor:
@@ -96,14 +98,14 @@ class Validator:
         for numbers in self.batches:
             examples = [self.store[number] for number in numbers]
             source, mask = pad_frames(augment_sources(examples))
-            wanted = _class_ids(examples).to(device)
+            labels = _class_ids(examples).to(device)
             logits = model(source=source.to(device), source_mask=mask.to(device))
-            total += float(smoothed_and_plain_cross_entropy(logits, wanted, 0.0)[0])
+            total += float(smoothed_and_plain_cross_entropy(logits, labels, 0.0)[0])
             found = logits.argmax(dim=-1)
-            right += int((found == wanted).sum())
+            right += int((found == labels).sum())
             samples += [
                 f"{self.label_encoder.labels[one]}  ->  {self.label_encoder.labels[two]}"
-                for one, two in zip(wanted.tolist(), found.tolist(), strict=True)
+                for one, two in zip(labels.tolist(), found.tolist(), strict=True)
             ]
         return ValidationResult(
             {"loss": total / len(self.store), "accuracy": 100 * right / len(self.store)}, samples[:_N_SAMPLES]

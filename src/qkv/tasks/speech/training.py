@@ -113,25 +113,27 @@ def build_training_setup(
     if isinstance(recipe.model, AudioClassifier):
         return classification.build_training_setup(recipe, splits.train, splits.valid, run_folder, cache_folder)
     runner = _build_or_load_model(recipe, splits, run_folder, resume)
-    labelled = _has_ctc_head(runner.module)
+    has_ctc = _has_ctc_head(runner.module)
     assert runner.frontend is not None
     written = normalize_transcript if runner.generation is None else _with_leading_space
     prepare = SpeechPreprocessor(
-        runner.frontend.features, runner.target_tokenizer, data.cleaning, data.max_seconds, labelled, written
+        runner.frontend.features, runner.target_tokenizer, data.cleaning, data.max_seconds, has_ctc, written
     )
-    store, _, told = prepare(splits.train, cache_folder)
-    checked, kept, said = prepare(splits.valid)
+    store, _, train_notes = prepare(splits.train, cache_folder)
+    checked, kept, valid_notes = prepare(splits.valid)
 
     def batch(numbers: Sequence[int]) -> Batch:
         return _collate(runner, store, numbers, data.augmentation)
 
     losses = joint_ctc_loss(
-        get_special_tokens(runner).pad, recipe.ctc.weight if labelled else 0.0, recipe.training.label_smoothing
+        get_special_tokens(runner).pad, recipe.ctc.weight if has_ctc else 0.0, recipe.training.label_smoothing
     )
     validator = Validator(runner, checked, [splits.valid[number] for number in kept], recipe)
     validator.check_config(recipe)
     sampler = BatchSampler(store.lengths, data.batch_frames, recipe.training.seed)
-    return TrainingSetup(runner, sampler, batch, validator, [f"to train on: {told}", f"to validate on: {said}"], losses)
+    return TrainingSetup(
+        runner, sampler, batch, validator, [f"to train on: {train_notes}", f"to validate on: {valid_notes}"], losses
+    )
 
 
 def _collate(
@@ -228,7 +230,9 @@ class Validator:
             for number, tokens in zip(batch.index.tolist(), found, strict=True):
                 answers[number] = runner.target_tokenizer.decode(tokens)
         scores = runner.task.score(answers, [(text,) for text in self.references])
-        samples = [f"{said}  ->  {answer}" for said, answer in zip(self.references, answers, strict=True)][:_N_SAMPLES]
+        samples = [f"{reference}  ->  {answer}" for reference, answer in zip(self.references, answers, strict=True)][
+            :_N_SAMPLES
+        ]
         return ValidationResult({"loss": total / count, **{name: one.value for name, one in scores.items()}}, samples)
 
 
@@ -238,12 +242,12 @@ def _build_or_load_model(recipe: SpeechConfig, splits: SpeechSplits, run_folder:
     if isinstance(recipe.model, Pretrained):
         trained = load_base_model(recipe.model, is_speech_model=True)
         assert trained.frontend is not None
-        hearing = SpeechFrontend(
+        frontend = SpeechFrontend(
             _resolve_features(recipe, trained.frontend.features),
             recipe.ctc.decoding_weight * _has_ctc_head(trained.module),
         )
         _check_vocabulary(splits, trained.target_tokenizer)
-        return replace(trained, task=task, decoding=recipe.decoding, card=Card(), frontend=hearing)
+        return replace(trained, task=task, decoding=recipe.decoding, card=Card(), frontend=frontend)
     kept = run_folder / "source.tokenizer.json"
     if resume and kept.exists():
         tokenizer = Tokenizer.load(kept)
@@ -254,8 +258,8 @@ def _build_or_load_model(recipe: SpeechConfig, splits: SpeechSplits, run_folder:
     torch.manual_seed(recipe.training.seed)
     assert isinstance(recipe.model, SpeechTransformer)
     model = build(recipe.model.spec(features.mels, tokenizer.size, ctc=recipe.ctc.weight > 0))
-    hearing = SpeechFrontend(features, recipe.ctc.decoding_weight)
-    return TextGenerator(model, tokenizer, tokenizer, task, recipe.decoding, frontend=hearing)
+    frontend = SpeechFrontend(features, recipe.ctc.decoding_weight)
+    return TextGenerator(model, tokenizer, tokenizer, task, recipe.decoding, frontend=frontend)
 
 
 def _resolve_features(recipe: SpeechConfig, known: LogMel) -> LogMel:

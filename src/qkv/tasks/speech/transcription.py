@@ -65,18 +65,18 @@ def load_waveform(line: str, features: LogMel) -> Tensor:
     `qkv.data.audio.features.split_at_pauses`). Raises DataError for a file that cannot be read, or that is shorter.
     """
     name = line.strip()
-    said = re.fullmatch(r"(.+)@(\d+(?:\.\d+)?)", name)
-    if said is None or Path(name).exists():
+    offset = re.fullmatch(r"(.+)@(\d+(?:\.\d+)?)", name)
+    if offset is None or Path(name).exists():
         return audio.read_audio(name, features.sample_rate)
-    samples, end = audio.read_audio(said[1], features.sample_rate), 0
+    samples, end = audio.read_audio(offset[1], features.sample_rate), 0
     for piece in (
         audio.split_at_pauses(samples, features.sample_rate, features.seconds) if features.seconds else [samples]
     ):
         end += len(piece)
-        if round(float(said[2]) * features.sample_rate) < end:
+        if round(float(offset[2]) * features.sample_rate) < end:
             return piece
     seconds = f"{end / features.sample_rate:.1f} seconds"
-    raise DataError(f"{said[1]} is {seconds} long, and second {said[2]} was asked for; expected a second within it")
+    raise DataError(f"{offset[1]} is {seconds} long, and second {offset[2]} was asked for; expected a second within it")
 
 
 def transcribe(
@@ -91,19 +91,21 @@ def transcribe(
     Of a sound that is longer than the model hears at once, each piece (see `qkv.data.audio.features.pieces`) is
     answered by itself, and the best answers are put together to one.
     """
-    hearing = runner.frontend
-    assert hearing is not None
-    if hearing.features.seconds is not None:  # silence is added up to one length: no mask, and one takes memory enough
+    frontend = runner.frontend
+    assert frontend is not None
+    if frontend.features.seconds is not None:  # silence is added up to one length: no mask, and one takes memory enough
         for samples in waveforms:
             yield _merge_pieces(
                 [
-                    next(_decode_batch(runner, hearing.extract_features(piece), None, decoding, generator, tap))
-                    for piece in audio.split_at_pauses(samples, hearing.features.sample_rate, hearing.features.seconds)
+                    next(_decode_batch(runner, frontend.extract_features(piece), None, decoding, generator, tap))
+                    for piece in audio.split_at_pauses(
+                        samples, frontend.features.sample_rate, frontend.features.seconds
+                    )
                 ]
             )
         return
     rest = iter(waveforms)
-    while some := [hearing.extract_features(samples)[0] for samples in islice(rest, _BATCH_SIZE)]:
+    while some := [frontend.extract_features(samples)[0] for samples in islice(rest, _BATCH_SIZE)]:
         source, mask = pad_frames(some)
         yield from _decode_batch(runner, source, None if len(some) == 1 else mask, decoding, generator, tap)
 
@@ -170,15 +172,22 @@ def _rescore(
     """Rank transcripts of one waveform by the weighted sum of the CTC and the decoder's log-probability."""
     blank, end = runner.target_tokenizer.pad, runner.target_tokenizer.eos
     plain = [[token for token in own if token != end] for own in tokens]
-    heard = ctc_log_probabilities(logits.expand(len(tokens), -1, -1), plain, blank)
-    written = [0.0] * len(tokens)
+    ctc_scores = ctc_log_probabilities(logits.expand(len(tokens), -1, -1), plain, blank)
+    decoder_scores = [0.0] * len(tokens)
     if ctc_weight < 1:
         many = source.expand(len(tokens), -1, -1)
-        written = [sum(own) for own in score(runner.module, tokens, many, bos=runner.rules.bos, tap=tap)]
-    both = [(1 - ctc_weight) * left + ctc_weight * right for left, right in zip(written, heard, strict=True)]
+        decoder_scores = [sum(own) for own in score(runner.module, tokens, many, bos=runner.rules.bos, tap=tap)]
+    both = [
+        (1 - ctc_weight) * left + ctc_weight * right for left, right in zip(decoder_scores, ctc_scores, strict=True)
+    ]
     order = sorted(range(len(tokens)), key=lambda number: -both[number])
     return [
-        Hypothesis(tokens[one], both[one], heard[one] if ctc_weight == 1 else written[one], tokens[one][-1:] == (end,))
+        Hypothesis(
+            tokens[one],
+            both[one],
+            ctc_scores[one] if ctc_weight == 1 else decoder_scores[one],
+            tokens[one][-1:] == (end,),
+        )
         for one in order
     ]
 
@@ -219,15 +228,15 @@ def word_times(
 
     samples: how many the sound has. None for an answer without words, or one that has no room in the sound.
     """
-    hearing = runner.frontend
-    assert hearing is not None
+    frontend = runner.frontend
+    assert frontend is not None
     rules = runner.rules
-    begun = 0 if rules.bos is None else 1
-    said = [number for number, token in enumerate(tokens) if token not in ends][len(rules.forced_prefix) :]
-    plain = [tokens[number] for number in said]
+    start = 0 if rules.bos is None else 1
+    word_positions = [number for number, token in enumerate(tokens) if token not in ends][len(rules.forced_prefix) :]
+    plain = [tokens[number] for number in word_positions]
     if not runner.target_tokenizer.decode(plain).strip():
         return ()
-    if hearing.ctc_weight:
+    if frontend.ctc_weight:
         return ctc_word_times(runner, source, plain)
     try:
         blocks = {int(name.split(".")[1]) for name in trace.attentions if name.endswith("cross_attention")}
@@ -236,15 +245,15 @@ def word_times(
             for block in sorted(blocks)[len(blocks) // 2 :]
             for head in range(trace[f"decoder.{block}.cross_attention"].calls[0]["query"].shape[1])
         ]
-        first = begun + said[0]
-        heard = min(source.shape[-1], max(2, samples // hearing.features.hop_length))  # silence may have been added
+        first = start + word_positions[0]
+        n_frames = min(source.shape[-1], max(2, samples // frontend.features.hop_length))  # silence may have been added
         times = timestamps.compute_token_times(
             trace,
             heads,
             begin=first,
-            end=first + len(said),
-            positions=-(-heard // 2),
-            seconds_per_position=hearing.seconds_per_position,
+            end=first + len(word_positions),
+            positions=-(-n_frames // 2),
+            seconds_per_position=frontend.seconds_per_position,
         )
     except QkvError:
         return ()
