@@ -11,11 +11,14 @@ qkv.show(trace, "look.html")
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from qkv.lazy import export_lazily
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from qkv import lens, presets, spec
     from qkv.api import look, show
     from qkv.attention import attend
     from qkv.lens import Compose, Trace, ablate, knock_out, patch, swap_values
@@ -37,10 +40,13 @@ _EXPORTS = {
     "build": "qkv.models",
     "evaluate": "qkv.tasks.evaluator",
     "knock_out": "qkv.lens",
+    "lens": "qkv.lens",
     "load": "qkv.tasks.loader",
     "look": "qkv.api",
     "patch": "qkv.lens",
+    "presets": "qkv.presets",
     "show": "qkv.api",
+    "spec": "qkv.spec",
     "swap_values": "qkv.lens",
     "train": "qkv.tasks.fitting",
 }
@@ -57,22 +63,16 @@ __all__ = [
     "build",
     "evaluate",
     "knock_out",
+    "lens",
     "load",
     "look",
     "patch",
+    "presets",
     "show",
+    "spec",
     "swap_values",
     "train",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:  # torch takes seconds to import, so nothing does before it is used
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib
-
-    return getattr(importlib.import_module(_EXPORTS[name]), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = export_lazily(__name__, _EXPORTS)

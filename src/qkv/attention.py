@@ -9,9 +9,7 @@ which scores and weights exist and a tap may replace them; and the fused one, a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from contextlib import nullcontext
-from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
@@ -19,12 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from qkv.mask import MAX_MASK_ELEMENTS, Mask
+from qkv.score_terms import ScoreFunction, ScoreTerms
 from qkv.tap import NO_TAP, Tap
 
 _QUERY_CHUNK = 512  # queries that are taken at a time where the mask of all of them would be too large
-
-ScoreFunction: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""Scores that are not a dot product: (query, key) -> (batch, heads, queries, keys)."""
 
 
 def attend(
@@ -41,7 +37,7 @@ def attend(
     dropout: float = 0.0,
     tap: Tap = NO_TAP,
 ) -> Float[Tensor, "batch heads queries d_value"]:
-    """Blend the values; each query weighs them by how well their keys answer it.
+    """Return a weighted sum of the values for each query, with weights from the scores of its keys.
 
     The conventions are those of the ONNX Attention operator. Query heads share key and value heads in groups of
     heads / kv_heads neighbours. A query that may see no key gets 0, forward and backward.
@@ -56,11 +52,12 @@ def attend(
     dropout: the probability with which a weight is left out (and the others scaled up).
     """
     query, key, value, bias = _apply_tap(query, key, value, bias, tap)
-    tap.score_terms(mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, score=score)
+    terms = ScoreTerms(mask, bias, scale, softcap, sinks, score)
+    tap.score_terms(terms)
     explicit = score is not None or softcap is not None or sinks is not None
     large = query.shape[0] * query.shape[2] * key.shape[2] > MAX_MASK_ELEMENTS
     if explicit or tap.replaces("scores") or tap.replaces("weights"):
-        context, _ = _explicit_attention(query, key, value, mask, bias, scale, softcap, sinks, score, dropout, tap)
+        context, _ = _explicit_attention(query, key, value, terms, dropout, tap)
     elif large and isinstance(mask, Mask) and not mask.is_only_causal and bias is None:
         context = _attend_by_rows(query, key, value, mask, scale, dropout)
     else:
@@ -76,10 +73,11 @@ def attend_with_weights(
     mask: Mask | Tensor | None = None,
     tap: Tap = NO_TAP,
 ) -> tuple[Float[Tensor, "batch heads queries d_value"], Float[Tensor, "batch heads queries keys"]]:
-    """`attend` where the weights are an answer themselves -> the context, and the weights that it was blended with."""
+    """Return the context of `attend` and the attention weights, for a caller that needs the weights themselves."""
     query, key, value, bias = _apply_tap(query, key, value, None, tap)
-    tap.score_terms(mask=mask, bias=bias, scale=None, softcap=None, sinks=None, score=None)
-    context, weights = _explicit_attention(query, key, value, mask, bias, None, None, None, None, 0.0, tap)
+    terms = ScoreTerms(mask, bias)
+    tap.score_terms(terms)
+    context, weights = _explicit_attention(query, key, value, terms, 0.0, tap)
     return tap("context", context), weights
 
 
@@ -94,22 +92,12 @@ def _apply_tap(
 
 
 def _explicit_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Mask | Tensor | None,
-    bias: Tensor | None,
-    scale: float | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-    score: ScoreFunction | None,
-    dropout: float,
-    tap: Tap,
+    query: Tensor, key: Tensor, value: Tensor, terms: ScoreTerms, dropout: float, tap: Tap
 ) -> tuple[Tensor, Tensor]:
     group = query.shape[1] // key.shape[1]
     key, value = _repeat_heads(key, group), _repeat_heads(value, group)
-    found, visible = compute_scores(query, key, mask=mask, bias=bias, scale=scale, softcap=softcap, score=score)
-    weights = masked_softmax(tap("scores", found), visible, sinks)
+    found, visible = compute_scores(query, key, terms)
+    weights = masked_softmax(tap("scores", found), visible, terms.sinks)
     weights = tap("weights", weights)
     return apply_dropout(weights, dropout) @ value, weights
 
@@ -117,29 +105,29 @@ def _explicit_attention(
 def compute_scores(
     query: Float[Tensor, "batch heads queries d_key"],
     key: Float[Tensor, "batch heads keys d_key"],
-    *,
-    mask: Mask | Tensor | None = None,
-    bias: Tensor | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    score: ScoreFunction | None = None,
+    terms: ScoreTerms,
 ) -> tuple[Float[Tensor, "batch heads queries keys"], Tensor | None]:
-    """How well each key answers each query, everything added; and which keys are visible at all (None: every one)."""
-    if score is None:
-        factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-        found = query @ key.mT if factor == 1.0 else query @ key.mT * factor
+    """Return the scores before the softmax, with everything added, and which keys are visible (None: all)."""
+    if terms.score is None:
+        factor = 1 / math.sqrt(query.shape[-1]) if terms.scale is None else terms.scale
+        if factor == 1.0:
+            found = query @ key.mT
+        elif query.dtype == torch.float16:  # whose products overflow before they are scaled
+            found = (query * factor) @ key.mT
+        else:
+            found = query @ key.mT * factor
     else:
-        found = score(query, key)
-    if softcap is not None:
-        found = softcap * torch.tanh(found / softcap)
-    added, visible = split_mask_and_bias(mask, bias, query, key)
+        found = terms.score(query, key)
+    if terms.softcap is not None:
+        found = terms.softcap * torch.tanh(found / terms.softcap)
+    added, visible = split_mask_and_bias(terms.mask, terms.bias, query, key)
     return found if added is None else found + added, visible
 
 
 def split_mask_and_bias(
     mask: Mask | Tensor | None, bias: Tensor | None, query: Tensor, key: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Split mask and bias into what is added to the scores and what is visible at all (None: nothing, everything)."""
+    """Split mask and bias into a finite bias of the scores and which keys are visible (None: no bias, all keys)."""
     if isinstance(mask, Mask):
         mask = mask.to_tensor(query.shape[-2], key.shape[-2], query.device)
     added, visible = bias, None
@@ -208,6 +196,8 @@ def _fused_attention(
     learns = torch.is_grad_enabled() and query.requires_grad and query.device.type == "cpu"
     if wide := learns and given in (torch.bfloat16, torch.float16):
         query, key, value = query.float(), key.float(), value.float()
+    if mask is not None and mask.dim() < 2:  # the kernel takes no mask of keys alone
+        mask = mask.expand(query.shape[-2], key.shape[-2])
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(query.dtype)
     with torch.autocast("cpu", enabled=False) if wide else nullcontext():

@@ -26,10 +26,12 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from qkv.score_terms import ScoreTerms
 
 Site = Literal[
     "embedding",
@@ -66,7 +68,7 @@ class Tap:
         """
         return None
 
-    def score_terms(self, **terms: Any) -> None:
+    def score_terms(self, terms: ScoreTerms) -> None:
         """Receive how this attention forms its scores: mask, bias, scale, softcap, sinks, score (see `attend`)."""
 
     def check_applied(self, *, positions: bool = True) -> None:

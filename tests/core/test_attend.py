@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from qkv.attention import apply_dropout, attend, masked_softmax
+from qkv.errors import QkvError
+from qkv.lens import Recorder, build_trace
 from qkv.mask import Mask
 from qkv.tap import Site, Tap
 
@@ -57,6 +61,11 @@ def problems(draw: Callable[..., Any]) -> dict[str, Any]:
                 torch.rand(batch, 1, queries, keys, generator=generator) > 0.5,
                 torch.where(torch.rand(queries, keys, generator=generator) > 0.5, 0.0, -math.inf).double(),
                 Mask(documents=(torch.arange(queries)[None] // 2, torch.arange(keys)[None] // 2)),
+                Mask(window=(1, 0)),
+                Mask(window=(0, 2), past=torch.randint(0, 4, (batch,), generator=generator)),
+                Mask(causal=True, past=torch.randint(0, keys, (batch,), generator=generator)),
+                Mask(causal=True) & (torch.rand(heads, queries, keys, generator=generator) > 0.5),
+                torch.rand(keys, generator=generator) > 0.5,
             ]
         )
     )
@@ -226,3 +235,60 @@ def test_softmax_of_nothing_has_a_gradient_of_nothing() -> None:
     scores = torch.randn(1, 1, 2, 3, requires_grad=True)
     masked_softmax(scores, torch.tensor([[True, True, False], [False, False, False]])).square().sum().backward()
     assert scores.grad is not None and scores.grad.isfinite().all() and (scores.grad[..., 1, :] == 0).all()
+
+
+@settings(max_examples=100)
+@given(problems())
+def test_a_recorder_of_attend_alone_recomputes_its_weights(problem: dict[str, Any]) -> None:
+    recorder, explicit = Recorder(), Explicit()
+    attend(**problem, tap=recorder.at("mine"))
+    attend(**problem, tap=explicit)
+    trace = build_trace(recorder)["mine"]
+    torch.testing.assert_close(trace.weights, explicit.seen["weights"], rtol=1e-9, atol=1e-9)
+    assert trace.certify().max() < 1e-9
+    rows = [problem["query"].shape[2] - 1]
+    torch.testing.assert_close(trace.compute_weights(0, rows), trace.weights[:, 0, rows], rtol=1e-9, atol=1e-9)
+
+
+def test_a_window_may_reach_further_to_one_side() -> None:
+    queries, keys = torch.arange(5)[:, None], torch.arange(5)
+    found = Mask(window=(2, 1)).to_tensor(5, 5, torch.device("cpu"))
+    assert found is not None and torch.equal(found, (keys >= queries - 2) & (keys <= queries + 1))
+    causal = Mask(causal=True, window=(2, 1)).to_tensor(5, 5, torch.device("cpu"))
+    assert causal is not None and torch.equal(causal, (keys >= queries - 2) & (keys <= queries))
+
+
+def test_each_row_may_have_a_past_of_its_own() -> None:
+    past, keys = [0, 3], 6
+    found = Mask(causal=True, past=torch.tensor(past)).to_tensor(2, keys, torch.device("cpu"))
+    assert found is not None
+    for row, number in enumerate(past):
+        single = Mask(causal=True, past=number).to_tensor(2, keys, torch.device("cpu"))
+        assert single is not None and torch.equal(found[row, 0], single)
+
+
+def test_a_mask_joins_with_a_tensor_and_refuses_numbers() -> None:
+    prefix = torch.rand(4, 4) > 0.5
+    joined = (Mask(causal=True) & prefix & prefix.T).to_tensor(4, 4, torch.device("cpu"))
+    assert joined is not None and torch.equal(joined, torch.ones(4, 4).tril().bool() & prefix & prefix.T)
+    with pytest.raises(QkvError, match="expected bool"):
+        Mask() & torch.ones(4, 4)
+
+
+def test_half_precision_does_not_overflow_before_it_is_scaled() -> None:
+    query = torch.full((1, 1, 2, 64), 100.0, dtype=torch.float16)  # the products are 640,000, scaled 80,000 / 8
+    context = attend(query, query, torch.ones(1, 1, 2, 4, dtype=torch.float16), scale=1e-3, tap=Explicit())
+    assert context.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import qkv.attention; from qkv import attend; import qkv; assert qkv.attend is attend and callable(attend)",
+        "import qkv; qkv.attend; import qkv.attention; assert callable(qkv.attend)",
+        "import qkv; assert callable(qkv.train) and callable(qkv.evaluate) and callable(qkv.load)",
+        "import qkv; qkv.lens.ablate; qkv.spec.Attention; qkv.presets.encoder_decoder; assert 'lens' in dir(qkv)",
+    ],
+)
+def test_names_of_the_package_are_what_they_say_in_any_order_of_imports(program: str) -> None:
+    subprocess.run([sys.executable, "-c", program], check=True)

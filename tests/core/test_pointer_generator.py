@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from qkv import lens, presets, spec
 from qkv.decoding import Beam, DecodingConfig, Greedy, LengthLimit, LengthPenalty, generate_batch
+from qkv.decoding.coverage import CrossAttentionTap
 from qkv.errors import QkvError, SpecError
 from qkv.generation_rules import GenerationRules
 from qkv.models import SequenceModel, build
@@ -162,3 +163,15 @@ def test_what_cannot_be_says_so(tmp_path: Path) -> None:
     plain = build(shape)
     with pytest.raises(QkvError, match="does not copy"):
         lens.attribute_copies(plain, lens.look(plain.eval(), [4], [1]))
+
+
+@torch.no_grad()
+def test_coverage_counts_the_attention_of_the_pointer_and_of_no_other_block() -> None:
+    model = build_pointer_generator()
+    source, mask, target = make_rows(0)
+    tap = CrossAttentionTap()
+    model(source, target, mask, tap=tap)
+    trace = lens.look(model, source, target, mask)
+    [(place, received)] = tap.received.values()
+    assert place.endswith("head.cross_attention")
+    torch.testing.assert_close(received, trace["head.cross_attention"].compute_weights(0).sum(1))

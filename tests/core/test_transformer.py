@@ -200,3 +200,39 @@ def test_a_tapped_model_compiles_to_one_graph() -> None:
     keeper = RecordingTap()
     assert_close(compiled(source, target, tap=keeper), model(source, target))
     assert "decoder.0.cross_attention.query" in keeper.seen
+
+
+@settings(max_examples=20)
+@given(draw_spec(), st.integers(0, 2**31))
+def test_vectors_take_the_place_of_tokens(choice: spec.Spec, seed: int) -> None:
+    """The vectors of the tokens, given as such, answer what the tokens answer."""
+    assume(isinstance(choice, spec.Transformer))
+    torch.manual_seed(seed)
+    model = build(choice).eval()
+    inputs = make_inputs(choice)
+    assume(not isinstance(choice.head, spec.PointerGenerator))  # it copies tokens, so it needs them
+    vectors = dict(inputs)
+    for name, stack in (("source", model.encoder), ("target", model.decoder)):
+        if stack is not None and stack.embedding.segments is None:
+            vectors[name] = stack.embedding.tokens(inputs[name]) * stack.embedding.scale
+    assert_close(model(**vectors), model(**inputs))
+
+
+def test_a_mask_of_queries_by_keys_makes_a_prefix_language_model() -> None:
+    torch.manual_seed(0)
+    whole = build_small_spec(layers=2)
+    assert whole.decoder is not None
+    blocks = tuple(replace(block, cross_attention=None) for block in whole.decoder.blocks)
+    model = build(spec.Transformer(None, replace(whole.decoder, blocks=blocks), whole.head)).eval()
+    assert isinstance(model.spec, spec.Transformer) and model.spec.decoder is not None
+    target = torch.randint(model.spec.decoder.input.vocab, (2, 6))
+    causal = torch.ones(6, 6, dtype=torch.bool).tril()
+    assert_close(model(target=target, target_mask=causal.expand(2, 6, 6)), model(target=target))
+    prefix = causal | (torch.arange(6) < 3)  # the first three tokens attend to each other
+    logits = model(target=target, target_mask=prefix.expand(2, 6, 6))
+    changed = target.clone()
+    changed[:, 2] = (changed[:, 2] + 1) % model.spec.decoder.input.vocab
+    after = model(target=changed, target_mask=prefix.expand(2, 6, 6))
+    assert not torch.allclose(logits[:, 0], after[:, 0])  # token 0 attends to token 2
+    changed[:, 2], changed[:, 5] = target[:, 2], (target[:, 5] + 1) % model.spec.decoder.input.vocab
+    assert_close(model(target=changed, target_mask=prefix.expand(2, 6, 6))[:, :5], logits[:, :5])

@@ -59,7 +59,7 @@ def test_there_and_back(tmp_path: Path, choice: spec.Spec, seed: int) -> None:
 @given(attentions())
 def test_any_terms(tmp_path: Path, attention: Any) -> None:
     trace = Trace({}, {attention.place: attention})
-    if attention.score_terms["score"] is not None:
+    if attention.score_terms.score is not None:
         with pytest.raises(QkvError, match="a function of its own"):
             write_capture(trace, tmp_path / "one.qkv")
         return

@@ -69,7 +69,7 @@ def attentions(draw: Any) -> AttentionTrace:
 def expected_statistics(attention: AttentionTrace, top: int, first: int) -> AttentionStatistics:
     """The same from the matrix."""
     weights, scores = attention.compute_weights(), attention.compute_scores()
-    if (sinks := attention.score_terms["sinks"]) is not None:
+    if (sinks := attention.score_terms.sinks) is not None:
         scores = torch.cat([scores, sinks[None, :, None, None].expand(*scores.shape[:3], 1)], dim=-1)
     mass = weights.sum(dim=-1)
     away = (torch.arange(attention.queries)[:, None] - torch.arange(attention.keys)).abs().float()

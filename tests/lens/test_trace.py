@@ -199,7 +199,7 @@ def kept_numbers(trace: Trace) -> int:
         for call in calls:
             sites = [site for site in ("query", "key", "value", "context", "output", "residual") if site in call]
             for tensor in [call[site] for site in sites] + [
-                x for x in call.score_terms.values() if isinstance(x, Tensor)
+                x for x in vars(call.score_terms).values() if isinstance(x, Tensor)
             ]:
                 storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes() // 4
     return sum(storages.values())

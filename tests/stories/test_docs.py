@@ -73,6 +73,14 @@ def test_the_python_of_the_readme_works(place: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.startswith("N AY1 T")
 
 
+@pytest.mark.parametrize("page", ["bring-your-own-tensors"])
+def test_the_python_of_a_guide_runs_from_top_to_bottom(page: str, place: Path) -> None:
+    text = (README.parent / "docs" / "how-to" / f"{page}.md").read_text(encoding="utf-8")
+    names: dict[str, object] = {}
+    for program in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+        exec(program, names)
+
+
 @pytest.mark.parametrize("notebook", sorted(README.parent.glob("examples/*.ipynb")), ids=lambda path: path.stem)
 def test_the_notebooks_run(notebook: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every code cell, in order, without Jupyter."""

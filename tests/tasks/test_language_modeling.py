@@ -112,7 +112,7 @@ def test_a_long_text_is_read_and_shown_from_afar(folder: Path, monkeypatch: pyte
     torch.testing.assert_close(run.target_probabilities, chances, rtol=1e-4, atol=1e-6)
     attention = run.trace["decoder.0.self_attention"]
     # a rule for each piece that was read, not a matrix: what is kept grows as the text does
-    assert len(attention.calls) == 7 and all(isinstance(one.score_terms["mask"], Mask) for one in attention.calls)
+    assert len(attention.calls) == 7 and all(isinstance(one.score_terms.mask, Mask) for one in attention.calls)
     [described] = session.build_document().data["runs"][0]["attentions"]
     assert described["rule"] == {"causal": True, "window": None, "past": 0} and counted == [[0, 1]]
     where = {"place": attention.place, "head": 1, "rows": [30, 40], "columns": [8, 24]}

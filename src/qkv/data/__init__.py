@@ -5,8 +5,9 @@ The names are loaded when they are first used: naming a corpus or reading a reci
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING
+
+from qkv.lazy import export_lazily
 
 if TYPE_CHECKING:
     from qkv.data.batch import (
@@ -98,7 +99,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
+__getattr__, __dir__ = export_lazily(__name__, _HOME_OF)

@@ -5,8 +5,7 @@ The options need no torch; everything else is imported when it is first used, so
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qkv.decoding.config import (
     BEAM_RULES,
@@ -24,6 +23,7 @@ from qkv.decoding.config import (
     LengthPenalty,
     Sample,
 )
+from qkv.lazy import export_lazily
 
 if TYPE_CHECKING:
     from qkv.decoding.beam_search import run_beam_search
@@ -78,7 +78,4 @@ _EXPORTS = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+__getattr__, __dir__ = export_lazily(__name__, {name: f"qkv.decoding.{one}" for name, one in _EXPORTS.items()})

@@ -8,21 +8,22 @@ import torch
 from torch import Tensor
 
 from qkv.errors import ConfigError
+from qkv.score_terms import ScoreTerms
 from qkv.tap import NO_TAP, Site, Tap
 
 ReceivedAttention = dict[str, tuple[str, Tensor]]
 
-_WITHIN_MODEL = re.compile(r"\.(decoder|answer)\..*")
-"""What a place is within its model: the rest names the model, where there are several."""
+_WITHIN_MODEL = re.compile(r"\.(decoder|head)\..*")
+"""The part of a path within its model; what stands before it names the model of an ensemble."""
 
 
 class CrossAttentionTap(Tap):
-    """A tap that keeps what each source token receives in the last cross-attention of each model it watches.
+    """A tap that keeps the attention that each source token receives in the last cross-attention of each model.
 
-    `inner` is the tap to watch through; what it changes is changed. Reading the weights takes the explicit
-    rendering of the cross-attention, and of nothing else.
-    kept: by model, the place of that attention and the weights (rows, sources), averaged over heads and summed
-        over queries, since `kept` was last cleared.
+    Reading the weights takes the cross-attention, and nothing else, off the fused kernel.
+    inner: a tap that is applied first.
+    received: by model, the place of that attention and the weights (rows, sources), averaged over heads and summed
+        over queries, since it was last cleared.
     """
 
     def __init__(self, inner: Tap = NO_TAP, path: str = "", received: ReceivedAttention | None = None) -> None:
@@ -47,8 +48,8 @@ class CrossAttentionTap(Tap):
     def score_bias(self, query: Tensor, key: Tensor) -> Tensor | None:
         return self.inner.score_bias(query, key)
 
-    def score_terms(self, **terms: object) -> None:
-        self.inner.score_terms(**terms)
+    def score_terms(self, terms: ScoreTerms) -> None:
+        self.inner.score_terms(terms)
 
     def check_applied(self, *, positions: bool = True) -> None:
         self.inner.check_applied(positions=positions)
@@ -62,9 +63,9 @@ class CrossAttentionTap(Tap):
 
 
 class Coverage:
-    """The attention each source token has received so far, for every living hypothesis: (rows, sources).
+    """The attention that each source token has received so far, for every unfinished hypothesis: (rows, sources).
 
-    latest: what `CrossWeights` keeps. Padding counts as covered.
+    latest: the `received` of a `CrossAttentionTap`. Padding counts as covered.
     """
 
     def __init__(self, beta: float, latest: ReceivedAttention, source_mask: Tensor) -> None:
@@ -72,7 +73,7 @@ class Coverage:
         self.received = (~source_mask).to(torch.float32)
 
     def update(self) -> None:
-        """Take in what the last step attended to."""
+        """Add the attention of the last step."""
         if not self.latest:
             raise ConfigError(
                 [f"coverage_penalty={self.beta}: this model has no cross-attention to take it from; expected 0"]
@@ -81,10 +82,10 @@ class Coverage:
         self.latest.clear()
 
     def reorder(self, index: Tensor) -> None:
-        """Follow the rows of the search."""
+        """Reorder the hypotheses as the search does."""
         self.received = self.received[index]
 
     def penalty(self) -> Tensor:
-        """beta * sum over sources of log(min(received, 1)) (Wu et al. 2016, eq. 14): (rows,)."""
+        """Return beta * sum over sources of log(min(received, 1)) (Wu et al. 2016, eq. 14), (rows,)."""
         tiny = torch.finfo(torch.float32).tiny
         return self.beta * self.received.clamp(tiny, 1.0).log().sum(-1)

@@ -29,17 +29,22 @@ class TokenEmbedding(InputEmbedding):
         )
 
     def forward(self, inputs: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
-        """tokens (batch, length) int64, the first of which stands at position `past` -> (batch, length, d_model).
+        """Return the vectors of the positions, (batch, length, d_model), for tokens (batch, length) int64.
 
-        Raises DataError for an image or a sound.
+        Or for vectors (batch, length, width) float, which take the place of those of the tokens, scale included. They
+        belong to the first segment. past: the position of the first of them.
+        Raises DataError for a tensor of another shape, such as an image or a sound.
         """
-        if inputs.is_floating_point():
+        is_vectors = inputs.is_floating_point()
+        if is_vectors and (inputs.dim() != 3 or inputs.shape[-1] != self.tokens.embedding_dim):
             raise DataError(
-                f"{inputs.dtype} of shape {tuple(inputs.shape)} was given; this model reads tokens, (batch, length) "
-                "int64: give their numbers, e.g. tokenizer.encode(text)"
+                f"{inputs.dtype} of shape {tuple(inputs.shape)} was given; expected tokens, (batch, length) int64, "
+                f"e.g. tokenizer.encode(text), or vectors, (batch, length, {self.tokens.embedding_dim})"
             )
-        hidden = self.tokens(inputs) * self.scale
-        if self.segments is not None:
+        hidden = self.to_parameter_dtype(inputs) if is_vectors else self.tokens(inputs) * self.scale
+        if self.segments is not None and is_vectors:
+            hidden = hidden + self.segments.weight[0]
+        elif self.segments is not None:
             ends = inputs.eq(self.separator or 0)
             segment = (ends.cumsum(dim=1) - ends.long()).clamp(max=self.segments.num_embeddings - 1)
             hidden = hidden + self.segments(segment)

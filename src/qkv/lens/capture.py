@@ -25,6 +25,7 @@ from qkv.files import atomic_write
 from qkv.lens.recorder import Call
 from qkv.lens.trace import AttentionTrace, Trace
 from qkv.mask import Mask
+from qkv.score_terms import ScoreTerms
 
 FORMAT = 1
 
@@ -146,15 +147,16 @@ def _describe_call(call: Call, blocks: _TensorBlocks, place: str) -> dict[str, A
     description: dict[str, Any] = {site: blocks.add(call.get_full(site)) for site in _SITES}
     description["keys"] = call["key"].shape[2]
     terms = call.score_terms
-    mask, score = terms.get("mask"), terms.get("score")
-    description |= {name: terms.get(name) for name in _SCALAR_TERMS}
-    description |= {name: blocks.add(terms.get(name)) for name in ("bias", "sinks")}
+    mask, score = terms.mask, terms.score
+    description |= {name: getattr(terms, name) for name in _SCALAR_TERMS}
+    description |= {name: blocks.add(getattr(terms, name)) for name in ("bias", "sinks")}
     if isinstance(mask, Mask):
         description["mask"] = {
             "causal": mask.causal,
             "window": mask.window,
-            "past": mask.past,
+            "past": blocks.add(mask.past) if isinstance(mask.past, Tensor) else mask.past,
             "keys": blocks.add(mask.key_mask),
+            "allowed": blocks.add(mask.allowed),
         }
         description["mask"]["documents"] = (
             None if mask.documents is None else [blocks.add(one) for one in mask.documents]
@@ -179,18 +181,23 @@ def _build_call(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     if isinstance(mask, dict):
         documents = mask["documents"] and (tensors[mask["documents"][0]], tensors[mask["documents"][1]])
         rule: Mask | Tensor | None = Mask(
-            bool(mask["causal"]), mask["window"], int(mask["past"]), _get_block(tensors, mask["keys"]), documents
+            causal=bool(mask["causal"]),
+            window=tuple(mask["window"]) if isinstance(mask["window"], list) else mask["window"],
+            past=tensors[mask["past"]] if isinstance(mask["past"], str) else int(mask["past"]),
+            key_mask=_get_block(tensors, mask["keys"]),
+            documents=documents,
+            allowed=_get_block(tensors, mask.get("allowed")),
         )
     else:
         rule = _get_block(tensors, mask)
     vector = _get_block(tensors, description["additive"])
-    call.score_terms = {
-        "mask": rule,
-        "bias": _get_block(tensors, description["bias"]),
-        "sinks": _get_block(tensors, description["sinks"]),
-        "score": None if vector is None else _AdditiveScore(vector),
+    call.score_terms = ScoreTerms(
+        mask=rule,
+        bias=_get_block(tensors, description["bias"]),
+        sinks=_get_block(tensors, description["sinks"]),
+        score=None if vector is None else _AdditiveScore(vector),
         **{name: description[name] for name in _SCALAR_TERMS},
-    }
+    )
     return call
 
 

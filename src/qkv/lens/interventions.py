@@ -22,6 +22,7 @@ from torch import Tensor
 
 from qkv.errors import QkvError
 from qkv.lens.trace import AttentionTrace
+from qkv.score_terms import ScoreTerms
 from qkv.tap import NO_TAP, Site, Tap, matches_place, nearest_place
 
 ReplacementFunction = Callable[[Tensor, int], Tensor]
@@ -55,10 +56,10 @@ class Compose(Tap):
                 added = more if added is None else added + more
         return added
 
-    def score_terms(self, **terms: object) -> None:
+    def score_terms(self, terms: ScoreTerms) -> None:
         """Pass the terms on to all of them."""
         for tap in self._taps:
-            tap.score_terms(**terms)
+            tap.score_terms(terms)
 
     def check_applied(self, *, positions: bool = True) -> None:
         """Raise QkvError if one of them has found nothing to change."""
@@ -159,9 +160,9 @@ class _ReplaceTap(Tap):
         """Return the bias of the inner tap."""
         return self._inner.score_bias(query, key)
 
-    def score_terms(self, **terms: object) -> None:
+    def score_terms(self, terms: ScoreTerms) -> None:
         """Pass the terms on to the inner tap."""
-        self._inner.score_terms(**terms)
+        self._inner.score_terms(terms)
 
     def check_applied(self, *, positions: bool = True) -> None:
         """Raise QkvError if this edit, or the inner tap, has found nothing to change."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -32,30 +33,23 @@ def compute_scores_and_visibility(
     call: Call, heads: Sequence[int], rows: Span, keys: Span
 ) -> tuple[Tensor, Tensor | None]:
     """Scores (batch, heads, rows, keys) with everything added, and what is visible of them (None: all)."""
-    return _compute_scores(call, heads, rows, keys, call.score_terms.get("mask"))
+    return _compute_scores(call, heads, rows, keys, call.score_terms.mask)
 
 
 def _compute_scores(
     call: Call, heads: Sequence[int], rows: Span, keys: Span, mask: Mask | Tensor | None, scale_query: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """`raw_scores` with another mask; `scaled`: by scaling the queries, not each score."""
+    """Return scores with another mask. scale_query: multiply the queries by the scale, and not each score."""
     terms, of = call.score_terms, call["query"].shape[1]
     query = select_kv_heads(call["query"], heads, of)[:, :, rows[0] : rows[1]]
     key = select_kv_heads(call["key"], heads, of)[:, :, keys[0] : keys[1]]
     if query.dtype in (torch.float16, torch.bfloat16):
         query, key = query.float(), key.float()
-    scale = terms.get("scale")
+    terms = replace(terms, mask=_slice_mask(mask, heads, rows, keys), bias=_slice_tensor(terms.bias, heads, rows, keys))
     if scale_query:
-        query, scale = query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale), 1.0
-    return compute_scores(
-        query,
-        key,
-        mask=_slice_mask(mask, heads, rows, keys),
-        bias=_slice_tensor(terms.get("bias"), heads, rows, keys),
-        scale=scale,
-        softcap=terms.get("softcap"),
-        score=terms.get("score"),
-    )
+        query = query * (1 / math.sqrt(query.shape[-1]) if terms.scale is None else terms.scale)
+        terms = replace(terms, scale=1.0)
+    return compute_scores(query, key, terms)
 
 
 def compute_masked_scores(call: Call, heads: Sequence[int], rows: Span, keys: Span) -> Tensor:
@@ -70,8 +64,9 @@ def compute_filled_scores(call: Call, heads: Sequence[int], rows: Span, keys: Sp
     For long rows: the query is scaled instead of its scores, and a rule is worked out only for the keys that it hides
     from some of these queries and not from all.
     """
-    mask, product = call.score_terms.get("mask"), call.score_terms.get("score") is None
-    simple = isinstance(mask, Mask) and mask.key_mask is None and mask.documents is None
+    mask, product = call.score_terms.mask, call.score_terms.score is None
+    simple = isinstance(mask, Mask) and all(one is None for one in (mask.key_mask, mask.documents, mask.allowed))
+    simple = simple and isinstance(mask, Mask) and isinstance(mask.past, int)
     found, visible = _compute_scores(call, heads, rows, keys, None if simple else mask, scale_query=product)
     least = torch.finfo(found.dtype).min
     found = found if visible is None else found.masked_fill(~visible, least)
@@ -86,13 +81,14 @@ def compute_filled_scores(call: Call, heads: Sequence[int], rows: Span, keys: Sp
 
 def _find_edges(mask: Mask, rows: Span, keys: Span) -> list[Span]:
     """The keys among `keys` that a causal rule or a window hides from some queries of `rows`."""
+    assert isinstance(mask.past, int)
     first, last = mask.past + rows[0], mask.past + rows[1] - 1
+    before, after = mask.reach
     edges = []
-    if mask.causal:
-        edges.append((first + 1, keys[1]))
-    if mask.window is not None:
-        edges.append((keys[0], last - mask.window + 1))
-        edges.append((first + mask.window, keys[1]))
+    if after is not None:
+        edges.append((first + after + 1, keys[1]))
+    if before is not None:
+        edges.append((keys[0], last - before))
     cut = [(max(begin, keys[0]), min(end, keys[1])) for begin, end in edges]
     return [(begin, end) for begin, end in cut if begin < end]
 
@@ -122,14 +118,14 @@ def normalize_scores(scores: Tensor, logsumexp: Tensor) -> Tensor:
 
 def select_sinks(call: Call, heads: Sequence[int]) -> Tensor | None:
     """The sink's score of each of `heads`, if there are sinks."""
-    found = call.score_terms.get("sinks")
+    found = call.score_terms.sinks
     return None if found is None else found.detach()[list(heads)]
 
 
 def find_visible_range(call: Call, rows: Span) -> Span:
     """The keys that a `Mask` lets some query of `rows` see; all of them where no rule says less."""
     keys = call["key"].shape[2]
-    mask = call.score_terms.get("mask")
+    mask = call.score_terms.mask
     return mask.visible_range(rows, keys) if isinstance(mask, Mask) else (0, keys)
 
 
@@ -157,4 +153,9 @@ def _slice_tensor(tensor: Tensor | None, heads: Sequence[int], rows: Span, keys:
 
 
 def _slice_mask(mask: Mask | Tensor | None, heads: Sequence[int], rows: Span, keys: Span) -> Mask | Tensor | None:
-    return mask.restrict(rows, keys) if isinstance(mask, Mask) else _slice_tensor(mask, heads, rows, keys)
+    if not isinstance(mask, Mask):
+        return _slice_tensor(mask, heads, rows, keys)
+    allowed = mask.allowed
+    if allowed is not None and allowed.dim() > 2 and allowed.shape[-3] > 1:
+        mask = replace(mask, allowed=allowed[..., list(heads), :, :])
+    return mask.restrict(rows, keys)

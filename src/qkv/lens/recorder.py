@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from qkv.score_terms import ScoreTerms
 from qkv.tap import NO_TAP, Site, Tap
 
 # Tensors with an entry for each query and key: quadratic in length, so they are recomputed on demand, never kept.
@@ -37,7 +37,8 @@ class Call:
     """One call at one place: its tensors by site and, for an attention, how its scores are formed."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    score_terms: Mapping[str, Any] = field(default_factory=dict)
+    score_terms: ScoreTerms = field(default_factory=ScoreTerms)
+    has_score_terms: bool = False
     _growing: dict[str, tuple[_GrowingTensor, int]] = field(default_factory=dict)
 
     def __getitem__(self, site: str) -> Tensor:
@@ -93,10 +94,11 @@ class Recorder(Tap):
         """Return the bias of the inner tap, which becomes a part of the recorded bias."""
         return self._inner.score_bias(query, key)
 
-    def score_terms(self, **terms: Any) -> None:
+    def score_terms(self, terms: ScoreTerms) -> None:
         """Keep how this attention forms its scores."""
-        self._current_call("terms").score_terms = terms
-        self._inner.score_terms(**terms)
+        call = self._current_call("terms")
+        call.score_terms, call.has_score_terms = terms, True
+        self._inner.score_terms(terms)
 
     def check_applied(self, *, positions: bool = True) -> None:
         """Raise QkvError if the inner tap has found nothing to change."""
@@ -112,7 +114,7 @@ class Recorder(Tap):
     def _current_call(self, site: str) -> Call:
         """Return the current call at this place: a new one if this site has already passed in the last."""
         calls = self.calls.setdefault(self._place, [])
-        if not calls or (site in calls[-1] if site != "terms" else bool(calls[-1].score_terms)):
+        if not calls or (site in calls[-1] if site != "terms" else calls[-1].has_score_terms):
             calls.append(Call())
         return calls[-1]
 

@@ -94,14 +94,12 @@ def _iterate_scores(call: Call, heads: Sequence[int], batch: int) -> Iterator[tu
     """The scores of a few of `heads` and queries at a time, with which these are and which keys they are of: many rows
     of one head where they are long."""
     queries = call["query"].shape[2]
-    numbers = (
-        call["query"].shape[3] if call.score_terms.get("score") is not None else 1
-    )  # such scores may build them all
+    numbers = call["query"].shape[3] if call.score_terms.score is not None else 1  # such scores may build them all
     width, longest = call["key"].shape[2], queries
-    mask = call.score_terms.get("mask")
-    if isinstance(mask, Mask) and mask.window is not None:  # that many rows see little more than their windows
+    mask = call.score_terms.mask
+    if isinstance(mask, Mask) and mask.window is not None:  # that many rows attend to little more than their windows
         longest = _WINDOWED_ROWS
-        width = min(width, _WINDOWED_ROWS + 2 * mask.window)
+        width = min(width, _WINDOWED_ROWS + sum(reach or 0 for reach in mask.reach))
     room = max(1, _ELEMENTS // (batch * numbers * max(width, 1)))
     together = max(1, min(len(heads), room // min(queries, 64)))
     length = max(1, min(longest, room // together))
@@ -165,8 +163,8 @@ def _sum_distances(weights: Tensor, offset: int, rows: Span, keys: Span, call: C
     Before the first of these queries and after the last, the distance is a sum of a part by query and a part by key,
     so that a product with one vector does what would need a matrix of distances.
     """
-    mask, past = call.score_terms.get("mask"), offset
-    if isinstance(mask, Mask) and (mask.causal or mask.window is not None):
+    mask, past = call.score_terms.mask, offset
+    if isinstance(mask, Mask) and isinstance(mask.past, int) and (mask.causal or mask.window is not None):
         past = mask.past
     begin, end = past + rows[0], past + rows[1]  # the positions of these queries
     query = torch.arange(begin, end, device=weights.device, dtype=weights.dtype)

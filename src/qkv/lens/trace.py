@@ -21,6 +21,7 @@ from qkv.lens import recompute
 from qkv.lens.chunks import WeightChunks
 from qkv.lens.recorder import Call
 from qkv.mask import Span
+from qkv.score_terms import ScoreTerms
 from qkv.tap import nearest_place
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class AttentionTrace:
         return self._concatenate("context")
 
     @property
-    def score_terms(self) -> Mapping[str, Any]:
+    def score_terms(self) -> ScoreTerms:
         """How the last call formed its scores: mask, bias, scale, softcap, sinks, score (see
         `qkv.attention.attend`)."""
         return self.calls[-1].score_terms
@@ -107,7 +108,7 @@ class AttentionTrace:
     @property
     def scale(self) -> float:
         """What the dot product is multiplied by."""
-        scale = self.score_terms.get("scale")
+        scale = self.score_terms.scale
         return float(1 / math.sqrt(self.key.shape[-1]) if scale is None else scale)
 
     @cached_property

@@ -42,18 +42,24 @@ def look(
 
 def build_trace(
     recorder: Recorder,
-    model: nn.Module,
+    model: nn.Module | None = None,
     *,
     logits: Tensor | None = None,
     source: Tensor | None = None,
     target: Tensor | None = None,
 ) -> Trace:
-    """Build a trace from a recorder that was the tap of `model`, e.g. in model.encode and model.step."""
+    """Build a trace from a recorder that was the tap of a model, e.g. in model.encode and model.step, or of `attend`.
+
+    model: where W_O is looked up. Without it, the trace holds everything else.
+
+    Example: `attend(query, key, value, tap=recorder.at("mine")); build_trace(recorder)["mine"].weights`
+    """
     attentions = {}
     for place, calls in recorder.calls.items():
         if "query" in calls[0] and "context" in calls[0]:
             heads = calls[0]["query"].shape[1]
-            attentions[place] = AttentionTrace(place, calls, _get_output_weight(model, place, heads))
+            output_weight = None if model is None else _get_output_weight(model, place, heads)
+            attentions[place] = AttentionTrace(place, calls, output_weight)
     return Trace(recorder.calls, attentions, logits, source, target)
 
 

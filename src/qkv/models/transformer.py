@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -58,11 +60,17 @@ class Stack(nn.Module):
         tap: Tap = NO_TAP,
         documents: Tensor | None = None,
     ) -> Tensor:
-        """What its reader takes, such as tokens (batch, length), and which of it is real, (batch, length) bool ->
-        (batch, length, d_model); `past` positions are cached. documents (batch, length) int64: which text of its row
-        a position belongs to; it sees no other."""
-        hidden = tap("embedding", self.embedding(inputs, past, mask))
-        mask = self.embedding.position_mask(mask)
+        """Return the hidden states of the last block, (batch, length, d_model).
+
+        inputs: what the embedding reads, such as tokens (batch, length) int64 or vectors (batch, length, d_model).
+        mask: (batch, length) bool, False for padding; or (batch, queries, keys) bool, True where a query may attend,
+            which takes the place of the model's own causal rule and window, as a prefix language model needs it.
+        past: how many positions are cached. documents: (batch, length) int64, the text of its row that a position
+            belongs to; it attends to no other.
+        """
+        allowed = mask if mask is not None and mask.dim() == 3 else None
+        hidden = tap("embedding", self.embedding(inputs, past, None if allowed is not None else mask))
+        mask = self.position_mask(mask)
         placings: dict[tuple[object, ...], AttentionInputs] = {}
         memory_mask = None if memory is None or memory.mask is None else memory.mask[:, None, None, :]
         memory_placing = AttentionInputs(mask=memory_mask)
@@ -72,11 +80,18 @@ class Stack(nn.Module):
             if isinstance(attention, spec.SSRU):
                 if documents is not None:
                     raise SpecError("an SSRU was given several texts in a row, which it cannot keep apart")
+                if allowed is not None:
+                    raise SpecError("an SSRU was given a mask of queries by keys; expected (batch, length) bool")
                 placing = AttentionInputs(mask)
             else:
                 key = (attention.position, attention.causal, attention.window, attention.heads, attention.d_key)
                 if key not in placings:
-                    placings[key] = self._build_attention_inputs(attention, hidden, mask, past, documents)
+                    rule = Mask(attention.causal, attention.window, past, key_mask=mask)
+                    if allowed is not None:
+                        rule = Mask(past=past) & allowed[:, None]
+                    if documents is not None:
+                        rule = replace(rule, documents=(documents, documents))
+                    placings[key] = self._build_attention_inputs(attention, hidden, rule, past)
                 placing = placings[key]
             hidden = block(
                 hidden,
@@ -89,6 +104,10 @@ class Stack(nn.Module):
         result: Tensor = self.final_norm(hidden)
         return result
 
+    def position_mask(self, mask: Tensor | None) -> Tensor | None:
+        """Return which positions are real, (batch, length) bool; None for all, as with a mask of queries by keys."""
+        return self.embedding.position_mask(None if mask is None or mask.dim() == 3 else mask)
+
     def build_caches(self) -> list[BlockCache]:
         """What its blocks keep between steps, before the first: one a block, and one for each time it is repeated."""
         blocks = self.config.blocks * self.config.repeats
@@ -98,15 +117,13 @@ class Stack(nn.Module):
         ]
 
     def _build_attention_inputs(
-        self, attention: spec.Attention, hidden: Tensor, mask: Tensor | None, past: int, documents: Tensor | None
+        self, attention: spec.Attention, hidden: Tensor, rule: Mask, past: int
     ) -> AttentionInputs:
         length, device = hidden.shape[1], hidden.device
-        texts = None if documents is None else (documents, documents)
-        rule = Mask(attention.causal, attention.window, past, key_mask=mask, documents=texts)
         position = attention.position
         large = hidden.shape[0] * length * (past + length) > MAX_MASK_ELEMENTS
         # A long text some tokens at a time: a trace keeps them all. In a graph that is made `past` is no number yet.
-        reading = isinstance(past, int) and past > 0 and length > 1 and mask is None
+        reading = isinstance(past, int) and past > 0 and length > 1 and rule.key_mask is None
         # The kernel's own causal flag costs nothing, and a rule that is too large is taken by rows; any other becomes
         # one matrix for all blocks that share it.
         stays = rule.is_only_causal or ((large or reading) and isinstance(position, spec.Rotary | None))
@@ -222,7 +239,7 @@ class Transformer(SequenceModel):
         if self.encoder is None or self.decoder is None:
             return None
         states = tap("memory", self.encoder(source, source_mask, tap=tap.at("encoder")))
-        mask = self.encoder.embedding.position_mask(source_mask)
+        mask = self.encoder.position_mask(source_mask)
         if isinstance(self.head, PointerGeneratorHead):
             return Memory(states, mask, source, self.head.compute_keys(states))
         return Memory(states, mask)
@@ -283,7 +300,10 @@ class Transformer(SequenceModel):
             assert self.encoder is not None and source is not None
             hidden = self.encoder(source, source_mask, tap=tap.at("encoder"))
             if isinstance(self.head, ClassesHead | VectorHead):
-                return tap("logits", self.head(hidden, self.encoder.embedding.position_mask(source_mask)))
+                return tap(
+                    "logits",
+                    self.head(hidden, self.encoder.position_mask(source_mask)),
+                )
             return tap("logits", self.head(hidden))
         assert target is not None
         memory = None if source is None else self.encode(source, source_mask, tap)

@@ -1,15 +1,14 @@
 """Tasks: what people train models for, from a recipe to a model that answers.
 
-learned = train("pronunciation-demo", ["training.max_minutes=1"], folder="runs/demo")
-runner = load("pronunciation")
-[[answer, *_]] = runner.run(["colonel"])
+trained = train("pronunciation-demo", ["training.max_minutes=1"], folder="runs/demo")
+load("pronunciation").predict("knight").text
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from qkv.lazy import export_lazily
 from qkv.tasks.config import (
     RECIPE_CONFIGS,
     DataSource,
@@ -162,7 +161,4 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:  # what needs torch is imported when it is first used
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+__getattr__, __dir__ = export_lazily(__name__, {name: f"qkv.tasks.{one}" for name, one in _MODULE_OF.items()})

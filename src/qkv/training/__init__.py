@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from qkv.lazy import export_lazily
 from qkv.training.config import (
     CheckpointingConfig,
     Cosine,
@@ -38,14 +39,6 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name in (
-        "TrainResult",
-        "Trainer",
-        "ValidationResult",
-        "check_run_folder",
-    ):  # these need torch, which a command line's --help must not import
-        from qkv.training import trainer
-
-        return getattr(trainer, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = export_lazily(
+    __name__, dict.fromkeys(("TrainResult", "Trainer", "ValidationResult", "check_run_folder"), "qkv.training.trainer")
+)

@@ -51,7 +51,7 @@ def describe_attention(attention: AttentionTrace) -> dict[str, Any]:
         "n_queries": attention.queries,
         "n_keys": attention.keys,
         "scale": attention.scale,
-        "softcap": attention.score_terms.get("softcap"),
+        "softcap": attention.score_terms.softcap,
     }
 
 
@@ -66,12 +66,12 @@ def attention_to_json(
     if contexts:
         found["context"] = blocks.add(attention.context[row])
     rule = find_mask_rule(attention)
-    if attention.score_terms.get("score") is not None or rule is None or _has_bias(attention):
+    if attention.score_terms.score is not None or rule is None or _has_bias(attention):
         added, visible = _score_bias_and_visibility(attention, row)
         rule = rule or _infer_mask_rule(visible)
         if rule is None:
             found["visible"] = blocks.add(visible)
-        if attention.score_terms.get("score") is not None:
+        if attention.score_terms.score is not None:
             # Not a dot product: the page cannot recompute the scores, so it gets them.
             scores = attention.compute_scores()[row]
             found["scores"] = blocks.add(scores.masked_fill(scores == -torch.inf, 0.0), "float32")
@@ -82,7 +82,7 @@ def attention_to_json(
             )
     if rule is not None:
         found["rule"] = rule
-    if (sinks := attention.score_terms.get("sinks")) is not None:
+    if (sinks := attention.score_terms.sinks) is not None:
         found["sinks"] = blocks.add(sinks, "float32")
     found["value_norms"] = blocks.add(
         compute_value_norms(attention, row), "float16" if blocks.dtype == "int8" else None
@@ -107,10 +107,12 @@ def find_mask_rule(attention: AttentionTrace) -> MaskRule | None:
     rules: set[tuple[bool, int | None, int]] = set()
     offset = 0
     for call in attention.calls:
-        mask = call.score_terms.get("mask")
+        mask = call.score_terms.mask
         if mask is None and call["key"].shape[2] == attention.keys:
             rules.add((False, None, 0))
         elif isinstance(mask, Mask) and mask.documents is None and (mask.key_mask is None or bool(mask.key_mask.all())):
+            if isinstance(mask.window, tuple) or isinstance(mask.past, Tensor) or mask.allowed is not None:
+                return None  # the page gets the matrix
             past = mask.past - offset if mask.causal or mask.window is not None else 0
             rules.add((mask.causal, mask.window, past))
         else:
@@ -167,7 +169,7 @@ def compute_head_statistics(
 def max_weight_error(attention: AttentionTrace, pieces: WeightChunks, row: int, dtype: StorageDtype) -> float:
     """Return the largest error of any weight that is recomputed from queries and keys stored in a dtype."""
     worst = 0.0
-    if dtype == "float32" or attention.score_terms.get("score") is not None:
+    if dtype == "float32" or attention.score_terms.score is not None:
         return worst
     calls = []
     for call in attention.calls:
@@ -184,12 +186,12 @@ def max_weight_error(attention: AttentionTrace, pieces: WeightChunks, row: int, 
 
 
 def _has_bias(attention: AttentionTrace) -> bool:
-    return any(call.score_terms.get("bias") is not None for call in attention.calls)
+    return any(call.score_terms.bias is not None for call in attention.calls)
 
 
 def _bias_hides_keys(attention: AttentionTrace) -> bool:
     """Whether a bias hides keys, as an intervention does."""
-    biases = [call.score_terms.get("bias") for call in attention.calls]
+    biases = [call.score_terms.bias for call in attention.calls]
     return any(bias is not None and bool(torch.isneginf(bias).any()) for bias in biases)
 
 
@@ -199,7 +201,7 @@ def _score_bias_and_visibility(attention: AttentionTrace, row: int) -> tuple[Ten
     visible_parts: list[Tensor] = []
     for call in attention.calls:
         query, key = call["query"], call["key"]
-        added, visible = split_mask_and_bias(call.score_terms.get("mask"), call.score_terms.get("bias"), query, key)
+        added, visible = split_mask_and_bias(call.score_terms.mask, call.score_terms.bias, query, key)
         shape, absent = (query.shape[0], attention.heads, query.shape[2], key.shape[2]), attention.keys - key.shape[2]
         added = torch.zeros(()) if added is None else added.detach()
         visible = torch.ones((), dtype=torch.bool) if visible is None else visible
