@@ -15,7 +15,7 @@ ScoreFunction: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
 """Scores that are not a dot product: (query, key) -> (batch, heads, queries, keys)."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ScoreTerms:
     """How one call of `attend` forms its scores: its arguments of the same names, with the bias of the tap added.
 

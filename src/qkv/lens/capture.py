@@ -191,7 +191,7 @@ def _build_call(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     else:
         rule = _get_block(tensors, mask)
     vector = _get_block(tensors, description["additive"])
-    call.score_terms = ScoreTerms(
+    call.recorded_terms = ScoreTerms(
         mask=rule,
         bias=_get_block(tensors, description["bias"]),
         sinks=_get_block(tensors, description["sinks"]),

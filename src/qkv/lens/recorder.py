@@ -37,9 +37,13 @@ class Call:
     """One call at one place: its tensors by site and, for an attention, how its scores are formed."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
-    score_terms: ScoreTerms = field(default_factory=ScoreTerms)
-    has_score_terms: bool = False
+    recorded_terms: ScoreTerms | None = None
     _growing: dict[str, tuple[_GrowingTensor, int]] = field(default_factory=dict)
+
+    @property
+    def score_terms(self) -> ScoreTerms:
+        """How the scores are formed; a plain scaled dot product where nothing was recorded."""
+        return ScoreTerms() if self.recorded_terms is None else self.recorded_terms
 
     def __getitem__(self, site: str) -> Tensor:
         if site in self._growing:
@@ -96,8 +100,7 @@ class Recorder(Tap):
 
     def score_terms(self, terms: ScoreTerms) -> None:
         """Keep how this attention forms its scores."""
-        call = self._current_call("terms")
-        call.score_terms, call.has_score_terms = terms, True
+        self._current_call("terms").recorded_terms = terms
         self._inner.score_terms(terms)
 
     def check_applied(self, *, positions: bool = True) -> None:
@@ -114,7 +117,7 @@ class Recorder(Tap):
     def _current_call(self, site: str) -> Call:
         """Return the current call at this place: a new one if this site has already passed in the last."""
         calls = self.calls.setdefault(self._place, [])
-        if not calls or (site in calls[-1] if site != "terms" else calls[-1].has_score_terms):
+        if not calls or (site in calls[-1] if site != "terms" else calls[-1].recorded_terms is not None):
             calls.append(Call())
         return calls[-1]
 

@@ -173,7 +173,7 @@ def max_weight_error(attention: AttentionTrace, pieces: WeightChunks, row: int, 
         return worst
     calls = []
     for call in attention.calls:
-        kept = Call(score_terms=call.score_terms)
+        kept = Call(recorded_terms=call.recorded_terms)
         for site in ("query", "key", "value", "context"):
             own = call[site][row : row + 1]
             kept.tensors[site] = round_trip(own, dtype) if site in ("query", "key") else own
