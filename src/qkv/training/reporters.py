@@ -8,13 +8,14 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 from qkv.errors import MissingExtraError, StorageError
 from qkv.files import atomic_write
+from qkv.training import restore
 from qkv.training.state import TrainState
 
 _BAR_WIDTH = 20  # characters
@@ -54,6 +55,15 @@ class MetricsWindow:
     grad_norm: float = 0.0
     learning_rate: float = 0.0
     seconds: float = 0.0
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], path: Path) -> MetricsWindow:
+        """Read the sums that the checkpoint `path` holds. Raises CheckpointError for what is no sum."""
+        given = restore.check_names("metrics_window", values, {one.name for one in fields(cls)}, path)
+        for name, value in given.items():
+            check = restore.check_count if isinstance(getattr(cls, name), int) else restore.check_number
+            check(name, value, path)
+        return cls(**given)
 
     def update(
         self,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qkv.data.batch import Batch
 from qkv.errors import CheckpointError, TrainingError
 from qkv.layers import set_dropout
-from qkv.training import checkpoints, optim
+from qkv.training import checkpoints, optim, restore
 from qkv.training.config import TrainingConfig
 from qkv.training.loss import loss_normalizer, smoothed_and_plain_cross_entropy
 from qkv.training.nonfinite import locate_nonfinite
@@ -329,7 +329,8 @@ class Trainer:
             torch.manual_seed(self.config.seed)
             return
         tensors, state = checkpoints.load_checkpoint(self.checkpoint_path)
-        if "rng_state" not in tensors or not state.keys() >= {"config", "train_state", "metrics_window", "sampler"}:
+        parts = {"config", "train_state", "metrics_window", "sampler"}
+        if "rng_state" not in tensors or not all(isinstance(state.get(part), dict) for part in parts):
             raise CheckpointError(
                 f"{self.checkpoint_path} holds no state of a training run; expected a checkpoint to resume from, not a "
                 "model's weights. Copy it again, or begin a new run."
@@ -343,10 +344,11 @@ class Trainer:
                 f"This run began with {was} and would go on with another {', '.join(changed)}. Expected the same: only "
                 "when it ends, validation and checkpointing may change on resuming. Change it back, or begin a new run."
             )
-        self._restore_tensors(tensors)
-        self.state = TrainState.from_json(state["train_state"])
-        self._metrics_window = MetricsWindow(**state["metrics_window"])
+        standing = TrainState.from_json(state["train_state"], self.checkpoint_path)
+        window = MetricsWindow.from_json(state["metrics_window"], self.checkpoint_path)
         self.sampler.restore(state["sampler"])
+        self._restore_tensors(tensors)
+        self.state, self._metrics_window = standing, window
         self.checkpoint_manager.prune(
             {*self.state.last_checkpoints, *(step for _, step in self.state.best_checkpoints)}
         )
@@ -354,18 +356,30 @@ class Trainer:
 
     @torch.no_grad()
     def _restore_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Put the tensors of a checkpoint into their places. Raises CheckpointError, with nothing changed yet."""
+        path = self.checkpoint_path
         places = {f"model.{name}": tensor for name, tensor in self._model_tensors().items()}
+        states: dict[str, dict[str, Tensor]] = {}
         for name, parameter in self._named_parameters.items():
-            parts = ("step", "exp_avg", "exp_avg_sq", "momentum")  # of Adam, and of Muon
-            state = {part: tensors.pop(f"optimizer.{name}.{part}", None) for part in parts}
-            # copies, because what was read may still lie in the file that the next save replaces
-            copies = {part: t.to(self.device, copy=True) for part, t in state.items() if t is not None}
-            if copies:
-                self.optimizers.set_state(parameter, copies)
+            prefix, parts = f"optimizer.{name}.", self.optimizers.get_state_names(parameter)
+            states[name] = {part: tensors.pop(prefix + part) for part in parts if prefix + part in tensors}
+            restore.check_optimizer_state(name, parameter, states[name], parts, path)
         if self.ema is not None:
             places |= {f"ema.{name}": t for name, t in zip(self._ema_tensors, self.ema.averages, strict=True)}
         random, cuda = tensors.pop("rng_state"), tensors.pop("rng_state.cuda", None)
-        _copy_tensors(places, tensors, self.checkpoint_path)
+        restore.check_random_state(random, torch.device("cpu"), path)
+        if cuda is not None and self.device.type == "cuda":
+            restore.check_random_state(cuda, self.device, path)
+        restore.check_tensors(places, tensors, path)
+        for name, place in places.items():
+            if place.is_floating_point():
+                restore.check_finite(name, tensors[name], path)
+        restore.copy_tensors(places, tensors, path)
+        for name, parameter in self._named_parameters.items():
+            if states[name]:
+                # copies, because what was read may still lie in the file that the next save replaces
+                copies = {part: tensor.to(self.device, copy=True) for part, tensor in states[name].items()}
+                self.optimizers.set_state(parameter, copies)
         torch.set_rng_state(random)
         if cuda is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(cuda, self.device)
@@ -384,7 +398,7 @@ class Trainer:
                 checkpoints.average_checkpoints(paths) if len(paths) > 1 else checkpoints.load_checkpoint(paths[0])[0]
             )
             with torch.no_grad():
-                _copy_tensors(dict(self._model_tensors()), found, paths[0])
+                restore.copy_tensors(self._model_tensors(), found, paths[0])
             weights = f"{'mean of steps' if len(paths) > 1 else 'step'} {', '.join(map(str, sorted(chosen)))}"
         self.model.eval()
         first = standing.best_checkpoints[0] if standing.best_checkpoints else None
@@ -413,21 +427,3 @@ def _settings_fixed_on_resume(config: TrainingConfig) -> dict[str, str]:
     """The options that may not change on resuming, in words."""
     free = {"max_steps", "max_epochs", "max_minutes", "validation", "checkpointing"}
     return {f.name: repr(getattr(config, f.name)) for f in fields(config) if f.name not in free}
-
-
-def _copy_tensors(targets: dict[str, Tensor], sources: dict[str, Tensor], path: Path) -> None:
-    """Copy every tensor of a file into its place; each place must be filled and each tensor used."""
-    wrong = sorted(targets.keys() ^ sources.keys())
-    if wrong:
-        where = "the file" if wrong[0] in sources else "this model"
-        raise CheckpointError(
-            f"{path} was made for another model: {wrong[0]!r} is only in {where} ({len(wrong)} such names). Expected a "
-            "checkpoint of the same spec."
-        )
-    for name, place in targets.items():
-        if place.shape != sources[name].shape:
-            raise CheckpointError(
-                f"{path} was made for another model: {name} has shape {tuple(sources[name].shape)}, expected "
-                f"{tuple(place.shape)}. Use the spec the run began with."
-            )
-        place.data.copy_(sources[name])
