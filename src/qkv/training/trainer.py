@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -15,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from qkv.data.batch import Batch
-from qkv.errors import CheckpointError, TrainingError
+from qkv.errors import CheckpointError, TrainingError, is_out_of_memory
 from qkv.layers import set_dropout
 from qkv.training import checkpoints, optim, restore
 from qkv.training.config import TrainingConfig
 from qkv.training.loss import loss_normalizer, smoothed_and_plain_cross_entropy
 from qkv.training.nonfinite import locate_nonfinite
 from qkv.training.reporters import MetricsLogger, MetricsWindow, Reporter, make_reporter
-from qkv.training.signals import handle_interrupts
+from qkv.training.signals import Interruption, handle_interrupts
 from qkv.training.state import CheckpointManager, TrainState
 from qkv.training.workers import WorkerPool
 
-_CHECKPOINT_NAME = "checkpoint.safetensors"
+CHECKPOINT_NAME = "checkpoint.safetensors"
 
 
 class Sampler(Protocol):
@@ -50,7 +49,10 @@ class ValidationResult:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended. `best` is the best validation's metric and step; `weights` says which the model now has."""
+    """How a run ended. `best` is the best validation's metric and step; `weights` says which the model now has.
+
+    signal: the number of the signal that interrupted the run.
+    """
 
     stop_reason: Literal["finished", "early_stopping", "interrupted"]
     step: int
@@ -58,6 +60,7 @@ class TrainResult:
     metrics: Mapping[str, float]
     best: tuple[float, int] | None
     weights: str
+    signal: int | None = None
 
 
 LossFunction: TypeAlias = Callable[[Any, Batch], tuple[Tensor, Tensor]]
@@ -118,7 +121,7 @@ class Trainer:
     @property
     def checkpoint_path(self) -> Path:
         """The file to resume from."""
-        return self.folder / _CHECKPOINT_NAME
+        return self.folder / CHECKPOINT_NAME
 
     def train(self, resume: bool = False) -> TrainResult:
         """Train to the end and leave the final weights in the model, in evaluation mode.
@@ -138,11 +141,19 @@ class Trainer:
         try:
             with handle_interrupts(self.reporter) as interrupted, self._worker_pool, self.reporter:
                 stopped = self._train_loop(interrupted)
-                return self._load_final_weights(stopped)
+                return replace(self._load_final_weights(stopped), signal=interrupted.number)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"The memory of {self.device} ran out after step {self.state.step} ({str(error)[:200]}). Make "
+                "the batches smaller (data.batch_tokens; training.gradient_accumulation makes up for it) or the model, "
+                "and resume from the last checkpoint."
+            ) from error
         finally:
             self._metrics_logger.close()
 
-    def _train_loop(self, interrupted: threading.Event) -> Literal["finished", "early_stopping", "interrupted"]:
+    def _train_loop(self, interrupted: Interruption) -> Literal["finished", "early_stopping", "interrupted"]:
         options, standing = self.config, self.state
         started = time.monotonic() - standing.seconds
         batches = iter(self.sampler)
@@ -163,7 +174,8 @@ class Trainer:
                 standing.seconds = time.monotonic() - started
                 stopped = "interrupted" if interrupted.is_set() else self._stop_reason()
             if stopped or validated == standing.step or standing.step % options.checkpointing.every == 0:
-                self._save_checkpoint()
+                is_regular = validated == standing.step or standing.step % options.checkpointing.every == 0
+                self._save_checkpoint(keep=is_regular or stopped != "interrupted")
                 saved = standing.step
         if stopped == "interrupted":
             self.reporter.message(
@@ -290,12 +302,16 @@ class Trainer:
         names = [name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())]
         return {name: kept[name] for name in names if name in kept}
 
-    def _save_checkpoint(self) -> None:
-        """Write the weights to keep, then the checkpoint that speaks of them, then drop what it no longer names."""
+    def _save_checkpoint(self, *, keep: bool) -> None:
+        """Write the weights to keep, then the checkpoint that speaks of them, then drop what it no longer names.
+
+        keep: whether these weights count among the last: not where an interruption fell, or a run that goes on would
+        average other steps than one that was never interrupted.
+        """
         standing, saving = self.state, self.config.checkpointing
-        standing.last_checkpoints = [standing.step, *(s for s in standing.last_checkpoints if s != standing.step)][
-            : saving.keep_last
-        ]
+        if keep:
+            others = (step for step in standing.last_checkpoints if step != standing.step)
+            standing.last_checkpoints = [standing.step, *others][: saving.keep_last]
         kept = {*standing.last_checkpoints, *(step for _, step in standing.best_checkpoints[: saving.keep_best])}
         if standing.step in kept:
             with self._evaluation_mode():
@@ -407,7 +423,7 @@ class Trainer:
 
 def check_run_folder(folder: Path, resume: bool) -> None:
     """Raise TrainingError if the folder holds a saved run that is not to be resumed: a new one would overwrite it."""
-    if not resume and (folder / _CHECKPOINT_NAME).exists():
+    if not resume and (folder / CHECKPOINT_NAME).exists():
         raise TrainingError(
             f"{folder} already holds a run. Resume it (--resume), or choose another folder for the new one (--folder)."
         )
