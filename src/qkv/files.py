@@ -90,9 +90,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise StorageError(
-            f"{folder} could not be written: {error}. Expected a writable folder: choose another one."
-        ) from error
+        raise StorageError(f"{folder} could not be made: {error}; choose a folder that can be written") from error
     try:
         if sys.platform != "win32":  # Windows has no such locks
             import fcntl
