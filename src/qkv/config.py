@@ -27,7 +27,7 @@ from qkv.errors import ConfigError, QkvError
 
 T = TypeVar("T")
 
-_MAX_DEPTH, _MAX_DIGITS, _MAX_VALUES = 64, 19, 100_000  # of YAML
+_MAX_DEPTH, _MAX_DIGITS, _MAX_VALUES = 64, 100, 100_000  # of YAML
 
 _INVALID: Any = object()  # stands for a value that was reported as a problem
 _SCALAR_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
