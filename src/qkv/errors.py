@@ -72,3 +72,14 @@ class NonFiniteError(TrainingError):
 
 class MissingExtraError(QkvError, ImportError):
     """An optional package is not installed; names the extra that brings it."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, or torch's of a CPU or a GPU."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in text
+        or "not enough memory" in text
+    )
