@@ -1,4 +1,4 @@
-"""Writing files so that a path always holds either the old contents or the new ones, whole."""
+"""Atomic writing of files: a path always contains either the complete old contents or the complete new ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qkv.errors import StorageError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; on leaving, the file there is flushed and replaces `path` in one step.
+    """Yield a temporary path; on exit, its file is flushed and replaces `path` in one step.
 
     Raises StorageError if it cannot be written; `path` is then unchanged.
     """
@@ -22,7 +22,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        os.chmod(part, 0o644)  # safetensors writes files that only the owner can read; these are meant to be shared
+        os.chmod(part, 0o644)  # safetensors makes files that only the owner can read; these are meant to be shared
         _flush(part)
         os.replace(part, path)
         _flush(path.parent)
@@ -38,7 +38,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def _flush(path: Path) -> None:
     if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder, and its rename is durable without this
+        return  # Windows cannot open a folder, and its renames are durable without this
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
