@@ -79,7 +79,6 @@ NOT_YET_CLEAN: list[str] = [
     "lens/timestamps.py",
     "lens/trace.py",
     "lens/tracing.py",
-    "pretrained/checkpoint.py",
     "tasks/config.py",
     "tasks/evaluator.py",
     "tasks/fitting.py",
