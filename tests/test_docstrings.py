@@ -112,6 +112,7 @@ NOT_YET_CLEAN: list[str] = [
     "training/checkpoints.py",
     "training/loss.py",
     "training/reporters.py",
+    "training/restore.py",
     "training/trainer.py",
     "view/__init__.py",
     "view/attention.py",

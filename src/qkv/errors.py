@@ -72,3 +72,14 @@ class NonFiniteError(TrainingError):
 
 class MissingExtraError(QkvError, ImportError):
     """An optional package that is not installed. The message names its extra."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error means that memory ran out: Python's, or torch's on a CPU or a GPU."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in text
+        or "not enough memory" in text
+    )

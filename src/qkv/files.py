@@ -1,15 +1,17 @@
-"""Atomic writing of files: a path always contains either the complete old contents or the complete new ones."""
+"""Atomic writing of files, so that a path always contains the complete old or new contents, and locks of folders."""
 
 from __future__ import annotations
 
 import os
+import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from qkv.errors import StorageError
+from qkv.errors import StorageError, TrainingError
 
 
 @contextmanager
@@ -18,7 +20,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
     Raises StorageError if it cannot be written; `path` is then unchanged.
     """
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")  # two processes do not write the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
@@ -34,6 +36,45 @@ def atomic_write(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `atomic_write` left in a folder where a process was killed; nobody else may be writing there."""
+    for part in folder.glob(".*.part"):
+        with suppress(OSError):
+            part.unlink()
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold the only lock of a folder that a run is written to; the system releases it even if the process is killed.
+
+    Raises TrainingError if another process holds it, StorageError if the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(f"{folder} could not be created: {error}; choose a writable folder") from error
+    try:
+        if sys.platform != "win32":  # Windows has no such locks
+            import fcntl
+
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise TrainingError(
+                    f"{folder} is in use by another training run. Expected one run in a folder at a time: wait for "
+                    "that run, stop it, or choose another folder (--folder). A launcher that starts several processes, "
+                    "such as torchrun, is not supported: use training.workers."
+                ) from error
+            except OSError as error:
+                raise StorageError(
+                    f"{folder} could not be locked: {error}. Expected a file system with locks: choose another folder."
+                ) from error
+        yield
+    finally:
+        os.close(handle)
 
 
 def _flush(path: Path) -> None:

@@ -374,7 +374,7 @@ def test_a_missing_extra_is_named_before_training(work: Path, package: str, monk
 # -- places -------------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk_leaves_the_saved_model_whole(run: Path) -> None:
+def test_a_full_disk_leaves_the_saved_model_whole(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runner, before = tasks.load(run), read_contents(run)
     with torch.no_grad():
         next(runner.module.parameters()).add_(1)
@@ -386,7 +386,8 @@ def test_a_full_disk_leaves_the_saved_model_whole(run: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert read_contents(run) == before
-    (run / ".target.tokenizer.json.part").mkdir()  # now all but the last file can be written
+    monkeypatch.setattr("secrets.token_hex", lambda count: "x")
+    (run / ".target.tokenizer.json.x.part").mkdir()  # now all but the last file can be written
     with pytest.raises(StorageError, match="choose another"):
         runner.save(run)
     assert read_contents(run) == before

@@ -16,6 +16,7 @@ import torch
 import qkv
 from qkv import config, tasks
 from qkv.errors import CheckpointError, ConfigError, DataError, QkvError, TrainingError, VocabularyError
+from qkv.files import lock_folder
 from qkv.tasks.model_folder import Card, TrainingSummary
 from qkv.tasks.text2text.training import _sample_evenly
 from qkv.tasks.text_generator import override_method
@@ -359,3 +360,29 @@ def test_a_reference_that_cannot_be_scored_is_refused_before_decoding(monkeypatc
     monkeypatch.setattr(type(model), "predict_ranked", lambda *_: pytest.fail("decoded first"))
     with pytest.raises(DataError, match="cannot be scored"):
         unscored.evaluate([("cat", "K AE T")])
+
+
+def test_tokenizers_without_a_checkpoint_are_made_anew(pairs: Path) -> None:
+    whole = build_recipe(pairs, max_steps=2)
+    tasks.train(whole, folder=pairs / "whole", reporter=NullReporter())
+    parts = pairs / "parts"
+    parts.mkdir()
+    # a run that was killed between its two tokenizers, begun by another recipe
+    (parts / "source.tokenizer.json").write_bytes((pairs / "whole" / "target.tokenizer.json").read_bytes())
+    (parts / "recipe.yaml").write_text("task: pronunciation\n")
+    tasks.train(whole, folder=parts, resume=True, reporter=NullReporter())
+    for name in ("model.safetensors", "source.tokenizer.json", "target.tokenizer.json"):
+        assert (pairs / "whole" / name).read_bytes() == (parts / name).read_bytes()
+
+
+def test_a_tokenizer_that_a_checkpoint_needs_is_missed(pairs: Path) -> None:
+    whole = build_recipe(pairs, max_steps=6)
+    tasks.train(whole, folder=pairs / "run", reporter=InterruptingReporter(2))
+    (pairs / "run" / "target.tokenizer.json").unlink()
+    with pytest.raises(VocabularyError, match=r"target\.tokenizer\.json"):
+        tasks.train(whole, folder=pairs / "run", resume=True, reporter=NullReporter())
+
+
+def test_a_second_run_in_a_folder_is_refused(pairs: Path) -> None:
+    with lock_folder(pairs / "run"), pytest.raises(TrainingError, match="in use by another training run"):
+        tasks.train(build_recipe(pairs, max_steps=2), folder=pairs / "run", reporter=NullReporter())

@@ -6,6 +6,7 @@ No file of this folder imports torch before a command needs it, so that `qkv --h
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import traceback
 from typing import Any
@@ -36,6 +37,11 @@ class _UserError(click.ClickException):
 class _ErrorReportingGroup(click.Group):
     """Prints the errors that a user can fix as messages."""
 
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command with streams that are open."""
+        _open_streams()
+        return super().main(*args, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; exit with 2 for a user's mistake, 130 for Ctrl-C, 1 when nobody reads the output."""
         try:
@@ -58,6 +64,13 @@ def main(debug: bool) -> None:
 
     MODEL is a model folder, a published checkpoint, or a model that comes with the package: pronunciation, translation.
     """
+
+
+def _open_streams() -> None:
+    """Connect closed standard streams to nowhere: the next file to be opened would take their place."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open as long as the process)
 
 
 def _format_error(error: Exception) -> str:

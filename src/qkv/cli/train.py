@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def train(recipe: str | None, words: tuple[str, ...], **options: Any) -> None:
     place = shlex.quote(str(folder))
     if trained.result.stop_reason == "interrupted":
         click.echo(f"The run was saved and stopped. Continue it with: qkv train --resume {place}", err=True)
-        raise SystemExit(130)
+        raise SystemExit(128 + (trained.result.signal or signal.SIGINT))  # as a shell has it: 130, 143
     click.echo(f"The model is in {folder}. Try: qkv run {place}", err=True)
 
 

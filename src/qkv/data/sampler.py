@@ -84,7 +84,11 @@ class BatchSampler:
     def restore(self, state: dict[str, Any]) -> None:
         """Go to a place that `state` gave; DataError if it was taken on other data, another seed or budget."""
         check_resumable(self.state(), state, "data, seed and budget")
-        self._epoch, self._position, self._plan = int(state["epoch"]), int(state["position"]), None
+        epoch, position = state["epoch"], state["position"]
+        plan = self.batches(epoch)
+        if position >= len(plan):
+            raise DataError(f"a checkpoint is at batch {position} of an epoch of {len(plan)}; start a new run")
+        self._epoch, self._position, self._plan = epoch, position, plan
 
     def _check(self) -> None:
         if not len(self._lengths):
@@ -224,6 +228,11 @@ def _padding_fraction(lengths: Lengths, batches: Sequence[Sequence[int]]) -> flo
 
 def check_resumable(current: dict[str, Any], saved: dict[str, Any], what: str) -> None:
     """Raise DataError if a checkpoint's `state` was taken on other data than those `here`; places may differ."""
+    for key in ("epoch", "position"):
+        if type(saved.get(key)) is not int or not 0 <= saved[key] < 2**31:
+            raise DataError(
+                f"a checkpoint has {key}={str(saved.get(key))[:60]}; expected a whole number from 0 on: start a new run"
+            )
     differing = [key for key in current if key not in ("epoch", "position") and current[key] != saved.get(key)]
     if differing:
         raise DataError(

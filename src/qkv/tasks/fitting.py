@@ -13,7 +13,7 @@ import torch
 
 from qkv import config
 from qkv.errors import QkvError, TrainingError
-from qkv.files import atomic_write
+from qkv.files import atomic_write, lock_folder, remove_leftovers
 from qkv.tasks.config import (
     ImageClassificationConfig,
     LanguageModelingConfig,
@@ -36,6 +36,7 @@ from qkv.tasks.text_generator import TextGenerator
 from qkv.tasks.training_setup import TrainingSetup
 from qkv.training import Trainer, TrainResult, check_run_folder
 from qkv.training.reporters import Reporter, make_reporter
+from qkv.training.trainer import CHECKPOINT_NAME
 
 _RECIPE_FILE = "recipe.yaml"
 _CACHE_FOLDER = "tokens"  # the training data as numbers, while the run lasts
@@ -88,8 +89,21 @@ def fit(
     place = Path(folder)
     check_run_folder(place, resume)
     _check_same_recipe(recipe, place)
+    with lock_folder(place):
+        for written in (place, place / "weights"):
+            remove_leftovers(written)
+        return _fit_locked(recipe, data, place, resume, reporter, device)
+
+
+def _fit_locked(
+    recipe: RecipeConfig, data: Any, place: Path, resume: bool, reporter: Reporter | None, device: str | None
+) -> TrainedModel:
+    check_run_folder(place, resume)  # again: another run may have ended here since
+    _check_same_recipe(recipe, place)
     reporter = reporter if reporter is not None else make_reporter()
-    setup = REGISTRY[type(recipe)].build_training_setup(recipe, data, place, place / _CACHE_FOLDER, resume)
+    # without a checkpoint the recipe or the data may be others than those that the tokenizers there were made from
+    goes_on = resume and (place / CHECKPOINT_NAME).is_file()
+    setup = REGISTRY[type(recipe)].build_training_setup(recipe, data, place, place / _CACHE_FOLDER, goes_on)
     for note in setup.notes:
         reporter.message(note)
     with atomic_write(place / _RECIPE_FILE) as part:
@@ -157,7 +171,7 @@ _CHANGEABLE_ON_RESUME = (
 
 def _check_same_recipe(recipe: RecipeConfig, run_folder: Path) -> None:
     """Raise TrainingError if the folder's run was begun by another recipe, or holds a model that would be lost."""
-    has_begun = (run_folder / _RECIPE_FILE).is_file() and (run_folder / "checkpoint.safetensors").is_file()
+    has_begun = (run_folder / _RECIPE_FILE).is_file() and (run_folder / CHECKPOINT_NAME).is_file()
     if not has_begun:
         if (run_folder / "model.safetensors").exists():
             raise TrainingError(

@@ -400,7 +400,7 @@ class TextGenerator(TaskModel):
         Raises StorageError if there is no space or no permission; a model that was there before then stays complete.
         """
         files = {"source.tokenizer.json": self.source_tokenizer.save}
-        if self.target_tokenizer != self.source_tokenizer:
+        if self.target_tokenizer is not self.source_tokenizer:  # two of equal contents stay two
             files["target.tokenizer.json"] = self.target_tokenizer.save
         card = {
             **self.card.to_json(),

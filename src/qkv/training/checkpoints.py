@@ -49,12 +49,14 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         text, expected = header["state"], header["sha256"]
         state = json.loads(text)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        found = _sha256(tensors, text)
+        if not isinstance(state, dict):
+            raise TypeError(f"its state is a {type(state).__name__}")
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is cut short, damaged or not a checkpoint of this package ({type(error).__name__}: {error}). "
             "Expected a complete file as it was written. Copy it again, or delete it and resume from another one."
         ) from error
-    found = _sha256(tensors, text)
     if found != expected:
         raise CheckpointError(
             f"{path} was altered after it was written: its contents have SHA-256 {found[:12]}..., expected "
@@ -66,7 +68,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def average_checkpoints(paths: Sequence[Path]) -> dict[str, Tensor]:
     """Return the mean of the weights in `paths`, summed in float64; integers and booleans come from the last file.
 
-    Raises CheckpointError if the files do not hold the same names and shapes.
+    Raises CheckpointError if the files do not hold the same names, shapes and dtypes.
     """
     if not paths:
         raise CheckpointError("No checkpoints were given to average. Expected at least one file of weights.")
@@ -74,7 +76,8 @@ def average_checkpoints(paths: Sequence[Path]) -> dict[str, Tensor]:
     last: dict[str, Tensor] = {}
     for path in paths:
         tensors, _ = load_checkpoint(path)
-        if last and {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in last.items()}:
+        shapes = [{name: (t.shape, t.dtype) for name, t in some.items()} for some in (tensors, last)]
+        if last and shapes[0] != shapes[1]:
             raise CheckpointError(
                 f"{path} does not hold the same parameters as {paths[0]}. Expected checkpoints of one model: average "
                 "only those of one run."

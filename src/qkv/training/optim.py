@@ -87,6 +87,11 @@ class Optimizers:
         kept: dict[str, Tensor] = self._optimizer_of[id(parameter)].state[parameter]
         return kept
 
+    def get_state_names(self, parameter: Tensor) -> tuple[str, ...]:
+        """Return the names that the optimizer state of a parameter has after its first step."""
+        is_muon = isinstance(self._optimizer_of[id(parameter)], Muon)
+        return ("momentum",) if is_muon else ("exp_avg", "exp_avg_sq", "step")
+
     def set_state(self, parameter: Tensor, state: dict[str, Tensor]) -> None:
         """Restore the optimizer state of a parameter, as `get_state` returned it."""
         self._optimizer_of[id(parameter)].state[parameter] = state

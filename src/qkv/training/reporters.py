@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 from qkv.errors import MissingExtraError, StorageError
 from qkv.files import atomic_write
+from qkv.training import restore
 from qkv.training.state import TrainState
 
 _BAR_WIDTH = 20  # characters
@@ -54,6 +57,15 @@ class MetricsWindow:
     grad_norm: float = 0.0
     learning_rate: float = 0.0
     seconds: float = 0.0
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], path: Path) -> MetricsWindow:
+        """Read the sums that the checkpoint `path` holds. Raises CheckpointError for what is no sum."""
+        given = restore.check_names("metrics_window", values, {one.name for one in fields(cls)}, path)
+        for name, value in given.items():
+            check = restore.check_count if isinstance(getattr(cls, name), int) else restore.check_number
+            check(name, value, path)
+        return cls(**given)
 
     def update(
         self,
@@ -144,7 +156,10 @@ class NullReporter:
 
 
 class LineReporter(NullReporter):
-    """Prints plain lines, at most one every `every` seconds besides validations: for logs and pipes."""
+    """Prints plain lines, at most one every `every` seconds besides validations: for logs and pipes.
+
+    Once the stream is closed, full or no longer read, it prints nothing more: a run does not end with its display.
+    """
 
     def __init__(self, stream: TextIO, every: float = 10.0) -> None:
         self.stream = stream
@@ -168,7 +183,24 @@ class LineReporter(NullReporter):
         self._print(text)
 
     def _print(self, text: str) -> None:
-        print(text, file=self.stream, flush=True)
+        self._write(f"{text}\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except RuntimeError:
+            return  # a signal came while a line was being printed
+        except (OSError, ValueError):
+            self._silence()
+
+    def _silence(self) -> None:
+        """Print to nowhere from here on, so that what is left in the stream's buffer can be written at the end."""
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+        self.stream = io.StringIO()
 
 
 class LiveReporter(LineReporter):
@@ -184,7 +216,7 @@ class LiveReporter(LineReporter):
     ) -> None:
         if self._line:
             self._draw(self._line)
-            print(file=self.stream)
+            self._write("\n")
 
     def on_step_end(self, step: int, progress: float) -> None:
         """Redraw, twice a second."""
@@ -208,10 +240,10 @@ class LiveReporter(LineReporter):
         """Overwrite the previous line."""
         try:
             columns = os.get_terminal_size(self.stream.fileno()).columns or 80  # some terminals report 0
-        except OSError:
+        except (OSError, ValueError):
             columns = 80
         width = columns - 1  # a line that fills the last column would wrap
-        print(f"\r{line[:width]:{width}}\r", end="", file=self.stream, flush=True)
+        self._write(f"\r{line[:width]:{width}}\r")
 
     def _print(self, text: str) -> None:
         self._draw("")
@@ -220,7 +252,9 @@ class LiveReporter(LineReporter):
 
 
 def make_reporter() -> Reporter:
-    """Return a progress bar on a terminal and plain lines elsewhere, both on standard error."""
+    """Return a progress bar on a terminal and plain lines elsewhere, both on standard error if it is open."""
+    if sys.stderr is None:
+        return NullReporter()
     live = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
     return LiveReporter(sys.stderr) if live else LineReporter(sys.stderr)
 

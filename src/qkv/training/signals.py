@@ -1,4 +1,4 @@
-"""Handle Ctrl-C and SIGTERM: the training loop stops after the current step."""
+"""Handle Ctrl-C, SIGTERM and SIGHUP: the training loop stops after the current step."""
 
 from __future__ import annotations
 
@@ -11,16 +11,31 @@ from types import FrameType
 from qkv.training.reporters import Reporter
 
 
+class Interruption(threading.Event):
+    """An event that knows by which signal it was set.
+
+    number: the number of the signal.
+    """
+
+    number: int | None = None
+
+
 @contextmanager
-def handle_interrupts(reporter: Reporter) -> Iterator[threading.Event]:
-    """Set an event at the first SIGINT or SIGTERM, which the loop checks after each step; a second one acts at once."""
-    event = threading.Event()
+def handle_interrupts(reporter: Reporter) -> Iterator[Interruption]:
+    """Set an event at the first of these signals, which the loop checks after each step; a second one acts at once.
+
+    A signal that is ignored, as SIGHUP is under nohup, stays ignored.
+    """
+    event = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield event  # only the main thread may handle signals
         return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+    before = {number: signal.getsignal(number) for number in (signal.Signals[name] for name in names)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
 
     def handle(number: int, frame: FrameType | None) -> None:
+        event.number = number
         event.set()
         signal.signal(number, before[signal.Signals(number)] or signal.SIG_DFL)
         reporter.message(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from qkv.errors import CheckpointError
+from qkv.training import restore
 from qkv.training.config import TrainingConfig
 
 
@@ -16,8 +18,8 @@ from qkv.training.config import TrainingConfig
 class TrainState:
     """Counts since the run began, over all its resumptions. `seconds` includes validating and saving.
 
-    `stale` counts validations since the best one. `last` and `best` are steps whose weights are kept, the newest and
-    the best first.
+    validations_since_best: how many validations there were since the best one.
+    last_checkpoints, best_checkpoints: the steps whose weights are kept, the newest and the best first.
     """
 
     step: int = 0
@@ -34,10 +36,30 @@ class TrainState:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> TrainState:
-        """Return what `to_json` wrote down."""
-        best = [(float(metric), int(step)) for metric, step in values["best_checkpoints"]]
-        return cls(**{**values, "best_checkpoints": best})
+    def from_json(cls, values: Mapping[str, Any], path: Path) -> TrainState:
+        """Return what `to_json` wrote down in the file `path`. Raises CheckpointError for what it never writes."""
+        given = restore.check_names("train_state", values, {one.name for one in fields(cls)}, path)
+        counts = ("step", "examples", "target_tokens", "validations_since_best")
+        last, best, metrics = given["last_checkpoints"], given["best_checkpoints"], given["metrics"]
+        pairs = isinstance(best, list) and all(isinstance(entry, list) and len(entry) == 2 for entry in best)
+        if not isinstance(last, list) or not pairs or not isinstance(metrics, dict):
+            raise CheckpointError(
+                f"{path}: its lists of kept weights or its metrics have another form than a training run writes. Copy "
+                "the file again, or begin a new run."
+            )
+        return cls(
+            **{name: restore.check_count(name, given[name], path) for name in counts},
+            seconds=restore.check_duration("seconds", given["seconds"], path),
+            last_checkpoints=[restore.check_count("last_checkpoints", step, path) for step in last],
+            best_checkpoints=[
+                (
+                    restore.check_number("best_checkpoints", metric, path),
+                    restore.check_count("best_checkpoints", step, path),
+                )
+                for metric, step in best
+            ],
+            metrics={name: restore.check_number(f"metrics.{name}", value, path) for name, value in metrics.items()},
+        )
 
     def update_best(self, metric: float, config: TrainingConfig) -> bool:
         """Take in a validation's metric at this step (NaN is the worst); return whether it is the best so far."""
@@ -50,7 +72,7 @@ class TrainState:
         return better
 
     def compute_progress(self, config: TrainingConfig, examples_per_epoch: int, *, steps_ahead: float = 0.0) -> float:
-        """Return how far the run is towards its end, 0 to 1, `ahead` steps from here; `examples` make an epoch."""
+        """Return how far the run is towards its end, from 0 to 1, `steps_ahead` steps from here."""
         step = self.step + steps_ahead
         grown = step / self.step if self.step else 1.0
         fractions = [0.0]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -15,18 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from qkv.data.batch import Batch
-from qkv.errors import CheckpointError, TrainingError
+from qkv.errors import CheckpointError, TrainingError, is_out_of_memory
 from qkv.layers import set_dropout
-from qkv.training import checkpoints, optim
+from qkv.training import checkpoints, optim, restore
 from qkv.training.config import TrainingConfig
 from qkv.training.loss import loss_normalizer, smoothed_and_plain_cross_entropy
 from qkv.training.nonfinite import locate_nonfinite
 from qkv.training.reporters import MetricsLogger, MetricsWindow, Reporter, make_reporter
-from qkv.training.signals import handle_interrupts
+from qkv.training.signals import Interruption, handle_interrupts
 from qkv.training.state import CheckpointManager, TrainState
 from qkv.training.workers import WorkerPool
 
-_CHECKPOINT_NAME = "checkpoint.safetensors"
+CHECKPOINT_NAME = "checkpoint.safetensors"
 
 
 class Sampler(Protocol):
@@ -50,7 +49,10 @@ class ValidationResult:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended. `best` is the best validation's metric and step; `weights` says which the model now has."""
+    """How a run ended. `best` is the best validation's metric and step; `weights` says which the model now has.
+
+    signal: the number of the signal that interrupted the run.
+    """
 
     stop_reason: Literal["finished", "early_stopping", "interrupted"]
     step: int
@@ -58,6 +60,7 @@ class TrainResult:
     metrics: Mapping[str, float]
     best: tuple[float, int] | None
     weights: str
+    signal: int | None = None
 
 
 LossFunction: TypeAlias = Callable[[Any, Batch], tuple[Tensor, Tensor]]
@@ -118,7 +121,7 @@ class Trainer:
     @property
     def checkpoint_path(self) -> Path:
         """The file to resume from."""
-        return self.folder / _CHECKPOINT_NAME
+        return self.folder / CHECKPOINT_NAME
 
     def train(self, resume: bool = False) -> TrainResult:
         """Train to the end and leave the final weights in the model, in evaluation mode.
@@ -138,11 +141,19 @@ class Trainer:
         try:
             with handle_interrupts(self.reporter) as interrupted, self._worker_pool, self.reporter:
                 stopped = self._train_loop(interrupted)
-                return self._load_final_weights(stopped)
+                return replace(self._load_final_weights(stopped), signal=interrupted.number)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"The memory of {self.device} ran out after step {self.state.step} ({str(error)[:200]}). Make "
+                "the batches smaller (data.batch_tokens; training.gradient_accumulation makes up for it) or the model, "
+                "and resume from the last checkpoint."
+            ) from error
         finally:
             self._metrics_logger.close()
 
-    def _train_loop(self, interrupted: threading.Event) -> Literal["finished", "early_stopping", "interrupted"]:
+    def _train_loop(self, interrupted: Interruption) -> Literal["finished", "early_stopping", "interrupted"]:
         options, standing = self.config, self.state
         started = time.monotonic() - standing.seconds
         batches = iter(self.sampler)
@@ -163,7 +174,8 @@ class Trainer:
                 standing.seconds = time.monotonic() - started
                 stopped = "interrupted" if interrupted.is_set() else self._stop_reason()
             if stopped or validated == standing.step or standing.step % options.checkpointing.every == 0:
-                self._save_checkpoint()
+                is_regular = validated == standing.step or standing.step % options.checkpointing.every == 0
+                self._save_checkpoint(keep=is_regular or stopped != "interrupted")
                 saved = standing.step
         if stopped == "interrupted":
             self.reporter.message(
@@ -290,12 +302,16 @@ class Trainer:
         names = [name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())]
         return {name: kept[name] for name in names if name in kept}
 
-    def _save_checkpoint(self) -> None:
-        """Write the weights to keep, then the checkpoint that speaks of them, then drop what it no longer names."""
+    def _save_checkpoint(self, *, keep: bool) -> None:
+        """Write the weights to keep, then the checkpoint that speaks of them, then drop what it no longer names.
+
+        keep: whether these weights count among the last: not where an interruption fell, or a run that goes on would
+        average other steps than one that was never interrupted.
+        """
         standing, saving = self.state, self.config.checkpointing
-        standing.last_checkpoints = [standing.step, *(s for s in standing.last_checkpoints if s != standing.step)][
-            : saving.keep_last
-        ]
+        if keep:
+            others = (step for step in standing.last_checkpoints if step != standing.step)
+            standing.last_checkpoints = [standing.step, *others][: saving.keep_last]
         kept = {*standing.last_checkpoints, *(step for _, step in standing.best_checkpoints[: saving.keep_best])}
         if standing.step in kept:
             with self._evaluation_mode():
@@ -329,7 +345,8 @@ class Trainer:
             torch.manual_seed(self.config.seed)
             return
         tensors, state = checkpoints.load_checkpoint(self.checkpoint_path)
-        if "rng_state" not in tensors or not state.keys() >= {"config", "train_state", "metrics_window", "sampler"}:
+        parts = {"config", "train_state", "metrics_window", "sampler"}
+        if "rng_state" not in tensors or not all(isinstance(state.get(part), dict) for part in parts):
             raise CheckpointError(
                 f"{self.checkpoint_path} holds no state of a training run; expected a checkpoint to resume from, not a "
                 "model's weights. Copy it again, or begin a new run."
@@ -343,10 +360,11 @@ class Trainer:
                 f"This run began with {was} and would go on with another {', '.join(changed)}. Expected the same: only "
                 "when it ends, validation and checkpointing may change on resuming. Change it back, or begin a new run."
             )
-        self._restore_tensors(tensors)
-        self.state = TrainState.from_json(state["train_state"])
-        self._metrics_window = MetricsWindow(**state["metrics_window"])
+        standing = TrainState.from_json(state["train_state"], self.checkpoint_path)
+        window = MetricsWindow.from_json(state["metrics_window"], self.checkpoint_path)
         self.sampler.restore(state["sampler"])
+        self._restore_tensors(tensors)
+        self.state, self._metrics_window = standing, window
         self.checkpoint_manager.prune(
             {*self.state.last_checkpoints, *(step for _, step in self.state.best_checkpoints)}
         )
@@ -354,18 +372,30 @@ class Trainer:
 
     @torch.no_grad()
     def _restore_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Put the tensors of a checkpoint into their places. Raises CheckpointError, with nothing changed yet."""
+        path = self.checkpoint_path
         places = {f"model.{name}": tensor for name, tensor in self._model_tensors().items()}
+        states: dict[str, dict[str, Tensor]] = {}
         for name, parameter in self._named_parameters.items():
-            parts = ("step", "exp_avg", "exp_avg_sq", "momentum")  # of Adam, and of Muon
-            state = {part: tensors.pop(f"optimizer.{name}.{part}", None) for part in parts}
-            # copies, because what was read may still lie in the file that the next save replaces
-            copies = {part: t.to(self.device, copy=True) for part, t in state.items() if t is not None}
-            if copies:
-                self.optimizers.set_state(parameter, copies)
+            prefix, parts = f"optimizer.{name}.", self.optimizers.get_state_names(parameter)
+            states[name] = {part: tensors.pop(prefix + part) for part in parts if prefix + part in tensors}
+            restore.check_optimizer_state(name, parameter, states[name], parts, path)
         if self.ema is not None:
             places |= {f"ema.{name}": t for name, t in zip(self._ema_tensors, self.ema.averages, strict=True)}
         random, cuda = tensors.pop("rng_state"), tensors.pop("rng_state.cuda", None)
-        _copy_tensors(places, tensors, self.checkpoint_path)
+        restore.check_random_state(random, torch.device("cpu"), path)
+        if cuda is not None and self.device.type == "cuda":
+            restore.check_random_state(cuda, self.device, path)
+        restore.check_tensors(places, tensors, path)
+        for name, place in places.items():
+            if place.is_floating_point():
+                restore.check_finite(name, tensors[name], path)
+        restore.copy_tensors(places, tensors, path)
+        for name, parameter in self._named_parameters.items():
+            if states[name]:
+                # copies, because what was read may still lie in the file that the next save replaces
+                copies = {part: tensor.to(self.device, copy=True) for part, tensor in states[name].items()}
+                self.optimizers.set_state(parameter, copies)
         torch.set_rng_state(random)
         if cuda is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(cuda, self.device)
@@ -384,7 +414,7 @@ class Trainer:
                 checkpoints.average_checkpoints(paths) if len(paths) > 1 else checkpoints.load_checkpoint(paths[0])[0]
             )
             with torch.no_grad():
-                _copy_tensors(dict(self._model_tensors()), found, paths[0])
+                restore.copy_tensors(self._model_tensors(), found, paths[0])
             weights = f"{'mean of steps' if len(paths) > 1 else 'step'} {', '.join(map(str, sorted(chosen)))}"
         self.model.eval()
         first = standing.best_checkpoints[0] if standing.best_checkpoints else None
@@ -393,7 +423,7 @@ class Trainer:
 
 def check_run_folder(folder: Path, resume: bool) -> None:
     """Raise TrainingError if the folder holds a saved run that is not to be resumed: a new one would overwrite it."""
-    if not resume and (folder / _CHECKPOINT_NAME).exists():
+    if not resume and (folder / CHECKPOINT_NAME).exists():
         raise TrainingError(
             f"{folder} already holds a run. Resume it (--resume), or choose another folder for the new one (--folder)."
         )
@@ -413,21 +443,3 @@ def _settings_fixed_on_resume(config: TrainingConfig) -> dict[str, str]:
     """The options that may not change on resuming, in words."""
     free = {"max_steps", "max_epochs", "max_minutes", "validation", "checkpointing"}
     return {f.name: repr(getattr(config, f.name)) for f in fields(config) if f.name not in free}
-
-
-def _copy_tensors(targets: dict[str, Tensor], sources: dict[str, Tensor], path: Path) -> None:
-    """Copy every tensor of a file into its place; each place must be filled and each tensor used."""
-    wrong = sorted(targets.keys() ^ sources.keys())
-    if wrong:
-        where = "the file" if wrong[0] in sources else "this model"
-        raise CheckpointError(
-            f"{path} was made for another model: {wrong[0]!r} is only in {where} ({len(wrong)} such names). Expected a "
-            "checkpoint of the same spec."
-        )
-    for name, place in targets.items():
-        if place.shape != sources[name].shape:
-            raise CheckpointError(
-                f"{path} was made for another model: {name} has shape {tuple(sources[name].shape)}, expected "
-                f"{tuple(place.shape)}. Use the spec the run began with."
-            )
-        place.data.copy_(sources[name])

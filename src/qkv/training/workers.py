@@ -106,7 +106,8 @@ class WorkerPool:
         self, pipe: Connection, parent_pipe: Connection, flat_gradient: Tensor, gradients: list[Tensor]
     ) -> None:
         """Compute gradients part by part, until the pipe is closed."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the trainer handles Ctrl-C and the end of a terminal
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         parent_pipe.close()
         for worker in self._workers:  # inherited pipe ends would keep the other workers alive

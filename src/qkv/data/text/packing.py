@@ -154,4 +154,8 @@ class WindowSampler:
     def restore(self, state: dict[str, Any]) -> None:
         """Go to a place that `state` gave; DataError if it was taken on other texts, another seed or batch."""
         check_resumable(self.state(), state, "data, seed and batch")
-        self._epoch, self._position, self._order = int(state["epoch"]), int(state["position"]), None
+        if state["position"] >= self._windows.count:
+            raise DataError(
+                f"a checkpoint is at window {state['position']} of an epoch of {self._windows.count}; start a new run"
+            )
+        self._epoch, self._position, self._order = state["epoch"], state["position"], None

@@ -138,7 +138,7 @@ def _build_or_load_model(
         _check_vocabulary(splits, trained.source_tokenizer)
         return replace(trained, task=TASKS["text-generation"], decoding=recipe.decoding, card=card)
     kept = run_folder / "source.tokenizer.json"
-    if resume and kept.exists():
+    if resume:
         tokenizer = Tokenizer.load(kept)
     else:
         tokenizer = build_tokenizer(splits.train, recipe.tokenizer)

@@ -249,7 +249,7 @@ def _build_or_load_model(recipe: SpeechConfig, splits: SpeechSplits, run_folder:
         _check_vocabulary(splits, trained.target_tokenizer)
         return replace(trained, task=task, decoding=recipe.decoding, card=Card(), frontend=frontend)
     kept = run_folder / "source.tokenizer.json"
-    if resume and kept.exists():
+    if resume:
         tokenizer = Tokenizer.load(kept)
     else:
         tokenizer = build_tokenizer((normalize_transcript(one.text) for one in splits.train), recipe.tokenizer)

@@ -205,11 +205,14 @@ def _check_vocabulary(
 def _train_or_load_tokenizers(
     recipe: Text2TextConfig, splits: PairSplits, run_folder: Path, resume: bool
 ) -> tuple[Tokenizer, Tokenizer]:
-    """Make the tokenizers from the training examples, or read those of the run that goes on."""
+    """Make the tokenizers from the training examples, or read those of the run that goes on.
+
+    The recipe says whether there are two. Raises VocabularyError if a file of the run that goes on is missing.
+    """
     kept = run_folder / "source.tokenizer.json", run_folder / "target.tokenizer.json"
-    if resume and kept[0].exists():
+    if resume:
         source = Tokenizer.load(kept[0])
-        return source, Tokenizer.load(kept[1]) if kept[1].exists() else source
+        return source, source if recipe.tokenizer.target is None else Tokenizer.load(kept[1])
     sources = (source for part in splits.train for source, _ in part)
     targets = (target for part in splits.train for _, target in part)
     if recipe.tokenizer.target is None:
@@ -220,7 +223,7 @@ def _train_or_load_tokenizers(
             build_tokenizer(targets, recipe.tokenizer.target),
         )
     save_tokenizer(source, kept[0])
-    if target != source:
+    if recipe.tokenizer.target is not None:
         save_tokenizer(target, kept[1])
     return source, target
 
