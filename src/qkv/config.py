@@ -1,10 +1,10 @@
 """Recipes: trees of frozen dataclasses, read from YAML, changed by KEY=VALUE, or built in Python.
 
-`from_dict` turns a mapping into a dataclass and `to_dict` turns it back; `apply_overrides` applies `key.path=value`
+`from_dict` converts a mapping to a dataclass and `to_dict` converts it back; `apply_overrides` applies `key.path=value`
 assignments; `load_yaml` and `dump_yaml` read and write YAML. A field may be a bool, int, float, str, Path, Literal,
-tuple, another dataclass, None, or a union of these. Where a union has more than one dataclass, `kind` names the one,
-as its class name in snake case. No value is converted silently and no key is skipped: every problem of the whole
-tree is collected, and all are raised together.
+tuple, another dataclass, None, or a union of these. Where a union has more than one dataclass, `kind` selects one by
+its class name in snake case. No value is converted silently and no key is skipped: all problems of the whole tree are
+collected and raised together.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _SCALAR_NAMES = {bool: "true or false", int: "a whole number", float: "a number"
 
 
 def from_dict(cls: type[T], mapping: object, source_name: str = "recipe.yaml") -> T:
-    """Build the dataclass `cls` from a mapping as YAML gives it.
+    """Build the dataclass `cls` from a mapping that was read from YAML.
 
-    `source_name` is the source that messages name. Raises ConfigError with every problem, each with the dotted path of
-    the option, what was given, what was expected and the nearest valid name.
+    source_name: the source that messages name. Raises ConfigError with every problem, each with the dotted path of the
+    option, what was given, what was expected and the nearest valid name.
     """
     reader = _Parser(cls, source_name)
     instance = reader.parse_value(cls, mapping, "")
@@ -45,7 +45,7 @@ def from_dict(cls: type[T], mapping: object, source_name: str = "recipe.yaml") -
 
 
 def to_dict(instance: object) -> dict[str, Any]:
-    """Turn a dataclass tree into a mapping, defaults included, from which `from_dict` builds an equal tree."""
+    """Convert a dataclass tree to a mapping, defaults included, from which `from_dict` builds an equal tree."""
     cls: Any = type(instance)
     return {name: _to_plain(_get_type_hints(cls)[name], getattr(instance, name)) for name in _get_fields(cls)}
 
@@ -73,7 +73,7 @@ def apply_overrides(mapping: Mapping[str, Any], assignments: Iterable[str]) -> d
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that contains one mapping; raises ConfigError if it is missing or anything else."""
+    """Read a YAML file that contains one mapping. Raises ConfigError if it is missing or contains anything else."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -83,7 +83,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     content = _parse_yaml(text, str(path))
     if not isinstance(content, dict):
         given = "nothing" if content is None else _format_value(content)
-        raise ConfigError([f"{path}: holds {given}; expected a mapping, one 'option: value' a line"])
+        raise ConfigError([f"{path}: contains {given}; expected a mapping, one 'option: value' per line"])
     return content
 
 
@@ -93,7 +93,7 @@ def dump_yaml(mapping: Mapping[str, Any]) -> str:
 
 
 class _Parser:
-    """Walks types and values together, and collects the problems."""
+    """A parser that traverses types and values together, and collects problems."""
 
     def __init__(self, root: type, source_name: str) -> None:
         self.root = root
@@ -101,7 +101,7 @@ class _Parser:
         self.problems: list[str] = []
 
     def parse_value(self, hint: Any, value: Any, path: str) -> Any:
-        """Read one value of any supported type."""
+        """Parse one value of any supported type."""
         members = _union_members(hint)
         nodes = [member for member in members if _is_dataclass(member)]
         if nodes and isinstance(value, Mapping):
@@ -143,7 +143,7 @@ class _Parser:
         return _INVALID
 
     def _check_rules(self, cls: Any, values: Mapping[str, Any], path: str) -> None:
-        """Also report the valid options that break a rule of their class, although other options are invalid.
+        """Report the valid options that break a rule of their class, although other options are invalid.
 
         Invalid options take their defaults; a problem that mentions one of them is left out.
         """
@@ -313,12 +313,12 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _kind_name(cls: Any) -> str:
-    """RelativeBias -> relative_bias."""
+    """Convert a class name to snake case: RelativeBias -> relative_bias."""
     return re.sub(r"(?<!^)(?=[A-Z][a-z])", "_", cls.__name__).lower()
 
 
 def _find_options(hint: Any, name: str, path: str = "", ancestors: tuple[Any, ...] = ()) -> Iterator[str]:
-    """Yield the paths of the options of this name in the tree; a recursive class is entered once."""
+    """Yield the paths of all options of this name in the tree; a recursive class is entered once."""
     nodes = [member for member in _union_members(hint) if _is_dataclass(member) and member not in ancestors]
     for node in nodes:
         for other, inner in _get_type_hints(node).items():
@@ -346,7 +346,8 @@ def _format_value(value: object) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain values: 1e-4 is a number, `no` and `on` are text, 12:30 is text; a key may occur only once."""
+    """A loader for YAML 1.2's plain values: 1e-4 is a number, `no`, `on` and 12:30 are text, and keys occur only
+    once."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
@@ -361,7 +362,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes exactly the text that _Loader would read as another type."""
+    """A dumper that quotes exactly the text that _Loader would read as another type."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
@@ -386,7 +387,7 @@ for _tag, _pattern, _first in (
 
 
 def _parse_yaml(text: str, source_name: str) -> Any:
-    """Read YAML text; raises ConfigError with the line and column of a mistake in it."""
+    """Parse YAML text. Raises ConfigError with the line and column of a mistake."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except yaml.MarkedYAMLError as error:

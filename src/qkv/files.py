@@ -1,4 +1,4 @@
-"""Writing files so that a path always holds either the old contents or the new ones, whole; locks of folders."""
+"""Atomic writing of files, so that a path always contains the complete old or new contents, and locks of folders."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qkv.errors import StorageError, TrainingError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; on leaving, the file there is flushed and replaces `path` in one step.
+    """Yield a temporary path; on exit, its file is flushed and replaces `path` in one step.
 
     Raises StorageError if it cannot be written; `path` is then unchanged.
     """
@@ -24,7 +24,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        os.chmod(part, 0o644)  # safetensors writes files that only the owner can read; these are meant to be shared
+        os.chmod(part, 0o644)  # safetensors makes files that only the owner can read; these are meant to be shared
         _flush(part)
         os.replace(part, path)
         _flush(path.parent)
@@ -55,7 +55,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise StorageError(f"{folder} could not be made: {error}; choose a folder that can be written") from error
+        raise StorageError(f"{folder} could not be created: {error}; choose a writable folder") from error
     try:
         if sys.platform != "win32":  # Windows has no such locks
             import fcntl
@@ -79,7 +79,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 def _flush(path: Path) -> None:
     if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder, and its rename is durable without this
+        return  # Windows cannot open a folder, and its renames are durable without this
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""A spec as JSON, and back."""
+"""Specs as JSON."""
 
 from __future__ import annotations
 
