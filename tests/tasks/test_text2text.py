@@ -6,7 +6,8 @@ import json
 import os
 import shutil
 import signal
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from qkv import config, tasks
 from qkv.errors import CheckpointError, ConfigError, DataError, QkvError, TrainingError, VocabularyError
 from qkv.files import lock_folder
 from qkv.tasks.model_folder import Card, TrainingSummary
+from qkv.tasks.text2text.data import PreparedPairs
 from qkv.tasks.text2text.training import _sample_evenly
 from qkv.tasks.text_generator import override_method
 from qkv.training import TrainResult
@@ -386,3 +388,29 @@ def test_a_tokenizer_that_a_checkpoint_needs_is_missed(pairs: Path) -> None:
 def test_a_second_run_in_a_folder_is_refused(pairs: Path) -> None:
     with lock_folder(pairs / "run"), pytest.raises(TrainingError, match="in use by another training run"):
         tasks.train(build_recipe(pairs, max_steps=2), folder=pairs / "run", reporter=NullReporter())
+
+
+@dataclass(frozen=True)
+class CountedSource:
+    """A source of pairs that counts how often it is read."""
+
+    pairs: tuple[tuple[str, str], ...]
+    reads: list[int]
+    prefix: str = ""
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        self.reads.append(1)
+        yield from self.pairs
+
+
+def test_a_corpus_is_read_once_and_iterations_do_not_disturb_each_other() -> None:
+    source = CountedSource(tuple((f"s{number}\t\n", f"t{number}") for number in range(10_000)), [])
+    pairs = PreparedPairs(source, tasks.TASKS["translation"])  # type: ignore[arg-type]
+    assert next(iter(pairs)) == ("s0", "t0") and len(source.reads) == 1  # left before its end, so nothing is kept
+    whole = list(pairs)
+    assert whole[-1] == ("s9999", "t9999") and len(pairs) == 10_000
+    left, right = iter(pairs), iter(pairs)
+    assert [pair for both in zip(left, right, strict=True) for pair in both] == [one for one in whole for _ in range(2)]
+    fewer = pairs.exclude(["s1", "s9999"])
+    assert list(fewer) == [pair for pair in whole if pair[0] not in ("s1", "s9999")] and len(fewer) == 9_998
+    assert len(source.reads) == 2

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import marshal
+import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
-from typing import Protocol
+from typing import IO, Protocol
 
 from qkv import config
 from qkv.data import corpora
@@ -21,12 +25,13 @@ from qkv.data.progress import track
 from qkv.data.text import documents
 from qkv.data.text.documents import TextSource
 from qkv.data.text.pairs import Jsonl, Pair, ParallelFiles, Tsv, read_lines, read_pairs
-from qkv.errors import DataError
+from qkv.errors import DataError, StorageError
 from qkv.tasks.config import DataSource
 from qkv.tasks.registry import Task
 from qkv.tasks.text2text.config import Text2TextData
 
 _MAX_HELD_OUT = 5_000
+_CHUNK_SIZE = 4096
 
 
 class PairCollection(Protocol):
@@ -37,27 +42,74 @@ class PairCollection(Protocol):
 
 
 class PreparedPairs:
-    """The pairs of one origin, prepared as the task does and without hidden sources; read anew each time, never kept.
+    """The pairs of one source of data, prepared as the task does, without those whose source is excluded.
 
-    `len` is known once all were read. Raises DataError when they are read, as the origin does.
+    The data are read and parsed once. The prepared pairs are kept in a temporary file without a name, from which every
+    later iteration reads them, so that memory does not grow with the corpus. `len` is known after an iteration.
+    Raises DataError in the first iteration, as the source does.
     """
 
     def __init__(self, source: DataSource, task: Task, excluded_sources: Iterable[str] = ()) -> None:
         self.source, self.task, self.excluded_sources = source, task, frozenset(excluded_sources)
         self.kept_count = self.total_count = 0
+        self._kept: _PairFile | None = None
+
+    def exclude(self, sources: Iterable[str]) -> PreparedPairs:
+        """Return the same pairs without those of more sources; what was read is not read again."""
+        pairs = PreparedPairs(self.source, self.task, self.excluded_sources.union(sources))
+        pairs._kept = self._kept
+        return pairs
 
     def __iter__(self) -> Iterator[Pair]:
         kept = every = 0
-        for line, target in track(self.source, f"reading {describe_source(self.source)}"):
-            every += 1
-            source = self.task.preprocess(with_prefix(line, self.source.prefix))
-            if source not in self.excluded_sources:
-                kept += 1
-                yield source, target
+        for chunk in self._read_chunks() if self._kept is None else self._kept:
+            every += len(chunk)
+            for pair in chunk:
+                if pair[0] not in self.excluded_sources:
+                    kept += 1
+                    yield pair
         self.kept_count, self.total_count = kept, every
 
     def __len__(self) -> int:
         return self.kept_count
+
+    def _read_chunks(self) -> Iterator[list[Pair]]:
+        """Read the source and keep what was read, unless the iteration is left before its end."""
+        with ExitStack() as stack:
+            file = stack.enter_context(tempfile.TemporaryFile(prefix="qkv-pairs-"))
+            lines = track(self.source, f"reading {describe_source(self.source)}")
+            preprocess, prefix = self.task.preprocess, self.source.prefix
+            while some := list(islice(lines, _CHUNK_SIZE)):
+                chunk = [(preprocess(with_prefix(line, prefix)), target) for line, target in some]
+                try:
+                    marshal.dump(chunk, file)
+                except OSError as error:
+                    raise StorageError(
+                        f"the pairs of {describe_source(self.source)} cannot be kept in {tempfile.gettempdir()}: "
+                        f"{error}; free some space, or name another folder by the environment variable TMPDIR"
+                    ) from error
+                yield chunk
+            stack.pop_all()
+            self._kept = _PairFile(file)
+
+
+class _PairFile:
+    """Chunks of pairs in a temporary file without a name, which goes when nothing refers to it any more."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def __del__(self) -> None:
+        self._file.close()
+
+    def __iter__(self) -> Iterator[list[Pair]]:
+        """Yield the chunks from a position of its own: two iterations may run side by side."""
+        end, position = self._file.seek(0, os.SEEK_END), 0
+        while position < end:
+            self._file.seek(position)
+            chunk: list[Pair] = marshal.load(self._file)  # this process wrote it, and no other can open it
+            position = self._file.tell()
+            yield chunk
 
 
 @dataclass(frozen=True)
@@ -80,8 +132,7 @@ def load_pair_splits(data: Text2TextData, task: Task) -> PairSplits:
     held_out = {describe_source(origin): prepare_pairs([origin], task) for origin in data.test}
     if data.valid is None:
         valid = _hold_out(chain.from_iterable(train), data.held_out)
-        hidden |= {source for source, _ in valid}
-        train = [PreparedPairs(origin, task, hidden) for origin in data.train]
+        train = [pairs.exclude(source for source, _ in valid) for pairs in train]
         notes.append(f"{len(valid):,} examples of the training data are held out for validation (data.held_out)")
     else:
         valid = prepare_pairs([data.valid], task)
