@@ -1,4 +1,4 @@
-"""Seeing what a model does, exactly, while it runs as fast as ever; and changing it."""
+"""Tools that show what a model computes, exactly and at full speed, and that change it."""
 
 from __future__ import annotations
 
