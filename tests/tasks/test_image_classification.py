@@ -23,9 +23,8 @@ from qkv.data.images.augmentation import ColorJitter, Cutout, RandomAffine, Rand
 from qkv.data.images.processing import ImageProcessor
 from qkv.errors import CheckpointError, ConfigError, CorpusError, DataError, MissingExtraError, QkvError, SpecError
 from qkv.models import build
-from qkv.tasks.config import ImageClassificationConfig
 from qkv.tasks.encoder_model import EncoderModel
-from qkv.tasks.image_classification.config import ViT
+from qkv.tasks.image_classification.config import ImageClassificationConfig, ViT
 from qkv.tasks.image_classification.training import load_data
 from qkv.training.loss import cross_entropy, smoothed_and_plain_cross_entropy
 from qkv.training.reporters import NullReporter

@@ -79,8 +79,8 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def build_recipe(folder: Path, *changes: str) -> tasks.SpeechConfig:
-    tree = {
+def build_tree(folder: Path) -> dict[str, Any]:
+    return {
         "task": "speech-recognition",
         "data": {
             "train": [{"kind": "recordings", "path": str(folder / "train.npz")}],
@@ -108,7 +108,16 @@ def build_recipe(folder: Path, *changes: str) -> tasks.SpeechConfig:
         "ctc": {"weight": 0.5, "decoding_weight": 0.5},
         "decoding": {"method": {"kind": "beam", "size": 2}},
     }
-    return config.from_dict(tasks.SpeechConfig, config.apply_overrides(tree, changes))
+
+
+def build_recipe(folder: Path, *changes: str) -> tasks.SpeechConfig:
+    return config.from_dict(tasks.SpeechConfig, config.apply_overrides(build_tree(folder), changes))
+
+
+def build_classifier_recipe(folder: Path, *changes: str) -> tasks.AudioClassificationConfig:
+    tree = {name: node for name, node in build_tree(folder).items() if name in ("data", "training")}
+    tree["task"] = "audio-classification"
+    return config.from_dict(tasks.AudioClassificationConfig, config.apply_overrides(tree, changes))
 
 
 # Recordings
@@ -642,11 +651,11 @@ def test_a_classifier_names_what_it_hears(stem: str, folder: Path) -> None:
     write_npz(folder / "train.npz", list(PITCHES), 8)
     write_npz(folder / "valid.npz", list(PITCHES))
     change = (
-        f"model={{kind: audio_classifier, d_model: 16, heads: 2, d_ff: 16, layers: 1{stem}}}",
+        f"model={{d_model: 16, heads: 2, d_ff: 16, layers: 1{stem}}}",
         "training.max_steps=40",
         "training.validation={every: 40, metric: accuracy, mode: max}",
     )
-    learned = tasks.train(build_recipe(folder, *change), folder=folder / "run", reporter=NullReporter())
+    learned = tasks.train(build_classifier_recipe(folder, *change), folder=folder / "run", reporter=NullReporter())
     assert learned.result.metrics["accuracy"] == 100
     found = CliRunner().invoke(main, ["run", str(folder / "run"), str(folder / "mid.wav")])
     assert found.stdout == "mid\n", found.output
@@ -658,11 +667,13 @@ def test_a_classifier_names_what_it_hears(stem: str, folder: Path) -> None:
     assert heard == pytest.approx(len(looked.input.samples) / RATE, abs=2 * looked.input.seconds_per_position)
     with pytest.raises(ConfigError, match="accuracy needs mode max"):
         tasks.train(
-            build_recipe(folder, *change, "training.validation.mode=min"), folder=folder / "x", reporter=NullReporter()
+            build_classifier_recipe(folder, *change, "training.validation.mode=min"),
+            folder=folder / "x",
+            reporter=NullReporter(),
         )
     write_npz(folder / "train.npz", ["low"])
     with pytest.raises(DataError, match="name 1 classes"):
-        tasks.train(build_recipe(folder, *change), folder=folder / "y", reporter=NullReporter())
+        tasks.train(build_classifier_recipe(folder, *change), folder=folder / "y", reporter=NullReporter())
 
 
 def test_recipes_that_contradict_themselves_or_leak_are_told(folder: Path) -> None:

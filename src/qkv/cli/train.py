@@ -68,9 +68,9 @@ def train(recipe: str | None, words: tuple[str, ...], **options: Any) -> None:
     """Train a model.
 
     RECIPE is a task (translation, pronunciation, summarization, language-modeling, image-classification,
-    speech-recognition, decision-transformer), the name of another recipe that comes with the package, or a YAML file.
-    Each FILE takes the place of the recipe's own data: two files of lines, one file of pairs (.tsv, .csv, .jsonl), a
-    folder of texts or of images. KEY=VALUE changes the recipe, as in training.dropout=0.1.
+    speech-recognition, audio-classification, decision-transformer), the name of another recipe that comes with the
+    package, or a YAML file. Each FILE takes the place of the recipe's own data: two files of lines, one file of pairs
+    (.tsv, .csv, .jsonl), a folder of texts or of images. KEY=VALUE changes the recipe, as in training.dropout=0.1.
 
     \b
     qkv train translation train.en train.de

@@ -10,25 +10,21 @@ from typing import TYPE_CHECKING
 
 from qkv.lazy import export_lazily
 from qkv.tasks.config import (
-    RECIPE_CONFIGS,
     DataSource,
     Decoder,
-    ImageClassificationConfig,
-    LanguageModelingConfig,
     Pretrained,
-    RecipeConfig,
     Recurrent,
-    SpeechConfig,
-    Text2TextConfig,
-    Text2TextData,
-    TextData,
     TokenizerConfig,
     TokenizerPairConfig,
     Transformer,
 )
-from qkv.tasks.image_classification.config import ViT
+from qkv.tasks.image_classification.config import ImageClassificationConfig, ViT
+from qkv.tasks.language_modeling.config import LanguageModelingConfig, TextData
 from qkv.tasks.recipes import list_recipes, read_recipe
+from qkv.tasks.registry import TASKS, TRAINABLE_TASKS, RecipeConfig, Task
 from qkv.tasks.reinforcement_learning.config import DecisionTransformer, DecisionTransformerConfig, TrajectoryData
+from qkv.tasks.speech.config import AudioClassificationConfig, SpeechConfig
+from qkv.tasks.text2text.config import Text2TextConfig, Text2TextData
 
 if TYPE_CHECKING:
     from qkv.tasks.base import Answer, TaskModel
@@ -44,7 +40,6 @@ if TYPE_CHECKING:
     from qkv.tasks.image_text.model import ImageTextModel
     from qkv.tasks.loader import SHIPPED_MODELS, Dtype, find_model_path, load, load_model_folder
     from qkv.tasks.output_constraints import LineConstraints, OutputConstraints
-    from qkv.tasks.registry import TASKS, Task
     from qkv.tasks.reinforcement_learning.model import (
         DecisionTransformerAgent,
         evaluate_agent,
@@ -84,7 +79,6 @@ _EXPORTS = {
         "evaluate_recordings",
         "evaluate_perplexity",
     ),
-    "registry": ("TASKS", "Task"),
     "fitting": ("TrainedModel", "load_data", "fit", "train"),
     "base": ("Answer", "TaskModel"),
     "loader": ("SHIPPED_MODELS", "Dtype", "find_model_path", "load", "load_model_folder"),
@@ -97,9 +91,10 @@ _EXPORTS = {
 _MODULE_OF = {name: home for home, names in _EXPORTS.items() for name in names}
 
 __all__ = [
-    "RECIPE_CONFIGS",
     "SHIPPED_MODELS",
     "TASKS",
+    "TRAINABLE_TASKS",
+    "AudioClassificationConfig",
     "DecisionTransformerConfig",
     "DecisionTransformer",
     "DecisionTransformerAgent",

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qkv.tasks.fitting import REGISTRY
+from qkv.tasks.registry import TRAINABLE_TASKS
 from qkv.training import Trainer
 from qkv.training.reporters import NullReporter
 
@@ -20,10 +20,11 @@ def describe_training(recipe: Any) -> str:
 
     It reads the data, builds the model and makes a few steps in a temporary folder, which it removes.
     """
-    splits = REGISTRY[type(recipe)].load_data(recipe)
+    task = TRAINABLE_TASKS[recipe.task]
+    splits = task.load_data(recipe)
     with tempfile.TemporaryDirectory(prefix="qkv-dry-run-") as place:
         folder = Path(place)
-        setup = REGISTRY[type(recipe)].build_training_setup(recipe, splits, folder / "run", folder / "tokens", False)
+        setup = task.build_training_setup(recipe, splits, folder / "run", folder / "tokens", False)
         training = recipe.training
         short = replace(training, max_steps=_STEPS, max_epochs=None, max_minutes=None, workers=1)
         trainer = Trainer(

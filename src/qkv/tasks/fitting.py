@@ -4,65 +4,30 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from qkv import config
 from qkv.errors import QkvError, TrainingError
 from qkv.files import atomic_write, lock_folder, remove_leftovers
-from qkv.tasks.config import (
-    ImageClassificationConfig,
-    LanguageModelingConfig,
-    RecipeConfig,
-    SpeechConfig,
-    Text2TextConfig,
-)
 from qkv.tasks.encoder_model import EncoderModel
-from qkv.tasks.image_classification import training as image_classification
-from qkv.tasks.language_modeling import training as language_modeling
 from qkv.tasks.model_folder import TrainingSummary
 from qkv.tasks.own_data import OwnData, Paths
 from qkv.tasks.recipes import read_recipe
-from qkv.tasks.reinforcement_learning import training as reinforcement_learning
-from qkv.tasks.reinforcement_learning.config import DecisionTransformerConfig
+from qkv.tasks.registry import TRAINABLE_TASKS, RecipeConfig
 from qkv.tasks.reinforcement_learning.model import DecisionTransformerAgent
-from qkv.tasks.speech import training as speech
-from qkv.tasks.text2text import training as text2text
 from qkv.tasks.text_generator import TextGenerator
-from qkv.tasks.training_setup import TrainingSetup
+from qkv.tasks.validation import check_metric
 from qkv.training import Trainer, TrainResult, check_run_folder
 from qkv.training.reporters import Reporter, make_reporter
 from qkv.training.trainer import CHECKPOINT_NAME
 
 _RECIPE_FILE = "recipe.yaml"
 _CACHE_FOLDER = "tokens"  # the training data as numbers, while the run lasts
-
-
-class TaskDefinition(NamedTuple):
-    """How the tasks of one kind of recipe come to what they learn from: read it, and make a setup of it.
-
-    setup takes the recipe, the examples, the folder of the run, the folder for tokens and whether the run goes on.
-    """
-
-    load_data: Callable[[Any], Any]
-    build_training_setup: Callable[[Any, Any, Path, Path, bool], TrainingSetup]
-
-
-REGISTRY = {
-    Text2TextConfig: TaskDefinition(text2text.load_data, text2text.build_training_setup),
-    LanguageModelingConfig: TaskDefinition(language_modeling.load_data, language_modeling.build_training_setup),
-    ImageClassificationConfig: TaskDefinition(
-        image_classification.load_data, image_classification.build_training_setup
-    ),
-    DecisionTransformerConfig: TaskDefinition(
-        reinforcement_learning.load_data, reinforcement_learning.build_training_setup
-    ),
-    SpeechConfig: TaskDefinition(speech.load_data, speech.build_training_setup),
-}
 
 
 @dataclass(frozen=True)
@@ -103,7 +68,9 @@ def _fit_locked(
     reporter = reporter if reporter is not None else make_reporter()
     # without a checkpoint the recipe or the data may be others than those that the tokenizers there were made from
     goes_on = resume and (place / CHECKPOINT_NAME).is_file()
-    setup = REGISTRY[type(recipe)].build_training_setup(recipe, data, place, place / _CACHE_FOLDER, goes_on)
+    task = TRAINABLE_TASKS[recipe.task]
+    setup = task.build_training_setup(recipe, data, place, place / _CACHE_FOLDER, goes_on)
+    check_metric(recipe.training.validation, setup.modes)
     for note in setup.notes:
         reporter.message(note)
     with atomic_write(place / _RECIPE_FILE) as part:
@@ -149,7 +116,7 @@ def _fit_locked(
 
 def load_data(recipe: RecipeConfig) -> Any:
     """Read the data that a recipe trains on; its `notes` say what a user should know about it."""
-    return REGISTRY[type(recipe)].load_data(recipe)
+    return TRAINABLE_TASKS[recipe.task].load_data(recipe)
 
 
 def measure_peak_memory() -> int | None:

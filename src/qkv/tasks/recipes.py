@@ -9,8 +9,8 @@ from pathlib import Path
 
 from qkv import config
 from qkv.errors import ConfigError
-from qkv.tasks.config import RECIPE_CONFIGS, RecipeConfig, Text2TextConfig
 from qkv.tasks.own_data import OwnData, replace_data
+from qkv.tasks.registry import TRAINABLE_TASKS, RecipeConfig
 
 
 def list_recipes() -> dict[str, Path]:
@@ -37,11 +37,12 @@ def read_recipe(name: str | Path, overrides: Iterable[str] = (), own: OwnData | 
     tree = replace_data(config.load_yaml(path), own or OwnData())
     tree = replace_data(config.apply_overrides(tree, overrides), OwnData())
     task = str(tree.get("task"))
-    near = difflib.get_close_matches(task, RECIPE_CONFIGS, n=1)
-    kind = RECIPE_CONFIGS.get(near[0], Text2TextConfig) if near else Text2TextConfig
+    near = difflib.get_close_matches(task, TRAINABLE_TASKS, n=1)
+    kind = TRAINABLE_TASKS[near[0] if near else "translation"].config
     try:
-        return config.from_dict(kind, tree, str(path))
+        recipe: RecipeConfig = config.from_dict(kind, tree, str(path))
     except ConfigError as error:
-        if task in RECIPE_CONFIGS:
+        if task in TRAINABLE_TASKS:
             raise
-        raise ConfigError([*error.problems, f"{path}: the tasks are {', '.join(RECIPE_CONFIGS)}"]) from error
+        raise ConfigError([*error.problems, f"{path}: the tasks are {', '.join(TRAINABLE_TASKS)}"]) from error
+    return recipe

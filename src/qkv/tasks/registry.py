@@ -1,44 +1,44 @@
-"""The tasks: for each, what happens to a line before it is read, and how answers are scored.
+"""The registry of tasks: `TASKS` says how the answers of each are scored, `TRAINABLE_TASKS` how each is trained.
 
-translation   a sentence to a sentence; BLEU and chrF against one reference each
-pronunciation   a spelling to phonemes; a word is right if it equals any of its listed pronunciations
-summarization   a text to what sums it up; ROUGE and chrF against all summaries that there are of it
-
-and of published models:
-
-text-generation    a text to what comes after it; how many continuations equal the reference
-speech-recognition  a sound file to what is said; word error rate, lower-cased, without punctuation, and texts wholly
-right fill-mask  a text with masked words to the text without; classification, a text or an image file to its class;
-token-classification, one
-            label for each token or frame: how many equal the reference
-zero-shot-image-classification  an image file and some texts to the text that goes with it: how many equal the reference
-feature-extraction  a text or an image file to a vector, which is not scored
+A model that is trained here has one of the trainable tasks; published models also have text-generation, fill-mask,
+classification, token-classification, zero-shot-image-classification and feature-extraction. This file needs no torch.
 """
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeAlias
 
 from qkv.data.cleaning import group_references
 from qkv.data.text.pairs import Pair
 from qkv.errors import DataError
 from qkv.evaluation import Score, bleu, chrf, pronunciation_errors, rouge, transcript_errors
+from qkv.tasks.image_classification.config import ImageClassificationConfig
+from qkv.tasks.language_modeling.config import LanguageModelingConfig
+from qkv.tasks.reinforcement_learning.config import DecisionTransformerConfig
+from qkv.tasks.speech.config import AudioClassificationConfig, SpeechConfig
+from qkv.tasks.text2text.config import Text2TextConfig
+
+if TYPE_CHECKING:
+    from qkv.tasks.training_setup import TrainingSetup
 
 Scorer = Callable[[Sequence[str], Sequence[Sequence[str]]], dict[str, Score]]
 
 
 @dataclass(frozen=True)
 class Task:
-    """What tells one task from another.
+    """How a task prepares its input lines and scores its answers.
 
-    prepare: what happens to a source line before the tokenizer reads it.
-    grouped: whether equal sources are one question with several right answers.
-    score: from hypotheses and the references of each to numbers by name.
-    metric, better: which of them judges a validation.
-    length, edges: how long a source is, and where lengths part when scores are told by length.
-    goes_on: whether the answer of a decoder alone goes on with the line, rather than answering it.
+    preprocess: what happens to a source line before the tokenizer reads it.
+    multi_reference: whether equal sources are one question with several right answers.
+    score: from the answers and the references of each to scores by name.
+    metric: the score that selects the best weights in training. mode: whether it is to be minimized or maximized.
+    measure_length: the length of a source. length_edges: where the lengths part when scores are given by length.
+    is_continuation: whether the answer of a decoder alone continues the line, rather than answering it.
     """
 
     name: str
@@ -181,3 +181,55 @@ TASKS = {
         Task("feature-extraction", _keep_unchanged, False, _refuse_scoring, "accuracy", "max", _count_words, (11, 101)),
     )
 }
+
+
+@dataclass(frozen=True)
+class TrainableTask:
+    """How a task is trained, by the modules of its package.
+
+    config: the class of its recipes. Its module also says what files of a user are data of the task: `find_source`,
+    and `OWN_DATA` in words. training: the name of the module with `load_data(recipe)` and `build_training_setup(recipe,
+    data, run_folder, cache_folder, resume)`. It needs torch, so it is imported when it is used.
+    """
+
+    config: type[Any]
+    training: str
+
+    @property
+    def config_module(self) -> Any:
+        """The module of the recipes."""
+        return sys.modules[self.config.__module__]
+
+    def load_data(self, recipe: Any) -> Any:
+        """Read the data of a recipe; its `notes` say what a user should know about it."""
+        return importlib.import_module(self.training).load_data(recipe)
+
+    def build_training_setup(
+        self, recipe: Any, data: Any, run_folder: Path, cache_folder: Path, resume: bool
+    ) -> TrainingSetup:
+        """Return what a training needs. resume: whether the run in `run_folder` is continued."""
+        module = importlib.import_module(self.training)
+        setup: TrainingSetup = module.build_training_setup(recipe, data, run_folder, cache_folder, resume)
+        return setup
+
+
+RecipeConfig: TypeAlias = (
+    Text2TextConfig
+    | LanguageModelingConfig
+    | ImageClassificationConfig
+    | SpeechConfig
+    | AudioClassificationConfig
+    | DecisionTransformerConfig
+)
+
+TRAINABLE_TASKS = {
+    "translation": TrainableTask(Text2TextConfig, "qkv.tasks.text2text.training"),
+    "pronunciation": TrainableTask(Text2TextConfig, "qkv.tasks.text2text.training"),
+    "summarization": TrainableTask(Text2TextConfig, "qkv.tasks.text2text.training"),
+    "language-modeling": TrainableTask(LanguageModelingConfig, "qkv.tasks.language_modeling.training"),
+    "image-classification": TrainableTask(ImageClassificationConfig, "qkv.tasks.image_classification.training"),
+    "speech-recognition": TrainableTask(SpeechConfig, "qkv.tasks.speech.training"),
+    "audio-classification": TrainableTask(AudioClassificationConfig, "qkv.tasks.speech.classification"),
+    "decision-transformer": TrainableTask(DecisionTransformerConfig, "qkv.tasks.reinforcement_learning.training"),
+}
+"""The tasks that `qkv train` knows, by the name in `task` of a recipe."""

@@ -1,11 +1,11 @@
-"""What a recipe and its examples come to, whatever the task: all that training needs."""
+"""What a task prepares for a training, and what several tasks need to prepare it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from qkv.data import Batch
 from qkv.errors import ConfigError, StorageError
@@ -18,7 +18,6 @@ from qkv.tasks.text_generator import TextGenerator
 from qkv.text import Tokenizer
 from qkv.text import train as train_tokenizer
 from qkv.training import ValidationResult
-from qkv.training.config import ValidationConfig
 from qkv.training.trainer import LossFunction, Sampler
 
 
@@ -32,21 +31,23 @@ class SpecialTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """The model before its first step with all it will need to answer, what it learns from, and what judges it.
+    """What a task prepares for a training: the model before its first step, its batches and its validation.
 
-    notes: what there is to say about the data before training. losses: as `Trainer` takes them.
+    modes: "min" or "max" for each metric of `validate`. notes: what to say about the data before training.
+    compute_loss: as `Trainer` takes it.
     """
 
     model: TextGenerator | EncoderModel | DecisionTransformerAgent
     sampler: Sampler
     collate: Callable[[Sequence[int]], Batch]
     validate: Callable[[Any], ValidationResult]
+    modes: Mapping[str, Literal["min", "max"]]
     notes: Sequence[str] = ()
     compute_loss: LossFunction | None = None
 
 
 def get_special_tokens(model: TextGenerator) -> SpecialTokens:
-    """What stands around texts to write: of a published model, what its answers begin and end with."""
+    """Return the tokens around a text to generate; for a published model, those that its answers begin and end with."""
     target = model.target_tokenizer
     if model.generation is None:
         return SpecialTokens(target.pad, target.bos, target.eos)
@@ -56,14 +57,14 @@ def get_special_tokens(model: TextGenerator) -> SpecialTokens:
 
 
 def get_start_token(tokenizer: Tokenizer, eos: int) -> int:
-    """The token before a text to write: that of the tokenizer, or `end`; with many published decoders one is both."""
+    """Return the token before a text: the begin token or, as with many published decoders, the end token."""
     return eos if tokenizer.special_tokens.bos is None else tokenizer.bos
 
 
 def load_base_model(pretrained: Pretrained, *, is_speech_model: bool = False) -> TextGenerator:
-    """The model to go on from, one that hears or one that reads text.
+    """Return the model to fine-tune, one that reads audio or one that reads text.
 
-    Raises ConfigError if it is of the other kind, or a published one that reads text with an encoder.
+    Raises ConfigError if it reads the other, or if it is a published model of text with an encoder.
     """
     trained = load(pretrained.path)
     if not isinstance(trained, TextGenerator):
@@ -86,34 +87,14 @@ def load_base_model(pretrained: Pretrained, *, is_speech_model: bool = False) ->
 
 
 def build_tokenizer(lines: Iterable[str], config: TokenizerConfig) -> Tokenizer:
-    """Make a tokenizer as a recipe says."""
+    """Train a tokenizer as a recipe says."""
     return train_tokenizer(lines, config.kind, config.vocab_size, config.lowercase)
 
 
 def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
-    """Write a tokenizer into the folder of a run, which a run that goes on reads it from."""
+    """Write a tokenizer into the folder of a run, from which a resumed run reads it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{path.parent} could not be made: {error}; choose a folder that can be written") from error
     tokenizer.save(path)
-
-
-def check_metric(validation: ValidationConfig, modes: Mapping[str, str]) -> None:
-    """Check, before training, the metric that a recipe selects weights by.
-
-    modes: "min" or "max" for each metric of the task. Raises ConfigError for a metric that the task does not have, or
-    that is to be optimized in the wrong direction.
-    """
-    if validation.metric not in modes:
-        raise ConfigError(
-            [f"training.validation.metric: given {validation.metric!r}, expected one of {', '.join(modes)}"]
-        )
-    mode = modes[validation.metric]
-    if validation.mode != mode:
-        raise ConfigError(
-            [
-                f"training.validation.mode: given {validation.mode!r}, but {validation.metric} needs mode {mode}; "
-                f"set it to {mode}"
-            ]
-        )

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
 
 from qkv import spec
 from qkv.data.corpora import Corpus
 from qkv.data.images.augmentation import ImageAugmentation
 from qkv.data.images.sources import Idx, ImageFolder, Npz, Parquet
 from qkv.errors import ConfigError, SpecError
+from qkv.tasks.config import Pretrained
+from qkv.training.config import TrainingConfig
 
 ImageSource: TypeAlias = Corpus | ImageFolder | Npz | Idx | Parquet
 """Where labelled images come from: a split of a named corpus, a folder for each class, or one or two files."""
@@ -117,3 +121,28 @@ class ViT:
             final_norm=self.norm,
         )
         return spec.Transformer(stack, None, spec.Classes(classes, "first" if leading else "mean"))
+
+
+@dataclass(frozen=True)
+class ImageClassificationConfig:
+    """All that makes a trained classifier of images; the same bytes as with `Text2TextConfig`."""
+
+    task: Literal["image-classification"]
+    data: ImageData
+    training: TrainingConfig
+    model: ViT | Pretrained = field(default_factory=ViT)
+
+
+OWN_DATA = "a folder with one folder for each class, an .npz or .parquet file, or two IDX files"
+"""The files that `find_source` takes."""
+
+
+def find_source(files: Sequence[Path]) -> dict[str, Any] | None:
+    """Return the data source that a user's files are, as a recipe writes it; None if they are none."""
+    if len(files) == 2:
+        return {"kind": "idx", "images": str(files[0]), "labels": str(files[1])}
+    if len(files) == 1 and files[0].is_dir():
+        return {"kind": "image_folder", "path": str(files[0])}
+    if len(files) == 1 and files[0].suffix in (".npz", ".parquet"):
+        return {"kind": files[0].suffix[1:], "path": str(files[0])}
+    return None

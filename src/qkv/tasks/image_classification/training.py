@@ -1,33 +1,35 @@
-"""The task see: an encoder alone learns to tell images apart."""
+"""Image classification: an encoder alone learns to tell classes of images apart."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from qkv import spec
-from qkv.data import WindowSampler
+from qkv.data import Batch, WindowSampler
 from qkv.data.images.processing import ImageProcessor
 from qkv.data.images.sources import ImageDataset
 from qkv.data.images.store import ImageBatches, ImageStore, fit_images, load_dataset
 from qkv.errors import ConfigError, DataError
 from qkv.models import SequenceModel, build
-from qkv.tasks.config import ImageClassificationConfig, Pretrained
+from qkv.tasks.config import Pretrained
 from qkv.tasks.encoder_model import EncoderModel
-from qkv.tasks.image_classification.config import ImageData, ViT
+from qkv.tasks.image_classification.config import ImageClassificationConfig, ImageData, ViT
 from qkv.tasks.loader import load
 from qkv.tasks.registry import TASKS
-from qkv.tasks.training_setup import TrainingSetup, check_metric
+from qkv.tasks.training_setup import TrainingSetup
+from qkv.tasks.validation import Validator
 from qkv.training import ValidationResult
 from qkv.training.loss import cross_entropy
 
 _N_SAMPLES = 4
 _BATCH_SIZE = 250
-_METRICS = {"loss": "min", "accuracy": "max"}
+_MODES: Mapping[str, Literal["min", "max"]] = {"loss": "min", "accuracy": "max"}
 
 
 @dataclass(frozen=True)
@@ -93,10 +95,12 @@ def build_training_setup(
         notes.append(f"starts from the parameters of {begun.folder}{new}")
     batches = ImageBatches(train, learned, preparation, len(splits.classes), data.augmentation, data.mixup)
     notes.append(f"{len(learned):,} images of {width} x {height} pixels to train on, {len(checked):,} to validate on")
-    validator = Validator(valid, checked[:: max(1, len(checked) // data.valid_images)], preparation, splits.classes)
-    validator.check_config(recipe)
+    some = checked[:: max(1, len(checked) // data.valid_images)]
+    validator = _build_validator(valid, some, preparation, splits.classes)
     runner = EncoderModel(model, preparation, TASKS["classification"], splits.classes)
-    return TrainingSetup(runner, WindowSampler(batches, data.batch_size, seed), batches.collate, validator, notes)
+    return TrainingSetup(
+        runner, WindowSampler(batches, data.batch_size, seed), batches.collate, validator, _MODES, notes
+    )
 
 
 @dataclass(frozen=True)
@@ -187,33 +191,29 @@ def _compute_channel_statistics(store: ImageStore, indices: list[int]) -> tuple[
     return tuple(mean.round(4).tolist()), tuple(deviation.round(4).tolist())
 
 
-class Validator:
-    """Validates: the loss and the accuracy on images that are not trained on, as they are."""
+def _build_validator(
+    store: ImageStore, indices: list[int], processor: ImageProcessor, classes: tuple[str, ...]
+) -> Validator:
+    """Return the validator of some images of a store, without augmentation."""
 
-    def __init__(
-        self, store: ImageStore, indices: list[int], processor: ImageProcessor, classes: tuple[str, ...]
-    ) -> None:
-        self.store, self.indices, self.processor, self.classes = store, indices, processor, classes
+    def load_batches() -> Iterator[Batch]:
+        for start in range(0, len(indices), _BATCH_SIZE):
+            some = indices[start : start + _BATCH_SIZE]
+            source = processor.normalize(store.select(some).contiguous())
+            yield Batch(source, None, None, torch.from_numpy(store.labels[some]), torch.as_tensor(some))
 
-    def check_config(self, recipe: ImageClassificationConfig) -> None:
-        """Raise ConfigError for a metric that is not there or is judged upside down."""
-        check_metric(recipe.training.validation, _METRICS)
+    def compute_loss(model: SequenceModel, batch: Batch) -> tuple[float, int, list[int]]:
+        logits = model(batch.source)
+        return float(cross_entropy(logits, batch.labels)), len(batch.labels), logits.argmax(-1).tolist()
 
-    @torch.no_grad()
-    def __call__(self, model: SequenceModel) -> ValidationResult:
-        device = next(model.parameters()).device
-        loss, answers = 0.0, []
-        for start in range(0, len(self.indices), _BATCH_SIZE):
-            some = self.indices[start : start + _BATCH_SIZE]
-            source = self.processor.normalize(self.store.select(some).contiguous())
-            labels = torch.from_numpy(self.store.labels[some]).to(device)
-            logits = model(source.to(device))
-            loss += float(cross_entropy(logits, labels))
-            answers += logits.argmax(-1).tolist()
-        true_labels = self.store.labels[self.indices].tolist()
-        right = sum(answer == label for answer, label in zip(answers, true_labels, strict=True))
+    def score(_: SequenceModel, predictions: list[list[int]]) -> ValidationResult:
+        answers = [answer for own in predictions for answer in own]
+        labels = store.labels[indices].tolist()
+        right = sum(answer == label for answer, label in zip(answers, labels, strict=True))
         samples = [
-            f"{self.store.names[number]}  ->  {self.classes[answer]}   ({self.classes[label]})"
-            for number, answer, label in list(zip(self.indices, answers, true_labels, strict=True))[:_N_SAMPLES]
+            f"{store.names[number]}  ->  {classes[answer]}   ({classes[label]})"
+            for number, answer, label in list(zip(indices, answers, labels, strict=True))[:_N_SAMPLES]
         ]
-        return ValidationResult({"loss": loss / len(answers), "accuracy": 100 * right / len(answers)}, samples)
+        return ValidationResult({"accuracy": 100 * right / len(answers)}, samples)
+
+    return Validator(load_batches, compute_loss, score)

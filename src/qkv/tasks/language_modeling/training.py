@@ -1,10 +1,11 @@
-"""The task write: a decoder alone learns to go on with texts."""
+"""Language modeling: a decoder alone learns to continue texts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,8 +15,9 @@ from qkv.data.text.documents import TextCorpus, describe_source
 from qkv.errors import ConfigError, VocabularyError
 from qkv.evaluation.sliding_window import SlidingWindow
 from qkv.models import SequenceModel, build
-from qkv.tasks.config import LanguageModelingConfig, Pretrained, TextData
+from qkv.tasks.config import Pretrained
 from qkv.tasks.evaluator import evaluate_perplexity
+from qkv.tasks.language_modeling.config import LanguageModelingConfig, TextData
 from qkv.tasks.model_folder import Card
 from qkv.tasks.registry import TASKS
 from qkv.tasks.text_generator import TextGenerator
@@ -23,7 +25,6 @@ from qkv.tasks.training_setup import (
     SpecialTokens,
     TrainingSetup,
     build_tokenizer,
-    check_metric,
     get_start_token,
     load_base_model,
     save_tokenizer,
@@ -33,7 +34,7 @@ from qkv.training import ValidationResult
 
 _N_SAMPLES = 2
 _PROMPT_CHARACTERS = 100  # characters of a held-out text that a sample continues from
-_METRICS = ("loss", "perplexity", "bits_per_byte")
+_MODES: Mapping[str, Literal["min", "max"]] = {"loss": "min", "perplexity": "min", "bits_per_byte": "min"}
 
 
 @dataclass(frozen=True)
@@ -93,30 +94,21 @@ def build_training_setup(
     store = tokenize_documents(splits.train, splits.train.cache_key, runner.source_tokenizer, cache_folder)
     windows = TokenWindows(store, data.context, _get_document_tokens(runner.source_tokenizer), seed)
     sampler = WindowSampler(windows, data.batch_tokens // windows.context, seed)
-    validator = Validator(runner, splits.valid, SlidingWindow(data.context, data.stride or data.context))
-    validator.check_config(recipe)
-    return TrainingSetup(runner, sampler, windows.collate, validator, [f"{store.token_count:,} tokens to train on"])
+    window = SlidingWindow(data.context, data.stride or data.context)
 
-
-class Validator:
-    """Validates: the loss on held-out texts, and what the model makes of the beginnings of some."""
-
-    def __init__(self, runner: TextGenerator, texts: Sequence[str], window: SlidingWindow) -> None:
-        self.runner, self.texts, self.window = runner, texts, window
-
-    def check_config(self, recipe: LanguageModelingConfig) -> None:
-        """Raise ConfigError for a metric that is not there or is judged upside down."""
-        check_metric(recipe.training.validation, dict.fromkeys(_METRICS, "min"))
-
-    def __call__(self, model: SequenceModel) -> ValidationResult:
-        runner = replace(self.runner, module=model)
-        scores = evaluate_perplexity(runner, self.texts, self.window).scores
-        prompts = [text[:_PROMPT_CHARACTERS] for text in self.texts[:_N_SAMPLES]]
+    def validate(model: SequenceModel) -> ValidationResult:
+        """Measure the perplexity of the held-out texts, and continue the beginnings of some as samples."""
+        changed = replace(runner, module=model)
+        scores = evaluate_perplexity(changed, splits.valid, window).scores
+        prompts = [text[:_PROMPT_CHARACTERS] for text in splits.valid[:_N_SAMPLES]]
         samples = [
             f"{prompt}[...]{answer.text}"
-            for prompt, (answer, *_) in zip(prompts, runner.predict_ranked(prompts), strict=True)
+            for prompt, (answer, *_) in zip(prompts, changed.predict_ranked(prompts), strict=True)
         ]
         return ValidationResult({name: score.value for name, score in scores.items()}, samples)
+
+    notes = [f"{store.token_count:,} tokens to train on"]
+    return TrainingSetup(runner, sampler, windows.collate, validate, _MODES, notes)
 
 
 def _get_document_tokens(tokenizer: Tokenizer) -> SpecialTokens:

@@ -5,8 +5,10 @@ This file needs no torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from qkv import spec
 from qkv.data.trajectories.episodes import Rollouts, TrajectorySource
@@ -104,3 +106,12 @@ class DecisionTransformerConfig:
     training: TrainingConfig
     model: DecisionTransformer = DecisionTransformer()
     rollout: RolloutConfig = RolloutConfig()
+
+
+OWN_DATA = "one .npz file of episodes, or one Minari data set"
+"""The files that `find_source` takes."""
+
+
+def find_source(files: Sequence[Path]) -> dict[str, Any] | None:
+    """Return the data source that a user's files are, as a recipe writes it; None if they are none."""
+    return {"kind": "minari" if files[0].is_dir() else "npz", "path": str(files[0])} if len(files) == 1 else None

@@ -1,10 +1,11 @@
-"""The task act: a model learns from episodes which actions lead to which returns."""
+"""Decision Transformer: a model learns from episodes which actions lead to which returns."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -29,7 +30,8 @@ from qkv.errors import DataError
 from qkv.models import SequenceModel, build
 from qkv.tasks.reinforcement_learning.config import DecisionTransformerConfig
 from qkv.tasks.reinforcement_learning.model import DecisionTransformerAgent, evaluate_agent
-from qkv.tasks.training_setup import TrainingSetup, check_metric
+from qkv.tasks.training_setup import TrainingSetup
+from qkv.tasks.validation import Validator
 from qkv.training import ValidationResult
 from qkv.training.loss import smoothed_and_plain_cross_entropy
 
@@ -105,8 +107,8 @@ def build_training_setup(
     steps = min(data.context, int(splits.train.lengths.max()))
     sampler = WindowSampler(windows, max(1, data.batch_steps // steps), seed)
     losses = ActionLoss(shown, recipe.training.label_smoothing)
-    validator = Validator(agent, splits.valid, losses, recipe)
-    return TrainingSetup(agent, sampler, windows.collate, validator, [], losses)
+    validator, modes = _build_validator(agent, splits.valid, losses, recipe)
+    return TrainingSetup(agent, sampler, windows.collate, validator, modes, compute_loss=losses)
 
 
 class ActionLoss:
@@ -129,44 +131,40 @@ class ActionLoss:
         return error, error.detach()
 
 
-class Validator:
-    """Validates: the loss on held-out episodes, how many choices are as they were, and the returns it achieves."""
+def _build_validator(
+    agent: DecisionTransformerAgent, valid: Trajectories, losses: ActionLoss, recipe: DecisionTransformerConfig
+) -> tuple[Validator, dict[str, Literal["min", "max"]]]:
+    """Return the validator of held-out episodes, which also plays in the environment if there is one, and its modes."""
+    windows = StepWindows(valid, agent.normalizer, recipe.data.context)
+    target_returns = recipe.data.target_returns or (agent.normalizer.max_return,)
+    modes: dict[str, Literal["min", "max"]] = {"loss": "min"}
+    if losses.discrete:
+        modes["accuracy"] = "max"
+    if agent.environment is not None:
+        modes["return"] = "max"
 
-    def __init__(
-        self, agent: DecisionTransformerAgent, valid: Trajectories, loss: ActionLoss, recipe: DecisionTransformerConfig
-    ) -> None:
-        self.agent, self.loss, self.data = agent, loss, recipe.data
-        self.windows = StepWindows(valid, agent.normalizer, recipe.data.context)
-        self.target_returns = recipe.data.target_returns or (agent.normalizer.max_return,)
-        names = {"loss": "min"}
-        if agent.normalizer.space.discrete:
-            names["accuracy"] = "max"
+    def load_batches() -> Iterator[Batch]:
+        for start in range(0, windows.count, _BATCH_SIZE):
+            yield windows.collate(range(start, min(start + _BATCH_SIZE, windows.count)))
+
+    def compute_loss(model: SequenceModel, batch: Batch) -> tuple[float, int, tuple[int, int]]:
+        right = 0
+        if losses.discrete:
+            answers = predicted_actions(model(batch.source), losses.action_dim)
+            right = int((answers.argmax(dim=-1) == batch.labels).sum())
+        return float(losses(model, batch)[1]), batch.target_tokens, (right, batch.target_tokens)
+
+    def score(model: SequenceModel, predictions: list[tuple[int, int]]) -> ValidationResult:
+        metrics, samples = {}, []
+        if losses.discrete:
+            metrics["accuracy"] = 100 * sum(right for right, _ in predictions) / sum(count for _, count in predictions)
         if agent.environment is not None:
-            names["return"] = "max"
-        check_metric(recipe.training.validation, names)
-
-    def __call__(self, model: SequenceModel) -> ValidationResult:
-        metrics, samples = self._evaluate_predictions(model), []
-        if self.agent.environment is not None:
-            playing = evaluate_agent(
-                replace(self.agent, module=model), self.target_returns, self.data.valid_episodes, seed=0
-            )
-            metrics["return"] = playing.statistics[-1].mean
+            changed = replace(agent, module=model)
+            statistics = evaluate_agent(changed, target_returns, recipe.data.valid_episodes, seed=0).statistics
+            metrics["return"] = statistics[-1].mean
             samples = [
-                f"asked for {one.target_return:g}: {one.mean:g} +- {one.confidence_95:.3g}"
-                for one in playing.statistics
+                f"asked for {one.target_return:g}: {one.mean:g} +- {one.confidence_95:.3g}" for one in statistics
             ]
         return ValidationResult(metrics, samples)
 
-    @torch.no_grad()
-    def _evaluate_predictions(self, model: SequenceModel) -> dict[str, float]:
-        device = next(model.parameters()).device
-        total = right = count = 0.0
-        for start in range(0, self.windows.count, _BATCH_SIZE):
-            batch = self.windows.collate(range(start, min(start + _BATCH_SIZE, self.windows.count))).to(device)
-            total += float(self.loss(model, batch)[1])
-            count += batch.target_tokens
-            if self.loss.discrete:
-                answers = predicted_actions(model(batch.source), self.loss.action_dim)
-                right += int((answers.argmax(dim=-1) == batch.labels).sum())
-        return {"loss": total / count, **({"accuracy": 100 * right / count} if self.loss.discrete else {})}
+    return Validator(load_batches, compute_loss, score), modes

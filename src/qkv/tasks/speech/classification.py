@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 
 from qkv.data import Batch, BatchSampler
 from qkv.data.audio.frames import FrameStore, SpeechPreprocessor, augment_sources, pad_frames
-from qkv.data.audio.recordings import Recording
+from qkv.data.audio.sources import SpectrogramAugmentation
 from qkv.errors import DataError
 from qkv.models import SequenceModel, build
-from qkv.tasks.config import SpeechConfig
 from qkv.tasks.encoder_model import EncoderModel
 from qkv.tasks.registry import TASKS
-from qkv.tasks.speech.config import AudioClassifier
+from qkv.tasks.speech.config import AudioClassificationConfig
+from qkv.tasks.speech.training import SpeechSplits, load_data
 from qkv.tasks.speech.transcription import build_log_mel
-from qkv.tasks.training_setup import TrainingSetup, check_metric
+from qkv.tasks.training_setup import TrainingSetup
+from qkv.tasks.validation import Validator
 from qkv.training import ValidationResult
 from qkv.training.loss import smoothed_and_plain_cross_entropy
 
-_METRICS = {"loss": "min", "accuracy": "max"}
+_MODES: Mapping[str, Literal["min", "max"]] = {"loss": "min", "accuracy": "max"}
 _N_SAMPLES = 4
+
+__all__ = ["LabelEncoder", "build_training_setup", "load_data"]
 
 
 @dataclass(frozen=True)
@@ -51,62 +54,56 @@ class LabelEncoder:
 
 
 def build_training_setup(
-    recipe: SpeechConfig, train: list[Recording], valid: list[Recording], run_folder: Path, cache_folder: Path
+    recipe: AudioClassificationConfig, splits: SpeechSplits, run_folder: Path, cache_folder: Path, resume: bool
 ) -> TrainingSetup:
-    """The frames and classes, the model before its first step, and what judges it."""
-    data, given = recipe.data, recipe.model
-    assert isinstance(given, AudioClassifier)
-    names = LabelEncoder(tuple(sorted({one.text.strip() for one in train} - {""})))
+    """Return the frames and classes, the model before its first step, and its validation.
+
+    Raises DataError for recordings of fewer than two classes.
+    """
+    data = recipe.data
+    names = LabelEncoder(tuple(sorted({one.text.strip() for one in splits.train} - {""})))
     if len(names.labels) < 2:
         raise DataError(f"the recordings to train on name {len(names.labels)} classes; expected at least 2")
     features = build_log_mel(data.features)
     prepare = SpeechPreprocessor(features, names, data.cleaning, data.max_seconds, False, str.strip)
-    store, _, train_notes = prepare(train, cache_folder)
-    checked, _, valid_notes = prepare(valid)
+    store, _, train_notes = prepare(splits.train, cache_folder)
+    checked, _, valid_notes = prepare(splits.valid)
     torch.manual_seed(recipe.training.seed)
-    model = build(given.spec(features.mels, names.size))
+    model = build(recipe.model.spec(features.mels, names.size))
 
     def batch(numbers: Sequence[int]) -> Batch:
-        examples = [store[number] for number in numbers]
-        source, mask = pad_frames(augment_sources(examples, data.augmentation))
-        return Batch(source, mask, None, _class_ids(examples), torch.as_tensor(list(numbers)))
+        return _collate(store, numbers, data.augmentation)
 
-    validator = Validator(checked, names, recipe)
     predictor = EncoderModel(model, features, TASKS["classification"], names.labels)
     sampler = BatchSampler(store.lengths, data.batch_frames, recipe.training.seed)
-    return TrainingSetup(
-        predictor, sampler, batch, validator, [f"to train on: {train_notes}", f"to validate on: {valid_notes}"]
-    )
+    validator = _build_validator(checked, names.labels, data.batch_frames)
+    notes = [f"to train on: {train_notes}", f"to validate on: {valid_notes}"]
+    return TrainingSetup(predictor, sampler, batch, validator, _MODES, notes)
 
 
-def _class_ids(examples: Sequence[tuple[torch.Tensor, Any]]) -> torch.Tensor:
-    return torch.tensor([int(ids[0]) for _, ids in examples])
+def _collate(store: FrameStore, numbers: Sequence[int], augmentation: SpectrogramAugmentation | None = None) -> Batch:
+    examples = [store[number] for number in numbers]
+    source, mask = pad_frames(augment_sources(examples, augmentation))
+    labels = torch.tensor([int(ids[0]) for _, ids in examples])
+    return Batch(source, mask, None, labels, torch.as_tensor(list(numbers)))
 
 
-class Validator:
-    """Measures the loss and the accuracy on held-out recordings. Raises ConfigError as `check_metric` does."""
+def _build_validator(store: FrameStore, classes: Sequence[str], batch_frames: int) -> Validator:
+    """Return the validator of the recordings of a store, without augmentation."""
 
-    def __init__(self, store: FrameStore, label_encoder: LabelEncoder, recipe: SpeechConfig) -> None:
-        check_metric(recipe.training.validation, _METRICS)
-        self.store, self.label_encoder = store, label_encoder
-        self.batches = BatchSampler(store.lengths, recipe.data.batch_frames).batches(0)
+    def load_batches() -> Iterator[Batch]:
+        for numbers in BatchSampler(store.lengths, batch_frames).batches(0):
+            yield _collate(store, numbers)
 
-    @torch.no_grad()
-    def __call__(self, model: SequenceModel) -> ValidationResult:
-        device = next(model.parameters()).device
-        total, right, samples = 0.0, 0, []
-        for numbers in self.batches:
-            examples = [self.store[number] for number in numbers]
-            source, mask = pad_frames(augment_sources(examples))
-            labels = _class_ids(examples).to(device)
-            logits = model(source=source.to(device), source_mask=mask.to(device))
-            total += float(smoothed_and_plain_cross_entropy(logits, labels, 0.0)[0])
-            found = logits.argmax(dim=-1)
-            right += int((found == labels).sum())
-            samples += [
-                f"{self.label_encoder.labels[one]}  ->  {self.label_encoder.labels[two]}"
-                for one, two in zip(labels.tolist(), found.tolist(), strict=True)
-            ]
-        return ValidationResult(
-            {"loss": total / len(self.store), "accuracy": 100 * right / len(self.store)}, samples[:_N_SAMPLES]
-        )
+    def compute_loss(model: SequenceModel, batch: Batch) -> tuple[float, int, list[tuple[int, int]]]:
+        logits = model(source=batch.source, source_mask=batch.source_mask)
+        loss = float(smoothed_and_plain_cross_entropy(logits, batch.labels, 0.0)[0])
+        return loss, len(batch.labels), list(zip(batch.labels.tolist(), logits.argmax(-1).tolist(), strict=True))
+
+    def score(_: SequenceModel, predictions: list[list[tuple[int, int]]]) -> ValidationResult:
+        pairs = [pair for own in predictions for pair in own]
+        accuracy = 100 * sum(label == answer for label, answer in pairs) / len(pairs)
+        samples = [f"{classes[label]}  ->  {classes[answer]}" for label, answer in pairs[:_N_SAMPLES]]
+        return ValidationResult({"accuracy": accuracy}, samples)
+
+    return Validator(load_batches, compute_loss, score)

@@ -1,17 +1,19 @@
-"""The nodes of a recipe whose model hears: what it learns from, its shape, and how its encoder's labels count.
-
-This file needs no torch.
-"""
+"""The recipes of speech recognition and audio classification. This file needs no torch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
 
 from qkv import presets, spec
 from qkv.data.audio.sources import AudioSource, FeatureConfig, SpectrogramAugmentation
 from qkv.data.cleaning import CleaningConfig
+from qkv.decoding.config import DecodingConfig
 from qkv.errors import ConfigError
+from qkv.tasks.config import Pretrained, TokenizerConfig, check_tokenizer
+from qkv.training.config import TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -148,3 +150,38 @@ class CtcConfig:
             )
         if problems:
             raise ConfigError(problems)
+
+
+@dataclass(frozen=True)
+class SpeechConfig:
+    """The recipe of a speech recognizer."""
+
+    task: Literal["speech-recognition"]
+    data: AudioData
+    training: TrainingConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    model: SpeechTransformer | Pretrained = field(default_factory=SpeechTransformer)
+    ctc: CtcConfig = CtcConfig()
+    decoding: DecodingConfig = DecodingConfig()
+
+    def __post_init__(self) -> None:
+        check_tokenizer(self.model, self.tokenizer, TokenizerConfig())
+
+
+@dataclass(frozen=True)
+class AudioClassificationConfig:
+    """The recipe of an audio classifier, which learns the text of each recording as its class."""
+
+    task: Literal["audio-classification"]
+    data: AudioData
+    training: TrainingConfig
+    model: AudioClassifier = AudioClassifier()
+
+
+OWN_DATA = "one manifest of recordings, one folder or one .npz file"
+"""The files that `find_source` takes."""
+
+
+def find_source(files: Sequence[Path]) -> dict[str, Any] | None:
+    """Return the data source that a user's files are, as a recipe writes it; None if they are none."""
+    return {"kind": "recordings", "path": str(files[0])} if len(files) == 1 else None

@@ -1,12 +1,12 @@
-"""The task hear: an encoder reads sounds, a decoder and the encoder's own labels write what is said."""
+"""Speech recognition: an encoder reads recordings, a decoder and CTC labels of the encoder write transcripts."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,32 +17,31 @@ from qkv.data.audio.features import LogMel
 from qkv.data.audio.frames import FrameStore, SpeechPreprocessor, collate_speech
 from qkv.data.audio.recordings import Recording
 from qkv.data.audio.sources import AudioSource, FeatureConfig, SpectrogramAugmentation, describe_source
-from qkv.decoding import DecodingConfig, Greedy
+from qkv.decoding import Greedy
 from qkv.errors import ConfigError, DataError, VocabularyError
 from qkv.evaluation import transcript_errors
 from qkv.models import SequenceModel, build
 from qkv.models.transformer import Transformer
-from qkv.tasks.config import Pretrained, SpeechConfig
+from qkv.tasks.config import Pretrained
 from qkv.tasks.model_folder import Card
 from qkv.tasks.registry import TASKS, normalize_transcript
-from qkv.tasks.speech import classification
-from qkv.tasks.speech.config import AudioClassifier, SpeechTransformer
+from qkv.tasks.speech.config import AudioClassificationConfig, SpeechConfig, SpeechTransformer
 from qkv.tasks.speech.transcription import SpeechFrontend, build_log_mel, greedy_decode
 from qkv.tasks.text_generator import TextGenerator, find_unknown_symbols
 from qkv.tasks.training_setup import (
     TrainingSetup,
     build_tokenizer,
-    check_metric,
     get_special_tokens,
     load_base_model,
     save_tokenizer,
 )
+from qkv.tasks.validation import Validator
 from qkv.text import Tokenizer
 from qkv.training import ValidationResult
 from qkv.training.loss import cross_entropy, smoothed_and_plain_cross_entropy
 
 _N_SAMPLES = 4
-_METRICS = {"loss": "min", "wer": "min", "exact_match": "max"}
+_MODES: Mapping[str, Literal["min", "max"]] = {"loss": "min", "wer": "min", "exact_match": "max"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class SpeechSplits:
     notes: tuple[str, ...] = ()
 
 
-def load_data(recipe: SpeechConfig) -> SpeechSplits:
+def load_data(recipe: SpeechConfig | AudioClassificationConfig) -> SpeechSplits:
     """Find a recipe's recordings. Raises DataError or CorpusError for a manifest that cannot be read."""
     data = recipe.data
     train = [one for origin in data.train for one in _list_recordings(origin)]
@@ -110,8 +109,6 @@ def build_training_setup(
 ) -> TrainingSetup:
     """The tokenizer, the frames, the model before its first step, and what judges it."""
     data = recipe.data
-    if isinstance(recipe.model, AudioClassifier):
-        return classification.build_training_setup(recipe, splits.train, splits.valid, run_folder, cache_folder)
     runner = _build_or_load_model(recipe, splits, run_folder, resume)
     has_ctc = _has_ctc_head(runner.module)
     assert runner.frontend is not None
@@ -128,12 +125,11 @@ def build_training_setup(
     losses = joint_ctc_loss(
         get_special_tokens(runner).pad, recipe.ctc.weight if has_ctc else 0.0, recipe.training.label_smoothing
     )
-    validator = Validator(runner, checked, [splits.valid[number] for number in kept], recipe)
-    validator.check_config(recipe)
+    transcript_errors(["a"], ["a"])  # without its library, the first validation would stop the run, and lose it
+    validator = _build_validator(runner, checked, [splits.valid[number] for number in kept], recipe)
     sampler = BatchSampler(store.lengths, data.batch_frames, recipe.training.seed)
-    return TrainingSetup(
-        runner, sampler, batch, validator, [f"to train on: {train_notes}", f"to validate on: {valid_notes}"], losses
-    )
+    notes = [f"to train on: {train_notes}", f"to validate on: {valid_notes}"]
+    return TrainingSetup(runner, sampler, batch, validator, _MODES, notes, losses)
 
 
 def _collate(
@@ -193,47 +189,34 @@ def joint_ctc_loss(blank: int, weight: float, label_smoothing: float) -> Callabl
     return losses
 
 
-class Validator:
-    """Validates: the loss on held-out recordings, word errors and whole texts that are right, and some samples.
+def _build_validator(
+    runner: TextGenerator, store: FrameStore, recordings: Sequence[Recording], recipe: SpeechConfig
+) -> Validator:
+    """Return the validator of some recordings.
 
-    The labels alone answer if there are any, else the decoder, greedily: it is asked often, and only compared with
-    itself.
+    Transcripts come from the CTC labels where there are any, else from the decoder, greedily: validation runs often
+    and is compared only with itself.
     """
+    references = [normalize_transcript(one.text) for one in recordings]
+    batches = [_collate(runner, store, own) for own in BatchSampler(store.lengths, recipe.data.batch_frames).batches(0)]
+    decoding = replace(recipe.decoding, method=Greedy())
 
-    def __init__(
-        self, runner: TextGenerator, store: FrameStore, recordings: Sequence[Recording], recipe: SpeechConfig
-    ) -> None:
-        self.runner, self.store, self.recordings = runner, store, recordings
-        self.references = [normalize_transcript(one.text) for one in recordings]
-        numbers = BatchSampler(store.lengths, recipe.data.batch_frames).batches(0)
-        self.batches = [_collate(runner, store, own) for own in numbers]
-        self.decoding: DecodingConfig = replace(recipe.decoding, method=Greedy())
+    def compute_loss(model: SequenceModel, batch: Batch) -> tuple[float, int, list[tuple[int, str]]]:
+        assert batch.source is not None
+        loss = float(cross_entropy(model(batch.source, batch.target, batch.source_mask), batch.labels))
+        tokens = greedy_decode(replace(runner, module=model), batch.source, batch.source_mask, decoding)
+        texts = map(runner.target_tokenizer.decode, tokens)
+        return loss, batch.target_tokens, list(zip(batch.index.tolist(), texts, strict=True))
 
-    def check_config(self, recipe: SpeechConfig) -> None:
-        """Raise ConfigError for a metric that is not there or judged upside down; MissingExtraError without jiwer."""
-        check_metric(recipe.training.validation, _METRICS)
-        transcript_errors(["a"], ["a"])
+    def score(_: SequenceModel, predictions: list[list[tuple[int, str]]]) -> ValidationResult:
+        by_number = dict(pair for own in predictions for pair in own)
+        answers = [by_number.get(number, "") for number in range(len(references))]
+        scores = runner.task.score(answers, [(text,) for text in references])
+        pairs = list(zip(references, answers, strict=True))[:_N_SAMPLES]
+        samples = [f"{reference}  ->  {answer}" for reference, answer in pairs]
+        return ValidationResult({name: one.value for name, one in scores.items()}, samples)
 
-    @torch.no_grad()
-    def __call__(self, model: SequenceModel) -> ValidationResult:
-        device = next(model.parameters()).device
-        total = count = 0.0
-        answers = [""] * len(self.references)
-        runner = replace(self.runner, module=model)
-        for batch in self.batches:
-            moved = batch.to(device)
-            assert moved.source is not None and moved.target is not None
-            logits = model(moved.source, moved.target, moved.source_mask)
-            total += float(cross_entropy(logits, moved.labels))
-            count += moved.target_tokens
-            found = greedy_decode(runner, moved.source, moved.source_mask, self.decoding)
-            for number, tokens in zip(batch.index.tolist(), found, strict=True):
-                answers[number] = runner.target_tokenizer.decode(tokens)
-        scores = runner.task.score(answers, [(text,) for text in self.references])
-        samples = [f"{reference}  ->  {answer}" for reference, answer in zip(self.references, answers, strict=True)][
-            :_N_SAMPLES
-        ]
-        return ValidationResult({"loss": total / count, **{name: one.value for name, one in scores.items()}}, samples)
+    return Validator(lambda: batches, compute_loss, score)
 
 
 def _build_or_load_model(recipe: SpeechConfig, splits: SpeechSplits, run_folder: Path, resume: bool) -> TextGenerator:

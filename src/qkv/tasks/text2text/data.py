@@ -22,8 +22,9 @@ from qkv.data.text import documents
 from qkv.data.text.documents import TextSource
 from qkv.data.text.pairs import Jsonl, Pair, ParallelFiles, Tsv, read_lines, read_pairs
 from qkv.errors import DataError
-from qkv.tasks.config import DataSource, Text2TextData
+from qkv.tasks.config import DataSource
 from qkv.tasks.registry import Task
+from qkv.tasks.text2text.config import Text2TextData
 
 _MAX_HELD_OUT = 5_000
 

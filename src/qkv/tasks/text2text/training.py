@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,25 +16,26 @@ from torch import Tensor
 from qkv.data import Batch, BatchSampler, ConcatStore, MixtureSampler, TokenStore, collate, collate_decoder_only
 from qkv.data.cleaning import tokenize_pairs
 from qkv.data.text.pairs import Pair
-from qkv.decoding import DecodingConfig, Greedy
+from qkv.decoding import Greedy
 from qkv.errors import DataError, VocabularyError
 from qkv.generation_rules import GenerationRules
 from qkv.models import SequenceModel, build
-from qkv.tasks.config import Pretrained, Text2TextConfig
+from qkv.tasks.config import Pretrained
 from qkv.tasks.model_folder import Card
 from qkv.tasks.registry import TASKS
 from qkv.tasks.text2text import data as reading
+from qkv.tasks.text2text.config import Text2TextConfig
 from qkv.tasks.text2text.data import PairSplits, describe_source
 from qkv.tasks.text_generator import MAX_INPUT_TOKENS, TextGenerator, find_unknown_symbols
 from qkv.tasks.training_setup import (
     TrainingSetup,
     build_tokenizer,
-    check_metric,
     get_special_tokens,
     get_start_token,
     load_base_model,
     save_tokenizer,
 )
+from qkv.tasks.validation import Validator
 from qkv.text import Tokenizer
 from qkv.training import ValidationResult
 from qkv.training.loss import IGNORE_INDEX, cross_entropy, smoothed_and_plain_cross_entropy
@@ -70,14 +71,14 @@ def build_training_setup(
     def batch(numbers: Sequence[int]) -> Batch:
         return lay([data[number] for number in numbers], numbers)
 
-    validator = Validator(runner, recipe, _sample_evenly(splits.valid, recipe.data.valid_examples))
-    validator.check_config(recipe)
-    if validator.report.dropped_count or validator.report.truncated.count:
-        notes.append(f"{describe_source(recipe.data.valid)}: {validator.report}")
+    valid = _sample_evenly(splits.valid, recipe.data.valid_examples)
+    validator, note = _build_validator(runner, recipe, valid)
+    modes = _check_questions(runner, recipe, valid)
+    notes += [note] if note else []
     losses = (
         None if runner.has_encoder else partial(answer_cross_entropy, label_smoothing=recipe.training.label_smoothing)
     )
-    return TrainingSetup(runner, _build_sampler(recipe, stores), batch, validator, notes, losses)
+    return TrainingSetup(runner, _build_sampler(recipe, stores), batch, validator, modes, notes, losses)
 
 
 def _make_collate(model: TextGenerator) -> Callable[[Sequence[Any], Sequence[int]], Batch]:
@@ -103,60 +104,58 @@ def _sample_evenly(pairs: list[Pair], count: int) -> list[Pair]:
     return [pair for pair in pairs if pair[0] in chosen]
 
 
-class Validator:
-    """Validates: the loss on held-out examples, the task's own score by the task's own decoding, and some samples.
+def _build_validator(runner: TextGenerator, recipe: Text2TextConfig, pairs: list[Pair]) -> tuple[Validator, str]:
+    """Return the validator of some pairs, and a note on those that cleaning dropped or truncated, or "".
 
-    Decoding is greedy, whatever the recipe's defaults: it is asked often, and only compared with itself.
+    Its decoding is greedy, whatever the recipe's defaults: it runs often and is compared only with itself.
     """
+    tokens, report = tokenize_pairs(pairs, runner.source_tokenizer, runner.target_tokenizer, recipe.data.cleaning)
+    lay = _make_collate(runner)
+    indices = BatchSampler(tokens.lengths, recipe.data.batch_tokens).batches(0)
+    batches = [lay([tokens[number] for number in own], own) for own in indices]
+    decoding = replace(recipe.decoding, method=Greedy())
+    questions = runner.task.group_references(pairs)
 
-    def __init__(self, runner: TextGenerator, recipe: Text2TextConfig, pairs: list[Pair]) -> None:
-        self.runner, self.task, self.pairs = runner, runner.task, pairs
-        self.decoding: DecodingConfig = replace(recipe.decoding, method=Greedy())
-        tokens, self.report = tokenize_pairs(
-            pairs, runner.source_tokenizer, runner.target_tokenizer, recipe.data.cleaning
-        )
-        batches, lay = BatchSampler(tokens.lengths, recipe.data.batch_tokens).batches(0), _make_collate(runner)
-        self.batches = [lay([tokens[n] for n in numbers], numbers) for numbers in batches]
+    def compute_loss(model: SequenceModel, batch: Batch) -> tuple[float, int, None]:
+        if runner.has_encoder:
+            loss = float(cross_entropy(model(batch.source, batch.target, batch.source_mask), batch.labels))
+        else:
+            loss = float(answer_cross_entropy(model, batch)[1])
+        return loss, batch.target_tokens, None
 
-    def check_config(self, recipe: Text2TextConfig) -> None:
-        """Find before training what would stop it at the first validation: DataError, ConfigError, MissingExtraError.
-
-        A line that cannot be decoded, a metric that is not there or is judged upside down, a scoring library that is
-        not installed: nothing would have been saved by then.
-        """
-        questions = self.task.group_references(self.pairs)
-        lines = (self.task.preprocess(one) for one, _ in questions)
-        for number, tokens in enumerate(self.runner.source_tokenizer.encode_batch(lines), 1):
-            if len(tokens) > MAX_INPUT_TOKENS and self.runner.max_source_length is None:
-                raise DataError(
-                    f"{describe_source(recipe.data.valid)}, question {number} "
-                    f"({questions[number - 1][0][:30]!r}...) has "
-                    f"{len(tokens):,} tokens; expected at most {MAX_INPUT_TOKENS:,} to validate on: cut it or take "
-                    f"it out"
-                )
-        scores = self.task.score([own[0] for _, own in questions], [own for _, own in questions])
-        check_metric(recipe.training.validation, {"loss": "min", **dict.fromkeys(scores, self.task.mode)})
-
-    @torch.no_grad()
-    def __call__(self, model: SequenceModel) -> ValidationResult:
-        device = next(model.parameters()).device
-        total = count = 0.0
-        for batch in self.batches:
-            batch = batch.to(device)
-            if self.runner.has_encoder:
-                total += float(cross_entropy(model(batch.source, batch.target, batch.source_mask), batch.labels))
-            else:
-                total += float(answer_cross_entropy(model, batch)[1])
-            count += batch.target_tokens
-        questions = self.task.group_references(self.pairs)
-        runner = replace(self.runner, module=model)
-        answers = [one[0].text for one in runner.predict_ranked((source for source, _ in questions), self.decoding)]
-        scores = self.task.score(answers, [references for _, references in questions])
+    def score(model: SequenceModel, _: list[Any]) -> ValidationResult:
+        lines = (source for source, _ in questions)
+        answers = [one[0].text for one in replace(runner, module=model).predict_ranked(lines, decoding)]
+        scores = runner.task.score(answers, [references for _, references in questions])
         samples = [
             f"{textwrap.shorten(source, 300, placeholder=' ...')}  ->  {answer}   ({references[0]})"
             for (source, references), answer in zip(questions[:_N_SAMPLES], answers, strict=False)
         ]
-        return ValidationResult({"loss": total / count, **{name: one.value for name, one in scores.items()}}, samples)
+        return ValidationResult({name: one.value for name, one in scores.items()}, samples)
+
+    is_changed = report.dropped_count or report.truncated.count
+    note = f"{describe_source(recipe.data.valid)}: {report}" if is_changed else ""
+    return Validator(lambda: batches, compute_loss, score), note
+
+
+def _check_questions(
+    runner: TextGenerator, recipe: Text2TextConfig, pairs: list[Pair]
+) -> dict[str, Literal["min", "max"]]:
+    """Check before training what would stop the first validation, when nothing is saved yet; return the metrics' modes.
+
+    Raises DataError for a line that is too long to decode, MissingExtraError without the library that scores.
+    """
+    questions = runner.task.group_references(pairs)
+    lines = (runner.task.preprocess(one) for one, _ in questions)
+    for number, tokens in enumerate(runner.source_tokenizer.encode_batch(lines), 1):
+        if len(tokens) > MAX_INPUT_TOKENS and runner.max_source_length is None:
+            raise DataError(
+                f"{describe_source(recipe.data.valid)}, question {number} "
+                f"({questions[number - 1][0][:30]!r}...) has {len(tokens):,} tokens; expected at most "
+                f"{MAX_INPUT_TOKENS:,} to validate on: cut it or take it out"
+            )
+    scores = runner.task.score([own[0] for _, own in questions], [own for _, own in questions])
+    return {"loss": "min", **dict.fromkeys(scores, runner.task.mode)}
 
 
 def _build_or_load_model(recipe: Text2TextConfig, splits: PairSplits, run_folder: Path, resume: bool) -> TextGenerator:
