@@ -69,8 +69,9 @@ def read_content(file: CorpusFile, corpus: str) -> bytes:
     data = unpack(raw, file)
     if not matches_record(data, file):
         raise DownloadError(
-            f"{file.url} does not contain what is recorded for the corpus {corpus} (expected sha256 {file.sha256[:12]}… "
-            f"of its text): it has changed or was truncated; try again, or put {file.path} into a folder named by QKV_DATA"
+            f"{file.url} does not contain what is recorded for the corpus {corpus} (expected sha256 "
+            f"{file.sha256[:12]}… of its text): it has changed or was truncated; try again, or put {file.path} into a "
+            "folder named by QKV_DATA"
         )
     save(kept, raw)
     return data

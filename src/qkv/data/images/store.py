@@ -102,7 +102,7 @@ def fit_images(
             for album in datasets:
                 for number, (name, label) in enumerate(zip(album.names, album.labels, strict=True)):
                     if label not in known:
-                        raise DataError(f"{name} has the class {label!r};  expected one of {', '.join(classes)}")
+                        raise DataError(f"{name} has the class {label!r}; expected one of {', '.join(classes)}")
                     try:
                         pixels = processor.resize_and_crop(album.read_pixels(number))
                     except DataError as error:
