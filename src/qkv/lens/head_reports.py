@@ -5,7 +5,7 @@ Scores are computed over some rows of the matrix at a time; each is a mean weigh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -83,15 +83,14 @@ def head_similarity(left: AttentionTrace, right: AttentionTrace) -> Tensor:
     return shared / left.queries
 
 
-def find_dead_heads(trace: Trace, threshold: float = 0.01) -> list[tuple[str, int]]:
-    """Return the heads whose outputs are less than `threshold` of all that the heads of their attention add on this
-    input."""
-    shares = [
-        (one.place, head, share)
-        for one in trace
-        for head, share in enumerate(_compute_output_shares(one, slice(None)) or ())
-    ]
-    return [(place, head) for place, head, share in shares if share < threshold]
+def find_dead_heads(reports: Iterable[HeadReport], threshold: float = 0.05) -> list[HeadReport]:
+    """Return the heads that add next to nothing to the residual on this input.
+
+    threshold: the largest `share` of such a head, of all that the heads of its attention add.
+
+    Example: `find_dead_heads(trace.heads)`
+    """
+    return [report for report in reports if report.share is not None and report.share < threshold]
 
 
 def _report_each_head(

@@ -195,8 +195,8 @@ def _check_vocabulary(
     )
     raise VocabularyError(
         f"{unknown:,} of {total:,} examples contain text that the model to fine-tune has no token for, such as "
-        f"{next(found)}; expected at most {recipe.data.cleaning.max_dropped_fraction:.1%}: give it text of the kind it knows, "
-        f"allow more "
+        f"{next(found)}; expected at most {recipe.data.cleaning.max_dropped_fraction:.1%}: give it similar text, "
+        "allow more "
         "(data.cleaning.max_dropped_fraction), or train a new model"
     )
 
