@@ -418,7 +418,7 @@ def test_answers_that_cannot_be_written_still_leave_the_scores(trained: Path, tm
 
 def test_a_folder_that_is_a_file(work: Path) -> None:
     said = invoke_refused("train", work / "recipe.yaml", "--folder", work / "train.tsv")
-    assert "train.tsv could not be made" in said and "choose a folder" in said
+    assert "train.tsv could not be created" in said and "choose a writable folder" in said
     assert (work / "train.tsv").read_text() == GOOD
 
 

@@ -421,7 +421,7 @@ def test_images_to_check_on_are_not_learned_from(folder: Path, tmp_path: Path) -
         ({"data.mixup": 0}, "mixup=0"),
         ({"data.batch_size": 0}, "batch_size=0"),
         ({"model.patch_size": 3}, "size=3 is not a multiple of 2"),
-        ({"data.size": [9, 9]}, "do not part into squares of patch_size=4"),
+        ({"data.size": [9, 9]}, "cannot be split into patches of patch_size=4"),
         ({"model.heads": 3}, "not a multiple of heads=3"),
     ],
 )
