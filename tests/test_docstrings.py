@@ -14,7 +14,6 @@ SOURCES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob
 
 NOT_YET_CLEAN: list[str] = [
     "cli/convert.py",
-    "cli/describe.py",
     "cli/look.py",
     "cli/run.py",
     "cli/train.py",

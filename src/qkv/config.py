@@ -27,6 +27,8 @@ from qkv.errors import ConfigError, QkvError
 
 T = TypeVar("T")
 
+_MAX_DEPTH, _MAX_DIGITS, _MAX_VALUES = 64, 100, 100_000  # of YAML
+
 _INVALID: Any = object()  # stands for a value that was reported as a problem
 _SCALAR_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
@@ -271,7 +273,7 @@ def _assign(target: Any, keys: list[str], value: Any) -> None:
     for position, key in enumerate(keys):
         path, last = ".".join(keys[:position]), position == len(keys) - 1
         if isinstance(target, list):
-            if not key.isdecimal() or int(key) >= len(target):
+            if not key.isdecimal() or len(key) > _MAX_DIGITS or int(key) >= len(target):
                 items = f"items 0 to {len(target) - 1}" if target else "no items"
                 raise ConfigError([f"{path}.{key}: the list at {path} has {items}; set {path} itself to add one"])
             place: Any = int(key)
@@ -388,11 +390,56 @@ for _tag, _pattern, _first in (
 
 def _parse_yaml(text: str, source_name: str) -> Any:
     """Parse YAML text. Raises ConfigError with the line and column of a mistake."""
+    loader = None
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node, {}, 1)
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{source_name}: line {mark.line + 1}, column {mark.column + 1}" if mark else source_name
         raise ConfigError([f"{place}: {error.problem}; expected YAML"]) from error
     except yaml.YAMLError as error:
         raise ConfigError([f"{source_name}: {error}; expected YAML"]) from error
+    except RecursionError:
+        raise ConfigError([f"{source_name}: is nested more than {_MAX_DEPTH} deep; expected a recipe"]) from None
+    except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:  # of values with a tag of YAML's
+        raise ConfigError([f"{source_name}: holds a value that cannot be read ({error}); expected YAML"]) from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _check_size(node: yaml.Node, sizes: dict[int, int | None], depth: int) -> int:
+    """Return how many values a node holds, each alias counted as what it stands for.
+
+    Raises MarkedYAMLError for more than a recipe can need: too many, too deep, too long a number, or a node in itself.
+    """
+
+    def refuse(problem: str) -> yaml.MarkedYAMLError:
+        return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+    if id(node) in sizes:
+        known = sizes[id(node)]
+        if known is None:
+            raise refuse("an alias stands for what it lies in")
+        return known
+    if depth > _MAX_DEPTH:
+        raise refuse(f"nested more than {_MAX_DEPTH} deep")
+    sizes[id(node)] = None
+    total = 1
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MAX_DIGITS:
+            raise refuse(f"a number of {len(node.value):,} digits, expected at most {_MAX_DIGITS}")
+        if any("\ud800" <= character <= "\udfff" for character in node.value):
+            raise refuse("half of a surrogate pair, which is no Unicode text")
+    else:
+        items = node.value if isinstance(node, yaml.SequenceNode) else [one for pair in node.value for one in pair]
+        total += sum(_check_size(item, sizes, depth + 1) for item in items)
+    if total > _MAX_VALUES:
+        raise refuse(f"more than {_MAX_VALUES:,} values")
+    sizes[id(node)] = total
+    return total

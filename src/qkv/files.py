@@ -1,17 +1,52 @@
-"""Atomic writing of files, so that a path always contains the complete old or new contents, and locks of folders."""
+"""Atomic writing of files, so that a path always contains the complete old or new contents; locks; bounded JSON."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from qkv.errors import StorageError, TrainingError
+
+_MAX_DEPTH = 64
+_MAX_DIGITS = 19  # of 64 bits
+
+
+def parse_json(text: str) -> Any:
+    """Read JSON that may come from anyone; the same values as `json.loads`.
+
+    Raises ValueError for what is not JSON, for lists and objects that are nested more than 64 deep, for whole numbers
+    of more than 19 digits, and for text that is not Unicode (half of a surrogate pair).
+    """
+    try:
+        value = json.loads(text, parse_int=_parse_int)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_MAX_DEPTH} deep") from None
+    level, depth = [value], 0
+    while level := [one for one in level if isinstance(one, list | dict)]:
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+        level = [item for one in level for item in (one.values() if isinstance(one, dict) else one)]
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("it holds half of a surrogate pair, which is no Unicode text") from None
+    return value
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits.lstrip("-")) > _MAX_DIGITS:
+        raise ValueError(f"it holds a number of {len(digits):,} digits; expected at most {_MAX_DIGITS}")
+    return int(digits)
 
 
 @contextmanager

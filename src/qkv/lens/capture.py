@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qkv.errors import CheckpointError, QkvError
-from qkv.files import atomic_write
+from qkv.files import atomic_write, parse_json
 from qkv.lens.recorder import Call
 from qkv.lens.trace import AttentionTrace, Trace
 from qkv.mask import Mask
@@ -107,7 +107,7 @@ def read_capture(path: str | Path, *, certify: bool = True) -> Capture:
         if set(claims) != set(attentions):
             raise ValueError("claims are not about the places")
         certified = trace.certify() if certify else claims
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
             f"{path} is described in a way that does not fit its blocks: {error!r}; {_DAMAGED}"
         ) from error
@@ -226,11 +226,11 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it has no other iterator)
-        header = json.loads(metadata["qkv"])
+        header = parse_json(metadata["qkv"])
         digest = header.pop("sha256")
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; {_DAMAGED}") from error
-    except (KeyError, ValueError, AttributeError) as error:
+    except (KeyError, ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path} is not a capture: it lacks the description of one; give a .qkv file") from error
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {header.get('format')!r}; this qkv reads {FORMAT}: upgrade it")

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from qkv import config, spec
 from qkv.errors import CheckpointError, ConfigError, SpecError, VocabularyError
-from qkv.files import atomic_write
+from qkv.files import atomic_write, parse_json
 from qkv.models import SequenceModel, build
 from qkv.tasks.registry import TASKS, Task
 from qkv.text import Tokenizer
@@ -155,9 +155,9 @@ def read_model_folder(folder: Path) -> LoadedFolder:
     """Read the common content of a model folder. Raises CheckpointError or SpecError if it is incomplete or altered."""
     require_files(folder, "spec.json", "model.safetensors", "card.json")
     card = read_json(folder / "card.json")
-    task = TASKS.get(str(card.get("task")))
+    task = TASKS.get(str(card.get("task"))[:100])
     if task is None:
-        raise CheckpointError(f"{folder}/card.json: task={card.get('task')!r}; expected one of {', '.join(TASKS)}")
+        raise CheckpointError(f"{folder}/card.json: task={card.get('task')!r:.60}; expected one of {', '.join(TASKS)}")
     tensors, state = checkpoints.load_checkpoint(folder / "model.safetensors")
     try:
         shape = spec.from_json(_read_text(folder / "spec.json"))
@@ -226,8 +226,8 @@ def _read_text(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises CheckpointError for anything else."""
     try:
-        value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
+        value = parse_json(_read_text(path))
+    except ValueError as error:
         raise CheckpointError(f"{path} is truncated or altered: {error}; copy the model folder again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} does not contain a JSON object; copy the model folder again")
