@@ -1,4 +1,4 @@
-"""What people type in a notebook: look inside a model, change it, and show what was seen."""
+"""Functions for notebooks: look inside a model, change it, and show the result."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from qkv.tasks.base import TaskModel
 def look(
     model: TaskModel | nn.Module, *inputs: Any, answer: Any = None, edits: Sequence[Tap] = (), **tensors: Any
 ) -> Trace:
-    """Answer an input and return everything that every attention saw: a Trace, exact, from the fast path.
+    """Predict from an input and return a Trace of every attention, exact and without leaving the fast path.
 
     model: what `qkv.load` returns, with one input as text (or the path of an image or audio file); or a bare module,
-    with the token ids or tensors that it reads (see `qkv.lens.look`). answer: the answer to look at, in place of the
-    model's own. edits: changes to make while it answers, such as `qkv.ablate("decoder.1.cross_attention", head=0)`.
-    Raises QkvError for an edit whose place does not exist, and as the model does for an input that cannot be read.
+    with the token ids or tensors that it reads (see `qkv.lens.look`). answer: the output to trace instead of the
+    model's
+    own. edits: interventions during the prediction, such as `qkv.ablate("decoder.1.cross_attention", head=0)`.
+    Raises QkvError for an edit whose place does not exist, and whatever the model raises for an unreadable input.
 
     Example: `qkv.look(qkv.load("pronunciation"), "knight")["decoder.2.cross_attention"].weights`
     """
@@ -43,9 +44,9 @@ def look(
 def show(*traces: Trace, path: Path | str | None = None, title: str | None = None) -> Any:
     """Show one trace, or two side by side, on the page: in a notebook, or in the HTML file `path`.
 
-    title: the heading; the input unless given.
+    title: the heading, by default the input.
     Returns the path that was written, or an object that a notebook displays.
-    Raises QkvError for no trace or more than two, StorageError for a file that cannot be written.
+    Raises QkvError for no trace or more than two, and StorageError for a file that cannot be written.
     """
     *shown, last = traces or (None,)
     if path is None and isinstance(last, str | Path):  # qkv.show(trace, "look.html")

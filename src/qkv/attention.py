@@ -1,9 +1,9 @@
-"""The heart: every query looks at every key it may see, and takes a blend of the values.
+"""Attention: every query scores the keys that it may attend to and averages their values.
 
     Attention(Q, K, V) = softmax(Q K^T / sqrt(d_key)) V                     [Vaswani et al. 2017, equation 1]
 
-`attend` has two renderings of this, tied by a law test in value and gradient: the explicit one, step by step, in
-which scores and weights exist and a tap may replace them; and the fused one, a kernel that never builds them.
+`attend` has two implementations, and a test compares their values and gradients: the explicit one proceeds step by
+step, so that scores and weights exist and a tap may replace them; the fused one is a kernel that never builds them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qkv.mask import MAX_MASK_ELEMENTS, Mask
 from qkv.score_terms import ScoreFunction, ScoreTerms
 from qkv.tap import NO_TAP, Tap
 
-_QUERY_CHUNK = 512  # queries that are taken at a time where the mask of all of them would be too large
+_QUERY_CHUNK = 512  # queries in a chunk where the mask of all of them would be too large
 
 
 def attend(
@@ -45,11 +45,11 @@ def attend(
     mask: a `Mask`, or a bool tensor (True = may attend) or a float tensor (added) that broadcasts to
         (batch, heads, queries, keys).
     bias: added to the scores after softcap; broadcasts likewise.
-    scale: what the dot product is multiplied by; 1 / sqrt(d_key) unless given.
-    softcap: bends the scaled scores to softcap * tanh(scores / softcap), before bias and mask.
-    sinks: one more score for each head, whose weight goes to nothing.
-    score: replaces the scaled dot product, e.g. the additive score of Bahdanau et al. 2015.
-    dropout: the probability with which a weight is left out (and the others scaled up).
+    scale: a factor of the dot product, by default 1 / sqrt(d_key).
+    softcap: limits the scaled scores to softcap * tanh(scores / softcap), before bias and mask.
+    sinks: an additional score for each head, whose weight is discarded.
+    score: replaces the scaled dot product, e.g. by the additive score of Bahdanau et al. 2015.
+    dropout: the probability with which a weight is dropped (and the others are scaled up).
     """
     query, key, value, bias = _apply_tap(query, key, value, bias, tap)
     terms = ScoreTerms(mask, bias, scale, softcap, sinks, score)
@@ -73,7 +73,7 @@ def attend_with_weights(
     mask: Mask | Tensor | None = None,
     tap: Tap = NO_TAP,
 ) -> tuple[Float[Tensor, "batch heads queries d_value"], Float[Tensor, "batch heads queries keys"]]:
-    """Return the context of `attend` and the attention weights, for a caller that needs the weights themselves."""
+    """Return the context of `attend` and the attention weights, for a caller that needs the weights."""
     query, key, value, bias = _apply_tap(query, key, value, None, tap)
     terms = ScoreTerms(mask, bias)
     tap.score_terms(terms)
@@ -85,7 +85,7 @@ def _apply_tap(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, tap: Tap
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     key, value, query = tap("key", key), tap("value", value), tap("query", query)
-    # the query comes last: by then a tap knows how many keys stand before it
+    # the query comes last: by then a tap knows the number of keys
     if (more := tap.score_bias(query, key)) is not None:
         bias = more if bias is None else bias + more
     return query, key, value, bias
@@ -107,12 +107,12 @@ def compute_scores(
     key: Float[Tensor, "batch heads keys d_key"],
     terms: ScoreTerms,
 ) -> tuple[Float[Tensor, "batch heads queries keys"], Tensor | None]:
-    """Return the scores before the softmax, with everything added, and which keys are visible (None: all)."""
+    """Compute the scores before the softmax, with everything added, and which keys are visible (None: all)."""
     if terms.score is None:
         factor = 1 / math.sqrt(query.shape[-1]) if terms.scale is None else terms.scale
         if factor == 1.0:
             found = query @ key.mT
-        elif query.dtype == torch.float16:  # whose products overflow before they are scaled
+        elif query.dtype == torch.float16:  # their products overflow before they are scaled
             found = (query * factor) @ key.mT
         else:
             found = query @ key.mT * factor
@@ -127,7 +127,7 @@ def compute_scores(
 def split_mask_and_bias(
     mask: Mask | Tensor | None, bias: Tensor | None, query: Tensor, key: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Split mask and bias into a finite bias of the scores and which keys are visible (None: no bias, all keys)."""
+    """Split mask and bias into a finite bias of the scores and a mask of the visible keys (None: no bias, all keys)."""
     if isinstance(mask, Mask):
         mask = mask.to_tensor(query.shape[-2], key.shape[-2], query.device)
     added, visible = bias, None
@@ -136,7 +136,7 @@ def split_mask_and_bias(
     elif mask is not None:
         added = mask if added is None else added + mask
     if added is not None:
-        # A float mask hides with -inf; as a number it would turn a query that sees nothing into NaN.
+        # A float mask hides keys with -inf; added as a number, it would turn a query without visible keys into NaN.
         hidden = added == -math.inf
         visible = ~hidden if visible is None else visible & ~hidden
         added = added.masked_fill(hidden, 0.0).to(query.dtype)
@@ -162,12 +162,12 @@ def masked_softmax(
 def _attend_by_rows(
     query: Tensor, key: Tensor, value: Tensor, mask: Mask, scale: float | None, dropout: float
 ) -> Tensor:
-    """The kernel for some queries after others, each time over the keys that these may see."""
+    """Run the kernel on chunks of queries, each over the keys that its queries may attend to."""
     parts = []
     for begin in range(0, query.shape[2], _QUERY_CHUNK):
         rows = begin, min(begin + _QUERY_CHUNK, query.shape[2])
         first, end = mask.visible_range(rows, key.shape[2])
-        keys = min(first, key.shape[2] - 1), max(end, 1)  # at least one, if a hidden one
+        keys = min(first, key.shape[2] - 1), max(end, 1)  # at least one key, even a hidden one
         visible = mask.restrict(rows, keys)
         own = query[:, :, rows[0] : rows[1]], key[:, :, keys[0] : keys[1]], value[:, :, keys[0] : keys[1]]
         parts.append(_fused_attention(*own, visible, None, scale, dropout))
@@ -192,11 +192,11 @@ def _fused_attention(
         else:
             mask = bias.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else bias + mask
     given = query.dtype
-    # Backward in half precision the kernel takes a CPU up to ten times as long as in float32.
+    # In half precision the kernel's backward pass is up to ten times slower on a CPU than in float32.
     learns = torch.is_grad_enabled() and query.requires_grad and query.device.type == "cpu"
     if wide := learns and given in (torch.bfloat16, torch.float16):
         query, key, value = query.float(), key.float(), value.float()
-    if mask is not None and mask.dim() < 2:  # the kernel takes no mask of keys alone
+    if mask is not None and mask.dim() < 2:  # the kernel accepts no mask of keys alone
         mask = mask.expand(query.shape[-2], key.shape[-2])
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(query.dtype)

@@ -1,4 +1,4 @@
-"""How two specs differ, in words: the ideas one by one, and the sizes apart from them. Needs no torch."""
+"""Differences between two specs in words: design choices one by one, and sizes apart from them. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from qkv import spec
 
 @dataclass(frozen=True)
 class SpecChange:
-    """One thing that is otherwise in another spec."""
+    """One difference between two specs."""
 
     name: str
     before: str
@@ -21,17 +21,17 @@ class SpecChange:
 
 
 def compare_designs(before: spec.Spec, after: spec.Spec) -> list[SpecChange]:
-    """The ideas in which two specs differ, e.g. positions: learned -> rotary."""
+    """Compare the design choices of two specs, e.g. positions: learned -> rotary."""
     return _diff(describe_design(before), describe_design(after))
 
 
 def compare_sizes(before: spec.Spec, after: spec.Spec) -> list[SpecChange]:
-    """The sizes in which two specs differ, e.g. d_model: 768 -> 4096."""
+    """Compare the sizes of two specs, e.g. d_model: 768 -> 4096."""
     return _diff(describe_sizes(before), describe_sizes(after))
 
 
 def describe_design(model_spec: spec.Spec) -> dict[str, str]:
-    """Everything a spec chooses beside its sizes, by what it is about, in words."""
+    """Describe in words every choice of a spec except its sizes, by topic."""
     if isinstance(model_spec, spec.Recurrent):
         read = _describe_input("source", model_spec.source) | _describe_input("target", model_spec.target)
         return {"kind": "recurrent"} | _describe_plain_fields(model_spec) | read | _describe_head(model_spec.head)
@@ -42,7 +42,7 @@ def describe_design(model_spec: spec.Spec) -> dict[str, str]:
     stacks = [stack for stack in (model_spec.encoder, model_spec.decoder) if stack is not None]
     for name, stack in (("encoder", model_spec.encoder), ("decoder", model_spec.decoder)):
         if stack is not None:
-            # a model with one stack needs no word for which
+            # a model with one stack needs no prefix
             design |= {
                 f"{name}: {what}" if len(stacks) == 2 else what: words for what, words in _describe_stack(stack).items()
             }
@@ -54,7 +54,7 @@ def describe_design(model_spec: spec.Spec) -> dict[str, str]:
 
 
 def describe_sizes(model_spec: spec.Spec) -> dict[str, str]:
-    """Every number of a spec that is a size."""
+    """List every number of a spec that is a size."""
     if isinstance(model_spec, spec.Recurrent):
         return {
             "d_model": str(model_spec.d_model),
@@ -156,7 +156,7 @@ _NORM_PLACEMENTS = {
 
 
 def _get_feed_forward(block: spec.Block) -> spec.FeedForward:
-    """The feed-forward of a block, or of each of its experts."""
+    """Return the feed-forward of a block, or of each of its experts."""
     return block.feed_forward.expert if isinstance(block.feed_forward, spec.Experts) else block.feed_forward
 
 
@@ -207,7 +207,7 @@ def _describe_head(head: spec.Head) -> dict[str, str]:
 
 
 def _describe_plain_fields(node: Any) -> dict[str, str]:
-    """A node's own choices that are no nodes and no sizes."""
+    """Describe the fields of a node that are neither nodes nor sizes."""
     return {
         field.name: _describe_node(getattr(node, field.name))
         for field in dataclasses.fields(node)
@@ -216,7 +216,7 @@ def _describe_plain_fields(node: Any) -> dict[str, str]:
 
 
 def _describe_node(value: Any) -> str:
-    """A choice in words: what it is and what it chose, sizes left out."""
+    """Describe a choice in words: its class and its options, without sizes."""
     match value:
         case None:
             return "none"
@@ -235,7 +235,7 @@ def _describe_node(value: Any) -> str:
 
 
 def _describe_fields(node: Any) -> str:
-    """The choices of a node that are not sizes and not as usual, in brackets."""
+    """Describe in brackets the options of a node that are neither sizes nor defaults."""
     descriptions = []
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
@@ -252,7 +252,7 @@ def _describe_fields(node: Any) -> str:
 
 
 def _group_blocks(items: Iterable[Any], describe: Callable[[Any], Any]) -> str:
-    """What is said of every item, or of which ones what: "4 (0-4, 6-10), none (5, 11)"."""
+    """Group items by their description, e.g. "4 (0-4, 6-10), none (5, 11)"."""
     numbers: dict[str, list[int]] = {}
     for number, item in enumerate(items):
         numbers.setdefault(str(describe(item)), []).append(number)
@@ -262,7 +262,7 @@ def _group_blocks(items: Iterable[Any], describe: Callable[[Any], Any]) -> str:
 
 
 def _format_runs(numbers: list[int]) -> Iterator[str]:
-    """Runs of whole numbers: 0 1 2 5 -> "0-2", "5"."""
+    """Yield runs of integers: 0 1 2 5 -> "0-2", "5"."""
     for _, run in itertools.groupby(enumerate(numbers), key=lambda pair: pair[1] - pair[0]):
         own = [number for _, number in run]
         yield str(own[0]) if len(own) == 1 else f"{own[0]}-{own[-1]}"

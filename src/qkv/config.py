@@ -1,10 +1,10 @@
 """Recipes: trees of frozen dataclasses, read from YAML, changed by KEY=VALUE, or built in Python.
 
-`from_dict` turns a mapping into a dataclass and `to_dict` turns it back; `apply_overrides` applies `key.path=value`
+`from_dict` converts a mapping to a dataclass and `to_dict` converts it back; `apply_overrides` applies `key.path=value`
 assignments; `load_yaml` and `dump_yaml` read and write YAML. A field may be a bool, int, float, str, Path, Literal,
-tuple, another dataclass, None, or a union of these. Where a union has more than one dataclass, `kind` names the one,
-as its class name in snake case. No value is converted silently and no key is skipped: every problem of the whole
-tree is collected, and all are raised together.
+tuple, another dataclass, None, or a union of these. Where a union has more than one dataclass, `kind` selects one by
+its class name in snake case. No value is converted silently and no key is skipped: all problems of the whole tree are
+collected and raised together.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from qkv.errors import ConfigError, QkvError
 
 T = TypeVar("T")
 
+_MAX_DEPTH, _MAX_DIGITS, _MAX_VALUES = 64, 100, 100_000  # of YAML
+
 _INVALID: Any = object()  # stands for a value that was reported as a problem
 _SCALAR_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
 def from_dict(cls: type[T], mapping: object, source_name: str = "recipe.yaml") -> T:
-    """Build the dataclass `cls` from a mapping as YAML gives it.
+    """Build the dataclass `cls` from a mapping that was read from YAML.
 
-    `source_name` is the source that messages name. Raises ConfigError with every problem, each with the dotted path of
-    the option, what was given, what was expected and the nearest valid name.
+    source_name: the source that messages name. Raises ConfigError with every problem, each with the dotted path of the
+    option, what was given, what was expected and the nearest valid name.
     """
     reader = _Parser(cls, source_name)
     instance = reader.parse_value(cls, mapping, "")
@@ -45,7 +47,7 @@ def from_dict(cls: type[T], mapping: object, source_name: str = "recipe.yaml") -
 
 
 def to_dict(instance: object) -> dict[str, Any]:
-    """Turn a dataclass tree into a mapping, defaults included, from which `from_dict` builds an equal tree."""
+    """Convert a dataclass tree to a mapping, defaults included, from which `from_dict` builds an equal tree."""
     cls: Any = type(instance)
     return {name: _to_plain(_get_type_hints(cls)[name], getattr(instance, name)) for name in _get_fields(cls)}
 
@@ -73,7 +75,7 @@ def apply_overrides(mapping: Mapping[str, Any], assignments: Iterable[str]) -> d
 
 
 def load_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that contains one mapping; raises ConfigError if it is missing or anything else."""
+    """Read a YAML file that contains one mapping. Raises ConfigError if it is missing or contains anything else."""
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -83,7 +85,7 @@ def load_yaml(path: str | Path) -> dict[str, Any]:
     content = _parse_yaml(text, str(path))
     if not isinstance(content, dict):
         given = "nothing" if content is None else _format_value(content)
-        raise ConfigError([f"{path}: holds {given}; expected a mapping, one 'option: value' a line"])
+        raise ConfigError([f"{path}: contains {given}; expected a mapping, one 'option: value' per line"])
     return content
 
 
@@ -93,7 +95,7 @@ def dump_yaml(mapping: Mapping[str, Any]) -> str:
 
 
 class _Parser:
-    """Walks types and values together, and collects the problems."""
+    """A parser that traverses types and values together, and collects problems."""
 
     def __init__(self, root: type, source_name: str) -> None:
         self.root = root
@@ -101,7 +103,7 @@ class _Parser:
         self.problems: list[str] = []
 
     def parse_value(self, hint: Any, value: Any, path: str) -> Any:
-        """Read one value of any supported type."""
+        """Parse one value of any supported type."""
         members = _union_members(hint)
         nodes = [member for member in members if _is_dataclass(member)]
         if nodes and isinstance(value, Mapping):
@@ -143,7 +145,7 @@ class _Parser:
         return _INVALID
 
     def _check_rules(self, cls: Any, values: Mapping[str, Any], path: str) -> None:
-        """Also report the valid options that break a rule of their class, although other options are invalid.
+        """Report the valid options that break a rule of their class, although other options are invalid.
 
         Invalid options take their defaults; a problem that mentions one of them is left out.
         """
@@ -271,7 +273,7 @@ def _assign(target: Any, keys: list[str], value: Any) -> None:
     for position, key in enumerate(keys):
         path, last = ".".join(keys[:position]), position == len(keys) - 1
         if isinstance(target, list):
-            if not key.isdecimal() or int(key) >= len(target):
+            if not key.isdecimal() or len(key) > _MAX_DIGITS or int(key) >= len(target):
                 items = f"items 0 to {len(target) - 1}" if target else "no items"
                 raise ConfigError([f"{path}.{key}: the list at {path} has {items}; set {path} itself to add one"])
             place: Any = int(key)
@@ -313,12 +315,12 @@ def _is_required(field: dataclasses.Field[Any]) -> bool:
 
 
 def _kind_name(cls: Any) -> str:
-    """RelativeBias -> relative_bias."""
+    """Convert a class name to snake case: RelativeBias -> relative_bias."""
     return re.sub(r"(?<!^)(?=[A-Z][a-z])", "_", cls.__name__).lower()
 
 
 def _find_options(hint: Any, name: str, path: str = "", ancestors: tuple[Any, ...] = ()) -> Iterator[str]:
-    """Yield the paths of the options of this name in the tree; a recursive class is entered once."""
+    """Yield the paths of all options of this name in the tree; a recursive class is entered once."""
     nodes = [member for member in _union_members(hint) if _is_dataclass(member) and member not in ancestors]
     for node in nodes:
         for other, inner in _get_type_hints(node).items():
@@ -346,7 +348,8 @@ def _format_value(value: object) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain values: 1e-4 is a number, `no` and `on` are text, 12:30 is text; a key may occur only once."""
+    """A loader for YAML 1.2's plain values: 1e-4 is a number, `no`, `on` and 12:30 are text, and keys occur only
+    once."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
@@ -361,7 +364,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes exactly the text that _Loader would read as another type."""
+    """A dumper that quotes exactly the text that _Loader would read as another type."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
 
@@ -386,12 +389,57 @@ for _tag, _pattern, _first in (
 
 
 def _parse_yaml(text: str, source_name: str) -> Any:
-    """Read YAML text; raises ConfigError with the line and column of a mistake in it."""
+    """Parse YAML text. Raises ConfigError with the line and column of a mistake."""
+    loader = None
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node, {}, 1)
+        return loader.construct_document(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         place = f"{source_name}: line {mark.line + 1}, column {mark.column + 1}" if mark else source_name
         raise ConfigError([f"{place}: {error.problem}; expected YAML"]) from error
     except yaml.YAMLError as error:
         raise ConfigError([f"{source_name}: {error}; expected YAML"]) from error
+    except RecursionError:
+        raise ConfigError([f"{source_name}: is nested more than {_MAX_DEPTH} deep; expected a recipe"]) from None
+    except (ValueError, KeyError, AttributeError, TypeError, OverflowError) as error:  # of values with a tag of YAML's
+        raise ConfigError([f"{source_name}: holds a value that cannot be read ({error}); expected YAML"]) from error
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _check_size(node: yaml.Node, sizes: dict[int, int | None], depth: int) -> int:
+    """Return how many values a node holds, each alias counted as what it stands for.
+
+    Raises MarkedYAMLError for more than a recipe can need: too many, too deep, too long a number, or a node in itself.
+    """
+
+    def refuse(problem: str) -> yaml.MarkedYAMLError:
+        return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+    if id(node) in sizes:
+        known = sizes[id(node)]
+        if known is None:
+            raise refuse("an alias stands for what it lies in")
+        return known
+    if depth > _MAX_DEPTH:
+        raise refuse(f"nested more than {_MAX_DEPTH} deep")
+    sizes[id(node)] = None
+    total = 1
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag == "tag:yaml.org,2002:int" and len(node.value) > _MAX_DIGITS:
+            raise refuse(f"a number of {len(node.value):,} digits, expected at most {_MAX_DIGITS}")
+        if any("\ud800" <= character <= "\udfff" for character in node.value):
+            raise refuse("half of a surrogate pair, which is no Unicode text")
+    else:
+        items = node.value if isinstance(node, yaml.SequenceNode) else [one for pair in node.value for one in pair]
+        total += sum(_check_size(item, sizes, depth + 1) for item in items)
+    if total > _MAX_VALUES:
+        raise refuse(f"more than {_MAX_VALUES:,} values")
+    sizes[id(node)] = total
+    return total

@@ -1,15 +1,15 @@
-"""What can go wrong, by name.
+"""The errors of this package.
 
     QkvError
     ├── SpecError             a model description that contradicts itself
     ├── ConfigError           a recipe or option that cannot be read (all its problems at once)
     ├── DataError             a corpus, file or line that cannot be used
-    │   └── CorpusError       a named corpus that is unknown, absent or altered
+    │   └── CorpusError       a named corpus that is unknown, missing or altered
     ├── VocabularyError       a tokenizer that does not fit the model or the text
-    ├── CheckpointError       a model folder or checkpoint that is missing, cut short or altered
-    ├── StorageError          a disk that is full or a place that cannot be written
-    ├── DownloadError         something that could not be fetched
-    ├── TrainingError         a run that cannot go on
+    ├── CheckpointError       a model folder or checkpoint that is missing, truncated or altered
+    ├── StorageError          a full disk or a path that cannot be written
+    ├── DownloadError         something that could not be downloaded
+    ├── TrainingError         a run that cannot continue
     │   └── NonFiniteError    NaN or infinity in the loss or a gradient, with the layer and the batch
     └── MissingExtraError     an optional package that is not installed
 
@@ -23,15 +23,15 @@ from collections.abc import Sequence
 
 
 class QkvError(Exception):
-    """The base of every error this package raises for a reason its user can mend."""
+    """The base class of all errors that a user can correct."""
 
 
 class SpecError(QkvError, ValueError):
-    """A model description contradicts itself: names the field, the value and the rule."""
+    """A model description that contradicts itself. The message names the field, the value and the rule."""
 
 
 class ConfigError(QkvError, ValueError):
-    """A recipe or option cannot be read; `problems` lists every reason found in one reading."""
+    """A recipe or option that cannot be read. `problems` lists all problems of one reading."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
@@ -39,43 +39,43 @@ class ConfigError(QkvError, ValueError):
 
 
 class DataError(QkvError, ValueError):
-    """A corpus, a file or a line of one cannot be used as it is."""
+    """A corpus, a file or a line of one that cannot be used as it is."""
 
 
 class CorpusError(DataError):
-    """A named corpus is unknown, not at hand, or differs from its recorded checksum."""
+    """A named corpus that is unknown, not available, or differs from its recorded checksum."""
 
 
 class VocabularyError(QkvError, ValueError):
-    """A tokenizer does not fit the model or the text it is used with."""
+    """A tokenizer that does not fit the model or the text."""
 
 
 class CheckpointError(QkvError):
-    """A model folder or a checkpoint is missing, cut short, altered or made for another spec."""
+    """A model folder or a checkpoint that is missing, truncated, altered or made for another spec."""
 
 
 class StorageError(QkvError, OSError):
-    """A disk is full or a place cannot be written; what was there before is untouched."""
+    """A full disk or a path that cannot be written. Existing files are unchanged."""
 
 
 class DownloadError(QkvError):
-    """Something could not be fetched, or came with another checksum."""
+    """A download that failed or has another checksum."""
 
 
 class TrainingError(QkvError):
-    """A training run cannot go on."""
+    """A training run that cannot continue."""
 
 
 class NonFiniteError(TrainingError):
-    """The loss or a gradient became NaN or infinite; names the parameter and the batch."""
+    """A loss or a gradient that became NaN or infinite. The message names the parameter and the batch."""
 
 
 class MissingExtraError(QkvError, ImportError):
-    """An optional package is not installed; names the extra that brings it."""
+    """An optional package that is not installed. The message names its extra."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: Python's, or torch's of a CPU or a GPU."""
+    """Return whether an error means that memory ran out: Python's, or torch's on a CPU or a GPU."""
     text = str(error)
     return (
         isinstance(error, MemoryError)

@@ -1,22 +1,57 @@
-"""Writing files so that a path always holds either the old contents or the new ones, whole; locks of folders."""
+"""Atomic writing of files, so that a path always contains the complete old or new contents; locks; bounded JSON."""
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
 from qkv.errors import StorageError, TrainingError
 
+_MAX_DEPTH = 64
+_MAX_DIGITS = 19  # of 64 bits
+
+
+def parse_json(text: str) -> Any:
+    """Read JSON that may come from anyone; the same values as `json.loads`.
+
+    Raises ValueError for what is not JSON, for lists and objects that are nested more than 64 deep, for whole numbers
+    of more than 19 digits, and for text that is not Unicode (half of a surrogate pair).
+    """
+    try:
+        value = json.loads(text, parse_int=_parse_int)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {_MAX_DEPTH} deep") from None
+    level, depth = [value], 0
+    while level := [one for one in level if isinstance(one, list | dict)]:
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+        level = [item for one in level for item in (one.values() if isinstance(one, dict) else one)]
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("it holds half of a surrogate pair, which is no Unicode text") from None
+    return value
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits.lstrip("-")) > _MAX_DIGITS:
+        raise ValueError(f"it holds a number of {len(digits):,} digits; expected at most {_MAX_DIGITS}")
+    return int(digits)
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; on leaving, the file there is flushed and replaces `path` in one step.
+    """Yield a temporary path; on exit, its file is flushed and replaces `path` in one step.
 
     Raises StorageError if it cannot be written; `path` is then unchanged.
     """
@@ -24,7 +59,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part
-        os.chmod(part, 0o644)  # safetensors writes files that only the owner can read; these are meant to be shared
+        os.chmod(part, 0o644)  # safetensors makes files that only the owner can read; these are meant to be shared
         _flush(part)
         os.replace(part, path)
         _flush(path.parent)
@@ -55,7 +90,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise StorageError(f"{folder} could not be made: {error}; choose a folder that can be written") from error
+        raise StorageError(f"{folder} could not be created: {error}; choose a writable folder") from error
     try:
         if sys.platform != "win32":  # Windows has no such locks
             import fcntl
@@ -79,7 +114,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 def _flush(path: Path) -> None:
     if path.is_dir() and os.name == "nt":
-        return  # Windows cannot open a folder, and its rename is durable without this
+        return  # Windows cannot open a folder, and its renames are durable without this
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)

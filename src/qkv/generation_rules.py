@@ -1,4 +1,4 @@
-"""What the answers of a model must keep to, whoever made the model. This file needs no torch."""
+"""Rules for the outputs of a model, whatever its source. This module needs no torch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class GenerationRules:
-    """What generated answers must keep to, in the words of Hugging Face's GenerationConfig.
+    """Rules for generated outputs, in the words of Hugging Face's GenerationConfig.
 
-    bos: the token that the decoder is fed first; None where the first token of a prefix takes its place. eos: the end
-    token, or several of which any ends an answer. suppress_tokens: tokens that no answer may contain. forced_prefix:
-    tokens that every answer begins with, such as that of a language. forced_eos: the token that stands at the greatest
-    length. begin_suppress_tokens: tokens that may not come first after all that an answer is forced to begin with.
-    prefixes: tokens that the answer of each row is forced to begin with; the prompts of a model without an encoder.
-    constraints: what the answer of each row must contain or may not contain (`qkv.decoding.constraints`).
+    bos: the first token of the decoder's input; None where the first token of a prefix takes its place. eos: the end
+    token, or several, any of which ends an output. suppress_tokens: tokens that no output may contain. forced_prefix:
+    tokens that every output begins with, such as that of a language. forced_eos: the token at the maximum length.
+    begin_suppress_tokens: tokens that may not come first after the forced tokens.
+    prefixes: for each row, tokens that its output is forced to begin with; the prompts of a model without an encoder.
+    constraints: for each row, what its output must or must not contain (`qkv.decoding.constraints`).
     """
 
     bos: int | None
@@ -40,5 +40,5 @@ class GenerationRules:
         return replace(self, prefixes=prefixes, constraints=constraints)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the rules that hold for every row, as a card keeps them."""
+        """Return the rules that apply to every row, as a model card stores them."""
         return {field.name: getattr(self, field.name) for field in fields(self)[:6]}

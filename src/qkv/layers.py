@@ -1,7 +1,7 @@
-"""The layers of a Transformer: attention, feed-forward, norm, and the block that joins them around residuals.
+"""The layers of a Transformer: attention, feed-forward, norm, and the block that joins them with residuals.
 
-Each is built from its spec node and does nothing the node does not say. Dropout belongs to training, not to the
-spec: layers start with none, and `set_dropout` gives a whole model its rates.
+Each is built from its spec node and does nothing beyond it. Dropout belongs to training, not to the spec: layers start
+without it, and `set_dropout` sets the rates of a whole model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qkv.tap import NO_TAP, Tap
 
 
 class Dropout(nn.Module):
-    """Leaves elements out at `rate` while training (see `attention.apply_dropout`)."""
+    """A layer that drops elements at `rate` in training (see `attention.apply_dropout`)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Dropout(nn.Module):
 
 
 def set_dropout(model: nn.Module, rate: float, *, attention: float = 0.0) -> None:
-    """Set how much is left out in training: of each layer's result and of what is read, and of attention weights.
+    """Set the dropout rates of each layer's output and of the embedding, and of the attention weights.
 
     Vaswani et al. 2017, section 5.4: residual dropout.
     """
@@ -45,13 +45,13 @@ def set_dropout(model: nn.Module, rate: float, *, attention: float = 0.0) -> Non
 
 
 def build_norm(config: spec.Norm, width: int) -> nn.Module:
-    """Build the normalisation over the last `width` numbers."""
+    """Build a normalisation over the last axis, of size `width`."""
     return nn.LayerNorm(width, eps=config.eps) if config.kind == "layer" else nn.RMSNorm(width, eps=config.eps)
 
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What a stack has worked out for an attention: who may be seen, and where everything stands.
+    """What a stack computes once for its attentions: masks, positions and biases.
 
     For a recurrence the mask says which positions (batch, length) are real.
     """
@@ -62,7 +62,8 @@ class AttentionInputs:
 
 
 class Attention(nn.Module):
-    """Project to query, key, value; normalise; place; remember; attend; output (Vaswani et al. 2017, section 3.2)."""
+    """Multi-head attention: project, normalise, add positions, cache, attend, project (Vaswani et al. 2017, section
+    3.2)."""
 
     def __init__(self, config: spec.Attention, d_model: int, d_memory: int | None = None) -> None:
         super().__init__()
@@ -74,7 +75,7 @@ class Attention(nn.Module):
         self.key = nn.Linear(d_source, self.kv_heads * config.d_key, bias=config.bias)
         self.value = nn.Linear(d_source, self.kv_heads * self.d_value, bias=config.bias)
         self.output = nn.Linear(config.heads * self.d_value, d_model, bias=config.bias)
-        # across heads, the norm takes what was projected before it is split; else each head's part by itself
+        # across heads, the norm precedes the split; otherwise it applies to each head
         self.norm_across_heads = isinstance(config.qk_norm, spec.AcrossHeads)
         each = config.qk_norm.norm if isinstance(config.qk_norm, spec.AcrossHeads) else config.qk_norm
         query_width, key_width = (config.heads, self.kv_heads) if self.norm_across_heads else (1, 1)
@@ -93,7 +94,8 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Attend from `hidden` (batch, queries, d_model) to itself, or to `memory` (batch, keys, d_memory).
 
-        With a cache, keys and values of `hidden` join those of the past; those of a memory are computed once.
+        With a cache, keys and values of `hidden` are appended to those of the past; those of a memory are computed
+        once.
         """
         query = self._normalize(self.query(hidden), self.config.heads, self.query_norm)
         if inputs.rotations is not None:
@@ -117,8 +119,10 @@ class Attention(nn.Module):
     def compute_keys_and_values(
         self, hidden: Tensor, memory: Tensor | None, inputs: AttentionInputs, cache: KeyValueCache | None
     ) -> tuple[Tensor, Tensor]:
-        """What is attended to: of `memory` (batch, keys, d_memory) if given, else of `hidden` with its past ->
-        (batch, kv_heads, keys, d_key) and (batch, kv_heads, keys, d_value)."""
+        """Compute the keys and values of `memory` (batch, keys, d_memory) if given, else of `hidden` and its past.
+
+        Returns (batch, kv_heads, keys, d_key) and (batch, kv_heads, keys, d_value).
+        """
         if memory is not None and cache is not None and (kept := cache.get()) is not None:
             return kept
         source = hidden if memory is None else memory
@@ -131,19 +135,19 @@ class Attention(nn.Module):
     def _normalize(self, projected: Tensor, heads: int, norm: nn.Module | None) -> Tensor:
         if norm is None or self.norm_across_heads:
             return _split_heads(projected if norm is None else norm(projected), heads)
-        # before heads and length change places: the norm of what lies side by side is cheaper
+        # before heads and length are swapped: a norm over contiguous memory is cheaper
         split: Tensor = norm(_split_heads(projected, heads).transpose(1, 2))
         return split.transpose(1, 2)
 
 
 def _split_heads(projected: Tensor, heads: int) -> Tensor:
-    """(batch, length, heads * d) -> (batch, heads, length, d)."""
+    """Split (batch, length, heads * d) -> (batch, heads, length, d)."""
     batch, length, width = projected.shape
     return projected.view(batch, length, heads, width // heads).transpose(1, 2)
 
 
 class SSRU(nn.Module):
-    """Take the past along in one state for each row, simple to step through (Kim et al. 2019, section 3.1)."""
+    """A recurrent unit in place of self-attention, with one state for each row (Kim et al. 2019, section 3.1)."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -158,7 +162,7 @@ class SSRU(nn.Module):
         cache: SSRUCache | None = None,
         tap: Tap = NO_TAP,
     ) -> Tensor:
-        """(batch, length, d_model) -> the same; with a cache, from the state it holds. Padding is passed by."""
+        """Map (batch, length, d_model) to the same shape, from the state of the cache if given. Padding is skipped."""
         forget, value = torch.sigmoid(self.forget(hidden)), self.value(hidden)
         if isinstance(inputs.mask, Tensor):
             forget = forget.masked_fill(~inputs.mask[..., None], 1.0)
@@ -176,7 +180,7 @@ class SSRU(nn.Module):
 
 
 def _relu_squared(tensor: Tensor) -> Tensor:
-    """The square of what is positive (So et al. 2021)."""
+    """Square the positive elements and set the others to 0 (So et al. 2021)."""
     positive = functional.relu(tensor)
     return positive * positive
 
@@ -193,7 +197,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class FeedForward(nn.Module):
-    """Widen, activate, narrow, at each position by itself (Vaswani et al. 2017, section 3.3)."""
+    """A position-wise feed-forward network: up-project, activate, down-project (Vaswani et al. 2017, section 3.3)."""
 
     def __init__(self, config: spec.FeedForward, d_model: int) -> None:
         super().__init__()
@@ -203,7 +207,7 @@ class FeedForward(nn.Module):
         self.down_proj = nn.Linear(config.d_ff, d_model, bias=config.bias)
 
     def forward(self, hidden: Tensor, tap: Tap = NO_TAP) -> Tensor:
-        """(batch, length, d_model) -> the same. Gated: the activated gate multiplies what was widened."""
+        """Map (batch, length, d_model) to the same shape. Gated: the activated gate multiplies the up-projection."""
         if self.gate is None:
             wide = self.activation(self.up_proj(hidden))
         elif self.limit is None:
@@ -216,7 +220,7 @@ class FeedForward(nn.Module):
 
 
 class Experts(nn.Module):
-    """Feed-forward networks of which each token takes the few that suit it (Shazeer et al. 2017, section 2)."""
+    """Feed-forward networks, of which each token is routed to a few (Shazeer et al. 2017, section 2)."""
 
     def __init__(self, config: spec.Experts, d_model: int) -> None:
         super().__init__()
@@ -225,7 +229,7 @@ class Experts(nn.Module):
         self.experts = nn.ModuleList(FeedForward(config.expert, d_model) for _ in range(config.count))
 
     def forward(self, hidden: Tensor, tap: Tap = NO_TAP) -> Tensor:
-        """(batch, length, d_model) -> the same; an expert that no token takes computes nothing."""
+        """Map (batch, length, d_model) to the same shape; an expert without tokens computes nothing."""
         scores, numbers = self.router(hidden).topk(self.top_k, dim=-1)
         shares = scores.softmax(dim=-1)
         result = torch.zeros_like(hidden)
@@ -238,7 +242,7 @@ class Experts(nn.Module):
 
 
 class Residual(nn.Module):
-    """Where the norms of one sublayer stand: before it, on its result, or after the sum."""
+    """A residual connection, with norms before the sublayer, on its output, or after the sum."""
 
     def __init__(self, config: spec.Norm, norm_at: str, d_model: int) -> None:
         super().__init__()
@@ -248,7 +252,7 @@ class Residual(nn.Module):
         self.dropout = Dropout()
 
     def add(self, hidden: Tensor, result: Tensor) -> Tensor:
-        """Add a sublayer's result, computed from `before(hidden)`, to `hidden`."""
+        """Add a sublayer's output, computed from `before(hidden)`, to `hidden`."""
         joined: Tensor = self.last(hidden + self.dropout(self.after(result)))
         return joined
 
@@ -284,7 +288,7 @@ class Block(nn.Module):
         cache: BlockCache | None = None,
         tap: Tap = NO_TAP,
     ) -> Tensor:
-        """(batch, length, d_model) -> the same; memory (batch, sources, d_memory) where there is cross-attention."""
+        """Map (batch, length, d_model) to the same shape; memory (batch, sources, d_memory) is for cross-attention."""
         residual, entered = self.self_attention_residual, hidden
         attended = self.self_attention(
             residual.before(hidden), inputs, None, cache and cache.self_attention, tap.at("self_attention")

@@ -1,4 +1,4 @@
-"""Names that a package exports and imports only when they are used, because torch takes seconds to import."""
+"""Lazy exports: a package imports a name only when it is used, because torch takes seconds to import."""
 
 from __future__ import annotations
 

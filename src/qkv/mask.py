@@ -1,4 +1,4 @@
-"""Which keys a query may attend to, as rules. True means "may attend", everywhere in the project."""
+"""Rules for the keys that a query may attend to. True means "may attend" throughout the project."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 from qkv.errors import QkvError
 
 MAX_MASK_ELEMENTS = 2**26
-"""The number of elements above which a mask is not built as one matrix, but for a few queries at a time."""
+"""The number of elements above which a mask is built for a few queries at a time instead of as one matrix."""
 
 Span = tuple[int, int]
-"""A range of queries or keys: the first, and the one after the last."""
+"""A range of queries or keys: the first index, and the one after the last."""
 
 
 @dataclass(frozen=True)
 class Mask:
-    """Which keys a query may attend to; every rule that is given must allow it.
+    """The keys that a query may attend to; every given rule must allow a key.
 
     causal: a query attends to its own position and to earlier ones.
-    window: the number of positions within which a query attends, its own included: to both sides if not causal. Or how
-        many positions before and after its own, such as (128, 0) or (64, 16).
-    past: how many keys come before the first query (those of a cache), or (batch,) such numbers; 0 aligns causal
-        top-left, the number of cached keys aligns it bottom-right, as in the ONNX Attention operator.
+    window: the number of positions within which a query attends, including its own, on both sides if not causal; or the
+        numbers of positions before and after its own, such as (128, 0) or (64, 16).
+    past: how many keys come before the first query (those of a cache), or such numbers for each row (batch,); 0 aligns
+        causal top-left, the number of cached keys aligns it bottom-right, as in the ONNX Attention operator.
     key_mask: (batch, keys) bool, False for padding.
     documents: two integer tensors (batch, queries) and (batch, keys); a query attends only to keys of its own document.
     allowed: a bool tensor that broadcasts to (batch, heads, queries, keys). `mask & tensor` adds one.
@@ -40,7 +40,7 @@ class Mask:
     allowed: Tensor | None = None
 
     def __and__(self, other: Tensor) -> Mask:
-        """Return the mask that also requires `other`, (batch, heads, queries, keys) bool or what broadcasts to it."""
+        """Return a mask that also requires `other`, a bool tensor that broadcasts to (batch, heads, queries, keys)."""
         if other.dtype != torch.bool:
             raise QkvError(f"a mask of {other.dtype} was given; expected bool, True where a query may attend")
         return replace(self, allowed=other if self.allowed is None else self.allowed & other)
@@ -92,7 +92,7 @@ class Mask:
         parts: list[Tensor] = []
         before, after = self.reach
         if self.causal and not isinstance(self.past, Tensor) and keys <= self.past + 1:
-            after = None  # the newest query of a cache sees all keys
+            after = None  # the newest query of a cache may attend to all keys
         if before is not None or after is not None:
             key = torch.arange(keys, device=device)
             query = torch.arange(queries, device=device)
@@ -100,7 +100,8 @@ class Mask:
                 query = (query + self.past.to(device)[:, None])[:, None, :, None]
             else:
                 query = (query + self.past)[:, None]
-            # comparing writes a byte an entry; a matrix of distances would take eight and several times as long
+            # a comparison writes a byte per entry; a matrix of distances would need eight and take several times as
+            # long
             if after is not None:
                 parts.append(key <= query + after)
             if before is not None:

@@ -1,4 +1,4 @@
-"""What a model answers: a score for each token or each label, one class, one vector, actions, or its states."""
+"""Heads: a score for each token or label, a class, a vector, actions, or the hidden states."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qkv.tap import NO_TAP, Tap
 
 
 class Dense(nn.Module):
-    """A linear layer, perhaps an activation and a norm, before the answer proper."""
+    """A linear layer with an optional activation and norm before the head itself."""
 
     def __init__(self, config: spec.Dense, d_model: int, width: int) -> None:
         super().__init__()
@@ -23,13 +23,13 @@ class Dense(nn.Module):
         self.norm = build_norm(config.norm, width) if config.norm else nn.Identity()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(..., d_model) -> (..., width)."""
+        """Apply the layer: (..., d_model) -> (..., width)."""
         result: Tensor = self.norm(self.activation(self.linear(hidden)))
         return result
 
 
 class VocabularyHead(nn.Module):
-    """Compare the last hidden vector with one vector for each token; tied, they are those of the embedding."""
+    """Logits from a product of the hidden states and an output matrix, which is that of the embedding if tied."""
 
     def __init__(self, config: spec.Vocabulary, d_model: int, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class VocabularyHead(nn.Module):
         self.bias = nn.Parameter(torch.zeros(vocab)) if config.bias else None
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(batch, length, d_model) -> logits (batch, length, vocab)."""
+        """Compute logits: (batch, length, d_model) -> (batch, length, vocab)."""
         hidden = self.dense(hidden)
         if self.scale is not None:
             hidden = hidden * self.scale
@@ -50,14 +50,14 @@ class VocabularyHead(nn.Module):
 
 
 class PointerGeneratorHead(nn.Module):
-    """Give each token of the vocabulary its probability of being generated or copied (See et al. 2017, eqs. 8 and 9).
+    """The probability that each token of the vocabulary is generated or copied (See et al. 2017, eqs. 8 and 9).
 
-    p(w) = p_gen * softmax(logits)(w) + (1 - p_gen) * the weights of all places of the source where w stands
-    p_gen = sigmoid(linear(context, state)); the decoder's input, the third term of eq. 8, is a part of the residual
-    that the state is read from.
+    p(w) = p_gen * softmax(logits)(w) + (1 - p_gen) * the sum of the weights of all positions of w in the source
+    p_gen = sigmoid(linear(context, state)); the decoder's input, the third term of eq. 8, is part of the residual that
+    the state is computed from.
     """
 
-    attention_places = ("cross_attention",)  # what a tap may be aimed at, beside the modules
+    attention_places = ("cross_attention",)  # places for a tap that are not modules
 
     def __init__(self, config: spec.PointerGenerator, d_model: int, d_memory: int, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -67,14 +67,15 @@ class PointerGeneratorHead(nn.Module):
         self.gate = nn.Linear(d_memory + d_model, 1)
 
     def compute_keys(self, states: Tensor) -> Tensor:
-        """What the places of a source are found by: (batch, sources, d_memory) -> (batch, 1, sources, d_key)."""
+        """Compute the copy attention's keys of a source: (batch, sources, d_memory) -> (batch, 1, sources, d_key)."""
         keys: Tensor = self.key(states)
         return keys.unsqueeze(1)
 
     def forward(self, hidden: Tensor, memory: Memory, tap: Tap = NO_TAP) -> Tensor:
-        """hidden (batch, length, d_model), a memory with tokens and key -> log-probabilities (batch, length, vocab).
+        """Compute log-probabilities (batch, length, vocab) from hidden (batch, length, d_model) and a memory with
+        tokens and key.
 
-        They are logits as good as any, for their softmax gives the probabilities again.
+        They serve as logits, since their softmax returns the probabilities.
         """
         assert memory.tokens is not None and memory.key is not None
         mask = None if memory.mask is None else memory.mask[:, None, None, :]
@@ -94,7 +95,7 @@ class PointerGeneratorHead(nn.Module):
 
 
 class LabelsHead(nn.Module):
-    """Score the labels of each position."""
+    """Scores of labels at each position."""
 
     def __init__(self, config: spec.Labels, d_model: int) -> None:
         super().__init__()
@@ -102,13 +103,13 @@ class LabelsHead(nn.Module):
         self.linear = nn.Linear(d_model, config.count)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(batch, length, d_model) -> logits (batch, length, count)."""
+        """Compute logits: (batch, length, d_model) -> (batch, length, count)."""
         logits: Tensor = self.linear(self.dense(hidden))
         return logits
 
 
 class ClassesHead(nn.Module):
-    """Score the classes of the whole input."""
+    """Scores of classes for the whole input."""
 
     def __init__(self, config: spec.Classes, d_model: int, num_prefix_tokens: int = 0) -> None:
         super().__init__()
@@ -120,7 +121,7 @@ class ClassesHead(nn.Module):
         self.second = nn.Linear(d_model, config.count) if config.second_pool else None
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """hidden (batch, length, d_model), mask (batch, length) bool -> logits (batch, count)."""
+        """Compute logits (batch, count) from hidden (batch, length, d_model) and mask (batch, length) bool."""
         logits: Tensor = self.linear(self.dense(pool_hidden(hidden, mask, self.pool, self.num_prefix_tokens)))
         if self.second is None or self.second_pool is None:
             return logits
@@ -139,13 +140,13 @@ class VectorHead(nn.Module):
         self.linear = nn.Linear(d_model, config.width, bias=False) if config.width else nn.Identity()
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
-        """hidden (batch, length, d_model), mask (batch, length) bool -> (batch, width)."""
+        """Compute vectors (batch, width) from hidden (batch, length, d_model) and mask (batch, length) bool."""
         vector: Tensor = self.linear(pool_hidden(hidden, mask, self.pool, self.num_prefix_tokens))
         return functional.normalize(vector, dim=-1) if self.normalized else vector
 
 
 class ActionsHead(nn.Module):
-    """Choose the actions of an agent, and predict what it meets."""
+    """The actions of an agent, and predictions of its returns and states."""
 
     def __init__(self, config: spec.Actions, d_model: int, input_config: spec.Trajectory) -> None:
         super().__init__()
@@ -155,8 +156,10 @@ class ActionsHead(nn.Module):
         self.action = nn.Linear(d_model, input_config.action_dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(batch, 3 * steps, d_model), or 2 * steps of a clone -> (batch, steps, 1 + state + action): the return and
-        the state after each step, and the action in it, in the order in which they are read."""
+        """Map (batch, 3 * steps, d_model), or 2 * steps without returns, to (batch, steps, 1 + state + action).
+
+        These are the predicted return and state after each step and the action in it, in the order of the input.
+        """
         *_, state, action = hidden.reshape(hidden.shape[0], -1, self.positions_per_step, hidden.shape[-1]).unbind(dim=2)
         chosen = self.action(state)
         chosen = torch.tanh(chosen) if self.bounded else chosen
@@ -164,19 +167,23 @@ class ActionsHead(nn.Module):
 
 
 class StatesHead(nn.Module):
-    """The hidden vectors themselves."""
+    """The hidden states themselves."""
 
     def __init__(self, config: spec.States, d_model: int) -> None:
         super().__init__()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(batch, length, d_model) -> the same."""
+        """Return hidden (batch, length, d_model) unchanged."""
         return hidden
 
 
 def pool_hidden(hidden: Tensor, mask: Tensor | None, pool: spec.Pool, num_prefix_tokens: int = 0) -> Tensor:
-    """One vector for each row of hidden (batch, length, d_model), of the positions that mask (batch, length) calls
-    real -> (batch, d_model). The first `apart` positions were not read but learned; the mean leaves them out."""
+    """Pool hidden (batch, length, d_model) to one vector for each row, (batch, d_model).
+
+    mask (batch, length): which positions are real. The mean leaves out the first `num_prefix_tokens` positions, which
+    are
+    learned vectors rather than input.
+    """
     if pool in ("first", "second"):
         return hidden[:, 0 if pool == "first" else 1]
     if pool == "mean":

@@ -1,4 +1,4 @@
-"""Where tokens stand: waves added to what is read, queries and keys turned, or a bias on the scores by distance."""
+"""Positions: sinusoids added to the input, rotations of queries and keys, or a bias of the scores by distance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from qkv import spec
 def compute_sinusoids(
     positions: Int[Tensor, " length"], d_model: int, layout: str = "paired"
 ) -> Float[Tensor, "length d_model"]:
-    """Sines and cosines of wave lengths from 2 pi to 10000 * 2 pi, laid out as `spec.Sinusoidal` says.
+    """Compute sines and cosines of wavelengths from 2 pi to 10000 * 2 pi in the layout of `spec.Sinusoidal`.
 
     Vaswani et al. 2017, section 3.5.
     """
@@ -30,8 +30,10 @@ def compute_sinusoids(
 def compute_rotations(
     positions: Int[Tensor, " length"], d_key: int, config: spec.Rotary
 ) -> tuple[Float[Tensor, "length turned"], Float[Tensor, "length turned"]]:
-    """What `rotate` multiplies by: of the angle of each pair of dimensions the cosine for both, and the sine, negative
-    for the first and positive for the second (Su et al. 2021, eq. 15)."""
+    """Compute the factors of `apply_rotary`: for each pair of dimensions the cosine, twice, and the sine, negative for
+    the
+    first dimension and positive for the second (Su et al. 2021, eq. 15).
+    """
     turned = int(d_key * config.fraction)
     rates = 1.0 / config.base ** (torch.arange(0, turned, 2, device=positions.device).float() / turned)
     growth = 1.0
@@ -45,7 +47,7 @@ def compute_rotations(
 def scale_frequencies(
     frequencies: Float[Tensor, " half"], base: float, scaling: spec.Scaling, last_position: Int[Tensor, ""]
 ) -> tuple[Float[Tensor, " half"], float]:
-    """The angles for each position, changed for a text whose last position is `end`; what queries and keys grow by."""
+    """Scale frequencies for a text that ends at `last_position`; also return the factor of queries and keys."""
     match scaling:
         case spec.LinearScaling(factor):
             return frequencies / factor, 1.0
@@ -57,7 +59,7 @@ def scale_frequencies(
             half = len(frequencies)
 
             def dimension(turns: float) -> float:
-                """Which pair of dimensions makes so many turns over the learned length."""
+                """Return the pair of dimensions that turns `turns` times over the learned length."""
                 return half * math.log(learned / (turns * 2 * math.pi)) / math.log(base)
 
             first, last = dimension(fast), dimension(slow)
@@ -68,7 +70,7 @@ def scale_frequencies(
             kept = 1 - ((places - first) / max(last - first, 0.001)).clamp(0, 1)
             return frequencies * (kept + (1 - kept) / factor), attention
         case spec.LongRopeScaling(short, long, learned, attention):
-            # chosen by a tensor, so that an exported graph chooses as well
+            # selected by a tensor, so that an exported graph selects as well
             near, far = torch.tensor(short, device=frequencies.device), torch.tensor(long, device=frequencies.device)
             return frequencies / torch.where(last_position < learned, near, far), attention
 
@@ -78,26 +80,26 @@ def apply_rotary(
     cosines: Float[Tensor, "length turned"],
     sines: Float[Tensor, "length turned"],
 ) -> Float[Tensor, "batch heads length d_key"]:
-    """Turn dimension i against dimension i + turned / 2, for the first `turned` dimensions; the rest stays."""
+    """Rotate dimension i against dimension i + turned / 2, for the first `turned` dimensions; the rest is unchanged."""
     width = cosines.shape[-1]
     cosines, sines = cosines.to(vectors.dtype), sines.to(vectors.dtype)
     first, rest = vectors[..., :width], vectors[..., width:]
-    # whole rows, of which each half is rolled into the other's place: on a CPU half the time of pieces put together
+    # rolls each half of whole rows into the other's place; on a CPU half the time of concatenating pieces
     turned = first * cosines + torch.roll(first, width // 2, dims=-1) * sines
     return turned if width == vectors.shape[-1] else torch.cat([turned, rest], dim=-1)
 
 
 def compute_distances(queries: int, keys: int, past: int, device: torch.device) -> Int[Tensor, "queries keys"]:
-    """How far ahead of each query each key stands; negative for keys before it."""
+    """Compute how far each key is ahead of each query; negative for keys before it."""
     query_positions = torch.arange(past, past + queries, device=device)
     return torch.arange(keys, device=device) - query_positions[:, None]
 
 
 class RelativeBias(nn.Module):
-    """One learned number for each head and bucket of distances (Raffel et al. 2020, section 2.1).
+    """A learned bias for each head and bucket of distances (Raffel et al. 2020, section 2.1).
 
-    Half of the buckets hold one distance each, the other half grow geometrically up to max_distance. A stack that
-    looks both ways gives half of all to each side.
+    Half of the buckets contain one distance each, the other half grow geometrically up to max_distance. A bidirectional
+    stack uses half of the buckets for each direction.
     """
 
     def __init__(self, config: spec.RelativeBias, heads: int, bidirectional: bool) -> None:
@@ -126,10 +128,11 @@ class RelativeBias(nn.Module):
 def compute_alibi_bias(
     distances: Int[Tensor, "queries keys"], heads: int, factor: float = 1.0
 ) -> Float[Tensor, "1 heads queries keys"]:
-    """The bias -slope * distance * factor with slopes 2^(-8/heads), 2^(-16/heads), ... (Press et al. 2022, section 3).
+    """Compute the bias -slope * distance * factor with slopes 2^(-8/heads), 2^(-16/heads), ... (Press et al. 2022,
+    section 3).
 
-    For a number of heads that is no power of two: the slopes of the next lower power, then every second one of
-    the next higher, as its authors do.
+    If the number of heads is not a power of two: the slopes of the next lower power, then every second one of the next
+    higher power, as in its authors' code.
     """
 
     def slopes(count: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""Specs by one call: Transformers whose blocks are all alike, the two of the 2017 paper, and ViT."""
+"""Specs in one call: Transformers with equal blocks, the two of the 2017 paper, and ViT."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ def encoder_decoder(
     shared_embedding: bool = False,
     tied: bool = True,
 ) -> spec.Transformer:
-    """The spec of an encoder-decoder whose blocks are all alike; layers is one number or (encoder's, decoder's).
+    """Build the spec of an encoder-decoder with equal blocks; layers is one number or (encoder's, decoder's).
 
-    Positions are sinusoidal as in 2017, unless told, and may be in the self-attentions as well (`position`). Pre-norm
-    stacks end with a norm. Tied, tokens are answered with the vectors they are read by, scaled as in 2017; untied, each
-    has vectors of its own, and none is scaled.
+    Positions are sinusoidal as in 2017 by default; `position` adds positions to the self-attentions. Pre-norm stacks
+    end
+    with a norm. Tied, the embedding is also the output matrix, scaled as in 2017; untied, the output has a matrix of
+    its
+    own, and nothing is scaled.
     """
     if d_model % heads:
         raise SpecError(f"d_model={d_model} is not a multiple of heads={heads}")
@@ -59,7 +61,8 @@ def encoder_decoder(
 
 
 def transformer_base(vocab: int = 37000) -> spec.Transformer:
-    """The base model of Vaswani et al. 2017, table 3: 65 million parameters with the shared vocabulary of 37,000."""
+    """Build the base model of Vaswani et al. 2017, table 3: 65 million parameters with a shared vocabulary of
+    37,000."""
     return encoder_decoder(
         source_vocab=vocab, target_vocab=vocab, d_model=512, heads=8, d_ff=2048, layers=6,
         norm_at="post", shared_embedding=True,
@@ -67,7 +70,8 @@ def transformer_base(vocab: int = 37000) -> spec.Transformer:
 
 
 def transformer_big(vocab: int = 37000) -> spec.Transformer:
-    """The big model of Vaswani et al. 2017, table 3: 213 million parameters with the shared vocabulary of 37,000."""
+    """Build the big model of Vaswani et al. 2017, table 3: 213 million parameters with a shared vocabulary of
+    37,000."""
     return encoder_decoder(
         source_vocab=vocab, target_vocab=vocab, d_model=1024, heads=16, d_ff=4096, layers=6,
         norm_at="post", shared_embedding=True,
@@ -85,7 +89,10 @@ def vision_transformer(
     layers: int,
     channels: int = 3,
 ) -> spec.Transformer:
-    """The spec of a classifier of square images as in Dosovitskiy et al. 2021; image and patch: pixels of a side."""
+    """Build the spec of a classifier of square images as in Dosovitskiy et al. 2021.
+
+    image_size, patch_size: the sides in pixels.
+    """
     for whole, name, part in ((d_model, "heads", heads), (image_size, "patch_size", patch_size)):
         if whole % part:
             raise SpecError(
@@ -104,7 +111,7 @@ def vision_transformer(
 
 
 def vit_base(classes: int = 1000) -> spec.Transformer:
-    """ViT-Base/16 of Dosovitskiy et al. 2021, table 1: 86 million parameters, for images of 224 x 224 pixels."""
+    """Build ViT-Base/16 of Dosovitskiy et al. 2021, table 1: 86 million parameters, for images of 224 x 224 pixels."""
     return vision_transformer(
         classes=classes, image_size=224, patch_size=16, d_model=768, heads=12, d_ff=3072, layers=12
     )

@@ -1,4 +1,4 @@
-"""What the scores of an attention are formed from, beside its queries and keys."""
+"""The terms of an attention's scores besides its queries and keys."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from qkv.mask import Mask
 
 ScoreFunction: TypeAlias = "Callable[[Tensor, Tensor], Tensor]"
-"""Scores that are not a dot product: (query, key) -> (batch, heads, queries, keys)."""
+"""A score that is not a dot product: (query, key) -> (batch, heads, queries, keys)."""
 
 
 @dataclass(frozen=True)
 class ScoreTerms:
-    """How one call of `attend` forms its scores: its arguments of the same names, with the bias of the tap added.
+    """How one call of `attend` computes its scores: its arguments of the same names, with the bias of the tap added.
 
     A tap receives them (`Tap.score_terms`), so that scores and weights can be recomputed exactly afterwards.
     """

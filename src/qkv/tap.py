@@ -1,8 +1,8 @@
-"""The tap: the one way to see, or to change, what flows through a model.
+"""The tap: the one way to observe, or to change, the tensors inside a model.
 
 A tap is passed down a forward pass as one keyword argument. At each *site* the model hands it a tensor and continues
-with whatever the tap returns. `NO_TAP` returns its argument, so that a model without a tap pays for one Python call at
-each site, and for nothing at all once it is compiled.
+with whatever the tap returns. `NO_TAP` returns its argument, so a model without a tap pays for one Python call at each
+site, and for nothing at all once it is compiled.
 
     embedding     the input of the first block                      (batch, length, d_model)
     residual      the output of a block                             (batch, length, d_model)
@@ -19,7 +19,7 @@ each site, and for nothing at all once it is compiled.
 
 `scores` and `weights` exist only where attention is computed step by step. A tap that *replaces* one of them says so
 in `replaces`, and that attention is then computed without the fused kernel. A tap that only reads them need not:
-`score_terms` says how the scores follow from query and key, so that they can be recomputed afterwards, exactly.
+`score_terms` says how the scores follow from query and key, so that they can be recomputed exactly afterwards.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ SITES: tuple[str, ...] = get_args(Site)
 
 
 class Tap:
-    """Changes nothing and records nothing; the base class of every other tap."""
+    """The base class of all taps, which changes nothing and records nothing."""
 
     def replaces(self, site: Site) -> bool:
         """Return whether this tap replaces the tensors of `site` ("scores" and "weights" cost the fused kernel)."""
         return False
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
-        """Receive the tensor at `site`; return the one that the model continues with."""
+        """Receive the tensor at `site` and return the one that the model continues with."""
         return tensor
 
     def score_bias(self, query: Tensor, key: Tensor) -> Tensor | None:
@@ -72,10 +72,10 @@ class Tap:
         """Receive how this attention forms its scores: mask, bias, scale, softcap, sinks, score (see `attend`)."""
 
     def check_applied(self, *, positions: bool = True) -> None:
-        """Raise QkvError if this tap was to change something that has not passed it since the last such check.
+        """Raise QkvError if this tap has not changed everything that it was meant to change since the last such check.
 
         An edit with a misspelled place would otherwise change nothing, and look as if it had no effect.
-        positions: whether to check token positions too, which can only be done once the whole input has passed.
+        positions: whether to check token positions too, which is possible only after the whole input has passed.
         """
 
     def at(self, place: str) -> Tap:
@@ -93,6 +93,6 @@ def matches_place(pattern: str, place: str) -> bool:
 
 
 def nearest_place(pattern: str, places: Iterable[str]) -> str:
-    """Return "; did you mean ...?" for the known place that a misspelled one resembles most; "." without any."""
+    """Return "; did you mean ...?" with the known place that is most similar to a misspelled one; "." without any."""
     near = difflib.get_close_matches(pattern, list(places), n=1, cutoff=0.0)
     return f"; did you mean {near[0]!r}?" if near else "."

@@ -281,8 +281,8 @@ def test_overrides_that_cannot_be_applied_are_all_named() -> None:
     [
         (b"steps: 1\nsteps: 2\n", "line 2, column 1: 'steps' is given twice"),
         (b"steps: [1\n", "line 2, column 1: .*; expected YAML"),
-        (b"", "holds nothing; expected a mapping"),
-        (b"- 1\n", r"holds \[1\]; expected a mapping"),
+        (b"", "contains nothing; expected a mapping"),
+        (b"- 1\n", r"contains \[1\]; expected a mapping"),
         (b"note: \xff\n", "byte 6 is not UTF-8"),
         (b"note: !!python/object/apply:os.getcwd []\n", "line 1, column 7: could not determine a constructor"),
         (b"note: \x00\n", "special characters are not allowed"),

@@ -186,7 +186,7 @@ def test_a_text_beyond_the_learned_positions_is_refused() -> None:
 
 def test_an_encoder_alone_predicts_no_sequence() -> None:
     model = build(spec.Transformer(build_small_spec().encoder, None, spec.Classes(2)))
-    with pytest.raises(SpecError, match="encoder alone"):
+    with pytest.raises(SpecError, match="only an encoder"):
         model.start(None, 1)
 
 

@@ -97,13 +97,14 @@ def test_similar_and_dead_heads() -> None:
     torch.manual_seed(0)
     model = build(build_small_spec(heads=4)).eval()
     given_tokens = tokens(model.spec)
-    assert find_dead_heads(look(model, **given_tokens)) == []
+    assert find_dead_heads(look(model, **given_tokens).heads) == []
     place = "decoder.0.cross_attention"
 
     def without(context: Tensor) -> Tensor:
         return torch.cat([context[:, :2], 0 * context[:, 2:3], context[:, 3:]], dim=1)
 
-    assert find_dead_heads(look(model, **given_tokens, tap=Intervention(place, "context", without))) == [(place, 2)]
+    dead = find_dead_heads(look(model, **given_tokens, tap=Intervention(place, "context", without)).heads)
+    assert [(one.place, one.head) for one in dead] == [(place, 2)]
 
 
 @settings(max_examples=12)
@@ -251,5 +252,5 @@ def test_mistakes_are_named() -> None:
         bent = look(model, [1, 2], [1, 2, 3], tap=Intervention("decoder.0", "residual", torch.neg))
         direct_logit_attribution(model, bent, 0)
     encoder = build(spec.Transformer(build_small_spec().encoder, None, spec.Classes(2))).eval()
-    with pytest.raises(QkvError, match="Transformer that answers tokens"):
+    with pytest.raises(QkvError, match="Transformer with a plain vocabulary head"):
         direct_logit_attribution(encoder, look(encoder, [1, 2]), 0)

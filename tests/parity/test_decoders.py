@@ -294,8 +294,8 @@ def test_a_gguf_model_stays_in_its_blocks(kind: str, written: WriteModel, tmp_pa
 @pytest.mark.parametrize(
     ("says", "expected"),
     [
-        ({"expert_count": 8}, "llama.expert_count=8, which is not known"),
-        ({"rope.dimension_count": 6}, "llama.rope.dimension_count=6, which is not known"),
+        ({"expert_count": 8}, "llama.expert_count=8, which is not supported"),
+        ({"rope.dimension_count": 6}, "llama.rope.dimension_count=6, which is not supported"),
         ({"attention.head_count": 6}, "has 32 rows; expected pairs of rows in 6 heads"),
     ],
 )

@@ -172,7 +172,7 @@ def test_another_archive_is_not_taken_for_it(tmp_path: Path) -> None:
     tensors = write_archive(tmp_path / "whole.npz")
     del tensors["fc_b"]
     np.savez(tmp_path / "model.npz", **tensors)
-    with pytest.raises(CheckpointError, match="does not say what model"):
+    with pytest.raises(CheckpointError, match="does not describe the model"):
         pretrained.load(tmp_path / "model.npz")
     np.savez(tmp_path / "model.npz", **tensors, fc_b=np.zeros(73, np.float32))
     with pytest.raises(CheckpointError, match="fc_b"):

@@ -278,7 +278,7 @@ def test_a_file_alone_that_says_too_little_is_refused(written: WriteModel, tmp_p
     with pytest.raises(CheckpointError, match=r"positions have no name.*\(1, 1, 32\), \(1, 4, 32\), \(1, 9, 32\)"):
         pretrained.load(file)
     save_file({"weight": torch.ones(3)}, file)
-    with pytest.raises(CheckpointError, match="does not say what model its 1 tensors are of"):
+    with pytest.raises(CheckpointError, match="does not describe the model of its 1 tensors"):
         pretrained.load(file)
 
 
@@ -362,9 +362,9 @@ def test_looking_at_an_image_changes_nothing() -> None:
     texts_alone = models.build(
         dataclasses.replace(build_tiny_spec(), encoder=dataclasses.replace(build_stack(), input=spec.Tokens(9)))
     )
-    with pytest.raises(DataError, match="float32 of shape .* given; this model reads tokens"):
+    with pytest.raises(DataError, match="float32 of shape .* given; expected tokens"):
         lens.look(texts_alone, given)
-    with pytest.raises(QkvError, match="Of images or sounds, give a batch"):
+    with pytest.raises(QkvError, match="For images or audio, give a batch"):
         lens.look(model, torch.empty(0, 1, 8, 8))
 
 
@@ -448,7 +448,7 @@ def test_towers_compare_each_with_each() -> None:
         "target: blocks", "target: size", "target: positions: length",
     }  # fmt: skip
     for call in (lambda: model.encode(left), lambda: model.start(None, 1), lambda: model.step(left, None)):  # type: ignore[arg-type]
-        with pytest.raises(SpecError, match="predict no sequence"):
+        with pytest.raises(SpecError, match="predicts no sequence"):
             call()
     with pytest.raises(DataError, match="no target was given"):
         model(left)

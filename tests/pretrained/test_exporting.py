@@ -159,7 +159,7 @@ def test_nothing_half_written_stays(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "file").write_text("whole")
-    with pytest.raises(StorageError, match="there already"), export.create_folder(tmp_path / "kept"):
+    with pytest.raises(StorageError, match="already exists"), export.create_folder(tmp_path / "kept"):
         pass
     assert (tmp_path / "kept" / "file").read_text() == "whole"
     with pytest.raises(StorageError, match="could not be written"), export.create_folder(tmp_path / "kept/file/new"):

@@ -358,7 +358,7 @@ def test_gguf_byte_level_vocabulary(cut: str) -> None:
     for line in draw_lines():
         assert ours.decode(ours.encode(line)) == line
     assert ours.encode("a<|end|>")[-1] == ours.eos == 0
-    with pytest.raises(VocabularyError, match="'nonsense', which is not known"):
+    with pytest.raises(VocabularyError, match="the pre-tokenizer 'nonsense'; expected"):
         load_gguf("nonsense")
 
 
@@ -429,7 +429,7 @@ def test_a_damaged_sentencepiece_model_is_named_or_read(cut: int, flips: list[tu
 
 
 BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
-    "nothing": (dict, "holds no tokenizer"),
+    "nothing": (dict, "contains no tokenizer"),
     "cut model": (
         lambda: {"spiece__model": build_unigram()[:-7]},
         "spiece.model is not a complete SentencePiece model",
@@ -439,18 +439,24 @@ BAD: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     "empty model": (lambda: {"spiece__model": b""}, "it has no pieces"),
     "numbers": (lambda: {"vocab__json": {"a": "b"}, "merges__txt": b""}, "vocab.json: 'a' has the number 'b'"),
     "list": (lambda: {"vocab__json": b"[1]", "merges__txt": b""}, "vocab.json holds a list"),
-    "cut table": (lambda: {"vocab__json": b'{"a": 1', "merges__txt": b""}, "vocab.json is cut short"),
+    "cut table": (lambda: {"vocab__json": b'{"a": 1', "merges__txt": b""}, "vocab.json is truncated"),
     "no merges": (lambda: {"vocab__json": {"a": 0}}, "cannot read .*merges.txt"),
-    "merge": (lambda: {"vocab__json": {"a": 0}, "merges__txt": b"#version: 0.2\na b c\n"}, "entry 2: 'a b c' is no"),
-    "strange merge": (lambda: {"vocab__json": {"a": 0}, "merges__txt": b"a b\n"}, "merges.txt is no table of merges"),
-    "words": (lambda: {"vocab__txt": b"a\nb\n"}, "lacks the token for the unknown"),
+    "merge": (
+        lambda: {"vocab__json": {"a": 0}, "merges__txt": b"#version: 0.2\na b c\n"},
+        "entry 2: 'a b c' is not a merge",
+    ),
+    "strange merge": (
+        lambda: {"vocab__json": {"a": 0}, "merges__txt": b"a b\n"},
+        "merges.txt is not a table of merges",
+    ),
+    "words": (lambda: {"vocab__txt": b"a\nb\n"}, "lacks the unknown token"),
     "not text": (lambda: {"vocab__txt": b"\xff\xfe"}, "cannot read .*vocab.txt"),
     "json": (lambda: {"tokenizer__json": b'{"model": {}}'}, "not a complete tokenizer.json"),
     "gap": (
         lambda: {"source__spm": build_unigram(), "target__spm": build_unigram(), "vocab__json": {"<unk>": 0, "a": 2}},
         "does not number its 2 tokens from 0",
     ),
-    "config": (lambda: {"vocab__txt": b"[UNK]\n", "tokenizer_config__json": {"pad_token": 7}}, "where a token belongs"),
+    "config": (lambda: {"vocab__txt": b"[UNK]\n", "tokenizer_config__json": {"pad_token": 7}}, "instead of a token"),
     "added": (
         lambda: {"vocab__txt": b"[UNK]\n[CLS]\n[SEP]\n", "added_tokens__json": {"x": 9}},
         "puts the token 'x' at 9, and it came at 3",

@@ -575,7 +575,7 @@ def test_marian_damage(tmp_path: Path) -> None:
     path, data = tmp_path / "model.bin", raw(VECTOR)
     good = ("a", 0x0404, (1, 3), data)
     cases: list[tuple[Any, str]] = [
-        ([good, good], "stands for two items"),
+        ([good, good], "two items have the same name"),
         ([("a", 0x8404, (1, 3), data)], "type 0x8404"),
         ([("a", 0x0404, (), data)], r"shape \(\)"),
         ([("a", 0x0404, (-1, 3), data)], "the shape"),

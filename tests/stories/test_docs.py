@@ -73,12 +73,17 @@ def test_the_python_of_the_readme_works(place: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out.startswith("N AY1 T")
 
 
-@pytest.mark.parametrize("page", ["bring-your-own-tensors"])
-def test_the_python_of_a_guide_runs_from_top_to_bottom(page: str, place: Path) -> None:
+@pytest.mark.parametrize("page", ["attribute-a-prediction", "bring-your-own-tensors"])
+def test_the_python_of_a_guide_runs_from_top_to_bottom(
+    page: str, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And prints what the guide says."""
     text = (README.parent / "docs" / "how-to" / f"{page}.md").read_text(encoding="utf-8")
     names: dict[str, object] = {}
     for program in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
         exec(program, names)
+    printed = "".join(re.findall(r"```text\n(.*?)```", text, flags=re.DOTALL))
+    assert capsys.readouterr().out == printed
 
 
 @pytest.mark.parametrize("notebook", sorted(README.parent.glob("examples/*.ipynb")), ids=lambda path: path.stem)

@@ -525,7 +525,7 @@ def write_file(name: str, content: str) -> Callable[[Path], None]:
     [
         ("continue", remove_files("config.json"), "is not a complete model folder: it has neither"),
         ("continue", remove_files("model.safetensors"), "holds no weights"),
-        ("continue", remove_files("tokenizer.json", "tokenizer_config.json"), "holds no tokenizer"),
+        ("continue", remove_files("tokenizer.json", "tokenizer_config.json"), "contains no tokenizer"),
         ("continue", write_file("tokenizer.json", "{"), "is not a complete tokenizer.json"),
         ("continue", write_file("config.json", "{"), "config.json cannot be read"),
         ("continue", change_config(model_type="gpt-9"), "model_type='gpt-9'; expected one of llama"),
@@ -572,7 +572,7 @@ def test_wrong_places_are_named(tmp_path: Path) -> None:
     assert f"give the file: {tmp_path / 'some.gguf'}" in invoke_refused("run", tmp_path, "a")
     assert "some.gguf" in invoke_refused("describe", tmp_path / "some.gguf")
     save_file({"a": torch.zeros(2)}, tmp_path / "some.safetensors")
-    assert "does not say what model" in invoke_refused("run", tmp_path / "some.safetensors", "a")
+    assert "does not describe the model" in invoke_refused("run", tmp_path / "some.safetensors", "a")
 
 
 # -- opening ------------------------------------------------------------------------------------------------------

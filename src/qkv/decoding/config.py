@@ -23,20 +23,21 @@ BeamRulesName = Literal[
 
 @dataclass(frozen=True)
 class BeamRules:
-    """What a beam search of size K does where programs differ.
+    """The choices of a beam search of size K in which programs differ.
 
-    Each step extends the K living hypotheses by every token and ranks the results by log-probability. The best K
-    that have not ended live on. Of those that have ended,
+    Each step extends the K unfinished hypotheses by every token and ranks the results by log-probability. The best K
+    results without an end token are the next unfinished hypotheses. The fields say what happens to the others.
 
-    counts: "best-k" only those among the best K results are collected, or "best-2k" those among the best 2K.
-    holds: "best-k" the K best collected by score are kept, or "first-k" the first K, and then no more.
-    stops: a sentence is done when "bound" no living hypothesis can, at any length up to the greatest, score above
-        the collected one that is n_best-th (exact, for log-probabilities are never positive); "k-bound" the same,
-        but for the K-th; "k-heuristic" K are collected and the best living one would not score above the last of them
-        if it ended where it stands; "k-ended" K are collected.
-    at_length: at the greatest length the living are "forced" to end there, at the end token's own probability;
-        "kept" unended, with their scores, beside the ended; or "kept-if-none-ended".
-    prefix: a forced prefix is "unscored", and adds nothing to score and length, or "scored" as if it were generated.
+    candidates: "best-k" collects the finished hypotheses among the best K results; "best-2k" those among the best 2K.
+    finished_pool: "best-k" keeps the K collected hypotheses with the highest scores; "first-k" keeps the first K.
+    stopping: when the search of a sentence stops. "bound": no unfinished hypothesis can, at any length up to the
+        maximum, score higher than the n_best-th collected one (this is exact, because log-probabilities are never
+        positive). "k-bound": the same for the K-th collected one. "k-heuristic": K hypotheses are collected, and the
+        best unfinished one would not score higher than the last of them if it ended now. "k-ended": K are collected.
+    at_max_length: "forced" ends the unfinished hypotheses with the probability of the end token; "kept" returns them
+        without an end token beside the finished ones; "kept-if-none-ended" does so only if there is no finished one.
+    prefix: a forced prefix is "unscored" and counts neither in the score nor in the length, or it is "scored" as if the
+        model had generated it.
     """
 
     candidates: Literal["best-k", "best-2k"] = "best-2k"
@@ -160,10 +161,12 @@ class Sample:
 class Beam:
     """Beam search. score = log-probability / length_penalty(length) + coverage penalty.
 
-    size: how many hypotheses live at a time (K). n_best: how many to return, best first.
-    coverage: beta of the coverage penalty of Wu et al. 2016, eq. 14, on the cross-attention weights of the last
-        block, averaged over heads; it ranks ended hypotheses and is 0 for none.
-    rules: a name in `RULES`, or rules of one's own.
+    size: the number of unfinished hypotheses at a time (K).
+    length_penalty: the number that the log-probability is divided by.
+    coverage_penalty: beta of the coverage penalty of Wu et al. 2016, eq. 14, on the cross-attention weights of the last
+        block, averaged over heads; it is used to rank finished hypotheses, and 0 turns it off.
+    n_best: the number of results, best first.
+    rules: a name in `BEAM_RULES`, or a `BeamRules`.
     """
 
     size: int = 4
@@ -220,10 +223,11 @@ def can_stop(config: Beam, scores: Sequence[float], best_log_probability: float,
 
 @dataclass(frozen=True)
 class RolloutConfig:
-    """How an agent's actions are chosen: the best, or drawn as often as the model finds them likely (which concerns
-    choices alone, and no numbers).
+    """How an agent chooses its actions.
 
-    context: how many of the last steps the model sees.
+    context_length: the number of most recent steps that the model reads.
+    action_selection: "greedy" takes the most probable action; "sample" draws one from the model's distribution.
+        Continuous actions are always the ones that the model predicts.
     """
 
     context_length: int = 20

@@ -1,4 +1,4 @@
-"""Acting: a model that chooses actions, step by step, with the last steps before its eyes."""
+"""Rollouts: a model plays episodes and chooses each action from the most recent steps."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ _EPISODES_PER_BATCH = 100
 
 
 class RolloutContext:
-    """The last steps of some episodes side by side, and what the model answers to the newest.
+    """The most recent steps of a batch of episodes, from which the model predicts the next actions.
 
-    As long as all steps are seen, each is computed once and kept (keys and values); once the first is out of sight,
-    whatever was computed from it is worth nothing, and all steps in sight are computed anew. Law: either way the
-    answers are those of the steps in sight, computed at once.
+    While an episode is shorter than the context, the keys and values of each step are computed once and cached. As soon
+    as the first step leaves the context, the cache is no longer valid, and all steps of the context are computed again.
+    Both ways give the predictions of a forward pass over the context.
     """
 
     def __init__(self, model: SequenceModel, context_length: int) -> None:

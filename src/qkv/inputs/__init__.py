@@ -1,4 +1,4 @@
-"""What a model reads, turned into one vector for each position and told where it stands."""
+"""Input embeddings: they map what a model reads to one vector for each position."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def build_embedding(config: spec.Stack) -> InputEmbedding:
-    """Build what reads the input of a stack."""
+    """Build the input embedding of a stack."""
     match config.input:
         case spec.Tokens():
             return TokenEmbedding(config, config.input)

@@ -1,4 +1,4 @@
-"""What all readers share: positions, a norm, and dropout on the way into the first block."""
+"""The common part of all input embeddings: positions, a norm, and dropout before the first block."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from qkv.positions import compute_sinusoids
 
 
 class InputEmbedding(nn.Module):
-    """Turns what a stack is given into (batch, length, d_model).
+    """An embedding of a stack's input as vectors (batch, length, d_model).
 
-    apart: how many of the first positions are learned vectors of the model, and no part of what is given.
+    num_prefix_tokens: how many of the first positions are learned vectors of the model rather than part of the input.
     """
 
     num_prefix_tokens = 0
@@ -37,21 +37,23 @@ class InputEmbedding(nn.Module):
 
     @abstractmethod
     def forward(self, inputs: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
-        """What is given -> (batch, length, d_model); its first position is number `past`. mask: which of it is real."""
+        """Embed the input -> (batch, length, d_model). past: the position of the first vector. mask: which elements are
+        real.
+        """
 
     def position_mask(self, mask: Tensor | None) -> Tensor | None:
-        """Which positions are real, (batch, length) bool, from the same of what is given."""
+        """Return which positions are real, (batch, length) bool, from the mask of the input."""
         return mask
 
     def to_parameter_dtype(self, inputs: Tensor) -> Tensor:
-        """Pixels, samples and the like in the floating type of the parameters."""
+        """Convert pixels, samples and the like to the floating-point type of the parameters."""
         return inputs.to(next(self.parameters()).dtype)
 
     def add_positions(self, hidden: Tensor, past: int, mask: Tensor | None = None) -> Tensor:
-        """Add to hidden (batch, length, width) the vectors of its positions (Vaswani et al. 2017, section 3.5).
+        """Add position vectors to hidden (batch, length, width) (Vaswani et al. 2017, section 3.5).
 
-        mask (batch, length) bool: which positions are real; no other is seen from around one.
-        Raises DataError for more than there are learned positions.
+        mask (batch, length) bool: which positions are real; a convolution treats the others as 0.
+        Raises DataError for more positions than were learned.
         """
         end = past + hidden.shape[1]
         if self.positions is not None and end > self.positions.num_embeddings:

@@ -1,4 +1,4 @@
-"""Sound as frames of pitch, such as a log-mel spectrogram: every two frames become a position."""
+"""Audio as spectral frames, such as a log-mel spectrogram; two frames make a position."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from qkv.inputs.stem import build_stem
 
 
 class FrameEmbedding(InputEmbedding):
-    """Look at each frame with its neighbours, then at every other one with its own (Radford et al. 2022, section 2.2).
+    """An embedding of frames by two convolutions, the second with stride 2 (Radford et al. 2022, section 2.2).
 
-    With a stem, look at the frames as at a picture of time and pitch. Frames that a mask calls unreal are silence to
+    With a stem, the frames are convolved like an image of time and frequency. Frames that the mask excludes are 0 for
     all convolutions, so that padding changes nothing.
     """
 
@@ -32,9 +32,9 @@ class FrameEmbedding(InputEmbedding):
             self.conv2 = nn.Conv1d(config.d_model, config.d_model, 3, stride=2, padding=1)
 
     def forward(self, inputs: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
-        """frames (batch, mels, frames) float, mask (batch, frames) bool -> (batch, ceil(frames / each), d_model).
+        """Embed frames (batch, mels, frames) float -> (batch, ceil(frames / frames_per_position), d_model).
 
-        Raises DataError for another shape, or for more frames than there are positions for.
+        mask: (batch, frames) bool. Raises DataError for another shape, or for more frames than there are positions for.
         """
         shape, mels = tuple(inputs.shape), self.input_config.mels
         if len(shape) != 3 or shape[1] != mels or not shape[2]:
@@ -56,10 +56,10 @@ class FrameEmbedding(InputEmbedding):
         return result
 
     def position_mask(self, mask: Tensor | None) -> Tensor | None:
-        """(batch, frames) bool -> (batch, ceil(frames / each)): a position is real if the frame in its middle is."""
+        """Map (batch, frames) bool -> (batch, positions): a position is real if the frame in its middle is."""
         return None if mask is None else mask[:, :: self.input_config.frames_per_position]
 
 
 def _zero_padding(frames: Tensor, mask: Tensor | None) -> Tensor:
-    """Frames (batch, ..., frames) with 0 where the mask (batch, frames) says that none was."""
+    """Set frames (batch, ..., frames) to 0 where the mask (batch, frames) is False."""
     return frames if mask is None else frames.masked_fill(~mask.view(len(mask), *(1,) * (frames.ndim - 2), -1), 0)

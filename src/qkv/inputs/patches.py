@@ -1,4 +1,4 @@
-"""Images: cut into squares, each given a vector and told where it stands."""
+"""Images, split into square patches, each of which becomes a vector."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from qkv.inputs.stem import build_stem
 
 
 class PatchEmbedding(InputEmbedding):
-    """Turn each square of an image into a vector, put learned ones before them (Dosovitskiy et al. 2021, section 3.1).
+    """An embedding of image patches with learned vectors before them (Dosovitskiy et al. 2021, section 3.1).
 
-    The order is: leading vectors, registers, then the patches row by row.
+    The order is: class tokens, registers, then the patches row by row.
     """
 
     def __init__(self, config: spec.Stack, input_config: spec.Patches) -> None:
@@ -34,9 +34,9 @@ class PatchEmbedding(InputEmbedding):
         )
 
     def forward(self, inputs: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
-        """images (batch, channels, height, width) float -> (batch, apart + rows * columns, d_model).
+        """Embed images (batch, channels, height, width) float -> (batch, num_prefix_tokens + rows * columns, d_model).
 
-        Raises DataError for images of other channels or whose sides are no multiples of a patch's.
+        Raises DataError for another number of channels, or sides that are not multiples of a patch's.
         """
         batch, (rows, columns) = inputs.shape[0], self.grid(inputs)
         size, inputs = self.side, self.to_parameter_dtype(inputs)
@@ -57,7 +57,9 @@ class PatchEmbedding(InputEmbedding):
         return result
 
     def grid(self, images: Tensor) -> tuple[int, int]:
-        """How many rows and columns of patches images (batch, channels, height, width) have; DataError as `forward`."""
+        """Return the rows and columns of patches in images (batch, channels, height, width). Raises DataError as
+        `forward`.
+        """
         size, channels = self.input_config.size, self.input_config.channels
         shape = tuple(images.shape)
         if len(shape) != 4 or shape[1] != channels or shape[2] % size or shape[3] % size or 0 in shape[2:]:
@@ -68,7 +70,9 @@ class PatchEmbedding(InputEmbedding):
         return shape[2] // size, shape[3] // size
 
     def _interpolate(self, positions: Tensor, rows: int, columns: int) -> Tensor:
-        """The vectors of the positions (apart from registers') for a grid of another size than that learned for."""
+        """Interpolate the vectors of the positions (registers have none) for a grid of another size than the learned
+        one.
+        """
         leading, learned = positions[: self.input_config.class_tokens], positions[self.input_config.class_tokens :]
         side = math.isqrt(len(learned))
         if (rows, columns) == (side, side):

@@ -1,4 +1,4 @@
-"""Convolutions over a picture, of an image or of a sound, before any of it is made a vector."""
+"""Convolutional stems of images and spectrograms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from qkv import spec
 
 
 class StemConvolution(nn.Conv2d):
-    """A convolution before a norm, if there is one, and a GELU; `added`: to what it read (He et al. 2016)."""
+    """A convolution, an optional norm and a GELU; optionally added to its input (He et al. 2016)."""
 
     def __init__(self, in_channels: int, config: spec.Convolution, norm: str, has_residual: bool) -> None:
         width = config.kernel_size
@@ -18,13 +18,14 @@ class StemConvolution(nn.Conv2d):
         self.has_residual = has_residual
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """(batch, channels, height, width) -> (batch, its own, ceil(height / stride), ceil(width / stride))."""
+        """Apply it: (batch, channels, height, width) -> (batch, channels, ceil(height / stride),
+        ceil(width / stride))."""
         activated = functional.gelu(self.norm(super().forward(inputs)))
         return inputs + activated if self.has_residual else activated
 
 
 def build_stem(input_config: spec.Patches | spec.Frames, channels: int) -> nn.ModuleList:
-    """The steps that a stack begins with, for a picture of so many channels."""
+    """Build the convolutions that precede the embedding, for an input with `channels` channels."""
     before = [channels, *(one.channels for one in input_config.stem)]
     return nn.ModuleList(
         StemConvolution(

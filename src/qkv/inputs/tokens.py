@@ -1,4 +1,4 @@
-"""Tokens: each is given its vector and told where it stands."""
+"""Tokens, each of which becomes a vector."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qkv.inputs.base import InputEmbedding
 
 
 class TokenEmbedding(InputEmbedding):
-    """Look each token's vector up, scale, add its position's, normalise (Vaswani et al. 2017, sections 3.4, 3.5)."""
+    """An embedding of tokens: look up, scale, add positions, normalise (Vaswani et al. 2017, sections 3.4, 3.5)."""
 
     def __init__(self, config: spec.Stack, input_config: spec.Tokens) -> None:
         width = input_config.width or config.d_model
@@ -31,9 +31,10 @@ class TokenEmbedding(InputEmbedding):
     def forward(self, inputs: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
         """Return the vectors of the positions, (batch, length, d_model), for tokens (batch, length) int64.
 
-        Or for vectors (batch, length, width) float, which take the place of those of the tokens, scale included. They
-        belong to the first segment. past: the position of the first of them.
-        Raises DataError for a tensor of another shape, such as an image or a sound.
+        Vectors (batch, length, width) float are also accepted: they replace those of the tokens, scale included, and
+        belong
+        to the first segment. past: the position of the first of them.
+        Raises DataError for a tensor of another shape, such as an image or audio.
         """
         is_vectors = inputs.is_floating_point()
         if is_vectors and (inputs.dim() != 3 or inputs.shape[-1] != self.tokens.embedding_dim):

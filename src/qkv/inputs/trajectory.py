@@ -1,4 +1,4 @@
-"""What an agent went through: returns, states and actions, step by step."""
+"""Trajectories of an agent: returns, states and actions, step by step."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from qkv.inputs.base import InputEmbedding
 
 
 class TrajectoryEmbedding(InputEmbedding):
-    """Make each step three positions, that all carry the vector of its time (Chen et al. 2021, section 3); without
-    returns, two."""
+    """An embedding of trajectories: each step becomes three positions (two without returns) that share the vector of
+    its
+    time (Chen et al. 2021, section 3).
+    """
 
     def __init__(self, config: spec.Stack, input_config: spec.Trajectory) -> None:
         super().__init__(config, config.d_model)
@@ -23,11 +25,12 @@ class TrajectoryEmbedding(InputEmbedding):
         self.actions = nn.Linear(input_config.action_dim, config.d_model)
 
     def forward(self, inputs: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
-        """steps (batch, steps, 2 + state + action) float -> (batch, 3 * steps, d_model), or 2 * steps.
+        """Embed steps (batch, steps, 2 + state + action) float -> (batch, 3 * steps, d_model), or 2 * steps.
 
-        A step's numbers are its time, counted from 0 in its episode, the return it is to reach, its state and its
-        action (any, where that is yet to be chosen); mask (batch, steps) bool. Raises DataError for another shape, or
-        a time outside what was learned.
+        The numbers of a step are its time, counted from 0 in its episode, its return-to-go, its state and its action
+        (arbitrary if it is yet to be chosen); mask (batch, steps) bool. Raises DataError for another shape, or for a
+        time
+        beyond the learned ones.
         """
         shape, width = tuple(inputs.shape), 2 + self.input_config.state_dim + self.input_config.action_dim
         if len(shape) != 3 or shape[2] != width or not shape[1]:
@@ -37,7 +40,7 @@ class TrajectoryEmbedding(InputEmbedding):
                 f"{self.input_config.action_dim} of its action"
             )
         times = inputs[..., 0].long()
-        exported = torch.compiler.is_exporting()  # a graph cannot look at numbers and refuse
+        exported = torch.compiler.is_exporting()  # a graph cannot inspect numbers and raise an error
         if not exported and (int(times.min()) < 0 or int(times.max()) >= self.times.num_embeddings):
             raise DataError(
                 f"times from {int(times.min())} to {int(times.max())} were given; this model knows "
@@ -56,5 +59,5 @@ class TrajectoryEmbedding(InputEmbedding):
         return result
 
     def position_mask(self, mask: Tensor | None) -> Tensor | None:
-        """(batch, steps) bool -> (batch, 3 * steps), or 2 * steps."""
+        """Map (batch, steps) bool -> (batch, 3 * steps), or 2 * steps."""
         return None if mask is None else mask.repeat_interleave(self.input_config.positions_per_step, dim=1)

@@ -1,4 +1,4 @@
-"""Sound as it is: convolutions turn some hundreds of samples into a position."""
+"""Audio as a waveform; convolutions turn some hundreds of samples into a position."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qkv.inputs.base import InputEmbedding
 
 
 class WaveformEmbedding(InputEmbedding):
-    """Convolve the samples to ever slower features, normalise and project them (Baevski et al. 2020, section 2)."""
+    """An embedding of samples by strided convolutions, a norm and a projection (Baevski et al. 2020, section 2)."""
 
     def __init__(self, config: spec.Stack, input_config: spec.Waveform) -> None:
         super().__init__(config, config.d_model)
@@ -34,9 +34,9 @@ class WaveformEmbedding(InputEmbedding):
             self.min_samples = (self.min_samples - 1) * one.stride + one.kernel_size
 
     def forward(self, inputs: Tensor, past: int = 0, mask: Tensor | None = None) -> Tensor:
-        """samples (batch, samples) float, mask the same bool -> (batch, positions, d_model).
+        """Embed samples (batch, samples) float -> (batch, positions, d_model). mask: the same shape, bool.
 
-        Raises DataError for another shape, or for a sound too short for a position.
+        Raises DataError for another shape, or for audio that is too short for one position.
         """
         if inputs.ndim != 2 or inputs.shape[1] < self.min_samples:
             raise DataError(
@@ -51,7 +51,7 @@ class WaveformEmbedding(InputEmbedding):
         return result
 
     def position_mask(self, mask: Tensor | None) -> Tensor | None:
-        """(batch, samples) bool -> (batch, positions): real are those that see real samples alone; padding is last."""
+        """Map (batch, samples) bool -> (batch, positions): a position is real if it sees real samples only."""
         if mask is None:
             return None
         lengths, positions = mask.sum(dim=1), mask.shape[1]
@@ -64,9 +64,9 @@ class WaveformEmbedding(InputEmbedding):
 
 
 class _ConvolutionLayer(nn.Module):
-    """One convolution, a norm where it has one, and a GELU. norm: over time ("first"), over channels ("each") or none.
+    """A convolution, an optional norm and a GELU. norm: over time ("first"), over channels ("each") or none.
 
-    Over time, padding counts as sound: models that have this norm were trained so, and are given no mask.
+    The norm over time includes padding: models that have it were trained in this way, and receive no mask.
     """
 
     def __init__(self, channels: int, config: spec.Convolution, bias: bool, norm: str) -> None:
@@ -79,7 +79,7 @@ class _ConvolutionLayer(nn.Module):
             self.norm = nn.LayerNorm(config.channels)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(batch, channels, length) -> (batch, the next layer's channels, its length)."""
+        """Apply it: (batch, channels, length) -> (batch, channels of the next layer, its length)."""
         hidden = self.convolution(hidden)
         hidden = self.norm(hidden.mT).mT if isinstance(self.norm, nn.LayerNorm) else self.norm(hidden)
         return functional.gelu(hidden)

@@ -1,4 +1,4 @@
-"""The models: what a spec becomes."""
+"""Models, built from specs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["SequenceModel", "State", "build", "build_on_meta"]
 
 
 def build(config: spec.Spec) -> SequenceModel:
-    """Build the model a spec describes, its parameters drawn fresh from torch's generator."""
+    """Build the model that a spec describes, with parameters drawn from torch's generator."""
     if isinstance(config, spec.Transformer):
         return Transformer(config)
     if isinstance(config, spec.DualEncoder):
@@ -28,13 +28,14 @@ def build(config: spec.Spec) -> SequenceModel:
 
 
 def build_on_meta(config: spec.Spec) -> SequenceModel:
-    """Build the model a spec describes without memory: its parameters have shapes, and no numbers (device meta)."""
+    """Build the model that a spec describes on the meta device: its parameters have shapes but no memory."""
     with torch.device("meta"), _SkipInit():
         return build(config)
 
 
 class _SkipInit(TorchFunctionMode):
-    """Draws nothing: on the device meta torch would load its compiler for that, which takes seconds."""
+    """A mode that skips initialisation: on the meta device, torch would load its compiler for it,
+    which takes seconds."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.__name__ in _INIT_FUNCTIONS:
@@ -42,4 +43,4 @@ class _SkipInit(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-_INIT_FUNCTIONS = ("normal_", "uniform_", "kaiming_uniform_")  # of tensors, and of torch.nn.init
+_INIT_FUNCTIONS = ("normal_", "uniform_", "kaiming_uniform_")  # methods of tensors, and functions of torch.nn.init

@@ -1,15 +1,15 @@
-"""The recurrent encoder-decoder: without attention, and with the attentions that came before the Transformer.
+"""The recurrent encoder-decoder, without attention or with the attentions that preceded the Transformer.
 
-It calls the same `attend`, so the lens sees the same things in it:
+It calls the same `attend`, so the lens observes the same tensors in it:
 
                  query                           key              value           scores
     additive     W (state before the step)       U (memory)       memory          v . tanh(query + key)
     dot          state after the step            memory           memory          query . key
     general      state after the step            W (memory)       memory          query . key
 
-Additive attention (Bahdanau et al. 2015) looks back *before* each step, and what it takes goes into the step: the
-decoder has to run position by position. Dot and general attention (Luong et al. 2015, without input feeding) look
-back *after* it, so that training runs over all positions at once.
+Additive attention (Bahdanau et al. 2015) attends *before* each step, and its context is an input of the step, so that
+the decoder has to run position by position. Dot and general attention (Luong et al. 2015, without input feeding)
+attend *after* it, so that training runs over all positions at once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from qkv.outputs import VocabularyHead
 from qkv.tap import NO_TAP, Tap
 
 Hidden = tuple[Tensor, ...]
-"""What one layer remembers, each (batch, d_model): the state and, in an LSTM, the cell."""
+"""The states of one layer, each (batch, d_model): the hidden state and, in an LSTM, the cell."""
 
 _LAYERS: dict[str, type[nn.GRU] | type[nn.LSTM]] = {"gru": nn.GRU, "lstm": nn.LSTM}
 _CELLS: dict[str, type[nn.GRUCell] | type[nn.LSTMCell]] = {"gru": nn.GRUCell, "lstm": nn.LSTMCell}
@@ -40,9 +40,9 @@ _CELLS: dict[str, type[nn.GRUCell] | type[nn.LSTMCell]] = {"gru": nn.GRUCell, "l
 
 @dataclass
 class RecurrentState:
-    """Where the decoder stands after `length` tokens: what each layer remembers, and what it may look back at.
+    """The state of the decoder after `length` tokens: that of each layer, and the memory that it attends to.
 
-    origin (rows,): which row of the first batch each row came from; rows of one origin share their memory.
+    origin (rows,): the row of the first batch that each row came from; rows of one origin share their memory.
     key (rows, 1, sources, d_model): the memory as the attention's keys, computed once; None without attention.
     """
 
@@ -53,16 +53,16 @@ class RecurrentState:
     length: int = 0
 
     def reorder(self, index: Tensor) -> RecurrentState:
-        """Pick or repeat rows; the number of rows may change. The old state must not be used again."""
+        """Select or repeat rows; the number of rows may change. The old state must not be used again."""
         origin, memory, key = self.origin[index], self.memory, self.key
-        if not torch.equal(origin, self.origin):  # a beam that moves within its sentence keeps its memory
+        if not torch.equal(origin, self.origin):  # a beam that is reordered within its sentence keeps its memory
             memory, key = memory.select(index), None if key is None else key[index]
         hidden = tuple(tuple(part[index] for part in layer) for layer in self.hidden)
         return RecurrentState(origin, memory, key, hidden, self.length)
 
 
 class Embedding(nn.Module):
-    """Look each token's vector up; recurrence itself tells where a token stands."""
+    """An embedding of tokens without positions, which recurrence makes unnecessary."""
 
     def __init__(self, config: spec.Tokens, d_model: int) -> None:
         super().__init__()
@@ -71,13 +71,14 @@ class Embedding(nn.Module):
         self.dropout = Dropout()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """tokens (batch, length) int64 -> (batch, length, d_model)."""
+        """Embed tokens (batch, length) int64 -> (batch, length, d_model)."""
         embedded: Tensor = self.dropout(self.tokens(tokens) * self.scale)
         return embedded
 
 
 class Encoder(nn.Module):
-    """Reads the source forwards, and backwards too if asked; each direction then has half of d_model.
+    """An encoder that reads the source forwards and, if bidirectional, backwards, with half of d_model for each
+    direction.
 
     Bahdanau et al. 2015, section 3.2.
     """
@@ -94,13 +95,14 @@ class Encoder(nn.Module):
         self.dropouts = nn.ModuleList(Dropout() for _ in range(config.layers))
 
     def forward(self, source: Tensor, mask: Tensor | None = None, tap: Tap = NO_TAP) -> Tensor:
-        """source (batch, sources) int64, mask the same, bool, True first -> (batch, sources, d_model), 0 at padding."""
+        """Encode source (batch, sources) int64 -> (batch, sources, d_model), 0 at padding. mask: the
+        same shape, bool."""
         hidden = tap("embedding", self.embedding(source))
         lengths = _count_tokens(mask)
         for layer, dropout in zip(self.layers, self.dropouts, strict=True):
             if lengths is None:
                 hidden = layer(hidden)[0]
-            else:  # packed, the backward direction starts at each row's own last token
+            else:  # packed, so that the backward direction starts at each row's own last token
                 packed = pack_padded_sequence(hidden, lengths, batch_first=True, enforce_sorted=False)
                 hidden, _ = pad_packed_sequence(layer(packed)[0], batch_first=True, total_length=source.shape[1])
             hidden = dropout(hidden)
@@ -108,7 +110,7 @@ class Encoder(nn.Module):
 
 
 def _count_tokens(mask: Tensor | None) -> Tensor | None:
-    """How many tokens each row has, on the CPU; None if nothing is padding."""
+    """Return the number of tokens in each row, on the CPU; None if there is no padding."""
     if mask is None or bool(mask.all()):
         return None
     if not bool((mask[:, 0] & (mask[:, :-1] >= mask[:, 1:]).all(dim=1)).all()):
@@ -120,7 +122,7 @@ def _count_tokens(mask: Tensor | None) -> Tensor | None:
 
 
 class CrossAttention(nn.Module):
-    """Looks back at the memory: one head, whose values are the memory itself."""
+    """Attention to the memory: one head, whose values are the memory itself."""
 
     def __init__(self, kind: str, d_model: int) -> None:
         super().__init__()
@@ -129,16 +131,17 @@ class CrossAttention(nn.Module):
         self.vector = nn.Parameter(torch.empty(d_model)) if kind == "additive" else None
 
     def compute_keys(self, memory: Memory) -> Tensor:
-        """The memory as keys, (batch, 1, sources, d_model)."""
+        """Compute the keys of the memory, (batch, 1, sources, d_model)."""
         return (memory.states if self.key is None else self.key(memory.states)).unsqueeze(1)
 
     def score(self, query: Tensor, key: Tensor) -> Tensor:
-        """v . tanh(query + key) for each query and key (Bahdanau et al. 2015, appendix A.1.2)."""
+        """Compute v . tanh(query + key) for each query and key (Bahdanau et al. 2015, appendix A.1.2)."""
         assert self.vector is not None
         return torch.tanh(query.unsqueeze(3) + key.unsqueeze(2)) @ self.vector
 
     def forward(self, query: Tensor, key: Tensor, memory: Memory, tap: Tap = NO_TAP) -> Tensor:
-        """query (batch, queries, d_model), key from `keys` -> context (batch, queries, d_model)."""
+        """Attend from query (batch, queries, d_model) to keys from `compute_keys` -> context (batch,
+        queries, d_model)."""
         context = attend(
             query.unsqueeze(1),
             key,
@@ -152,10 +155,10 @@ class CrossAttention(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Writes the target token by token, from the encoder's last state and from what its attention takes.
+    """A decoder that starts from the encoder's last state and attends to its memory.
 
-    With additive attention, the first layer asks and is given the context, as in Bahdanau et al. 2015; the layers
-    above it, if any, need no step of their own (as in Wu et al. 2016, section 3).
+    With additive attention, the first layer makes the query and receives the context, as in Bahdanau et al. 2015; the
+    layers above it, if any, then run over all positions at once (as in Wu et al. 2016, section 3).
     """
 
     def __init__(self, config: spec.Recurrent) -> None:
@@ -167,7 +170,7 @@ class Decoder(nn.Module):
         self.bridge = nn.Linear(d_model, config.layers * self.parts * d_model) if config.bridged else None
         self.cross_attention = CrossAttention(config.attention, d_model) if config.attention else None
         additive = config.attention == "additive"
-        # The cell's input is the embedding and, beside it, the context.
+        # The input of the cell is the embedding concatenated with the context.
         self.cell = _CELLS[config.cell](2 * d_model, d_model) if additive else None
         self.layers = nn.ModuleList(
             _LAYERS[config.cell](d_model, d_model, batch_first=True) for _ in range(config.layers - additive)
@@ -178,7 +181,7 @@ class Decoder(nn.Module):
         self.readout_dropout = Dropout()
 
     def start(self, memory: Memory) -> tuple[Hidden, ...]:
-        """What the layers remember before the first token, from where each direction of the encoder ended.
+        """Return the states of the layers before the first token, from the last state of each direction of the encoder.
 
         state = tanh(W end + b), as in Bahdanau et al. 2015, appendix A.2.2; an LSTM's cell starts without the tanh.
         Without a bridge, state = end.
@@ -199,7 +202,7 @@ class Decoder(nn.Module):
         return tuple((state.tanh(), cell) for state, cell in zip(vectors[::2], vectors[1::2], strict=True))
 
     def forward(self, tokens: Tensor, state: RecurrentState, tap: Tap = NO_TAP) -> tuple[Tensor, RecurrentState]:
-        """tokens (batch, n) -> what is to be answered from, (batch, n, d_model), and the state after them."""
+        """Decode tokens (batch, n) -> the input of the head, (batch, n, d_model), and the new state."""
         embedded = tap("embedding", self.embedding(tokens))
         hidden, after, context = embedded, [], None
         look = tap.at("cross_attention")
@@ -223,10 +226,11 @@ class Decoder(nn.Module):
         return hidden, state
 
     def _run_additive(self, embedded: Tensor, state: RecurrentState, tap: Tap) -> tuple[Tensor, Tensor, Hidden]:
-        """Ask, then step, position by position: states and contexts (batch, n, d_model), what is remembered.
+        """Attend, then step, position by position; return states and contexts (batch, n, d_model), and the last states.
 
-        Everything that does not depend on the step before is computed for all positions at once, and the two products
-        with the state before (its share in the gates, its query) in one.
+        Everything that does not depend on the previous step is computed for all positions at once, and the two products
+        with
+        the previous state (its share in the gates, and its query) as one.
         """
         cell, attention, key = self.cell, self.cross_attention, state.key
         assert cell is not None and attention is not None and attention.query is not None and key is not None
@@ -248,7 +252,7 @@ class Decoder(nn.Module):
 
 
 def _step_gru(inputs: Tensor, recurrent: Tensor, state: Tensor) -> Hidden:
-    """One step of a gated recurrent unit, its gates in torch's order: reset, update, new (Cho et al. 2014)."""
+    """Compute one step of a gated recurrent unit, gates in torch's order: reset, update, new (Cho et al. 2014)."""
     d_model = state.shape[-1]
     reset, update = torch.sigmoid(inputs[:, : 2 * d_model] + recurrent[:, : 2 * d_model]).chunk(2, dim=-1)
     new = torch.tanh(torch.addcmul(inputs[:, 2 * d_model :], reset, recurrent[:, 2 * d_model :]))
@@ -256,14 +260,14 @@ def _step_gru(inputs: Tensor, recurrent: Tensor, state: Tensor) -> Hidden:
 
 
 def _step_lstm(inputs: Tensor, recurrent: Tensor, state: Tensor, cell: Tensor) -> Hidden:
-    """One step of a long short-term memory, its gates in torch's order: input, forget, new, output (Gers 2000)."""
+    """Compute one step of a long short-term memory, gates in torch's order: input, forget, new, output (Gers 2000)."""
     enter, forget, new, leave = (inputs + recurrent).chunk(4, dim=-1)
     cell = torch.sigmoid(forget) * cell + torch.sigmoid(enter) * torch.tanh(new)
     return torch.sigmoid(leave) * torch.tanh(cell), cell
 
 
 def _run_layer(layer: nn.Module, inputs: Tensor, before: Hidden) -> tuple[Tensor, Hidden]:
-    """Run a whole layer over (batch, n, d_model) from what it remembers; the fused path of torch."""
+    """Run a whole layer over (batch, n, d_model) from its previous states, on torch's fused path."""
     first = tuple(part.unsqueeze(0).contiguous() for part in before)
     hidden, last = layer(inputs, first if len(first) > 1 else first[0])
     last = last if isinstance(last, tuple) else (last,)
@@ -271,7 +275,7 @@ def _run_layer(layer: nn.Module, inputs: Tensor, before: Hidden) -> tuple[Tensor
 
 
 class Recurrent(SequenceModel):
-    """The model a `spec.Recurrent` describes."""
+    """The model of a `spec.Recurrent`."""
 
     def __init__(self, config: spec.Recurrent) -> None:
         super().__init__()
@@ -282,12 +286,14 @@ class Recurrent(SequenceModel):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw fresh parameters from torch's generator.
+        """Draw new parameters from torch's generator.
 
-        Gates: Xavier-uniform from the input, orthogonal from the state (as in Bahdanau et al. 2015, appendix B.1),
-        gate by gate; biases 0 but an LSTM's forget gate, 1, so that it starts out remembering (Gers 2000). Linear
-        layers: Xavier-uniform with zero bias. Embeddings, the answer's vectors and the additive score's v: normal with
-        deviation 1 / sqrt(d_model).
+        Gates: Xavier-uniform from the input, orthogonal from the state (as in Bahdanau et al. 2015, appendix B.1), gate
+        by
+        gate; biases 0 but an LSTM's forget gate, 1, so that it remembers at first (Gers 2000). Linear layers: Xavier-
+        uniform
+        with zero bias. Embeddings, the output matrix and the additive score's v: normal with
+        standard deviation 1 / sqrt(d_model).
         """
         deviation = self.head.weight.shape[1] ** -0.5
         for module in self.modules():
@@ -337,7 +343,9 @@ class Recurrent(SequenceModel):
         target_mask: Tensor | None = None,
         tap: Tap = NO_TAP,
     ) -> Tensor:
-        """See `SequenceModel`. Target padding stands after the last token, where it cannot reach an earlier one."""
+        """Return all logits, see `SequenceModel`. Target padding follows the last token, where it cannot affect earlier
+        ones.
+        """
         if source is None or target is None:
             given = "no source" if source is None else "no target"
             raise DataError(f"{given} was given; a recurrent encoder-decoder needs both: pass source= and target=")
@@ -351,10 +359,11 @@ class Recurrent(SequenceModel):
 
 
 def _disable_autocast() -> torch.autocast:
-    """Keep recurrence in its parameters' own precision on a CPU.
+    """Run recurrence in the precision of its parameters on a CPU.
 
-    torch has no bfloat16 LSTM on CPUs without the instructions for it, and there the small products of a step were
-    measured to run ten times slower.
+    torch has no bfloat16 LSTM for CPUs without bfloat16 instructions, and the small products of a step measured ten
+    times
+    slower there.
     """
     return torch.autocast("cpu", enabled=False)
 

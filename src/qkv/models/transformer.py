@@ -1,4 +1,4 @@
-"""The Transformer (Vaswani et al. 2017): encoder-decoder, decoder alone or encoder alone, as its spec says."""
+"""The Transformer (Vaswani et al. 2017): encoder-decoder, decoder only or encoder only, as its spec says."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from qkv.tap import NO_TAP, Tap
 
 
 class Stack(nn.Module):
-    """Embedding and blocks; works out once for all blocks what they may see and where everything stands."""
+    """An embedding and blocks; it computes masks and positions once for all blocks."""
 
     def __init__(self, config: spec.Stack, d_memory: int | None) -> None:
         super().__init__()
@@ -64,9 +64,10 @@ class Stack(nn.Module):
 
         inputs: what the embedding reads, such as tokens (batch, length) int64 or vectors (batch, length, d_model).
         mask: (batch, length) bool, False for padding; or (batch, queries, keys) bool, True where a query may attend,
-            which takes the place of the model's own causal rule and window, as a prefix language model needs it.
-        past: how many positions are cached. documents: (batch, length) int64, the text of its row that a position
-            belongs to; it attends to no other.
+            which replaces the model's own causal rule and window, as a prefix language model needs it.
+        past: the number of cached positions. documents: (batch, length) int64, the document that a position belongs to;
+        it
+            attends to no other.
         """
         allowed = mask if mask is not None and mask.dim() == 3 else None
         hidden = tap("embedding", self.embedding(inputs, past, None if allowed is not None else mask))
@@ -79,7 +80,7 @@ class Stack(nn.Module):
             attention = self.config.blocks[number % len(self.blocks)].self_attention
             if isinstance(attention, spec.SSRU):
                 if documents is not None:
-                    raise SpecError("an SSRU was given several texts in a row, which it cannot keep apart")
+                    raise SpecError("an SSRU was given several documents in a row, which it cannot separate")
                 if allowed is not None:
                     raise SpecError("an SSRU was given a mask of queries by keys; expected (batch, length) bool")
                 placing = AttentionInputs(mask)
@@ -105,11 +106,11 @@ class Stack(nn.Module):
         return result
 
     def position_mask(self, mask: Tensor | None) -> Tensor | None:
-        """Return which positions are real, (batch, length) bool; None for all, as with a mask of queries by keys."""
+        """Return which positions are real, (batch, length) bool; None for all, and with a mask of queries by keys."""
         return self.embedding.position_mask(None if mask is None or mask.dim() == 3 else mask)
 
     def build_caches(self) -> list[BlockCache]:
-        """What its blocks keep between steps, before the first: one a block, and one for each time it is repeated."""
+        """Return empty caches for decoding: one for each block, and for each time it is repeated."""
         blocks = self.config.blocks * self.config.repeats
         return [
             BlockCache(SSRUCache() if isinstance(block.self_attention, spec.SSRU) else KeyValueCache())
@@ -122,10 +123,10 @@ class Stack(nn.Module):
         length, device = hidden.shape[1], hidden.device
         position = attention.position
         large = hidden.shape[0] * length * (past + length) > MAX_MASK_ELEMENTS
-        # A long text some tokens at a time: a trace keeps them all. In a graph that is made `past` is no number yet.
+        # A long text processed in chunks; a trace keeps all of them. In an exported graph `past` is not a number.
         reading = isinstance(past, int) and past > 0 and length > 1 and rule.key_mask is None
-        # The kernel's own causal flag costs nothing, and a rule that is too large is taken by rows; any other becomes
-        # one matrix for all blocks that share it.
+        # The kernel's own causal flag costs nothing, and a rule that is too large is applied by rows; any other becomes
+        # one matrix, which all blocks with this rule share.
         stays = rule.is_only_causal or ((large or reading) and isinstance(position, spec.Rotary | None))
         visible = rule if stays else rule.to_tensor(length, past + length, device)
         if isinstance(position, spec.Rotary):
@@ -145,14 +146,14 @@ class Stack(nn.Module):
 
 
 def _get_token_embedding(stack: Stack) -> nn.Embedding:
-    """The token vectors of a stack; SpecError if it reads something else."""
+    """Return the token embedding of a stack. Raises SpecError if it reads something else."""
     if not isinstance(stack.embedding, TokenEmbedding):
         raise SpecError("head=Vocabulary or shared_embedding was given; the stack must then read Tokens")
     return stack.embedding.tokens
 
 
 class Transformer(SequenceModel):
-    """The model a `spec.Transformer` describes."""
+    """The model of a `spec.Transformer`."""
 
     def __init__(self, config: spec.Transformer) -> None:
         super().__init__()
@@ -196,13 +197,15 @@ class Transformer(SequenceModel):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw fresh parameters from torch's generator.
+        """Draw new parameters from torch's generator.
 
-        Linear layers: Xavier-uniform with zero bias, as in the 2017 code; those that write into the residual of a
-        pre-norm block are scaled by 1 / sqrt(2 * blocks) (Radford et al. 2019). Embeddings: normal with deviation
-        1 / sqrt(d_model) where they are scaled or answer as well, else 1; vectors that only answer, half of the former;
-        what is learned beside what is read that is no token, 0.02, and what scores classes 0 (Dosovitskiy et al. 2021,
-        in its authors' code).
+        Linear layers: Xavier-uniform with zero bias, as in the 2017 code; those that write into the residual of a pre-
+        norm
+        block are scaled by 1 / sqrt(2 * blocks) (Radford et al. 2019). Embeddings: normal with
+        standard deviation 1 / sqrt(d_model) where they are scaled or tied to the output, else 1; untied output vectors,
+        half of
+        the former. Learned vectors of inputs other than tokens: 0.02, and classifiers 0 (Dosovitskiy et al. 2021, in
+        its authors' code).
         """
         answer = self.head.vocabulary if isinstance(self.head, PointerGeneratorHead) else self.head
         vocabulary = answer if isinstance(answer, VocabularyHead) else None
@@ -245,9 +248,9 @@ class Transformer(SequenceModel):
         return Memory(states, mask)
 
     def compute_encoder_logits(self, memory: Memory) -> Tensor:
-        """What the encoder answers by itself: logits (batch, sources, labels). Raises SpecError if it does not."""
+        """Compute the encoder's own logits (batch, sources, labels). Raises SpecError if it has no head."""
         if self.encoder_head is None:
-            raise SpecError("this model's encoder answers nothing by itself; expected a spec with encoder_head")
+            raise SpecError("this model's encoder has no head; expected a spec with encoder_head")
         logits: Tensor = self.encoder_head(memory.states)
         return logits
 
@@ -260,11 +263,14 @@ class Transformer(SequenceModel):
         documents: Tensor | None = None,
         selected: Tensor | None = None,
     ) -> Tensor:
-        """The logits of `forward`, of a source that `encode` has read; with `where` (batch, targets) bool of a decoder
-        alone those of the places that are True, (places, vocab): a large vocabulary costs as much as many blocks."""
+        """Compute the logits of `forward` for a memory from `encode`.
+
+        where: (batch, targets) bool, for a decoder-only model: return only the logits of the positions that are True,
+        (positions, vocab), since a large vocabulary costs as much as many blocks.
+        """
         assert self.decoder is not None
-        # Padding stands after the last token, where a causal decoder cannot see it, so no mask is needed for it
-        # unless somebody gives one.
+        # Padding follows the last token, where a causal decoder cannot attend to it, so it needs no mask
+        # unless the caller gives one.
         hidden = self.decoder(target, target_mask, memory, tap=tap.at("decoder"), documents=documents)
         if selected is not None:
             hidden = hidden[selected]
@@ -272,7 +278,7 @@ class Transformer(SequenceModel):
 
     def start(self, memory: Memory | None, rows: int) -> TransformerState:
         if self.decoder is None:
-            raise SpecError("this model has an encoder alone and predicts no sequence; call it with source= instead")
+            raise SpecError("this model has only an encoder and predicts no sequence; call it with source= instead")
         device = next(self.parameters()).device
         rows = rows if memory is None else memory.states.shape[0]
         return TransformerState(torch.arange(rows, device=device), memory, self.decoder.build_caches())
@@ -295,7 +301,10 @@ class Transformer(SequenceModel):
         tap: Tap = NO_TAP,
         documents: Tensor | None = None,
     ) -> Tensor:
-        """As the protocol says; documents (batch, targets) int64: which text of its row a target belongs to."""
+        """Return all logits, see `SequenceModel`.
+
+        documents (batch, targets) int64: the document of its row that a target token belongs to.
+        """
         if self.decoder is None:
             assert self.encoder is not None and source is not None
             hidden = self.encoder(source, source_mask, tap=tap.at("encoder"))

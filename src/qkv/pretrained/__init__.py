@@ -1,4 +1,4 @@
-"""Published models: their weights, their tokenizers, and the tables that place both in the project's own modules."""
+"""Published models: their weights, their tokenizers, and the tables that map both to this package's modules."""
 
 from qkv.pretrained.checkpoint import PretrainedModel, load, load_spec, save
 

@@ -1,4 +1,4 @@
-"""Byte-level BPE: how a text is cut into words before, by the name GGUF files give it [Radford et al. 2019]."""
+"""Byte-level BPE, and its pre-tokenizers under the names that GGUF files use [Radford et al. 2019]."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ PRE_TOKENIZER_PATTERNS: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "dbrx", "smaug-bpe"), (_CASELESS_PATTERN % "{1,3}",)),
     **dict.fromkeys(("qwen2", "stablelm2", "deepseek-r1-qwen"), (_CASELESS_PATTERN % "",)),
 }
-"""Name -> the patterns that cut a text one after the other."""
+"""Maps a name to the patterns that split a text, applied in order."""
 
 IGNORE_MERGES: Final = frozenset({"llama-bpe", "llama3", "llama-v3"})
-"""Those where a word that is a token is never cut, whatever the merges say."""
+"""Pre-tokenizers that never split a word that is a token, whatever the merges say."""
 
 
 def build_tokenizer(
@@ -38,16 +38,17 @@ def build_tokenizer(
     pre_tokenizer: str = "gpt2",
     add_prefix_space: bool = False,
 ) -> tokenizers.Tokenizer:
-    """Make the tokenizer. Raises VocabularyError, with `name`, for an unknown cut or merges that do not fit."""
+    """Build the tokenizer. Raises VocabularyError, with `name`, for an unknown pre-tokenizer or merges
+    that do not fit."""
     if pre_tokenizer not in PRE_TOKENIZER_PATTERNS:
         raise VocabularyError(
-            f"{name} cuts text in the way called {pre_tokenizer!r}, which is not known here; known are "
+            f"{name} uses the pre-tokenizer {pre_tokenizer!r}; expected one of "
             f"{', '.join(sorted(PRE_TOKENIZER_PATTERNS))}"
         )
     try:
         model = models.BPE(vocab=dict(vocab), merges=list(merges), ignore_merges=pre_tokenizer in IGNORE_MERGES)
-    except Exception as error:  # the library raises plain Exception, whatever is wrong
-        raise VocabularyError(f"{name} is no table of merges over its vocabulary: {error}; copy it again") from error
+    except Exception as error:  # the library raises a plain Exception for every error
+        raise VocabularyError(f"{name} is not a table of merges for its vocabulary: {error}; copy it again") from error
     inner = tokenizers.Tokenizer(model)
     if PRE_TOKENIZER_PATTERNS[pre_tokenizer] == (_GPT2_PATTERN,):
         inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)

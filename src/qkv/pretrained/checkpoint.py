@@ -1,4 +1,4 @@
-"""Published checkpoints, opened as models of this package and written back."""
+"""Published checkpoints, loaded as models of this package and written back."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ _GENERATION_CONFIG = "generation_config.json"
 class PretrainedModel:
     """A published model: its family, its own configuration and the model in our modules.
 
-    generation: what its answers have to begin and end with. generating: its generation_config.json, if it has one.
-    metadata: what a file that holds a whole model says beside it, such as a tokenizer.
+    generation: how its outputs begin and end. generation_config: its generation_config.json, if it has one.
+    metadata: what else a file with a whole model contains, such as a tokenizer.
     """
 
     family: Family
@@ -41,7 +41,7 @@ class PretrainedModel:
 
     @property
     def generation(self) -> GenerationRules:
-        """The rules of its answers. Raises CheckpointError for rules that are none."""
+        """The rules for its outputs. Raises CheckpointError for invalid rules."""
         shape = self.model.spec
         reads_source = not isinstance(shape, spec.Transformer) or shape.encoder is not None
         return read_generation_rules(self.generation_settings or self.config, has_encoder=reads_source)
@@ -54,10 +54,11 @@ def load(
     allow_pickle: bool = False,
     keep_quantized: bool = False,
 ) -> PretrainedModel:
-    """Open a folder with config.json and weights, or one file that says itself what it is; parameters in `dtype`, or
-    as they are stored if None.
+    """Load a folder with config.json and weights, or one self-describing file; parameters in `dtype`, or as stored if
+    None.
 
-    blocks: whether matrices in GGUF's simple blocks stay in them (see `QuantizedTensor`): less memory, and no training.
+    keep_quantized: whether matrices in GGUF's simple blocks stay `QuantizedTensor`s, which saves memory but prevents
+    training.
 
     Raises CheckpointError for a folder that is incomplete, of an unknown family, or whose tensors do not fit it.
     """
@@ -77,7 +78,7 @@ def load(
 
 
 def load_spec(path: str | Path) -> spec.Spec:
-    """The spec of a published model, without its weights; CheckpointError as for `read`."""
+    """Load the spec of a published model without its weights. Raises CheckpointError as `load` does."""
     place = Path(path)
     with _errors_with_path(place):
         family, config = (
@@ -97,7 +98,7 @@ def _build_spec(family: Family, config: HFConfig) -> spec.Spec:
 
 @contextmanager
 def _errors_with_path(path: Path) -> Iterator[None]:
-    """Put the place into the message of every error, and say of a configuration what it lacks."""
+    """Prefix every error with the path, and report settings that a configuration lacks."""
     try:
         yield
     except CheckpointError as error:
@@ -106,13 +107,12 @@ def _errors_with_path(path: Path) -> Iterator[None]:
         raise CheckpointError(f"{path}: {error}") from error
     except KeyError as error:
         raise CheckpointError(
-            f"{path} does not say {error}, which a model of its kind needs; expected a whole config.json: "
-            "download it again"
+            f"{path} lacks {error}, which its family needs; expected a whole config.json: download it again"
         ) from error
 
 
 def _read_folder_config(folder: Path) -> tuple[Family, HFConfig]:
-    """The family of a folder's model, and its configuration with what the family finds in the files beside it."""
+    """Read the family and the configuration of a folder, including what the family finds in its other files."""
     config = read_config(folder)
     family = get_family(config)
     for more in family.sidecar_readers:
@@ -121,30 +121,30 @@ def _read_folder_config(folder: Path) -> tuple[Family, HFConfig]:
 
 
 def _is_self_describing(path: Path) -> bool:
-    """Whether a file says what model it holds: one by itself, or beside a config.json that leaves it to the file."""
+    """Return whether a file determines its model: a file by itself, or one whose config.json leaves the model to it."""
     return path.is_file() or (path / "model.bin").is_file() and "model_type" not in read_config(path)
 
 
 def _read_single_file(file_weights: weights.LazyWeights) -> tuple[Family, HFConfig, Mapping[str, Tensor]]:
-    """The family of the model in a file, its configuration, and its tensors under the family's names."""
+    """Return the family of the model in a file, its configuration, and its tensors under the family's names."""
     for kind in SINGLE_FILE_READERS:
         if (found := kind(file_weights)) is not None:
             config, tensors = found
             return get_family(config), config, tensors
     raise CheckpointError(
-        f"{file_weights.path} does not say what model its {len(file_weights)} tensors are of; expected a folder "
+        f"{file_weights.path} does not describe the model of its {len(file_weights)} tensors; expected a folder "
         f"with config.json "
-        "beside the weights: give the folder, or download what is missing"
+        "and the weights: give the folder, or download what is missing"
     )
 
 
 def save(pretrained: PretrainedModel, folder: str | Path) -> None:
-    """Write config.json and model.safetensors as the model's family has them."""
+    """Write config.json and model.safetensors in the form of the model's family."""
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     tensors = export_tensors(pretrained.family, pretrained.config, pretrained.model)
     save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
-    (place / "model.safetensors").chmod(0o644)  # safetensors writes for its owner alone
+    (place / "model.safetensors").chmod(0o644)  # safetensors makes files that only their owner can read
     config = sidecar.write_sentence_pooling(place, _with_stored_dtype(pretrained.config, tensors))
     (place / "config.json").write_text(json.dumps(dict(config), indent=2), encoding="utf-8")
     if pretrained.generation_settings:
@@ -154,7 +154,7 @@ def save(pretrained: PretrainedModel, folder: str | Path) -> None:
 
 
 def _with_stored_dtype(config: HFConfig, tensors: Mapping[str, Tensor]) -> HFConfig:
-    """The configuration, with the type that the parameters are in now if it says another (or nothing: float32)."""
+    """Return the configuration with the dtype of the tensors, if it states another (or none, which means float32)."""
     kinds = {str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}
     dtype_name = config.get("dtype") or config.get("torch_dtype") or "float32"
     if len(kinds) != 1 or kinds == {dtype_name}:
@@ -163,7 +163,7 @@ def _with_stored_dtype(config: HFConfig, tensors: Mapping[str, Tensor]) -> HFCon
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read config.json of a folder; CheckpointError if it is missing, damaged or no object."""
+    """Read a folder's config.json. Raises CheckpointError if it is missing, damaged or not an object."""
     return _read_json(folder / "config.json")
 
 
@@ -177,5 +177,5 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; download it again") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object; download it again")
+        raise CheckpointError(f"{path} does not contain a JSON object; download it again")
     return content

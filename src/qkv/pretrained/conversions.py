@@ -1,9 +1,9 @@
-"""How a published file's tensors become our parameters, and back: a small vocabulary of reversible operations.
+"""Conversions between a published file's tensors and our parameters: a small vocabulary of invertible operations.
 
-A family's table maps the names in its *files* to targets. A name without a suffix stands for everything under it, so
-"h.{n}.ln_1" -> "decoder.blocks.{n}.self_attention_residual.before" moves weight and bias; `{n}` stands for a number.
-A target is the name it has here, or an operation on one or more of these. Every operation knows its inverse, so the
-same table writes the family's files.
+A family's table maps the names in its *files* to targets. A name without a suffix covers everything under it, so
+"h.{n}.ln_1" -> "decoder.blocks.{n}.self_attention_residual.before" moves weight and bias; `{n}` is a number. A target
+is a parameter's name here, or an operation on one or more of these. Every operation knows its inverse, so the same
+table writes the family's files.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ from qkv.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Conversion:
-    """Moves one tensor of a file to the `targets`, unchanged unless a subclass says otherwise.
+    """A conversion of one tensor of a file to its `targets`, which is the identity unless a subclass overrides it.
 
-    `to_parameters` gets the shapes that the targets have here, `to_checkpoint` the tensors they hold.
+    `to_parameters` receives the shapes of the targets, `to_checkpoint` their tensors.
     """
 
     targets: tuple[str, ...]
 
     def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-        """The targets' tensors from the file's; each has its own memory, so that training changes one."""
+        """Convert the file's tensor to the targets' tensors, each with its own memory, so that training changes only
+        one.
+        """
         return [tensor.clone() if number else tensor for number in range(len(self.targets))]
 
     def to_checkpoint(self, tensors: Sequence[Tensor]) -> Tensor:
-        """The file's tensor from the targets'. Raises CheckpointError for targets that have one place and differ."""
+        """Convert the targets' tensors to the file's. Raises CheckpointError if targets that share a tensor differ."""
         if any(not torch.equal(one, tensors[0]) for one in tensors[1:]):
             raise CheckpointError(
                 f"{' and '.join(self.targets)} differ, and files of this family hold one tensor for them; "
@@ -41,12 +43,12 @@ class Conversion:
 
 
 def rename(*targets: str) -> Conversion:
-    """The tensor as it is; in several places if there are several targets."""
+    """Rename a tensor, and copy it if there are several targets."""
     return Conversion(targets)
 
 
 class Transpose(Conversion):
-    """A matrix stored as (in, out); vectors stay."""
+    """A matrix stored as (in, out); vectors are unchanged."""
 
     def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         return [tensor.mT if tensor.ndim == 2 else tensor]
@@ -56,13 +58,13 @@ class Transpose(Conversion):
 
 
 def transpose(target: str) -> Conversion:
-    """A matrix stored as (in, out)."""
+    """Transpose a matrix that is stored as (in, out)."""
     return Transpose((target,))
 
 
 @dataclass(frozen=True)
 class ConcatenateRows(Conversion):
-    """Several parameters one below the other; `transpose` if the file stores (in, out)."""
+    """Several parameters concatenated along the rows; `transpose` if the file stores (in, out)."""
 
     transpose: bool = False
 
@@ -76,13 +78,13 @@ class ConcatenateRows(Conversion):
 
 
 def concatenate_rows(*targets: str, transpose: bool = False) -> Conversion:
-    """Parameters one below the other in one tensor, such as query, key and value."""
+    """Split a tensor into parameters that are concatenated along its rows, such as query, key and value."""
     return ConcatenateRows(targets, transpose)
 
 
 @dataclass(frozen=True)
 class InterleaveHeads(Conversion):
-    """Query, key and value of each key-value head side by side: its queries, its key, its value."""
+    """Query, key and value interleaved by key-value head: its queries, its key, its value."""
 
     kv_heads: int = 1
 
@@ -97,7 +99,7 @@ class InterleaveHeads(Conversion):
 
 
 def interleave_heads(*targets: str, kv_heads: int) -> Conversion:
-    """Query, key and value, taken in turns by key-value head."""
+    """Separate query, key and value that are interleaved by key-value head."""
     return InterleaveHeads(targets, kv_heads)
 
 
@@ -112,13 +114,13 @@ class AddOne(Conversion):
 
 
 def add_one(target: str) -> Conversion:
-    """A gain stored as its distance from 1."""
+    """Add one to a gain that is stored as its distance from 1."""
     return AddOne((target,))
 
 
 @dataclass(frozen=True)
 class SkipRows(Conversion):
-    """A table whose first `first` and last `last` rows are never used; written back as zeros."""
+    """A table whose first `leading` and last `trailing` rows are never used; written back as zeros."""
 
     leading: int = 0
     trailing: int = 0
@@ -133,13 +135,15 @@ class SkipRows(Conversion):
 
 
 def skip_rows(leading: int, target: str, trailing: int = 0) -> Conversion:
-    """A table whose first (and `last`) rows are never used, such as positions that count from 2."""
+    """Skip the first `leading` and last `trailing` rows of a table, such as positions that count from 2."""
     return SkipRows((target,), leading, trailing)
 
 
 @dataclass(frozen=True)
 class AppendRows(Conversion):
-    """A table with `more` rows here than in the file, in any shape; they hold `fill` and are not written back."""
+    """A table with `count` rows more than in the file, of any shape; they contain `fill_value` and are not written
+    back.
+    """
 
     count: int = 1
     fill_value: float = 0.0
@@ -153,13 +157,13 @@ class AppendRows(Conversion):
 
 
 def append_rows(target: str, count: int, fill_value: float = 0.0) -> Conversion:
-    """A table that has rows here which the file does without, such as a token to begin with."""
+    """Append rows to a table that the file lacks, such as a start token."""
     return AppendRows((target,), count, fill_value)
 
 
 @dataclass(frozen=True)
 class PermuteForRotary(Conversion):
-    """Rows whose rotary pairs stand side by side in each of `heads` heads; here they stand half a head apart."""
+    """Rows whose rotary pairs are adjacent within each of `heads` heads; here they are half a head apart."""
 
     heads: int = 1
 
@@ -172,13 +176,13 @@ class PermuteForRotary(Conversion):
 
 
 def permute_for_rotary(target: str, heads: int) -> Conversion:
-    """Query or key rows with interleaved rotary pairs."""
+    """Permute query or key rows with interleaved rotary pairs."""
     return PermuteForRotary((target,), heads)
 
 
 @dataclass(frozen=True)
 class Reshape(Conversion):
-    """The same numbers in another shape."""
+    """The same elements in another shape."""
 
     stored_shape: tuple[int, ...] = ()
 
@@ -190,12 +194,12 @@ class Reshape(Conversion):
 
 
 def reshape(target: str, stored_shape: tuple[int, ...]) -> Conversion:
-    """A tensor that the file keeps in the shape `stored` (-1: whatever is left)."""
+    """Reshape a tensor that the file stores in `stored_shape` (-1: the remaining size)."""
     return Reshape((target,), stored_shape)
 
 
 class ConcatenateColumns(Conversion):
-    """Matrices side by side in one."""
+    """Matrices concatenated along the columns."""
 
     def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         return list(torch.split(tensor, [shape[1] for shape in shapes], dim=1))
@@ -205,13 +209,13 @@ class ConcatenateColumns(Conversion):
 
 
 def concatenate_columns(*targets: str) -> Conversion:
-    """Matrices side by side, each for one of several vectors that are read together."""
+    """Split a matrix by columns, one part for each of several vectors that are read together."""
     return ConcatenateColumns(targets)
 
 
 @dataclass(frozen=True)
 class Scale(Conversion):
-    """A tensor that is `by` times as large here."""
+    """A tensor that is `factor` times as large here."""
 
     factor: float = 1.0
 
@@ -223,22 +227,22 @@ class Scale(Conversion):
 
 
 def scale(target: str, factor: float) -> Conversion:
-    """A tensor times a number, such as each part of a mean."""
+    """Multiply a tensor by a number, such as each part of a mean."""
     return Scale((target,), factor)
 
 
 class Adjustment(Conversion):
-    """Changes its targets once they are placed, and has no place of its own."""
+    """A conversion that changes its targets after they have been filled, and fills none itself."""
 
     def adjust(self, parameter: Tensor, tensor: Tensor) -> Tensor:
-        """A target as it was placed -> as the file's tensor makes it."""
+        """Return the target `parameter` as the file's `tensor` changes it."""
         raise NotImplementedError
 
 
 class ScaleRows(Adjustment):
-    """A number for each row that multiplies the targets once they are placed; written back as ones.
+    """A factor for each row that is multiplied into the targets; written back as ones.
 
-    So a layer scale (Touvron et al. 2021) becomes part of the matrix before it.
+    In this way a layer scale (Touvron et al. 2021) becomes part of the matrix before it.
     """
 
     def adjust(self, parameter: Tensor, tensor: Tensor) -> Tensor:
@@ -249,24 +253,25 @@ class ScaleRows(Adjustment):
 
 
 def scale_rows(*targets: str) -> Conversion:
-    """A gain for each row of the targets (weight and bias), multiplied in."""
+    """Multiply a factor for each row into the targets (weight and bias)."""
     return ScaleRows(targets)
 
 
 class WeightNormDirection(Conversion):
-    """Directions, whose lengths stand beside them: along the last axis, each slice is made to have length 1."""
+    """Directions whose magnitudes are stored separately: each slice along the last axis is normalised to length 1."""
 
     def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         return [tensor / _slice_norms(tensor)]
 
 
 def set_weight_direction(target: str) -> Conversion:
-    """The directions of a normalised weight (Salimans and Kingma 2016), a slice for each place of the last axis."""
+    """Set the directions of a normalised weight (Salimans and Kingma 2016), one slice for each index
+    of the last axis."""
     return WeightNormDirection((target,))
 
 
 class WeightNormMagnitude(Adjustment):
-    """The length of each slice along the last axis."""
+    """The magnitude of each slice along the last axis."""
 
     def adjust(self, parameter: Tensor, tensor: Tensor) -> Tensor:
         return parameter * tensor
@@ -276,7 +281,7 @@ class WeightNormMagnitude(Adjustment):
 
 
 def set_weight_magnitude(target: str) -> Conversion:
-    """The lengths that go with `set_weight_direction`."""
+    """Multiply in the magnitudes that belong to `set_weight_direction`."""
     return WeightNormMagnitude((target,))
 
 
@@ -287,7 +292,7 @@ def _slice_norms(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class AddFirstRow(Adjustment):
-    """A table of `rows` rows of which the first is added everywhere; written back as zeros."""
+    """A table of `rows` rows whose first row is added everywhere; written back as zeros."""
 
     rows: int = 1
 
@@ -299,12 +304,12 @@ class AddFirstRow(Adjustment):
 
 
 def add_first_row(target: str, rows: int) -> Conversion:
-    """A table whose first row alone is used, and always, so that it becomes part of a bias."""
+    """Add the first row of a table to a bias, where every position uses that row and no other."""
     return AddFirstRow((target,), rows)
 
 
 class WriteZeros(AddFirstRow):
-    """A tensor that says nothing this model needs, but that its files have to hold; written back as zeros."""
+    """A tensor that this model does not need but its files must contain; written back as zeros."""
 
     def adjust(self, parameter: Tensor, tensor: Tensor) -> Tensor:
         return parameter
@@ -314,32 +319,32 @@ class WriteZeros(AddFirstRow):
 
 
 def write_zeros(like: str, rows: int = 0) -> Conversion:
-    """A tensor without meaning, of the shape of another, or a table of such rows."""
+    """Write zeros for a meaningless tensor, of the shape of another or a table of `rows` such rows."""
     return WriteZeros((like,), rows)
 
 
 @dataclass(frozen=True)
 class LegacyName(Conversion):
-    """A name that only other files have for a tensor, older ones mostly; it is read `like` another operation."""
+    """A name that only other, mostly older files use for a tensor; it is read like another operation."""
 
     conversion: Conversion = Conversion(())
 
 
 def accept_legacy_name(target: str | Conversion) -> Conversion:
-    """A tensor under a name that is read and never written."""
+    """Accept a name that is read and never written."""
     like = rename(target) if isinstance(target, str) else target
     return LegacyName(like.targets, like)
 
 
 @dataclass(frozen=True)
 class StackExperts(Conversion):
-    """Several experts' tensors in one, matrices as (in, out), the columns of `turns` matrices taken in turns."""
+    """Several experts' tensors in one, matrices as (in, out), with the columns of its matrices interleaved."""
 
     interleaved: int = 1
 
     def to_parameters(self, tensor: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         if len(tensor) * self.interleaved != len(shapes):
-            raise ValueError("another number of experts")
+            raise ValueError("the number of experts differs")
         parts = [one[..., turn :: self.interleaved].contiguous() for one in tensor for turn in range(self.interleaved)]
         return [part.mT if part.ndim == 2 else part for part in parts]
 
@@ -350,16 +355,16 @@ class StackExperts(Conversion):
 
 
 def stack_experts(num_experts: int, *targets: str) -> Conversion:
-    """The same parameters of each of `count` experts, `{e}` in the targets being its number."""
+    """Split stacked parameters by expert; `{e}` in the targets is the expert's index."""
     return StackExperts(
         tuple(one.replace("{e}", str(number)) for number in range(num_experts) for one in targets), len(targets)
     )
 
 
 class Ignore(Conversion):
-    """A tensor that says nothing this model needs: a buffer it computes, or a head it was not asked for."""
+    """A tensor that this model does not need: a buffer that it computes, or an unused head."""
 
 
 def ignore() -> Conversion:
-    """A tensor that is left out; a file is written without it."""
+    """Ignore a tensor; files are written without it."""
     return Ignore(())

@@ -1,4 +1,4 @@
-"""A family of published models as data: how its configuration says our spec, and where its tensors go."""
+"""Families of published models as data: how a configuration maps to a spec, and a file's tensors to parameters."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from qkv.pretrained.weights import LazyWeights
 from qkv.pretrained.weights.cursor import release_memory
 
 HFConfig: TypeAlias = Mapping[str, Any]
-"""A model's config.json, or what another format says in its place."""
+"""A model's config.json, or the equivalent of another format."""
 
 SingleFileReader: TypeAlias = Callable[[LazyWeights], tuple[HFConfig, Mapping[str, Tensor]] | None]
-"""What one file says of its model, and its tensors under a family's names; None for a file of another kind."""
+"""Reads the configuration and the tensors, under a family's names, from one file; None for a file of another kind."""
 
 WeightTable: TypeAlias = Mapping[str, str | Conversion]
-"""Names in the family's files -> where they go (see `qkv.pretrained.conversions`)."""
+"""Maps names in the family's files to their targets (see `qkv.pretrained.conversions`)."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Models that share a configuration and names.
+    """Models that share a configuration and tensor names.
 
-    types: the `model_type` of the configurations that are of this family.
-    spec, table: what a configuration says.
-    zeros: endings of our parameters' names that its files do not hold, because they are 0 (biases, mostly).
-    prefix: what files with an answering head put before the names of the rest, and bare ones leave out.
-    beside: what other files of the folder add to a configuration, each given the folder and what is said so far.
+    model_types: the `model_type` of the configurations that belong to this family.
+    build_spec, build_table: return the spec and the table of names for a configuration.
+    zero_suffixes: suffixes of our parameters' names that its files lack because they are 0 (mostly biases).
+    base_model_prefix: a prefix of the body's names in files with a head, which files without one omit.
+    sidecar_readers: functions that read additions to a configuration from other files of the folder, each given the
+        folder and the configuration so far.
     """
 
     name: str
@@ -54,8 +55,8 @@ def build_model(
 ) -> SequenceModel:
     """Build the model that a configuration describes from the tensors of its file, in `dtype` (None: as stored).
 
-    Tensors that need no change stay where they are, memory-mapped if they were. Raises CheckpointError, with every
-    problem in it, for a tensor that has no place, a parameter that has no tensor, or a shape that differs.
+    Tensors that need no conversion stay where they are, memory-mapped if they were. Raises CheckpointError that lists
+    every tensor without a place, every parameter without a tensor, and every shape that differs.
     """
     model = build_on_meta(family.build_spec(config))
     places = dict(model.named_parameters(remove_duplicate=False))
@@ -101,7 +102,7 @@ def build_model(
 
 
 def export_tensors(family: Family, config: HFConfig, model: SequenceModel) -> dict[str, Tensor]:
-    """Write a model's parameters under the names and in the form of its family's files: `build_model` backwards.
+    """Export a model's parameters under the names and in the form of its family's files, the inverse of `build_model`.
 
     Raises CheckpointError for a parameter that the family has no name for.
     """
@@ -137,7 +138,7 @@ def export_tensors(family: Family, config: HFConfig, model: SequenceModel) -> di
                 left -= set(targets)
     if left:
         raise CheckpointError(
-            f"{', '.join(sorted(left)[:5])} cannot be said in files of the {family.name} family; "
+            f"{', '.join(sorted(left)[:5])} cannot be written to files of the {family.name} family; "
             "expected a model as it was read, or trained from there: save it as a folder of this package instead"
         )
     return {
@@ -149,7 +150,7 @@ def export_tensors(family: Family, config: HFConfig, model: SequenceModel) -> di
 
 
 def _iter_adjusted(operation: str | Conversion, names: Iterable[str]) -> Iterator[str]:
-    """The parameters, but for biases beside them, that an operation changes once they are placed."""
+    """Yield the parameters that an operation adjusts after they have been filled, except for missing biases."""
     for target in operation.targets if isinstance(operation, Adjustment) else ():
         pattern = _compile_pattern(target)
         for name in names:
@@ -159,13 +160,13 @@ def _iter_adjusted(operation: str | Conversion, names: Iterable[str]) -> Iterato
 
 
 def _is_head_tensor(name: str, table: WeightTable) -> bool:
-    """Whether a name stands beside the body of the model, as its answering head does, and takes no prefix."""
+    """Return whether a tensor belongs to the head rather than the body of the model, and takes no prefix."""
     found = _find_entry(table, name)
     return found is not None and all(target.startswith("head.") for target in found[1])
 
 
 def _find_entry(table: WeightTable, name: str) -> tuple[Conversion, list[str]] | None:
-    """The operation for a name in a file and the names of its targets here."""
+    """Return the operation for a name in a file and the names of its targets."""
     for key, target in table.items():
         match = _compile_pattern(key).fullmatch(name)
         if match is not None:
@@ -219,14 +220,14 @@ def _convert_tensor(
 
 
 def _shares_memory(part: Tensor | None, tensor: Tensor) -> bool:
-    """Whether a placed part lies where the tensor it came from does."""
+    """Return whether a converted part shares the memory of the tensor that it came from."""
     if part is None or isinstance(part, QuantizedTensor):
         return False
     return part.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
 
 
 def _find_untied(parameters: Mapping[str, Tensor], converted: Mapping[str, Tensor]) -> Iterator[str]:
-    """Name the tensors that differ where the model has one parameter under two names."""
+    """Yield a description of tensors that differ although the model ties them to one parameter."""
     first: dict[int, str] = {}
     for name, tensor in converted.items():
         other = first.setdefault(id(parameters[name]), name)
@@ -241,7 +242,7 @@ def _fill_missing(
     converted: dict[str, Tensor],
     dtype: torch.dtype | None,
 ) -> list[str]:
-    """Fill what is 0 by the family's rule; name the parameters that have no tensor."""
+    """Fill parameters that are zero by the family's rule, and list the parameters that have no tensor."""
     filled = {id(parameters[name]) for name in converted}
     first = next(iter(converted.values()), torch.zeros(()))
     problems = []
@@ -256,7 +257,7 @@ def _fill_missing(
 
 
 def _assign_parameters(model: nn.Module, converted: Mapping[str, Tensor]) -> None:
-    """Put the tensors where the parameters without memory stand, the same one wherever they are tied."""
+    """Assign the tensors to the parameters on the meta device, the same tensor wherever they are tied."""
     places = dict(model.named_parameters(remove_duplicate=False))
     fresh: dict[int, nn.Parameter] = {}
     for name, tensor in converted.items():

@@ -1,4 +1,4 @@
-"""What a published model's answers have to begin and end with, and may not hold."""
+"""Generation rules of published models: the tokens that outputs begin and end with, and those they must not contain."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from qkv.generation_rules import GenerationRules
 
 
 def read_generation_rules(fields: Mapping[str, Any], *, has_encoder: bool) -> GenerationRules:
-    """Return the rules that generation_config.json, or config.json in its place, gives in transformers' words.
+    """Read the generation rules from generation_config.json, or from config.json in its place, in transformers' words.
 
-    has_encoder: whether an encoder reads the input, so that the decoder needs a token to begin with.
-    Raises CheckpointError for a rule that is no token id, or that forbids a sequence of tokens.
+    has_encoder: whether an encoder reads the input, so that the decoder needs a start token.
+    Raises CheckpointError for a rule that is not a token id, or that forbids a sequence of tokens.
     """
     begin = None
     if has_encoder:
@@ -37,13 +37,13 @@ def read_generation_rules(fields: Mapping[str, Any], *, has_encoder: bool) -> Ge
 
 
 def _parse_token_ids(fields: Mapping[str, Any], name: str) -> Iterator[int]:
-    """The token, or the tokens, that a rule names."""
+    """Yield the one or more tokens that a rule names."""
     given = fields.get(name)
     return _validate_token_ids(name, given if isinstance(given, list) else [] if given is None else [given])
 
 
 def _parse_forced_decoder_ids(fields: Mapping[str, Any]) -> Iterator[int]:
-    """The tokens, given with their places, that an answer begins with, up to one that is left open (a language)."""
+    """Yield the tokens, given with their positions, that start an output, up to one that is left open (a language)."""
     for place, (number, token) in enumerate(fields.get("forced_decoder_ids") or (), start=1):
         if number != place or token is None:
             return

@@ -1,4 +1,4 @@
-"""Models by the name they have on the Hugging Face Hub: fetched once, through the hub's own library and cache."""
+"""Models by their name on the Hugging Face Hub, downloaded once through the hub's own library and cache."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from qkv.errors import DownloadError
 _REPO_ID = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
 _MODEL_PATTERNS = ("*.json", "*.safetensors", "*.model", "*.spm", "*.txt", "*/config.json")
 _CONFIG_PATTERNS = ("*.json", "*/config.json")
-"""What a model is read from, and what says its shape. Files of torch.save, which are pickles, are not fetched."""
+"""Files to download: weights and configuration. Files of torch.save, which are pickles, are left out."""
 _IGNORED_PATTERNS = ("consolidated*", "original/*")
-"""What some publishers keep beside, which is the same model in their own form."""
+"""Additional files of some publishers: the same model in their own format."""
 
 
 def is_repo_id(name: str) -> bool:
-    """Whether this could be a name on the hub, such as "openai-community/gpt2"."""
+    """Return whether this could be a name on the hub, such as "openai-community/gpt2"."""
     return _REPO_ID.fullmatch(name) is not None
 
 
 def download(repo_id: str, *, with_weights: bool = True) -> Path:
-    """The folder of a model on the hub, downloaded unless it is in the cache; without its weights if not wanted.
+    """Return the folder of a model on the hub, downloaded unless it is in the cache, optionally without its weights.
 
-    HF_HOME says where the cache is; with HF_HUB_OFFLINE=1 nothing but the cache is looked at. Raises DownloadError.
+    HF_HOME sets the cache folder; with HF_HUB_OFFLINE=1 only the cache is used. Raises DownloadError.
     """
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled

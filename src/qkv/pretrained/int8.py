@@ -1,4 +1,4 @@
-"""Matrices in a quarter of the memory: one byte a number, and one scale for each row."""
+"""Linear layers in a quarter of the memory: one byte per element, and one scale per row."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from qkv.pretrained.weights.cursor import release_memory
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose matrix is kept in whole numbers from -127 to 127, times a scale for each output.
+    """A linear layer whose matrix is stored as integers from -127 to 127, with a scale for each output.
 
-    Dettmers et al. 2022, section 2.1 (absolute maximum, row by row), without their treatment of outliers. It answers
-    and shows the matrix in float32, and is not to be trained.
+    Dettmers et al. 2022, section 2.1 (absolute maximum, row by row), without their treatment of outliers. It computes
+    and
+    exposes the matrix in float32, and cannot be trained.
     """
 
     int8_weight: Tensor
@@ -31,17 +32,17 @@ class Int8Linear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The matrix (out, in) that the whole numbers stand for."""
+        """The matrix (out, in) that the integers represent."""
         return self.int8_weight.to(self.scale.dtype) * self.scale[:, None]
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
+        """Apply the layer: (..., in) -> (..., out)."""
         product = functional.linear(hidden, self.int8_weight.to(hidden.dtype)) * self.scale.to(hidden.dtype)
         return product if self.bias is None else product + self.bias
 
 
 def quantize(model: nn.Module) -> None:
-    """Replace every linear layer of a model by its `Int8Linear`, one after the other; embeddings and norms stay."""
+    """Replace every linear layer of a model by an `Int8Linear`, one after the other; embeddings and norms stay."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):

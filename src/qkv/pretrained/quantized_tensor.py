@@ -1,7 +1,7 @@
-"""Matrices that stay in blocks of few bits: turned into numbers where they are used, some rows at a time.
+"""Matrices that stay quantised in blocks: dequantised where they are used, some rows at a time.
 
-A block of 32 numbers of a row is kept as whole numbers with one scale, and perhaps the least of them: ggml's Q4_0,
-Q4_1 and Q8_0, whose definitions are in ggml's source (ggml-common.h).
+A block of 32 elements of a row is stored as integers with one scale, and possibly their minimum: ggml's Q4_0, Q4_1 and
+Q8_0, which are defined in ggml's source (ggml-common.h).
 """
 
 from __future__ import annotations
@@ -15,19 +15,23 @@ from torch.nn import functional
 from torch.utils import _pytree
 
 BLOCK_SIZE = 32
-_MATMUL_CHUNK = 2**19  # numbers; 2 MiB of them stay in the processor's cache between widening and multiplying
+_MATMUL_CHUNK = 2**19  # elements; 2 MiB of them stay in the processor's cache between dequantisation and multiplication
 _HALF_BLOCK = 16
-_UNPACK_CHUNK = 2**16  # numbers that are taken apart at a time
+_UNPACK_CHUNK = 2**16  # elements that are unpacked at a time
 
 
 class QuantizedTensor(Tensor):
-    """A matrix (rows, columns) that says it is float32, and is kept in blocks.
+    """A matrix (rows, columns) that presents itself as float32 and is stored in blocks.
 
-    codes: (rows, columns) int8, or (rows, columns / 2) uint8 of two half bytes, the lower of a column in the first
-    half of the row, the upper of the same in the second. scale and least: (rows, columns / 32) float16; a number is
-    (code - middle) * scale + least. It multiplies as the weight of `functional.linear`, is looked up by
-    `functional.embedding`, and gives its rows, without becoming whole; everything else is done with the float32
-    matrix. It cannot be written to and takes no gradient; what it is multiplied by does.
+    codes: (rows, columns) int8, or (rows, columns / 2) uint8 of two nibbles, the lower one of a column in the first
+    half
+    of the row, the upper one of the same column in the second half. scale and block_min: (rows, columns / 32) float16;
+    an
+    element is (code - zero_point) * scale + block_min. As the weight of `functional.linear` and `functional.embedding`,
+    and
+    when its rows are indexed, it is not dequantised as a whole; every other operation uses the float32 matrix. It
+    cannot
+    be written to and receives no gradient; the tensor that it is multiplied by does.
     """
 
     codes: Tensor
@@ -51,12 +55,12 @@ class QuantizedTensor(Tensor):
         return f"QuantizedTensor({tuple(self.shape)}, {8 * self.codes[0].numel() // self.shape[1]} bits)"
 
     def select_rows(self, index: Tensor | slice) -> QuantizedTensor:
-        """Some rows, as they are kept."""
+        """Return some rows in their quantised form."""
         least = None if self.block_min is None else self.block_min[index]
         return QuantizedTensor(self.codes[index], self.scale[index], least, self.zero_point)
 
     def dequantize(self, out: Tensor | None = None) -> Tensor:
-        """The float32 matrix that the blocks stand for, in the first rows of `into` if given."""
+        """Return the float32 matrix that the blocks represent, in the first rows of `out` if given."""
         rows, columns = self.shape
         numbers = torch.empty(rows, columns) if out is None else out[:rows]
         if self.codes.dtype == torch.uint8:
@@ -84,7 +88,7 @@ class QuantizedTensor(Tensor):
             product = _QuantizedMatmul.apply(args[0], args[1])  # type: ignore[no-untyped-call]
             bias = args[2] if len(args) == 3 else (kwargs or {}).get("bias")
             return product if bias is None else product + bias
-        if func is Tensor.contiguous:  # as everything asks that writes files
+        if func is Tensor.contiguous:  # used by everything that writes files
             return args[0].dequantize()
         if func is functional.embedding and isinstance(args[1], QuantizedTensor):
             chosen = args[1].select_rows(args[0].reshape(-1)).dequantize()
@@ -109,7 +113,8 @@ def _is_row_index(index: Any) -> bool:
 
 
 class _QuantizedMatmul(torch.autograd.Function):
-    """hidden (..., columns) times a quantised matrix -> (..., rows), in one small piece of memory for its rows."""
+    """The product of hidden states (..., columns) and a quantised matrix -> (..., rows), with a small
+    buffer for rows."""
 
     @staticmethod
     def forward(context: Any, hidden: Tensor, matrix: QuantizedTensor) -> Tensor:
@@ -129,9 +134,9 @@ class _QuantizedMatmul(torch.autograd.Function):
 
 
 def dequantize_blocks(format: str, data: Tensor) -> Tensor:
-    """The numbers (blocks, 32), float32, of blocks Q8_0, Q4_0 or Q4_1 as a file has them. data: uint8.
+    """Dequantise blocks of Q8_0, Q4_0 or Q4_1 as a file stores them to (blocks, 32) float32. data: uint8.
 
-    The same numbers as `Quantised.widened` gives, without its form between.
+    The result equals that of `QuantizedTensor.dequantize`, without the intermediate form.
     """
     head = 4 if format == "Q4_1" else 2
     blocks = data.view(-1, head + (BLOCK_SIZE if format == "Q8_0" else _HALF_BLOCK))
@@ -152,7 +157,7 @@ def dequantize_blocks(format: str, data: Tensor) -> Tensor:
 
 
 def unpack_q8_0(data: Tensor, rows: int) -> QuantizedTensor:
-    """Of each 32 numbers a scale (float16), and a byte for each. data: uint8."""
+    """Unpack blocks of 32 elements: a scale (float16) and one byte for each. data: uint8."""
     blocks = data.view(rows, -1, 2 + BLOCK_SIZE)
     return QuantizedTensor(
         blocks[..., 2:].contiguous().view(torch.int8).flatten(1), _view_as_float16(blocks[..., :2])[..., 0]
@@ -160,27 +165,28 @@ def unpack_q8_0(data: Tensor, rows: int) -> QuantizedTensor:
 
 
 def unpack_q4_0(data: Tensor, rows: int) -> QuantizedTensor:
-    """Of each 32 numbers a scale (float16), and half a byte for each, less 8; upper halves are the later 16."""
+    """Unpack blocks of 32 elements: a scale (float16) and half a byte for each, minus 8; high nibbles
+    are the last 16."""
     blocks = data.view(rows, -1, 2 + BLOCK_SIZE // 2)
     return QuantizedTensor(_rearrange_nibbles(blocks[..., 2:]), _view_as_float16(blocks[..., :2])[..., 0], zero_point=8)
 
 
 def unpack_q4_1(data: Tensor, rows: int) -> QuantizedTensor:
-    """As Q4_0, above the least of the 32, which follows the scale."""
+    """Unpack blocks like Q4_0 whose elements are relative to a minimum, which follows the scale."""
     blocks = data.view(rows, -1, 4 + BLOCK_SIZE // 2)
     scale, least = _view_as_float16(blocks[..., :4]).unbind(-1)
     return QuantizedTensor(_rearrange_nibbles(blocks[..., 4:]), scale.contiguous(), least.contiguous())
 
 
 def _view_as_float16(data: Tensor) -> Tensor:
-    """Bytes (..., 2 n) as (..., n), with memory of their own."""
+    """View bytes (..., 2 n) as float16 (..., n), with memory of their own."""
     return data.contiguous().view(torch.float16)
 
 
 def _rearrange_nibbles(packed: Tensor) -> Tensor:
-    """Half bytes by block (rows, blocks, 16) as half bytes by half of the row (rows, columns / 2).
+    """Rearrange nibbles from blocks (rows, blocks, 16) to halves of a row (rows, columns / 2).
 
-    Some rows at a time: large pieces of memory that are wanted for a moment leave holes behind.
+    It takes some rows at a time, because large temporary buffers fragment the memory.
     """
     codes = packed.new_empty(len(packed), packed[0].numel())
     step = max(1, _UNPACK_CHUNK // codes.shape[1])

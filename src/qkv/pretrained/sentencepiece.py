@@ -21,7 +21,7 @@ UNIGRAM, BPE = 1, 2
 
 _SPACE: Final = "▁"
 _UNUSED_SCORE: Final = -1e9
-"""The score of a piece that must not be chosen while there is any other way to spell a text."""
+"""A score so low that the piece is used only if no other segmentation exists."""
 
 
 class Piece(NamedTuple):
@@ -34,9 +34,9 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class SentencePieceModel:
-    """What a SentencePiece model says: its pieces by number, how it cuts and what it does to a text before.
+    """The contents of a SentencePiece model: its pieces by id, how it segments and how it normalises text.
 
-    specials: role -> number for those of pad, bos, eos, unk that it has.
+    specials: maps each role that it has (pad, bos, eos, unk) to its id.
     """
 
     pieces: tuple[Piece, ...]
@@ -49,12 +49,12 @@ class SentencePieceModel:
 
     @property
     def unk_id(self) -> int | None:
-        """The number of the unknown piece, None if it has none."""
+        """The id of the unknown piece, None if it has none."""
         return next((number for number, piece in enumerate(self.pieces) if piece.type == UNKNOWN), None)
 
 
 def parse_model(content: bytes, name: str) -> SentencePieceModel:
-    """Read the bytes of a `.model` file. Raises VocabularyError, with `name`, for what is cut short or not known."""
+    """Parse the bytes of a `.model` file. Raises VocabularyError, with `name`, for truncated or unsupported content."""
     try:
         return _parse_model(content)
     except (ValueError, struct.error) as error:
@@ -86,7 +86,7 @@ def _parse_model(content: bytes) -> SentencePieceModel:
         raise ValueError(f"its special tokens are {numbers} and it has {len(pieces)} pieces")
     charsmap = _require_bytes(does.get(2, b""))
     if charsmap and (len(charsmap) < 4 or struct.unpack_from("<I", charsmap)[0] not in range(4, len(charsmap) - 3, 4)):
-        raise ValueError("the table of its normaliser is cut short")
+        raise ValueError("the table of its normaliser is truncated")
     return SentencePieceModel(
         tuple(pieces),
         kind,
@@ -105,12 +105,12 @@ def _parse_piece(content: bytes) -> Piece:
 
 
 def round_score(score: float) -> float:
-    """A float32 score with the nine digits that tell it from any other: more are not read back as they were written."""
+    """Round a float32 score to nine digits, which identify it: with more, a written score is not read back exactly."""
     return float(f"{score:.9g}")
 
 
 def _iter_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """The fields of a protocol buffers message: whole numbers as int, everything else as its bytes."""
+    """Yield the fields of a protocol buffers message: integers as int, everything else as bytes."""
     at = 0
     while at < len(message):
         key, at = _read_varint(message, at)
@@ -161,10 +161,10 @@ def build_tokenizer(
     pre_normalizers: Sequence[normalizers.Normalizer] = (),
     strip_spaces: bool = False,
 ) -> tokenizers.Tokenizer:
-    """Make the tokenizer that cuts and joins text as the SentencePiece model does; control pieces are special.
+    """Build the tokenizer that encodes and decodes text as the SentencePiece model does; control pieces are special.
 
-    before: what is done to a text before the model's own normaliser.
-    strips: whether spaces at both ends of a decoded text go, and not one at its start.
+    pre_normalizers: applied to a text before the model's own normaliser.
+    strip_spaces: whether to strip spaces at both ends of a decoded text, rather than one at its start.
     """
     try:
         inner = tokenizers.Tokenizer(_build_unigram(model) if model.model_type == UNIGRAM else _build_bpe(model))
@@ -172,7 +172,7 @@ def build_tokenizer(
             *pre_normalizers,
             *([normalizers.Precompiled(model.precompiled_charsmap)] if model.precompiled_charsmap else []),
         ]
-    except Exception as error:  # the library raises plain Exception, whatever is wrong
+    except Exception as error:  # the library raises a plain Exception for every error
         raise VocabularyError(f"the SentencePiece model {name} cannot be used: {error}; copy it again") from error
     if model.remove_extra_whitespaces:
         steps += [normalizers.Replace(Regex("^ +| +$"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
@@ -180,7 +180,7 @@ def build_tokenizer(
         steps.append(normalizers.Prepend(_SPACE))
     inner.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", _SPACE)])
     own = sorted((p.text for p in model.pieces if p.type == USER_DEFINED and p.text), key=len, reverse=True)
-    if own:  # they are never cut nor joined to what is beside them
+    if own:  # they are never split nor merged with their neighbours
         inner.pre_tokenizer = pre_tokenizers.Split(Regex("|".join(re.escape(text) for text in own)), "isolated")
     joined = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     if strip_spaces:
@@ -194,7 +194,8 @@ def build_tokenizer(
 
 
 def _build_unigram(model: SentencePieceModel) -> models.Unigram:
-    # the library takes the unknown's score from the lowest of all, so pieces that only stand for bytes get no lower
+    # the library derives the unknown's score from the lowest score, so pieces that only represent bytes get no lower
+    # one
     lowest = min((piece.score for piece in model.pieces if piece.type == NORMAL), default=0.0)
     scores = {BYTE: lowest, UNUSED: _UNUSED_SCORE}
     table = [(piece.text, scores.get(piece.type, piece.score)) for piece in model.pieces]
@@ -202,7 +203,7 @@ def _build_unigram(model: SentencePieceModel) -> models.Unigram:
 
 
 def _build_bpe(model: SentencePieceModel) -> models.BPE:
-    """Pairs of pieces are joined by the score of what they make, the best first, so a merge ranks by that score."""
+    """Build a BPE model, in which two pieces are merged by the score of the result, the highest first."""
     scores = {piece.text: piece.score for piece in model.pieces if piece.type == NORMAL}
     merges = [
         (-score, -at, (text[:at], text[at:]))

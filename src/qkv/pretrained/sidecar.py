@@ -1,4 +1,4 @@
-"""What files beside config.json say of a model: which token ends a text, and which vector a whole text gets."""
+"""Settings in files next to config.json: the token that ends a text, and the pooling of a sentence vector."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ _POOLING_FLAGS = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""How Pooling's older files name its modes, in place of one `pooling_mode`."""
+"""The names of Pooling's modes in older files, which have no `pooling_mode`."""
 
 
 def read_separator(folder: Path, config: HFConfig) -> HFConfig:
-    """`sep_token_id`, the token that ends each text, of a model that tells texts apart: where config.json leaves it to
-    the tokenizer, what that puts after a second text. CheckpointError if there is no tokenizer, or it puts nothing."""
+    """Return `sep_token_id`, the token that ends each text, for a model with text segments.
+
+    Where config.json leaves it to the tokenizer, it is the token that the tokenizer appends to a second text. Raises
+    CheckpointError if there is no tokenizer, or if it appends none.
+    """
     if config.get("sep_token_id") is not None or config.get("type_vocab_size", 2) < 2:
         return {}
     try:
@@ -34,7 +37,7 @@ def read_separator(folder: Path, config: HFConfig) -> HFConfig:
     except VocabularyError as error:
         raise _missing_separator_error(folder, str(error)) from error
     if not ids:
-        raise _missing_separator_error(folder, "the tokenizer puts no token after a text")
+        raise _missing_separator_error(folder, "the tokenizer appends no token to a text")
     return {"sep_token_id": ids[-1]}
 
 
@@ -46,13 +49,14 @@ def _missing_separator_error(folder: Path, reason: str) -> CheckpointError:
 
 
 def read_sentence_pooling(folder: Path, config: HFConfig) -> HFConfig:
-    """`sentence_vector`, the answer of a folder of sentence-transformers (its modules.json and the Pooling's
-    config.json); nothing for other folders. CheckpointError for a module or a pooling that is not known."""
+    """Return `sentence_vector`, the head of a folder of sentence-transformers (its modules.json and the Pooling's
+    config.json), or nothing for other folders. Raises CheckpointError for an unknown module or pooling.
+    """
     if not (folder / "modules.json").is_file():
         return {}
     modules = _read_json(folder / "modules.json")
     if not isinstance(modules, list) or not all(isinstance(one, Mapping) for one in modules):
-        raise CheckpointError(f"{folder / 'modules.json'} holds no list of modules; download it again")
+        raise CheckpointError(f"{folder / 'modules.json'} does not contain a list of modules; download it again")
     kinds = [str(one.get("type")).rpartition(".")[2] for one in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise CheckpointError(
@@ -70,7 +74,7 @@ def read_sentence_pooling(folder: Path, config: HFConfig) -> HFConfig:
 
 
 def write_sentence_pooling(folder: Path, config: HFConfig) -> HFConfig:
-    """Write the files that `read_sentence_pooling` reads, and return what is left for config.json."""
+    """Write the files that `read_sentence_pooling` reads, and return the rest of the configuration for config.json."""
     if "sentence_vector" not in config:
         return config
     pool, normalized = (config["sentence_vector"][name] for name in ("pool", "normalized"))

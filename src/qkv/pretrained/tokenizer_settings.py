@@ -1,4 +1,4 @@
-"""What tokenizers of published models say beside their vocabulary: special tokens and what stands around a text."""
+"""Settings of published tokenizers besides their vocabulary: special tokens, and the tokens added around a text."""
 
 from __future__ import annotations
 
@@ -38,14 +38,16 @@ _M2M100_LANGUAGES: Final = tuple(
 
 @dataclass(frozen=True)
 class TokenizerDefaults:
-    """What a kind of tokenizer takes for granted where its files say nothing.
+    """The defaults of a tokenizer class for settings that its files leave out.
 
-    single, pair: what stands around one text ($A) and two ($B), by role ("cls $A sep", ":1" for segment 1); without
-    them a bos before and an eos after, where `adds_bos` or the files ask for them.
-    tokens: role -> spelling. sentinels: how many <extra_id_N> follow the pieces. fairseq: whether <s>, <pad>, </s>
-    and <unk> come before the pieces. plain_quotes: whether a text is simplified as for ALBERT.
-    language: how a token for a language is spelt; source: the one that stands in `single` unless the files differ;
-    languages: those after the pieces where the files list none.
+    single, pair: the templates of one text ($A) and two ($B), by role ("cls $A sep", ":1" for segment 1); without them
+    a
+    bos before and an eos after the text, if `add_bos` or the files ask for them.
+    tokens: role -> string. extra_ids: how many <extra_id_N> follow the pieces. has_fairseq_ids: whether <s>, <pad>,
+    </s>
+    and <unk> come before the pieces. normalize_quotes: whether a text is simplified as for ALBERT.
+    language_pattern: how language tokens are written; source_language: the one in `single` unless the files differ;
+    language_tokens: those after the pieces if the files list none.
     """
 
     single: str | None = None
@@ -61,7 +63,7 @@ class TokenizerDefaults:
 
     @staticmethod
     def for_class(name: str) -> TokenizerDefaults:
-        """The form of a kind that is in the table."""
+        """Return the defaults of a tokenizer class, which must be in the table."""
         return _DEFAULTS[name]
 
 
@@ -97,7 +99,7 @@ _DEFAULTS: Final[Mapping[str, TokenizerDefaults]] = {
 
 @dataclass(frozen=True)
 class TokenizerSettings:
-    """What the files beside a vocabulary say: `tokenizer_config.json` (with the older files), then the model's own."""
+    """The settings next to a vocabulary: `tokenizer_config.json` (with the older files), then the model's own."""
 
     name: str
     tokenizer_config: Mapping[str, Any]
@@ -105,7 +107,7 @@ class TokenizerSettings:
 
     @classmethod
     def from_folder(cls, folder: Path, model_config: Mapping[str, Any]) -> TokenizerSettings:
-        """Read what a folder says; VocabularyError for a file that is not whole."""
+        """Read the settings in a folder. Raises VocabularyError for a damaged file."""
         own: dict[str, Any] = {}
         if (folder / "tokenizer_config.json").is_file():
             own = read_json(folder / "tokenizer_config.json")
@@ -119,12 +121,12 @@ class TokenizerSettings:
         return cls(str(folder), own, model_config)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """What the tokenizer's own files say of a key."""
+        """Return a value from the tokenizer's own files."""
         return self.tokenizer_config.get(key, default)
 
     @cached_property
     def defaults(self) -> TokenizerDefaults | None:
-        """The form of the tokenizer's declared class, or else of the model; None if neither is known."""
+        """The defaults of the tokenizer's declared class, or else of the model; None if neither is known."""
         for said in (
             self.tokenizer_config.get("tokenizer_class"),
             self.model_config.get("tokenizer_class"),
@@ -136,13 +138,13 @@ class TokenizerSettings:
         return None
 
     def get_token(self, role: str) -> str | None:
-        """How the files spell the token of a role."""
+        """Return the string of the token of a role."""
         added = self.parse_added_token(self.tokenizer_config.get(f"{role}_token"))
         return None if added is None else str(added.content)
 
     @cached_property
     def extra_tokens(self) -> list[str]:
-        """The special tokens without a role, e.g. languages, in order."""
+        """The special tokens without a role, such as languages, in order."""
         listed = (
             self.tokenizer_config.get("extra_special_tokens")
             or self.tokenizer_config.get("additional_special_tokens")
@@ -152,7 +154,7 @@ class TokenizerSettings:
         return [str(one.content) for one in map(self.parse_added_token, values) if one is not None]
 
     def parse_added_token(self, value: Any, special: bool = True) -> AddedToken | None:
-        """A token as the files write it, text or object; VocabularyError for anything else."""
+        """Parse an added token, which is a text or an object. Raises VocabularyError for anything else."""
         if value is None:
             return None
         if isinstance(value, str):
@@ -161,7 +163,7 @@ class TokenizerSettings:
         if isinstance(value, Mapping) and isinstance(value.get("content"), str):
             flags_given = {flag: bool(value[flag]) for flag in flags if flag in value}
             return AddedToken(value["content"], **{"special": special, **flags_given})
-        raise VocabularyError(f"{self.name} has {value!r:.60} where a token belongs; copy its tokenizer files again")
+        raise VocabularyError(f"{self.name} has {value!r:.60} instead of a token; copy its tokenizer files again")
 
 
 def finalize_tokenizer(
@@ -170,9 +172,9 @@ def finalize_tokenizer(
     defaults: TokenizerDefaults | None,
     size: int | None = None,
 ) -> Tokenizer:
-    """Give a tokenizer its special tokens, what stands around a text, and how a decoded text is cleaned.
+    """Give a tokenizer its special tokens, its template, and the cleaning of decoded text.
 
-    form: None for one that says by itself what stands around a text. size: numbers from there on mean the unknown.
+    defaults: None for a tokenizer that has its own template. size: ids from there on are replaced by the unknown token.
     """
     kind = defaults or settings.defaults or TokenizerDefaults()
     spelt = {
@@ -198,11 +200,11 @@ def finalize_tokenizer(
 
 
 def _count_ids(inner: tokenizers.Tokenizer) -> int:
-    """One more than the highest number: more than the count, where numbers are left out."""
+    """Return one more than the highest id, which exceeds the number of tokens if ids are skipped."""
     count = max(inner.get_vocab_size(), *inner.get_added_tokens_decoder(), 0)
     if inner.id_to_token(count - 1) is not None and inner.id_to_token(count) is None:
         return count
-    return max(inner.get_vocab(with_added_tokens=True).values(), default=0) + 1  # slow where there are many
+    return max(inner.get_vocab(with_added_tokens=True).values(), default=0) + 1  # slow if there are many
 
 
 _COMMON_TOKENS: Final = {
@@ -215,7 +217,7 @@ _COMMON_TOKENS: Final = {
 
 
 def _find_common_token(inner: tokenizers.Tokenizer, settings: TokenizerSettings, role: str) -> str | None:
-    """The usual spelling that is among the special tokens, for a tokenizer with nothing said beside it."""
+    """Return the usual string of a role among the special tokens, for a tokenizer without settings."""
     if settings.tokenizer_config or settings.defaults or f"{role}_token_id" in settings.model_config:
         return None
     special = {token.content for token in inner.get_added_tokens_decoder().values() if token.special}
@@ -225,7 +227,9 @@ def _find_common_token(inner: tokenizers.Tokenizer, settings: TokenizerSettings,
 def _add_tokens(
     inner: tokenizers.Tokenizer, settings: TokenizerSettings, role_tokens: Mapping[str, str | None], strict: bool
 ) -> None:
-    """Add what the files list beyond the vocabulary; strict: at the number they give, or VocabularyError."""
+    """Add the tokens that the files list beyond the vocabulary; strict: raise VocabularyError if a token gets another
+    id.
+    """
     there = {token.content for token in inner.get_added_tokens_decoder().values()}
     roles = set(role_tokens.values()) | set(settings.extra_tokens)
     listed = settings.get("added_tokens_decoder") or {}
@@ -240,7 +244,7 @@ def _add_tokens(
         if strict and inner.token_to_id(token.content) != int(number):
             raise VocabularyError(
                 f"{settings.name} puts the token {token.content!r} at {number}, and it came at "
-                f"{inner.token_to_id(token.content)}; the vocabulary is of another model, copy all files again"
+                f"{inner.token_to_id(token.content)}; the vocabulary belongs to another model; copy all files again"
             )
     for role, text in role_tokens.items():
         added_token = settings.parse_added_token(settings.get(f"{role}_token"))
@@ -301,7 +305,7 @@ _CLEAN_UP_REPLACEMENTS: Final = (
     (" ' ", "'"),
     *((f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")),
 )
-"""What `clean_up_tokenization_spaces` changes in a decoded text: replaced one after the other."""
+"""The replacements of `clean_up_tokenization_spaces` in a decoded text, applied in order."""
 
 
 def _clean_up_spaces(inner: tokenizers.Tokenizer) -> None:
@@ -312,7 +316,7 @@ def _clean_up_spaces(inner: tokenizers.Tokenizer) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file; VocabularyError if it cannot be read or is not UTF-8."""
+    """Read a text file. Raises VocabularyError if it cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -320,17 +324,17 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a file, which only a line feed ends; VocabularyError as `as_text`."""
+    """Read the lines of a file, which end with a line feed only. Raises VocabularyError as `read_text` does."""
     lines = read_text(path).replace("\r\n", "\n").split("\n")
     return lines[:-1] if lines and not lines[-1] else lines
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; VocabularyError if it is cut short or no object."""
+    """Read the object in a JSON file. Raises VocabularyError if it is truncated or not an object."""
     try:
         value = json.loads(read_text(path))
     except (json.JSONDecodeError, RecursionError) as error:
-        raise VocabularyError(f"{path} is cut short or altered: {error}; copy it again") from error
+        raise VocabularyError(f"{path} is truncated or altered: {error}; copy it again") from error
     if not isinstance(value, dict):
         raise VocabularyError(f"{path} holds a {type(value).__name__}, expected a JSON object; copy it again")
     return value

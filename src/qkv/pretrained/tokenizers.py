@@ -39,16 +39,16 @@ _SENTENCEPIECE_FILES: Final = (
 
 
 def load(path: str | Path, config: Mapping[str, Any] | None = None) -> Tokenizer:
-    """Open the tokenizer in a folder, or in one file of it, as its model reads with it.
+    """Load the tokenizer in a folder, or in one file of it, as its model uses it.
 
-    config: what the model's `config.json` says, for what the tokenizer's own files leave open.
-    Raises VocabularyError for a file that is missing, cut short or of a form that is not known.
+    config: the model's `config.json`, for settings that the tokenizer's own files leave open.
+    Raises VocabularyError for a file that is missing, truncated or of an unknown format.
     """
     return load_pair(path, config)[0]
 
 
 def load_pair(path: str | Path, config: Mapping[str, Any] | None = None) -> tuple[Tokenizer, Tokenizer]:
-    """Open the tokenizers a model reads and answers with: most often the same one twice."""
+    """Load the tokenizers of a model's source and target, which are usually the same."""
     place = Path(path)
     if place.is_file():
         return (_load_file(place, TokenizerSettings.from_folder(place.parent, config or {})),) * 2
@@ -68,30 +68,30 @@ def load_pair(path: str | Path, config: Mapping[str, Any] | None = None) -> tupl
         if (place / name).is_file():
             return (_load_file(place / name, says),) * 2
     raise VocabularyError(
-        f"{place} holds no tokenizer: expected tokenizer.json, source.spm and target.spm with vocab.json, one of "
+        f"{place} contains no tokenizer: expected tokenizer.json, source.spm and target.spm with vocab.json, one of "
         f"{', '.join(_SENTENCEPIECE_FILES)}, vocab.json with merges.txt, or vocab.txt; copy them from where the "
         f"model came from"
     )
 
 
 def find_tokenizer(path: Path) -> Path:
-    """Where the tokenizer of a model is: in its folder; of one file, in that itself or in a file beside it.
+    """Return the path of a model's tokenizer: in its folder or, for one file, that file itself or one next to it.
 
-    Raises VocabularyError if there is not one.
+    Raises VocabularyError if there is not exactly one.
     """
     if path.is_dir() or path.suffix == ".gguf":
         return path
     found = [file for file in (*path.parent.glob("tokenizer.json"), *path.parent.glob("tok*.bin")) if file != path]
     if len(found) != 1:
         raise VocabularyError(
-            f"{path} holds no tokenizer, and beside it are {len(found)} files tokenizer.json or tok*.bin; expected "
+            f"{path} contains no tokenizer, and next to it are {len(found)} files tokenizer.json or tok*.bin; expected "
             "one: copy it there"
         )
     return found[0]
 
 
 def save(tokenizer: Tokenizer, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json, from which transformers makes the same tokenizer."""
+    """Write tokenizer.json and tokenizer_config.json, from which transformers builds the same tokenizer."""
     (folder / "tokenizer.json").write_text(tokenizer.to_tokenizer_json(), encoding="utf-8")
     specials = {role: getattr(tokenizer.special_tokens, role) for role in ("bos", "eos", "unk", "pad", "mask")}
     names = {role: tokenizer.vocabulary()[number] for role, number in specials.items() if number is not None}
@@ -100,10 +100,10 @@ def save(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def build_symbol_tokenizers(config: Mapping[str, Any]) -> tuple[Tokenizer, Tokenizer] | None:
-    """Make the tokenizers of a model whose configuration lists its letters and phonemes; None if it does not.
+    """Build the tokenizers of a model whose configuration lists its letters and phonemes; None if it does not.
 
-    The letters of a word are read one by one, in lower case; phonemes are written with spaces between them.
-    Raises VocabularyError if no end is among them.
+    The letters of a word are single tokens, in lower case; phonemes are separated by spaces.
+    Raises VocabularyError if there is no end token among them.
     """
     if not {"letters", "phonemes"} <= set(config):
         return None
@@ -123,9 +123,9 @@ def build_symbol_tokenizers(config: Mapping[str, Any]) -> tuple[Tokenizer, Token
 
 
 def build_gguf_tokenizer(metadata: Mapping[str, Any], name: str = "the GGUF file") -> Tokenizer:
-    """Make the tokenizer whose vocabulary is among the key-values of a GGUF file (byte-level or SentencePiece BPE).
+    """Build the tokenizer whose vocabulary is in the metadata of a GGUF file (byte-level or SentencePiece BPE).
 
-    Raises VocabularyError if it is not there, of another kind, or cut in a way that is not known.
+    Raises VocabularyError if it is missing, of another kind, or has an unknown pre-tokenizer.
     """
     says = {key.removeprefix("tokenizer.ggml."): value for key, value in metadata.items()}
     tokens = _require_strings(says.get("tokens"), f"{name}: tokenizer.ggml.tokens")
@@ -179,7 +179,7 @@ def _load_file(path: Path, settings: TokenizerSettings) -> Tokenizer:
     }
     reader = readers.get(path.name) or readers.get(path.suffix)
     if reader is None:
-        raise VocabularyError(f"{path} is no tokenizer: expected a file named or ending in {', '.join(readers)}")
+        raise VocabularyError(f"{path} is not a tokenizer: expected a file named or ending in {', '.join(readers)}")
     return reader(path, settings)
 
 
@@ -188,7 +188,7 @@ def _load_json(path: Path, settings: TokenizerSettings) -> Tokenizer:
         inner = tokenizers.Tokenizer.from_str(read_text(path))
     except VocabularyError:
         raise
-    except Exception as error:  # the library raises plain Exception, whatever is wrong
+    except Exception as error:  # the library raises a plain Exception for every error
         raise VocabularyError(f"{path} is not a complete tokenizer.json ({error}); copy it again") from error
     return finalize_tokenizer(inner, settings, None)
 
@@ -208,7 +208,7 @@ def _load_wordpiece(path: Path, settings: TokenizerSettings) -> Tokenizer:
     vocab = {token: number for number, token in enumerate(read_lines(path))}
     unk = settings.get_token("unk") or form.tokens.get("unk", "[UNK]")
     if unk not in vocab:
-        raise VocabularyError(f"{path} lacks the token for the unknown, {unk!r}; copy it again")
+        raise VocabularyError(f"{path} lacks the unknown token {unk!r}; copy it again")
     inner = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token=unk, max_input_chars_per_word=100))
     inner.normalizer = normalizers.BertNormalizer(
         clean_text=True,
@@ -244,7 +244,7 @@ def _load_sentencepiece(path: Path, settings: TokenizerSettings) -> Tokenizer:
 
 
 def _albert_normalizers(defaults: TokenizerDefaults, settings: TokenizerSettings) -> list[normalizers.Normalizer]:
-    """What ALBERT does to a text before the model's own normaliser."""
+    """Return the normalizers that ALBERT applies before the model's own."""
     if not defaults.normalize_quotes:
         return []
     steps: list[normalizers.Normalizer] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
@@ -265,7 +265,7 @@ def _replace_pieces(model: SentencePieceModel, pieces: Sequence[Piece]) -> Sente
 
 
 def _add_extra_ids(model: SentencePieceModel, count: int) -> SentencePieceModel:
-    """Put <extra_id_N> at the end, the first last [Raffel et al. 2020, section 3.1.4]."""
+    """Append <extra_id_N> to the pieces, in descending order [Raffel et al. 2020, section 3.1.4]."""
     texts = {piece.text for piece in model.pieces}
     names = [f"<extra_id_{number}>" for number in reversed(range(count))]
     added = [Piece(name, 0.0, sentencepiece.CONTROL) for name in names if name not in texts]
@@ -273,11 +273,11 @@ def _add_extra_ids(model: SentencePieceModel, count: int) -> SentencePieceModel:
 
 
 def _load_renumbered(path: Path, vocab_path: Path, settings: TokenizerSettings) -> Tokenizer:
-    """The pieces of a SentencePiece model under the numbers that `vocab.json` gives them (Marian, M2M100).
+    """Load the pieces of a SentencePiece model with the ids that `vocab.json` gives them (Marian, M2M100).
 
-    A piece that has no number there is read as unknown. A token that is no piece is written, and read only where the
-    text has characters that no piece has; such characters can come out as other tokens than in the library, which
-    looks up what is unknown as one run.
+    A piece without an id is read as unknown. A token that is not a piece is written, and read only where the text has
+    characters that no piece has. Such characters can become other tokens than in the library, which looks up an unknown
+    run as a whole.
     """
     form = settings.defaults or TokenizerDefaults.for_class("marian")
     model = sentencepiece.parse_model(_read_bytes(path), str(path))
@@ -288,7 +288,7 @@ def _load_renumbered(path: Path, vocab_path: Path, settings: TokenizerSettings) 
     known = {piece.text: piece for piece in model.pieces}
     unk = settings.get_token("unk") or form.tokens["unk"]
     if unk not in vocab:
-        raise VocabularyError(f"{vocab_path} lacks the token for the unknown, {unk!r}; copy it again")
+        raise VocabularyError(f"{vocab_path} lacks the unknown token {unk!r}; copy it again")
     special = set(form.tokens.values()) | {token for token in order if form.language_pattern.fullmatch(token)}
 
     def piece(token: str) -> Piece:
@@ -306,7 +306,7 @@ def _load_renumbered(path: Path, vocab_path: Path, settings: TokenizerSettings) 
 
 
 def _load_llama2c(path: Path, settings: TokenizerSettings) -> Tokenizer:
-    """The vocabulary of llama2.c: after one number, a score, a length and the bytes of every token."""
+    """Load the vocabulary of llama2.c: one number, then the score, the length and the bytes of every token."""
     content = _read_bytes(path)
     special = (sentencepiece.UNKNOWN, *[sentencepiece.CONTROL] * 2, *[sentencepiece.BYTE] * 256)
     pieces: list[Piece] = []
@@ -325,7 +325,7 @@ def _load_llama2c(path: Path, settings: TokenizerSettings) -> Tokenizer:
     except (ValueError, struct.error) as error:
         raise VocabularyError(f"{path} is not a complete vocabulary of llama2.c: {error}; copy it again") from error
     if [piece.text for piece in pieces[:4]] != ["<unk>", "<s>", "</s>", "<0x00>"]:
-        raise VocabularyError(f"{path} is no vocabulary of llama2.c: expected <unk>, <s>, </s> and 256 bytes first")
+        raise VocabularyError(f"{path} is not a vocabulary of llama2.c: expected <unk>, <s>, </s> and 256 bytes first")
     model = SentencePieceModel(tuple(pieces), sentencepiece.BPE, byte_fallback=True, remove_extra_whitespaces=False)
     return finalize_tokenizer(
         sentencepiece.build_tokenizer(model, str(path)), settings, TokenizerDefaults.for_class("llama")
@@ -354,7 +354,7 @@ def _parse_merges(lines: Iterable[str], name: str, first_line: int) -> list[tupl
     for number, pair in enumerate(pairs, first_line):
         if len(pair) != 2 or "" in pair:
             raise VocabularyError(
-                f"{name}, entry {number}: {' '.join(pair)[:40]!r} is no merge, expected two tokens and a space between"
+                f"{name}, entry {number}: {' '.join(pair)[:40]!r} is not a merge; expected two tokens and a space"
             )
     return cast("list[tuple[str, str]]", pairs)
 

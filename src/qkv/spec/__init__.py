@@ -1,7 +1,7 @@
-"""What a model is: a tree of small frozen choices that has the shape of the module tree.
+"""What a model is: a tree of small frozen dataclasses that has the shape of the module tree.
 
-A spec says everything that shapes the parameters and the mathematics, and nothing about training. It is kept as
-JSON beside the weights and rebuilds the model with no look-up of a name. This package needs no torch.
+A spec contains everything that determines the parameters and the mathematics, and nothing about training. It is stored
+as JSON with the weights and rebuilds the model without any lookup by name. This package needs no torch.
 
     Transformer                       Recurrent
       encoder: Stack | None             source, target: Tokens

@@ -1,4 +1,4 @@
-"""The nodes of a block: attention with its positions, feed-forward, norms, and how they stand around residuals."""
+"""The nodes of a block: attention with its positions, feed-forward, norms, and their places around residuals."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AcrossHeads:
 
 @dataclass(frozen=True)
 class LinearScaling:
-    """Rotary angles divided by `factor`, so that a longer text fits the angles once learned (Chen et al. 2023)."""
+    """Rotary angles divided by `factor`, so that longer texts fit the learned range of angles (Chen et al. 2023)."""
 
     factor: float
 
@@ -39,9 +39,11 @@ class LinearScaling:
 
 @dataclass(frozen=True)
 class Llama3Scaling:
-    """Rotary angles divided by `factor` where a wave is longer than `original_length` / `low_freq_factor`, kept where
-    it is shorter than `original_length` / `high_freq_factor`, blended between (Llama 3.1). original_length: positions
-    learned before the scaling."""
+    """Rotary angles scaled by wavelength (Llama 3.1): divided by `factor` if the wavelength exceeds `original_length` /
+    `low_freq_factor`, kept if it is below `original_length` / `high_freq_factor`, interpolated between.
+    original_length:
+    the positions learned before the scaling.
+    """
 
     factor: float
     low_freq_factor: float
@@ -60,9 +62,11 @@ class Llama3Scaling:
 
 @dataclass(frozen=True)
 class YarnScaling:
-    """Rotary angles divided by `factor` in dimensions that turn less than `beta_slow` times over `original_length`
-    positions, kept in those that turn more than `beta_fast` times, blended between; queries and keys grow by
-    `attention_factor` (Peng et al. 2023). truncate: the blend begins and ends at whole dimensions."""
+    """Rotary angles divided by `factor` in dimensions that turn fewer than `beta_slow` times over `original_length`
+    positions, kept in those that turn more than `beta_fast` times, interpolated between; queries and keys are
+    multiplied by
+    `attention_factor` (Peng et al. 2023). truncate: the interpolation begins and ends at whole dimensions.
+    """
 
     factor: float
     original_length: int
@@ -77,8 +81,10 @@ class YarnScaling:
 
 @dataclass(frozen=True)
 class LongRopeScaling:
-    """Rotary angles divided dimension by dimension: by `short_factor` up to `original_length` positions, by
-    `long_factor` in longer texts; queries and keys grow by `attention_factor` (LongRoPE, Ding et al. 2024)."""
+    """Rotary angles divided by a factor for each dimension: `short_factor` up to `original_length` positions,
+    `long_factor`
+    in longer texts; queries and keys are multiplied by `attention_factor` (LongRoPE, Ding et al. 2024).
+    """
 
     short_factor: tuple[float, ...]
     long_factor: tuple[float, ...]
@@ -99,10 +105,11 @@ Scaling: TypeAlias = LinearScaling | Llama3Scaling | YarnScaling | LongRopeScali
 
 @dataclass(frozen=True)
 class Rotary:
-    """Rotary positions (Su et al. 2021): queries and keys are turned by angles that grow with the position.
+    """Rotary positions (Su et al. 2021): queries and keys are rotated by angles that grow with the position.
 
-    fraction: the share of each head's dimensions that is turned (the first ones). scaling: how the angles of a model
-    that learned on short texts are changed for longer ones.
+    fraction: the share of each head's dimensions that is rotated (the first ones). scaling: how the angles of a model
+    that
+    was trained on short texts are changed for longer ones.
     """
 
     base: float = 10000.0
@@ -116,9 +123,9 @@ class Rotary:
 
 @dataclass(frozen=True)
 class RelativeBias:
-    """A learned number for each head and bucket of distances, added to the scores (Raffel et al. 2020, T5).
+    """A learned bias of the scores for each head and bucket of distances (Raffel et al. 2020, T5).
 
-    All attentions of a stack that carry an equal RelativeBias share its numbers.
+    All attentions of a stack with an equal RelativeBias share its parameters.
     """
 
     buckets: int = 32
@@ -151,9 +158,10 @@ Position: TypeAlias = Rotary | RelativeBias | Alibi
 class Attention:
     """Multi-head attention (Vaswani et al. 2017, section 3.2); with fewer kv_heads than heads, grouped (Ainslie 2023).
 
-    d_value defaults to d_key and kv_heads to heads; scale to 1 / sqrt(d_key). softcap bends the scores to within
-    plus and minus its value. qk_norm normalises queries and keys, each head's own or across heads. sinks adds a
-    learned score for each head that takes weight and gives no value.
+    d_value defaults to d_key and kv_heads to heads; scale to 1 / sqrt(d_key). softcap limits the scores to plus and
+    minus
+    its value by a tanh. qk_norm normalises queries and keys, for each head or across heads. sinks adds a learned score
+    for each head that takes weight and has no value.
     """
 
     heads: int
@@ -187,14 +195,14 @@ class Attention:
 
 
 Activation: TypeAlias = Literal["relu", "relu_squared", "gelu", "gelu_tanh", "gelu_sigmoid", "silu", "tanh"]
-"""gelu_tanh and gelu_sigmoid are the two approximations of Hendrycks and Gimpel 2016."""
+"""gelu_tanh and gelu_sigmoid are the two approximations by Hendrycks and Gimpel 2016."""
 
 
 @dataclass(frozen=True)
 class FeedForward:
-    """Two linear layers around an activation; gated, a third multiplies the activated one (Shazeer 2020).
+    """Two linear layers around an activation; gated, a third is multiplied by the activated one (Shazeer 2020).
 
-    limit: the gate is at most that, and what it multiplies is kept within plus and minus that, and 1 added to it
+    limit: clamp the gate to at most this value, clamp what it multiplies to plus and minus this value and add 1 to it
     (OpenAI 2025, gpt-oss).
     """
 
@@ -212,9 +220,9 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Experts:
-    """`count` feed-forward networks, `top_k` of which read each token: those that a linear layer scores highest.
+    """`count` feed-forward networks, `top_k` of which process each token: those with the highest router scores.
 
-    Their results are blended by the softmax of these scores (Shazeer et al. 2017).
+    Their outputs are averaged with the softmax of these scores as weights (Shazeer et al. 2017).
     """
 
     count: int
@@ -228,29 +236,29 @@ class Experts:
 
 @dataclass(frozen=True)
 class SSRU:
-    """In the place of attention to the past: a state that takes it along (SSRU, Kim et al. 2019, section 3.1).
+    """A recurrent unit in place of self-attention to the past (SSRU, Kim et al. 2019, section 3.1).
 
-    forget = sigmoid(W_f x + b); state = forget * state before + (1 - forget) * W x; what leaves is relu(state).
+    forget = sigmoid(W_f x + b); state = forget * previous state + (1 - forget) * W x; the output is relu(state).
     """
 
     @property
     def causal(self) -> bool:
-        """The future has no way in."""
+        """Always true: later positions cannot affect earlier ones."""
         return True
 
     @property
     def position(self) -> None:
-        """It knows the order by itself."""
+        """Always None: recurrence needs no positions."""
         return None
 
 
 @dataclass(frozen=True)
 class Block:
-    """One layer: attention to itself, attention to the memory (if any), feed-forward, each around a residual.
+    """One layer: self-attention, optional cross-attention and feed-forward, each with a residual around it.
 
     norm_at: "post" x = norm(x + f(x)) as in 2017; "pre" x = x + f(norm(x)); "both" x = x + norm(f(norm(x)));
     "result" x = x + norm(f(x)). parallel: attention and feed-forward read the same x, and both results are added
-    (Wang and Komatsuzaki 2021). has_first_norm: False leaves out the norm before the self-attention of a "pre" block.
+    (Wang and Komatsuzaki 2021). has_first_norm: False omits the norm before the self-attention of a "pre" block.
     """
 
     self_attention: Attention | SSRU

@@ -1,4 +1,4 @@
-"""The nodes of what a model answers: tokens, labels, a class, a vector, an action or its states."""
+"""The nodes of heads: a model's output is tokens, labels, a class, a vector, an action or its states."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from qkv.spec.validation import require_choices, require_positive
 
 @dataclass(frozen=True)
 class Dense:
-    """A linear layer, perhaps an activation and a norm between the last block and the answer (Devlin et al. 2019)."""
+    """A linear layer with an optional activation and norm between the last block and the head (Devlin et al. 2019)."""
 
     activation: Activation | None
     norm: Norm | None = None
@@ -23,9 +23,9 @@ class Dense:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Answers with a score for each token of the vocabulary that the last stack reads (tied: by its own vectors).
+    """A score for each token of the vocabulary of the last stack (tied: with its embedding as the output matrix).
 
-    scale: what the scores are multiplied by. dense: what goes before the comparison.
+    scale: a factor of the scores. dense: a layer before the output matrix.
     """
 
     tied: bool = True
@@ -40,9 +40,9 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class PointerGenerator:
-    """Answers with a token of the vocabulary, or with one that stands in the source (See et al. 2017, section 2.2).
+    """A token of the vocabulary, or one that is copied from the source (See et al. 2017, section 2.2).
 
-    It looks at the source with one head of its own, whose queries and keys have `d_key` numbers.
+    It attends to the source with one head of its own, whose queries and keys have the size `d_key`.
     """
 
     d_key: int
@@ -54,7 +54,7 @@ class PointerGenerator:
 
 @dataclass(frozen=True)
 class Labels:
-    """Answers each position with a score for each of `count` labels."""
+    """A score for each of `count` labels at each position."""
 
     count: int
     dense: Dense | None = None
@@ -64,13 +64,13 @@ class Labels:
 
 
 Pool: TypeAlias = Literal["first", "second", "mean", "last"]
-"""One vector for a whole input: that of one position, or the mean of what was read (leading vectors left out)."""
+"""One vector for a whole input: that of one position, or the mean of the input's positions (without prefix vectors)."""
 
 
 @dataclass(frozen=True)
 class Classes:
-    """Answers with one of `count` classes for the whole input; second_pool: also from a second vector beside the
-    first."""
+    """One of `count` classes for the whole input; second_pool: classify a second pooled vector
+    together with the first."""
 
     count: int
     pool: Pool = "mean"
@@ -84,7 +84,7 @@ class Classes:
 
 @dataclass(frozen=True)
 class Vector:
-    """Answers with one vector for the whole input, projected to `width` if given, of length 1 if `normalized`."""
+    """One vector for the whole input, projected to `width` if given, of length 1 if `normalized`."""
 
     pool: Pool = "mean"
     width: int | None = None
@@ -97,15 +97,17 @@ class Vector:
 
 @dataclass(frozen=True)
 class Actions:
-    """Answers each step of a trajectory with the action to take there, as its state shows it, and with the return and
-    the state that follow, as its action shows them (Chen et al. 2021). bounded: actions lie between -1 and 1."""
+    """The action to take in each step of a trajectory, predicted at its state, and the return and the state that
+    follow,
+    predicted at its action (Chen et al. 2021). bounded: actions are between -1 and 1.
+    """
 
     bounded: bool = True
 
 
 @dataclass(frozen=True)
 class States:
-    """Answers with the last block's own vector for each position."""
+    """The last block's hidden state of each position."""
 
 
 Head: TypeAlias = Vocabulary | PointerGenerator | Labels | Classes | Vector | Actions | States

@@ -1,4 +1,4 @@
-"""The nodes of what a stack reads: tokens, patches of an image, frames or samples of a sound, steps of an agent."""
+"""The nodes of inputs: tokens, patches of an image, frames or samples of audio, steps of an agent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from qkv.spec.validation import require, require_choices, require_positive
 
 @dataclass(frozen=True)
 class Segments:
-    """Up to `count` texts in one input, each ended by the token `separator`; a learned vector for each (BERT)."""
+    """Up to `count` segments in one input, each ended by the token `separator`, with a learned vector
+    for each (BERT)."""
 
     count: int
     separator: int
@@ -23,10 +24,10 @@ class Segments:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Reads a vocabulary's numbers: one learned vector each, times sqrt(d_model) if scaled (2017, section 3.4).
+    """Token ids: one learned vector for each, times sqrt(d_model) if scaled (2017, section 3.4).
 
-    width: the vectors' own, projected to d_model afterwards (Lan et al. 2020); d_model itself unless given.
-    project_first: they are projected before their positions are added, and without a bias (Zhang et al. 2022).
+    width: the size of the vectors, which are then projected to d_model (Lan et al. 2020); d_model by default.
+    project_first: project before the positions are added, without a bias (Zhang et al. 2022).
     """
 
     vocab: int
@@ -43,7 +44,7 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Convolution:
-    """A window of `kernel_size` neighbours that moves on by `stride` and makes `channels` numbers at each stop."""
+    """A convolution over `kernel_size` neighbours with a `stride` and `channels` output channels."""
 
     channels: int
     kernel_size: int
@@ -55,14 +56,14 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Patches:
-    """Reads an image in squares of size x size pixels, each turned into a vector (Dosovitskiy et al. 2021).
+    """An image in patches of size x size pixels, each of which becomes a vector (Dosovitskiy et al. 2021).
 
-    class_tokens: learned vectors before them, such as a class token. registers: more of these, that have no position
-    (Darcet et al. 2024). antialias: learned positions are interpolated with antialiasing, for an image of another size.
-    stem: convolutions over the image, each before a GELU, whose strides make smaller squares of these (Xiao et al.
-    2021); the vectors are then made of what they give. stem_norm: "batch", what each convolution makes is normalised
-    over the batch (Ioffe and Szegedy 2015). stem_residual: a convolution that keeps the shape has its result added to
-    what it read (He et al. 2016).
+    class_tokens: learned vectors before them, such as a class token. registers: more of these, without positions
+    (Darcet et al. 2024). antialias: interpolate learned positions with antialiasing for an image of another size.
+    stem: convolutions over the image, each followed by a GELU, whose output is split into patches, smaller by their
+    strides
+    (Xiao et al. 2021). stem_norm: "batch" normalises the output of each convolution over the batch (Ioffe and Szegedy
+    2015). stem_residual: add the output of a convolution that keeps the shape to its input (He et al. 2016).
     """
 
     size: int
@@ -86,11 +87,12 @@ class Patches:
 
 @dataclass(frozen=True)
 class Frames:
-    """Reads sound as frames of `mels` bands of pitch: two convolutions of width 3, each before a GELU, of which the
-    second makes one position of two frames (Radford et al. 2022, section 2.2).
+    """Audio as frames of `mels` frequency bands: two convolutions of width 3, each followed by a GELU, the second of
+    which
+    makes one position of two frames (Radford et al. 2022, section 2.2).
 
-    stem, stem_norm, stem_residual: instead, convolutions over time and pitch, as over an image (see `Patches`); then a
-    position is made of what they give for all bands.
+    stem, stem_norm, stem_residual: instead, convolutions over time and frequency, as over an image (see `Patches`); a
+    position is then a projection of their output for all bands.
     """
 
     mels: int
@@ -100,7 +102,7 @@ class Frames:
 
     @property
     def frames_per_position(self) -> int:
-        """How many frames make a position."""
+        """The number of frames in a position."""
         return math.prod(one.stride for one in self.stem) if self.stem else 2
 
     def __post_init__(self) -> None:
@@ -123,11 +125,11 @@ def _check_stem(node: Patches | Frames) -> None:
 
 @dataclass(frozen=True)
 class Waveform:
-    """Reads the samples of a sound through convolutions, each before a GELU, and projects what they make, normalised
-    (Baevski et al. 2020, section 2).
+    """Audio samples through convolutions, each followed by a GELU, whose normalised output is projected (Baevski et al.
+    2020, section 2).
 
-    norm_at: "first", each channel of the first convolution is normalised over time (Wu and He 2018); "each", what
-    every convolution makes is, over its channels.
+    norm_at: "first" normalises each channel of the first convolution over time (Wu and He 2018); "each" normalises the
+    output of every convolution over its channels.
     """
 
     convolutions: tuple[Convolution, ...]
@@ -141,12 +143,13 @@ class Waveform:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """Reads what an agent went through, each step as three positions: the return it is to reach, the state it sees
-    and the action it takes, of `state_dim` and `action_dim` numbers (Chen et al. 2021).
+    """The trajectory of an agent, each step as three positions: its return-to-go, its state and its action, with
+    `state_dim` and `action_dim` numbers (Chen et al. 2021).
 
-    max_episode_steps: how many steps an episode may have; a learned vector for the time of a step is added to its
-    three.
-    return_conditioned: whether returns are read; without, each step is two positions, and the model clones behaviour.
+    max_episode_steps: the number of steps that an episode may have; a learned vector for the time of a step is added to
+    its positions.
+    return_conditioned: whether returns are read; without them each step is two positions, and the model clones
+    behaviour.
     """
 
     state_dim: int
@@ -156,7 +159,7 @@ class Trajectory:
 
     @property
     def positions_per_step(self) -> int:
-        """How many positions a step is."""
+        """The number of positions in a step."""
         return 3 if self.return_conditioned else 2
 
     def __post_init__(self) -> None:
@@ -168,9 +171,9 @@ Input: TypeAlias = Tokens | Patches | Frames | Waveform | Trajectory
 
 @dataclass(frozen=True)
 class Learned:
-    """A learned vector for each position up to `length`, added to what is read.
+    """A learned vector for each position up to `length`, added to the input.
 
-    Of an image, the leading vectors and a square of patches; another image's are interpolated between these.
+    For images: the prefix vectors and a square of patches; images of other sizes use interpolated positions.
     """
 
     length: int
@@ -181,11 +184,12 @@ class Learned:
 
 @dataclass(frozen=True)
 class Sinusoidal:
-    """Fixed waves of geometrically growing length, added to what is read (Vaswani et al. 2017, section 3.5).
+    """Fixed sinusoids of geometrically growing wavelength, added to the input (Vaswani et al. 2017, section 3.5).
 
-    layout: "paired", sine and cosine of a wave side by side as in the paper; "halves", all sines before all cosines;
-    "tensor2tensor", halves whose longest wave is 10000 * 2 pi exactly, as in its authors' code. start: the number of
-    the first position.
+    layout: "paired", sine and cosine of a wavelength are adjacent as in the paper; "halves", all sines before all
+    cosines;
+    "tensor2tensor", halves whose longest wavelength is exactly 10000 * 2 pi, as in its authors' code. start: the number
+    of the first position.
     """
 
     layout: Literal["paired", "halves", "tensor2tensor"] = "paired"
@@ -198,8 +202,10 @@ class Sinusoidal:
 
 @dataclass(frozen=True)
 class Convolutional:
-    """What stands around a position, seen through a convolution of `groups` groups over `kernel_size` neighbours and a
-    GELU, added to what is read (Baevski et al. 2020, section 2)."""
+    """The neighbourhood of each position, convolved over `kernel_size` neighbours in `groups` groups, followed by a
+    GELU and
+    added to the input (Baevski et al. 2020, section 2).
+    """
 
     kernel_size: int
     groups: int = 1

@@ -1,4 +1,4 @@
-"""The nodes of whole models: a stack of blocks, the Transformer, two encoders side by side, the recurrent model."""
+"""The nodes of whole models: a stack of blocks, the Transformer, the dual encoder, the recurrent model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from qkv.spec.validation import require, require_choices, require_positive
 
 @dataclass(frozen=True)
 class Stack:
-    """What is read, where it stands, and the blocks it goes through.
+    """An input, its positions, and the blocks that process it.
 
-    repeats: how often it goes through all of them, with the same parameters each time (Dehghani et al. 2019).
+    repeats: how often all blocks are applied, with the same parameters each time (Dehghani et al. 2019).
     """
 
     d_model: int
@@ -62,11 +62,12 @@ class Stack:
 
 @dataclass(frozen=True)
 class Transformer:
-    """An encoder and a decoder (translation), a decoder alone (language model) or an encoder alone (classifier).
+    """An encoder-decoder (translation), a decoder (language model) or an encoder (classifier).
 
-    shared_embedding: source and target use one embedding (Vaswani et al. 2017, section 3.4). encoder_head: what the
-    encoder answers by itself beside the decoder, a label for each position, of which some read in order are the answer
-    as well (CTC beside attention, Watanabe et al. 2017).
+    shared_embedding: source and target share one embedding (Vaswani et al. 2017, section 3.4). encoder_head: a head of
+    the
+    encoder besides the decoder, which labels each position; an output can be read from these labels alone (CTC with
+    attention, Watanabe et al. 2017).
     """
 
     encoder: Stack | None
@@ -146,8 +147,10 @@ class Transformer:
 
 @dataclass(frozen=True)
 class DualEncoder:
-    """Two encoders that answer with vectors of one width, compared: every source with every target, by the cosine of
-    their angle times a learned factor (Radford et al. 2021)."""
+    """Two encoders with vectors of one size: every source is compared with every target, by their cosine similarity
+    times a
+    learned factor (Radford et al. 2021).
+    """
 
     source: Transformer
     target: Transformer
@@ -167,12 +170,12 @@ class DualEncoder:
 
 @dataclass(frozen=True)
 class Recurrent:
-    """The encoder-decoder that attention replaced.
+    """The encoder-decoder that preceded the Transformer.
 
     bidirectional: the encoder reads in both directions, with half of d_model each. bridged: a linear layer makes the
-    decoder's first state from the encoder's last (Bahdanau et al. 2015, appendix A.2.2); else they are the same.
+    decoder's first state from the encoder's last (Bahdanau et al. 2015, appendix A.2.2); otherwise they are equal.
     attention: None, the decoder starts from the encoder's last state and sees nothing else (Sutskever 2014, Cho 2014);
-    "additive", it looks back before each step (Bahdanau et al. 2015); "dot" or "general", after (Luong et al. 2015).
+    "additive", it attends before each step (Bahdanau et al. 2015); "dot" or "general", after (Luong et al. 2015).
     """
 
     cell: Literal["gru", "lstm"]

@@ -1,4 +1,4 @@
-"""A spec as JSON, and back."""
+"""Specs as JSON."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
 from qkv.errors import SpecError
+from qkv.files import parse_json
 from qkv.spec.blocks import (
     SSRU,
     AcrossHeads,
@@ -74,7 +75,7 @@ def from_json(text: str) -> Spec:
         if not isinstance(value, Mapping):
             return value
         name = value.get("node")
-        if name not in _NODES:
+        if not isinstance(name, str) or name not in _NODES:
             raise SpecError(f"{where}: node={name!r} was given; it must be one of {', '.join(_NODES)}")
         cls, fields = (
             _NODES[name],
@@ -92,8 +93,10 @@ def from_json(text: str) -> Spec:
             raise SpecError(f"{where}: {error}") from None
 
     try:
-        spec = decode(json.loads(text), "spec")
-    except json.JSONDecodeError as error:
+        spec = decode(parse_json(text), "spec")
+    except SpecError:
+        raise
+    except ValueError as error:
         raise SpecError(f"the spec is not JSON: {error}") from None
     if not isinstance(spec, Spec):
         raise SpecError(

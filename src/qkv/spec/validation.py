@@ -1,4 +1,4 @@
-"""What the nodes of a spec check when they are made."""
+"""Checks that the nodes of a spec run when they are created."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from qkv.errors import SpecError
 
 
 def require(condition: bool, node: object, message: str) -> None:
+    """Raise SpecError with the class of `node` and the message unless the condition is true."""
     if not condition:
         raise SpecError(f"{type(node).__name__}: {message}")
 
 
 def require_positive(node: Any, *names: str) -> None:
+    """Raise SpecError if a named field is neither None nor greater than 0."""
     for name in names:
         value = getattr(node, name)
         require(value is None or value > 0, node, f"{name}={value} was given; it must be greater than 0")
 
 
 def require_choices(node: Any) -> None:
+    """Raise SpecError if a field with a Literal type has another value."""
     for name, choices in _list_choices(type(node)).items():
         value = getattr(node, name)
         require(
@@ -29,7 +32,7 @@ def require_choices(node: Any) -> None:
 
 
 def _list_choices(cls: type[object]) -> dict[str, tuple[Any, ...]]:
-    """The fields of `cls` that are a choice between words, with the words (and None where it is allowed)."""
+    """Return the fields of `cls` with a Literal type, each with its choices (and None where it is allowed)."""
     found = {}
     for name, hint in typing.get_type_hints(cls).items():
         parts = (

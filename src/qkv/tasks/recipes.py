@@ -1,4 +1,4 @@
-"""Reading recipes: your own file, or one that comes with the package by its name."""
+"""Reading of recipes: the user's own file, or one that comes with the package by its name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _OF_THE_MODEL = ("model", "tokenizer")
 
 
 def list_recipes() -> dict[str, Path]:
-    """The recipes that come with the package."""
+    """List the recipes that come with the package."""
     folder = Path(str(resources.files("qkv") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
@@ -31,7 +31,7 @@ def read_recipe(name: str | Path, overrides: Iterable[str] = (), own: OwnData | 
     """
     named = list_recipes()
     path = Path(name)
-    if not path.exists() or (path.is_dir() and str(name) in named):  # a folder may be called like a recipe
+    if not path.exists() or (path.is_dir() and str(name) in named):  # a folder may have the name of a recipe
         if str(name) not in named:
             near = difflib.get_close_matches(str(name), named, n=1)
             advice = f"; did you mean {near[0]}?" if near else ""

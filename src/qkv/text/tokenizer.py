@@ -22,7 +22,7 @@ import tokenizers
 from tokenizers import models
 
 from qkv.errors import DataError, VocabularyError
-from qkv.files import atomic_write
+from qkv.files import atomic_write, parse_json
 
 PAD: Final = 0
 BOS: Final = 1
@@ -287,8 +287,10 @@ class Tokenizer:
         try:
             special_tokens = None
             if text.startswith('{"special_tokens"'):
-                value = json.loads(text)
+                value = parse_json(text)
                 special_tokens, text = SpecialTokenIds(**value["special_tokens"]), json.dumps(value["tokenizer"])
+                if not all(one is None or (type(one) is int and one >= 0) for one in asdict(special_tokens).values()):
+                    raise ValueError(f"special_tokens: given {special_tokens}, expected token numbers")
             inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises plain Exception, whatever is wrong
             raise VocabularyError(

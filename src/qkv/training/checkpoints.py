@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qkv.errors import CheckpointError
-from qkv.files import atomic_write
+from qkv.files import atomic_write, parse_json
 
 _METADATA_KEY = "qkv"  # a single entry: the order of several would change from run to run
 
@@ -45,14 +45,14 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path}: there is no such file. Expected a checkpoint that a training run wrote.")
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[_METADATA_KEY])
+            header = parse_json((file.metadata() or {})[_METADATA_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         text, expected = header["state"], header["sha256"]
-        state = json.loads(text)
+        state = parse_json(text)
         found = _sha256(tensors, text)
         if not isinstance(state, dict):
             raise TypeError(f"its state is a {type(state).__name__}")
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
             f"{path} is cut short, damaged or not a checkpoint of this package ({type(error).__name__}: {error}). "
             "Expected a complete file as it was written. Copy it again, or delete it and resume from another one."

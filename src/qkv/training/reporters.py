@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 from qkv.errors import MissingExtraError, StorageError
-from qkv.files import atomic_write
+from qkv.files import atomic_write, parse_json
 from qkv.training import restore
 from qkv.training.state import TrainState
 
@@ -301,7 +301,7 @@ class MetricsLogger:
         if path.exists():
             for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    if json.loads(line)["step"] <= last_step:
+                    if parse_json(line)["step"] <= last_step:
                         lines.append(line)
                 except (ValueError, KeyError, TypeError):
                     continue  # the incomplete line of a run that was killed while writing

@@ -1,4 +1,4 @@
-"""Models of this package written as others read them: folders of Hugging Face, ONNX graphs, CTranslate2 models."""
+"""Exports of models to other formats: Hugging Face folders, ONNX graphs, CTranslate2 models."""
 
 from qkv.pretrained.export.ctranslate2 import to_ctranslate2
 from qkv.pretrained.export.hugging_face import to_hugging_face

@@ -1,4 +1,4 @@
-"""Models for CTranslate2 (Klein et al. 2020), an engine that translates and continues text fast on a processor."""
+"""Export to CTranslate2 (Klein et al. 2020), an engine for fast translation and generation on a CPU."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from qkv.positions import compute_sinusoids
 from qkv.pretrained.export.output_folder import import_library
 from qkv.text import Tokenizer
 
-_SINUSOIDAL_POSITIONS = 2048  # positions of a table of sinusoids: the engine takes tables alone
-_SUPPRESSED_SCORE = -65504.0  # the lowest number of half precision, in which the engine may compute
+_SINUSOIDAL_POSITIONS = 2048  # sinusoidal positions are written as a table: the engine supports tables only
+_SUPPRESSED_SCORE = -65504.0  # the lowest number in half precision, in which the engine may compute
 _ACTIVATIONS = {
     "relu": "RELU", "gelu": "GELU", "gelu_tanh": "GELUTanh", "gelu_sigmoid": "GELUSigmoid", "silu": "SWISH",
     "tanh": "Tanh",
@@ -40,14 +40,16 @@ def to_ctranslate2(
 ) -> None:
     """Write a decoder, or an encoder with a decoder, to an existing folder for `ctranslate2.Generator` or `Translator`.
 
-    bos: what the decoder begins with; None where a prompt does that. eos: what ends an answer. never: tokens that no
-    answer holds. ends_source: the engine puts eos after each source. Raises SpecError naming everything in the model
-    that the engine does not have, VocabularyError for tokenizers of another model, MissingExtraError without it.
+    bos: the token that the decoder starts with; None where a prompt does that. eos: the token that ends an output.
+    never:
+    tokens that no output contains. ends_source: whether the engine appends eos to each source. Raises SpecError naming
+    everything in the model that the engine does not support, VocabularyError for tokenizers of another model, and
+    MissingExtraError without ctranslate2.
     """
     engine = import_library("ctranslate2", "ctranslate2").specs
     unsupported = list(_find_unsupported(model.spec))
     if unsupported:
-        raise SpecError(f"CTranslate2 cannot say {'; '.join(unsupported)}. Write the model for ONNX instead")
+        raise SpecError(f"CTranslate2 does not support {'; '.join(unsupported)}. Write the model for ONNX instead")
     assert isinstance(model, Transformer)
     choice: Any = model.spec
     decoder = _build_decoder(engine, model, suppress_tokens)
@@ -78,7 +80,7 @@ def to_ctranslate2(
 
 
 def _find_unsupported(config: spec.Spec) -> Iterator[str]:
-    """Yield what the engine does not have, by the names of the spec."""
+    """Yield everything in a spec that the engine does not support."""
     if not isinstance(config, spec.Transformer):
         yield f"a {type(config).__name__}"
         return
@@ -152,8 +154,12 @@ def _find_unsupported_in_stack(stack: spec.Stack, is_decoder_only: bool) -> Iter
 
 
 def _find_unsupported_in_attention(config: spec.Attention, is_decoder_only: bool) -> Iterator[str]:
-    """A window, which the engine lays over its cache alone, and angles scaled by wavelength, which it computes with
-    other numbers, would change what the model predicts."""
+    """Yield everything in an attention that the engine does not support.
+
+    A window, which the engine applies only to its cache, and rotary angles scaled by wavelength, for which it uses
+    other
+    constants, would change the predictions.
+    """
     each = isinstance(config.qk_norm, spec.Norm) and config.qk_norm.kind == "rms"
     if config.qk_norm is not None and not (is_decoder_only and each):
         yield f"qk_norm={config.qk_norm}"
@@ -176,7 +182,7 @@ def _find_unsupported_in_attention(config: spec.Attention, is_decoder_only: bool
 
 
 def _stack_options(engine: Any, stack: spec.Stack) -> dict[str, Any]:
-    """What both kinds of stack take, apart from their depth."""
+    """Return the options of both kinds of stacks, apart from their depth."""
     block: Any = stack.blocks[0]
     attention, position = block.self_attention, block.self_attention.position
     shape: dict[str, Any] = {
@@ -258,7 +264,7 @@ def _copy_stack(target: Any, stack: Stack) -> None:
 
 
 def _copy_block(layer: Any, block: Any) -> None:
-    """Norms stand where the block has them: with the sublayer, or around it."""
+    """Copy a block. Norms belong to the sublayer or to the block around it."""
     attention, feed_forward = block.self_attention_residual, block.feed_forward_residual
     if block.config.parallel:
         _copy_norm(layer.input_layer_norm, attention.before)
@@ -285,7 +291,7 @@ def _copy_block(layer: Any, block: Any) -> None:
 
 
 def _copy_attention(target: Any, attention: Attention, is_cross_attention: bool) -> None:
-    """Query, key and value are one matrix; over a memory, the query is apart."""
+    """Copy an attention. Query, key and value are one matrix; in cross-attention the query is separate."""
     parts = [attention.query, attention.key, attention.value]
     for place, of in zip(target.linear, [parts[:1], parts[1:]] if is_cross_attention else [parts], strict=False):
         place.weight = torch.cat([part.weight.detach() for part in of])
@@ -312,11 +318,11 @@ def _copy_norm(target: Any, norm: Any) -> None:
 
 
 def _list_vocabulary(tokenizer: Tokenizer, stack: spec.Stack) -> list[str]:
-    """The spelling of each token the model has a vector for."""
+    """Return the string of each token that the model has an embedding for."""
     assert isinstance(stack.input, spec.Tokens)
     names, vocab = tokenizer.vocabulary(), stack.input.vocab
     if len(names) > vocab:
         raise VocabularyError(
-            f"the tokenizer has {len(names)} tokens and the model {vocab}; expected the one that the model learned with"
+            f"the tokenizer has {len(names)} tokens and the model {vocab}; expected the tokenizer of the model"
         )
     return names + [f"<without a name {number}>" for number in range(len(names), vocab)]

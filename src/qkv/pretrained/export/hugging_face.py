@@ -1,4 +1,4 @@
-"""Published models written back as they came, for transformers and all that reads its folders."""
+"""Export of published models to the folders that transformers reads, with their original names."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def to_hugging_face(pretrained: PretrainedModel, source: str | Path, folder: str | Path) -> None:
-    """Write a published model under the names of its family, with the tokenizer and all else that it came with.
+    """Write a published model under the names of its family, with its tokenizer and the other files next to it.
 
-    Of a model in one file that is the tokenizer in it or beside it, or what prepares its images. Raises CheckpointError
-    for parameters that its family has no name for, VocabularyError for a tokenizer that cannot be read, StorageError if
-    the folder cannot be written.
+    For a model in one file these are the tokenizer in it or next to it, or its image preprocessing. Raises
+    CheckpointError for parameters that its family has no name for, VocabularyError for a tokenizer that cannot be read,
+    and StorageError if the folder cannot be written.
     """
     place = Path(source)
     with create_folder(folder) as part:

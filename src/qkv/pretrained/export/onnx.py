@@ -1,6 +1,6 @@
-"""Models as ONNX graphs: of a decoder, one that takes the keys and values of the past and gives those of the future.
+"""Export to ONNX graphs. A decoder's graph takes the past keys and values and returns the new ones.
 
-The operators are those of opset 23, in which attention is one of them (Attention, ONNX 1.18).
+The graphs use opset 23, in which attention is an operator (Attention, ONNX 1.18).
 """
 
 from __future__ import annotations
@@ -39,20 +39,24 @@ _EXAMPLE_FRAMES, _EXAMPLE_SAMPLES = 20, 16_000
 
 
 def to_onnx(model: SequenceModel, folder: Path) -> None:
-    """Write the graphs of a model to an existing folder.
+    """Write the graphs of a model to an existing folder. Masks are bool, True = real.
 
-    An encoder alone is model.onnx: source, source_mask (batch, sources) -> its answer. A decoder alone is model.onnx:
-    tokens (batch, length), past.N.key, past.N.value (batch, kv_heads, past, d) -> logits (batch, length, vocab),
-    present.N.key, present.N.value, the past of the next step; it begins with a past of length 0. A block that is
-    recurrent has past.N.state (batch, d_model), first 0, and past.length () int64 if nothing else says how long it is.
-    With both, encoder.onnx gives memory.N.key, memory.N.value, and decoder.onnx takes them and source_mask as well; one
-    that copies gives memory.states and memory.key, and takes source, too. Of a recurrent model, encoder.onnx gives the
-    first past.N.state, past.N.cell, and memory.states, memory.key if it looks back; with additive attention, tokens are
-    (batch, 1). Images and sounds go in without a mask: source (batch, channels, height, width), (batch, mels, frames)
-    or (batch, samples); steps of an agent with one: (batch, steps, 2 + state + action). Two towers are source.onnx and
-    target.onnx, each as an encoder alone; the logits of the one's answers (sources, width), which the factor is part
-    of, with the other's are answer @ answer.T. Masks are bool, True = real.
-    Raises SpecError for a model of another kind, MissingExtraError without onnxscript.
+    An encoder is model.onnx: source, source_mask (batch, sources) -> its output. A decoder is model.onnx: tokens
+    (batch,
+    length), past.N.key, past.N.value (batch, kv_heads, past, d) -> logits (batch, length, vocab), present.N.key,
+    present.N.value, which are the past of the next step; the first past has length 0. A recurrent block has
+    past.N.state
+    (batch, d_model), first 0, and past.length () int64 where no other input implies the length.
+    An encoder-decoder is encoder.onnx, which returns memory.N.key and memory.N.value, and decoder.onnx, which takes
+    them
+    and source_mask as well; with copying, also memory.states, memory.key and source. For a recurrent model,
+    encoder.onnx
+    returns the first past.N.state and past.N.cell, and, with attention, memory.states and memory.key; with additive
+    attention, tokens are (batch, 1). Images and audio have no mask: source (batch, channels, height, width), (batch,
+    mels, frames) or (batch, samples). Trajectories have one: (batch, steps, 2 + state + action). A dual encoder is
+    source.onnx and target.onnx, each like an encoder; the logits of sources (sources, width), which include the factor,
+    and targets are source @ target.T.
+    Raises SpecError for other models and MissingExtraError without onnxscript.
     """
     import_library("onnxscript", "onnx")
     model.eval()
@@ -61,7 +65,7 @@ def to_onnx(model: SequenceModel, folder: Path) -> None:
 
 
 def _build_graphs(model: SequenceModel) -> dict[str, OnnxGraph]:
-    """The graphs of a model, by the names of their files."""
+    """Return the graphs of a model by file name."""
     if isinstance(model, Recurrent):
         return build_recurrent_graphs(model)
     if isinstance(model, DualEncoder):
@@ -71,7 +75,7 @@ def _build_graphs(model: SequenceModel) -> dict[str, OnnxGraph]:
             "target.onnx": target,
         }
     if not isinstance(model, Transformer):
-        raise SpecError(f"a {type(model).__name__} was given; ONNX graphs are made of the models of a spec alone")
+        raise SpecError(f"a {type(model).__name__} was given; expected a model that was built from a spec")
     _require_traceable(model.spec)
     model = replace_recurrences(model)
     if model.decoder is None:
@@ -82,7 +86,7 @@ def _build_graphs(model: SequenceModel) -> dict[str, OnnxGraph]:
 
 
 class _ExternalKeyValues(KeyValueCache):
-    """Keys and values that are handed in and out, where the model's own cache writes into buffers."""
+    """Keys and values as inputs and outputs, in place of the model's own cache, which writes into buffers."""
 
     def __init__(self, key: Tensor | None = None, value: Tensor | None = None) -> None:
         super().__init__()
@@ -90,7 +94,7 @@ class _ExternalKeyValues(KeyValueCache):
         self.length = 0 if key is None else key.shape[2]
 
     def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """As in a cache of its own: join the past and what is new (batch, kv_heads, n, d)."""
+        """Join the past and the new keys and values (batch, kv_heads, n, d), as a cache does."""
         if self._key is not None and self._value is not None:
             key, value = torch.cat([self._key, key], dim=2), torch.cat([self._value, value], dim=2)
         self._key, self._value, self.length = key, value, key.shape[2]
@@ -98,7 +102,7 @@ class _ExternalKeyValues(KeyValueCache):
 
 
 class _EncoderOnly(nn.Module):
-    """An encoder and its answer."""
+    """An encoder and its head."""
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
@@ -110,7 +114,7 @@ class _EncoderOnly(nn.Module):
 
 
 class _ScaledEncoder(nn.Module):
-    """The first of two towers, with the factor of the comparison in its vectors."""
+    """The source encoder of a dual encoder, with the factor of the similarity multiplied into its vectors."""
 
     def __init__(self, encoder: nn.Module, log_factor: nn.Parameter) -> None:
         super().__init__()
@@ -123,9 +127,9 @@ class _ScaledEncoder(nn.Module):
 
 
 class _Encoder(nn.Module):
-    """An encoder, and what each attention over the memory makes of it: keys and values, one after the other.
+    """An encoder, and the keys and values that each cross-attention computes from its memory, in order.
 
-    Then the memory and its keys, of a model that copies.
+    With copying, the memory and its keys follow.
     """
 
     def __init__(self, model: Transformer) -> None:
@@ -144,7 +148,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """A step of a decoder that is told its past and tells the next step's."""
+    """A decoding step that takes the past as inputs and returns that of the next step."""
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
@@ -177,7 +181,7 @@ class _Decoder(nn.Module):
         if isinstance(answer, PointerGeneratorHead):
             memory = Memory(next(rest), source_mask, source, next(rest))
         elif memories:
-            memory = Memory(memories[0], source_mask)  # its states are not looked at: keys are kept
+            memory = Memory(memories[0], source_mask)  # its states are not used, only its keys
         hidden = decoder(tokens, None, memory, caches, past=length)
         found = [answer(hidden) if memory is None or memory.key is None else answer(hidden, memory)]
         for cache in caches:
@@ -187,9 +191,9 @@ class _Decoder(nn.Module):
 
 
 def _read_length(past: Tensor, length: int, positions: object) -> int:
-    """A length that is a number in the graph, and not an axis of something."""
+    """Return a length that is a number in the graph rather than the size of an axis."""
     number: Any = past.item()
-    promise: Any = torch._check  # what the trace may take for granted, since it cannot look
+    promise: Any = torch._check  # a fact for the tracer, which cannot see it
     promise(number >= 0)
     if isinstance(positions, spec.Learned):
         promise(number + length <= positions.length)
@@ -198,7 +202,7 @@ def _read_length(past: Tensor, length: int, positions: object) -> int:
 
 
 def _require_traceable(config: Any) -> None:
-    """Raise SpecError for what reads no tokens, and for blocks whose computation depends on what is computed."""
+    """Raise SpecError for models that do not read tokens and for blocks with data-dependent computation."""
     if config.decoder is not None:
         _require_tokens(config.decoder, "decoder")
     for name in ("encoder", "decoder"):
@@ -207,12 +211,12 @@ def _require_traceable(config: Any) -> None:
             if not isinstance(block.feed_forward, spec.FeedForward):
                 raise SpecError(
                     f"{name} blocks have feed_forward={type(block.feed_forward).__name__}; "
-                    "ONNX graphs are made of blocks whose feed_forward is FeedForward"
+                    "ONNX export supports only blocks whose feed_forward is FeedForward"
                 )
 
 
 def _build_encoder_only_graph(model: Transformer) -> OnnxGraph:
-    """The graph of an encoder alone."""
+    """Build the graph of an encoder."""
     choice: Any = model.spec
     return OnnxGraph(_EncoderOnly(model), _build_source_inputs(choice.encoder), ("answer",))
 
@@ -247,7 +251,7 @@ def _build_decoder_graph(model: Transformer) -> OnnxGraph:
 
 
 def _build_memory_inputs(model: Transformer) -> Inputs:
-    """Keys and values of each attention over the memory, by name; of a model that copies, the memory and its keys."""
+    """Return the keys and values of each cross-attention by name; with copying, the memory and its keys as well."""
     pairs: Inputs = {}
     for number, attention in enumerate(_iter_cross_attentions(model)):
         pairs |= _build_key_value_inputs(f"memory.{number}", attention.config, EXAMPLE_SOURCES, "sources")
@@ -270,7 +274,7 @@ def _build_key_value_inputs(name: str, config: spec.Attention, length: int, axis
 
 
 def _iter_cross_attentions(model: Transformer) -> Iterator[Attention]:
-    """The attentions over the memory, in the order in which they look at it."""
+    """Yield the cross-attentions in the order in which they run."""
     decoder = model.decoder
     assert decoder is not None
     for block in [*decoder.blocks] * decoder.config.repeats:
@@ -279,8 +283,9 @@ def _iter_cross_attentions(model: Transformer) -> Iterator[Attention]:
 
 
 def _build_source_inputs(config: spec.Stack) -> tuple[Inputs, ...]:
-    """What an encoder reads: tokens and which of them are real, images of the one size it has positions for, or sounds
-    of equal length, which it is if there are positions for so many frames alone.
+    """Return the inputs of an encoder: tokens and their mask, images of the one size that it has positions for, or
+    audio
+    of one length, which is fixed where it has positions for only that many frames.
     """
     if isinstance(config.input, spec.Frames):
         learned = config.positions.length if isinstance(config.positions, spec.Learned) else None
@@ -310,6 +315,6 @@ def _build_source_inputs(config: spec.Stack) -> tuple[Inputs, ...]:
 def _require_tokens(config: spec.Stack, name: str) -> None:
     if not isinstance(config.input, spec.Tokens):
         raise SpecError(
-            f"the {name} reads {type(config.input).__name__}; ONNX graphs are made of models that read Tokens, or of "
+            f"the {name} reads {type(config.input).__name__}; ONNX export supports models that read Tokens, and "
             "encoders that read Frames, a Waveform, a Trajectory, or Patches with Learned positions"
         )

@@ -1,4 +1,4 @@
-"""Modules traced and written as ONNX graphs."""
+"""Tracing of modules and writing of ONNX graphs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLE_BATCH, EXAMPLE_LENGTH, EXAMPLE_PAST, EXAMPLE_SOURCES = (
     3,
     4,
     5,
-)  # of the example that is traced; none equals another by accident
+)  # sizes of the traced example; they differ from all other sizes
 
 Axes = Mapping[int, str]
 Inputs = dict[str, tuple[Tensor, Axes]]
@@ -29,10 +29,11 @@ Inputs = dict[str, tuple[Tensor, Axes]]
 
 @dataclass(frozen=True)
 class OnnxGraph:
-    """A module without state, what it takes, by name, and the names of what it gives.
+    """A module without state, its named inputs, and the names of its outputs.
 
-    inputs: for each argument, an example or several, each with the names of those of its axes whose size may change;
-    a single one is given as a tensor, several as a list.
+    inputs: for each argument, one or more examples, each with the names of its dynamic axes; a single example is passed
+    as
+    a tensor, several as a list.
     """
 
     module: nn.Module
@@ -41,7 +42,8 @@ class OnnxGraph:
 
 
 class _ExpandMasks(TorchFunctionMode):
-    """Gives every attention a mask with a row for each query: onnxruntime takes none that broadcasts over them."""
+    """A context in which every attention mask has a row for each query, since onnxruntime does not
+    broadcast over them."""
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -54,7 +56,7 @@ class _ExpandMasks(TorchFunctionMode):
 
 
 def save_graph(graph: OnnxGraph, path: Path) -> None:
-    """Trace a module with its example and write the graph, with the parameters in it or, from 2 GB on, beside it."""
+    """Trace a module with its example and write the graph. From 2 GB on, the parameters go into a file next to it."""
     example = tuple(_unwrap_single([tensor for tensor, _ in one.values()]) for one in graph.inputs)
     free = tuple(
         _unwrap_single([dict.fromkeys(axes, torch.export.Dim.DYNAMIC) for _, axes in one.values()])
@@ -62,8 +64,8 @@ def save_graph(graph: OnnxGraph, path: Path) -> None:
     )
     named = tuple(_unwrap_single([dict(axes) for _, axes in one.values()]) for one in graph.inputs)
     with torch.no_grad(), _silence_exporter():
-        # What a model asks of sizes, such as no more tokens than there are positions, must not bind the graph to
-        # the example's: it is left to the operators.
+        # Checks of sizes in the model, such as the maximum number of positions, must not fix the graph to the sizes of
+        # the example. They are left to the operators.
         with _ExpandMasks():
             traced = torch.export.export(
                 graph.module, example, dynamic_shapes=free, prefer_deferred_runtime_asserts_over_guards=True
@@ -86,7 +88,7 @@ def _unwrap_single(values: list[Any]) -> Any:
 
 @contextmanager
 def _silence_exporter() -> Iterator[None]:
-    """Keep what the exporter says of itself, and of libraries it looks for, from the user's screen."""
+    """Silence the exporter's messages about itself and about libraries that it looks for."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,6 +1,6 @@
-"""Recurrence as ONNX has it: its operators GRU and LSTM in the place of ours, and the graphs of a recurrent model.
+"""Recurrent models in ONNX: its operators GRU and LSTM in place of ours, and the graphs of a recurrent model.
 
-They take the length of each row, so that padding is passed by. Their gates stand in another order than torch's.
+The operators take the length of each row and skip padding. Their gates have another order than torch's.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from qkv.pretrained.export.onnx_graph import (
 from qkv.tap import NO_TAP, Tap
 
 _GATE_ORDER = {"GRU": (1, 0, 2), "LSTM": (0, 3, 1, 2)}
-"""Which of torch's gates comes when: update, reset, new; and input, output, forget, new."""
+"""The index of torch's gate for each gate of ONNX: update, reset, new; and input, output, forget, new."""
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def replace_recurrences(model: ModuleT) -> ModuleT:
-    """A copy of a model, with the same parameters, whose recurrences are operators where they were loops."""
+    """Return a copy of a model with the same parameters whose recurrent loops are replaced by operators."""
     copied = copy.deepcopy(model, {id(one): one for one in model.parameters()})
     for module in list(copied.modules()):
         if isinstance(module, Block) and isinstance(module.self_attention, SSRU):
@@ -48,7 +48,7 @@ def replace_recurrences(model: ModuleT) -> ModuleT:
 
 
 class _RecurrentOperator(nn.Module):
-    """The operator GRU or LSTM with its parameters: each (directions, ...), gates in the order of ONNX."""
+    """The operator GRU or LSTM with its parameters, each (directions, ...), gates in the order of ONNX."""
 
     weight: Tensor
     recurrent: Tensor
@@ -65,8 +65,10 @@ class _RecurrentOperator(nn.Module):
     def forward(
         self, inputs: Tensor, first: Sequence[Tensor] = (), lengths: Tensor | None = None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """inputs (batch, n, d), first states each (directions, batch, width), lengths (batch,) ->
-        (batch, n, directions * width), 0 after a row's length, and the last states."""
+        """Run the operator on inputs (batch, n, d), first states (directions, batch, width) and lengths (batch,).
+
+        Returns (batch, n, directions * width), 0 beyond a row's length, and the last states.
+        """
         batch, length = inputs.shape[:2]
         given = [inputs.transpose(0, 1), self.weight, self.recurrent, self.bias]
         states = (self.directions, batch, self.width)
@@ -83,7 +85,7 @@ class _RecurrentOperator(nn.Module):
 
 
 class _RecurrentLayer(nn.Module):
-    """A layer of torch's, called as it is."""
+    """A recurrent layer, called as torch's."""
 
     def __init__(self, layer: nn.GRU | nn.LSTM) -> None:
         super().__init__()
@@ -91,11 +93,11 @@ class _RecurrentLayer(nn.Module):
         ends = ["", "_reverse"] if layer.bidirectional else [""]
 
         def whole(*parts: str) -> Tensor:
-            """Some of its parameters after each other, for each direction."""
+            """Concatenate some parameters for each direction."""
             chosen = [[getattr(layer, f"{part}_l0{end}") for part in parts] for end in ends]
             return torch.stack([torch.cat([_reorder_gates(one, name) for one in parts]) for parts in chosen])
 
-        # torch resets what the state has become, not the state
+        # torch applies the reset gate after the recurrent product, not before
         more: dict[str, Any] = {"linear_before_reset": 1} if name == "GRU" else {}
         weights = whole("weight_ih"), whole("weight_hh"), whole("bias_ih", "bias_hh")
         self.operator = _RecurrentOperator(name, *weights, **more)
@@ -113,7 +115,7 @@ def _reorder_gates(parameter: Tensor, name: str) -> Tensor:
 
 
 class _Recurrence(nn.Module):
-    """A recurrence in the place of attention: a GRU that sees no state in its gates, and whose new is not bent."""
+    """A recurrence in place of attention: a GRU whose gates do not see the state, and without tanh on the new state."""
 
     def __init__(self, layer: SSRU) -> None:
         super().__init__()
@@ -138,14 +140,14 @@ class _Recurrence(nn.Module):
         tap: Tap = NO_TAP,
     ) -> Tensor:
         first = () if cache is None or cache.state is None else (cache.state[None],)
-        states, last = self.operator(hidden, first)  # padding comes after, where it changes nothing before
+        states, last = self.operator(hidden, first)  # padding follows, where it changes nothing before it
         if cache is not None:
             cache.state = last[0][0]
         return functional.relu(states)
 
 
 class _Encoder(nn.Module):
-    """Memory and its keys, of a model that looks back, and what each layer of the decoder remembers at first."""
+    """The memory and, with attention, its keys, and the first state of each decoder layer."""
 
     def __init__(self, model: Recurrent) -> None:
         super().__init__()
@@ -165,7 +167,7 @@ class _Encoder(nn.Module):
 
 
 class _Decoder(nn.Module):
-    """Some steps of a decoder that is told what its layers remember, and tells it for the next."""
+    """Decoding steps that take the states of the layers and return those of the next step."""
 
     def __init__(self, model: Recurrent) -> None:
         super().__init__()
@@ -182,7 +184,7 @@ class _Decoder(nn.Module):
         parts = decoder.parts
         past = [past] if isinstance(past, Tensor) else past
         hidden = tuple(tuple(past[begin : begin + parts]) for begin in range(0, len(past), parts))
-        # without attention, nothing looks at the memory
+        # without attention, the memory is not used
         states, key = memories or (past[0][:, None], None)
         state = RecurrentState(torch.zeros(0), Memory(states, source_mask), key, hidden)
         result, after = decoder(tokens, state)
@@ -190,7 +192,7 @@ class _Decoder(nn.Module):
 
 
 def build_recurrent_graphs(model: Recurrent) -> dict[str, OnnxGraph]:
-    """The graphs of a recurrent model, by the names of their files."""
+    """Return the graphs of a recurrent model by file name."""
     choice: Any = model.spec
     assert isinstance(choice, spec.Recurrent)
     model = replace_recurrences(model)
@@ -200,7 +202,7 @@ def build_recurrent_graphs(model: Recurrent) -> dict[str, OnnxGraph]:
     source: Inputs = {
         "source": (torch.zeros(EXAMPLE_BATCH, EXAMPLE_SOURCES, dtype=torch.long), {0: "batch", 1: "sources"})
     }
-    # who looks back before each step takes one at a time
+    # attention before each step needs one token at a time
     steps = 1 if choice.attention == "additive" else EXAMPLE_LENGTH
     axes: Axes = {0: "batch"} if steps == 1 else {0: "batch", 1: "length"}
     tokens: Inputs = {"tokens": (torch.zeros(EXAMPLE_BATCH, steps, dtype=torch.long), axes)}

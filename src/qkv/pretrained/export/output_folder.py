@@ -1,4 +1,4 @@
-"""Folders that are whole or not there, and what goes into them beside a model."""
+"""Output folders that appear whole or not at all, and the files next to a model."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from typing import Any
 from qkv.errors import MissingExtraError, StorageError
 
 _SIDECAR_SUFFIXES = (".json", ".txt", ".model", ".spm", ".jinja")
-"""The endings of files that say how text is cut, sound and images are prepared, and answers are found."""
+"""The suffixes of files that describe tokenization, preprocessing of audio and images, and generation."""
 
 
 @contextmanager
 def create_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty folder to write to; on leaving, it becomes `path` in one step, and after an error is gone.
+    """Yield an empty folder to write to, which becomes `path` in one step on exit and is removed after an error.
 
-    Raises StorageError if something is there already, or if it cannot be written.
+    Raises StorageError if `path` already exists or cannot be written.
     """
     place = Path(path)
     if place.is_file() or (place.is_dir() and any(place.iterdir())):
-        raise StorageError(f"{place} is there already; expected a new or empty folder: delete it or choose another")
+        raise StorageError(f"{place} already exists; expected a new or empty folder: delete it or choose another")
     part: Path | None = None
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +43,7 @@ def create_folder(path: str | Path) -> Iterator[Path]:
 
 
 def copy_sidecar_files(source: str | Path, folder: Path) -> list[str]:
-    """Copy what stands beside the weights of a published model and is not in the folder yet; return the names."""
+    """Copy the files next to the weights of a published model that the folder lacks, and return their names."""
     found = [
         file
         for file in sorted(Path(source).iterdir())
@@ -59,7 +59,7 @@ def copy_sidecar_files(source: str | Path, folder: Path) -> list[str]:
 
 
 def import_library(name: str, extra: str) -> Any:
-    """Import a library that only a conversion needs. Raises MissingExtraError naming the extra that brings it."""
+    """Import a library that only one export needs. Raises MissingExtraError with the name of its extra."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -1,4 +1,4 @@
-"""The families of published models, each as data: one file for those that resemble each other."""
+"""Families of published models, described as data, with similar families in one file."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ SINGLE_FILE_READERS: tuple[SingleFileReader, ...] = (
     *marian.SINGLE_FILE_READERS,
     *g2p.SINGLE_FILE_READERS,
 )
-"""Every kind of file that needs no config.json beside it."""
+"""Every file format that needs no config.json next to it."""
 
 
 def get_family(config: HFConfig) -> Family:
-    """The family of a configuration, by its `model_type`; CheckpointError if there is none."""
+    """Return the family that a configuration names by its `model_type`, or raise CheckpointError for an unknown one."""
     kind = config.get("model_type")
     for family in FAMILIES:
         if kind in family.model_types:

@@ -1,4 +1,4 @@
-"""Encoder-decoders in the manner of BART: one embedding for both sides and the answer, sublayers as in 2017."""
+"""Encoder-decoders like BART: one embedding for both sides and the output, sublayers as in the 2017 Transformer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ _PARTS = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "ou
 
 
 def build_block_table(side: str, norm_position: str) -> dict[str, str]:
-    """The table of one side's blocks. norm: where in a `Residual` the norms stand ("before", "last")."""
+    """Build the table for the blocks of one side. norm_position: where the norms of a `Residual` are ("before",
+    "last").
+    """
     theirs, ours = f"{side}.layers.{{n}}.", f"{side}.blocks.{{n}}."
     table = {
         f"{theirs}fc1": f"{ours}feed_forward.up_proj",
@@ -39,7 +41,7 @@ SHARED_TABLE: WeightTable = {
     "encoder.version": ignore(),
     "decoder.version": ignore(),
 }
-"""One embedding, under all of its names, and what is added to the scores."""
+"""The shared embedding under all of its names, and the bias of the logits."""
 _POSITION_TABLE: WeightTable = {
     f"{name}.embed_positions": skip_rows(2, f"{name}.embedding.positions") for name in ("encoder", "decoder")
 }
@@ -48,7 +50,7 @@ _EMBED_NORM_TABLE: WeightTable = {
 }
 _FINAL_NORM_TABLE: WeightTable = {f"{name}.layer_norm": f"{name}.final_norm" for name in ("encoder", "decoder")}
 SINUSOIDAL_TABLE: WeightTable = {f"{name}.embed_positions": ignore() for name in ("encoder", "decoder")}
-"""Older files hold the sinusoids, which are computed here."""
+"""Older files contain the sinusoids, which are computed here."""
 
 _BART_TABLE: WeightTable = {
     **SHARED_TABLE,
@@ -66,7 +68,7 @@ _PRE_NORM_TABLE: WeightTable = {
 
 
 def build_stack(config: HFConfig, side: str, norm_at: str, vocab: int, **options: Any) -> spec.Stack:
-    """The encoder or decoder of a configuration that names its sizes as BART's does."""
+    """Build the encoder or decoder of a configuration that names its sizes as BART's does."""
     require(config, "tie_word_embeddings", True)
     decodes, width = side == "decoder", config["d_model"]
     attention = spec.Attention(config[f"{side}_attention_heads"], width // config[f"{side}_attention_heads"])
@@ -98,7 +100,7 @@ def _build_mbart(config: HFConfig) -> spec.Transformer:
 
 
 def _build_m2m100(config: HFConfig) -> spec.Transformer:
-    """Positions count from the one after the padding token's number, as in fairseq."""
+    """Build M2M100, whose positions count from the one after the padding index, as in fairseq."""
     config = {"activation_function": "relu", "scale_embedding": True, **config}
     positions = spec.Sinusoidal("tensor2tensor", start=config.get("pad_token_id", 1) + 1)
     found = _build_transformer(config, "pre", positions=positions, final_norm=spec.Norm())

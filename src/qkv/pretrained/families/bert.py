@@ -1,4 +1,4 @@
-"""Encoders in the manner of BERT: learned positions, norms after each residual, and an answering head of many kinds."""
+"""Encoders like BERT: learned positions, a norm after each residual, and many kinds of heads."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from qkv.pretrained.sidecar import read_sentence_pooling, read_separator
 
 @dataclass(frozen=True)
 class HeadDefinition:
-    """What a class of models answers, and where the tensors of the answer stand in its files."""
+    """The head of a class of models, and the names of its tensors in the family's files."""
 
     build_head: Callable[[HFConfig], spec.Head]
     table: WeightTable = field(default_factory=dict)
 
 
 HeadDefinitions = Mapping[str, HeadDefinition]
-"""What follows the family's name in a class of `architectures` -> its head."""
+"""Maps what follows the family's name in a class of `architectures` to its head."""
 
 NO_HEAD = HeadDefinition(lambda config: spec.States())
 
 
 def select_head(config: HFConfig, heads: HeadDefinitions) -> HeadDefinition:
-    """The head of the class that a configuration names, bare if none; CheckpointError for one that is not known.
+    """Return the head of the class that a configuration names, the bare one if it names none, or raise CheckpointError.
 
     In a folder of sentence-transformers the model is bare, whatever its class.
     """
@@ -42,23 +42,23 @@ def select_head(config: HFConfig, heads: HeadDefinitions) -> HeadDefinition:
 
 
 def combine_tables(config: HFConfig, heads: HeadDefinitions, body: WeightTable) -> WeightTable:
-    """Where everything goes: the chosen head, the body, and the heads that were not asked for, which are left out."""
+    """Combine the tables of the chosen head and the body, and ignore the tensors of the other heads."""
     own = select_head(config, heads).table
     others = {name: ignore() for head in heads.values() for name in head.table if name not in own}
     return {**own, **body, **others}
 
 
 def count_labels(config: HFConfig) -> int:
-    """How many labels or classes a head scores: 2 where a configuration says nothing, as in transformers."""
+    """Return the number of labels or classes of a head, by default 2, as in transformers."""
     return len(config["id2label"]) if config.get("id2label") else int(config.get("num_labels", 2))
 
 
 def define_label_head(name: str) -> HeadDefinition:
-    """Scores for the labels of each position, straight from the hidden vectors."""
+    """Define a head that scores labels for each position directly from the hidden states."""
     return HeadDefinition(lambda config: spec.Labels(count_labels(config)), {name: "head.linear"})
 
 
-# What all of them share
+# Shared by all of them
 
 
 def _norm_eps(config: HFConfig) -> float:
@@ -75,7 +75,7 @@ def _build_encoder(
     blocks: int | None = None,
     repeats: int = 1,
 ) -> spec.Transformer:
-    """positions, blocks: how many, where that is not what max_position_embeddings and num_hidden_layers say."""
+    """Build an encoder. positions, blocks: override max_position_embeddings and num_hidden_layers."""
     for name, value in (("is_decoder", False), ("add_cross_attention", False), ("position_embedding_type", "absolute")):
         require(config, name, value)
     require(config, "pruned_heads", {})
@@ -111,7 +111,7 @@ def _build_masked_lm_head(config: HFConfig, hidden_act: str | None = None) -> sp
 def _make_first_token_classifier(
     hidden_act: spec.Activation, num_classes: int | None = None
 ) -> Callable[[HFConfig], spec.Classes]:
-    """Classes from the first position's vector, after a dense layer."""
+    """Build a head that classifies the first position's vector after a dense layer."""
     return lambda config: spec.Classes(num_classes or count_labels(config), "first", spec.Dense(hidden_act))
 
 
@@ -139,7 +139,7 @@ _BODY_TABLE: dict[str, str | Conversion] = {**_EMBEDDING_TABLE, **_LAYER_TABLE, 
 
 
 def _build_masked_lm_table(dense: str, norm: str, bias: tuple[str, ...], vectors: str) -> WeightTable:
-    """bias: the names that it has, the first of which is written."""
+    """Build the table of a masked-LM head. bias: the names of the bias, the first of which is written."""
     return {
         dense: "head.dense.linear",
         norm: "head.dense.norm",
@@ -153,7 +153,7 @@ def _build_masked_lm_table(dense: str, norm: str, bias: tuple[str, ...], vectors
 
 
 def _add_gamma_and_beta(table: WeightTable) -> WeightTable:
-    """The same table, for files that also call a norm's weight gamma and its bias beta."""
+    """Extend a table to files that call a norm's weight gamma and its bias beta."""
     norms = [(name, target) for name, target in table.items() if name.endswith("LayerNorm") and isinstance(target, str)]
     gammas = {f"{name}.gamma": accept_legacy_name(f"{target}.weight") for name, target in norms}
     betas = {f"{name}.beta": accept_legacy_name(f"{target}.bias") for name, target in norms}
@@ -185,8 +185,8 @@ _BERT_HEADS: HeadDefinitions = {
 }
 
 
-# RoBERTa (Liu et al. 2019), XLM-R (Conneau et al. 2020): positions count from after the padding token's number, and
-# all texts are of the first segment
+# RoBERTa (Liu et al. 2019), XLM-R (Conneau et al. 2020): positions count from the one after the padding index, and
+# every token belongs to the first segment
 
 
 def _build_roberta(config: HFConfig) -> spec.Transformer:
@@ -330,7 +330,7 @@ _ALBERT_HEADS: HeadDefinitions = {
 }
 
 
-# ELECTRA (Clark et al. 2020): the generator fills gaps, the discriminator says of each token whether it was replaced
+# ELECTRA (Clark et al. 2020): the generator fills in masked tokens, the discriminator detects replaced ones
 
 
 def _build_electra(config: HFConfig) -> spec.Transformer:

@@ -1,4 +1,4 @@
-"""What the configurations of several families say in the same way."""
+"""Settings that the configurations of several families share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ACTIVATIONS: Mapping[str, spec.Activation] = {
 
 
 def parse_activation(name: str) -> spec.Activation:
-    """The activation a configuration names; CheckpointError for one that is not known."""
+    """Return the activation that a configuration names, or raise CheckpointError for an unknown one."""
     if name not in _ACTIVATIONS:
         raise CheckpointError(
             f"the configuration names the activation {name!r}; expected one of {', '.join(_ACTIVATIONS)}"
@@ -34,19 +34,21 @@ def parse_activation(name: str) -> spec.Activation:
 
 
 def get_field(config: HFConfig, *names: str) -> Any:
-    """What a configuration says under the first of several names that it has; KeyError, with the first, for none."""
+    """Return the value of the first of several names that a configuration has. Raises KeyError with
+    the first if none."""
     return config[next((name for name in names if config.get(name) is not None), names[0])]
 
 
 def require(config: HFConfig, name: str, value: object) -> None:
-    """Refuse a configuration whose `field` is not `value`, which it is where nothing is said: CheckpointError."""
+    """Raise CheckpointError if a configuration has the field `name` with another value than `value`."""
     if config.get(name, value) != value:
-        raise CheckpointError(f"the configuration says {name}={config[name]!r}; expected {value!r}, the only one known")
+        raise CheckpointError(f"the configuration says {name}={config[name]!r}; only {value!r} is supported")
 
 
 def build_rotary(config: HFConfig, layer_type: str = "full_attention") -> spec.Rotary:
-    """The rotary positions of a configuration, in its older form (rope_theta, rope_scaling) or its newer one
-    (rope_parameters, perhaps one for each kind of layer). CheckpointError for a scaling that is not known."""
+    """Build the rotary positions of a configuration in its older form (rope_theta, rope_scaling) or its newer one
+    (rope_parameters, possibly one for each layer type). Raises CheckpointError for an unknown scaling.
+    """
     rope: Mapping[str, Any] = config.get("rope_parameters") or config.get("rope_scaling") or {}
     rope = rope.get(layer_type, rope)
     base = rope.get("rope_theta", config.get("rope_theta", 10000.0))

@@ -1,4 +1,4 @@
-"""Models that act."""
+"""Models that choose actions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _DEFAULTS: HFConfig = {
     "state_dim": 17, "act_dim": 4, "hidden_size": 128, "max_ep_len": 4096, "n_positions": 1024, "n_layer": 3,
     "n_head": 1, "activation_function": "relu", "layer_norm_epsilon": 1e-5,
 }  # fmt: skip
-"""What transformers takes a configuration to mean that does not say it."""
+"""The defaults of transformers for settings that a configuration leaves out."""
 
 
 def _build_decision_transformer(config: HFConfig) -> spec.Transformer:
@@ -45,7 +45,7 @@ def _build_table(config: HFConfig) -> WeightTable:
         "embed_state": "encoder.embedding.states",
         "embed_action": "encoder.embedding.actions",
         "embed_ln": "encoder.embedding.norm",
-        # every position is number 0, and what is read are no tokens
+        # every position is number 0, and the inputs are not tokens
         "encoder.wpe.weight": add_first_row("encoder.embedding.norm.bias", {**_DEFAULTS, **config}["n_positions"]),
         "encoder.wte.weight": write_zeros("encoder.embedding.norm.bias", config.get("vocab_size", 1)),
         f"{layer}ln_1": f"{attention}_residual.before",

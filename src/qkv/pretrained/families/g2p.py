@@ -1,4 +1,4 @@
-"""The GRU encoder-decoder of g2p_en (Park and Kim 2019): the letters of a word in, its phonemes out, no attention."""
+"""The GRU encoder-decoder of g2p_en (Park and Kim 2019): from a word's letters to its phonemes, without attention."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PHONEMES = (
     "<pad>", "<unk>", "<s>", "</s>",
     *sorted([*_UNSTRESSED.split(), *(vowel + stress for vowel in _VOWELS.split() for stress in "012")]),
 )  # fmt: skip
-"""Those of the CMU dictionary with their stress, and UW without."""
+"""The phonemes of the CMU dictionary with stress, and UW without."""
 
 _CELL_PARAMETERS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _TABLE: WeightTable = {
@@ -46,7 +46,7 @@ def _build_spec(config: HFConfig) -> spec.Recurrent:
 
 
 def _read_g2p(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tensor]] | None:
-    """The model in the archive that the package ships, which says nothing but names and shapes."""
+    """Read the model from the archive in the package, which has names and shapes only."""
     if set(file_weights) != set(_TABLE):
         return None
     rules = {"decoder_start_token_id": PHONEMES.index("<s>"), "eos_token_id": PHONEMES.index("</s>")}

@@ -1,4 +1,4 @@
-"""Decoders in the manner of GPT-2: layer norms, a plain feed-forward, query, key and value often in one matrix."""
+"""Decoders like GPT-2: layer norms, a plain feed-forward, and often query, key and value in one matrix."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def _build_bloom_table(config: HFConfig, kv_heads: int | None = None) -> WeightT
 
 
 def _build_falcon(config: HFConfig) -> spec.Transformer:
-    """ALiBi is added before the scores are scaled, so that it shrinks with them."""
+    """Build Falcon, whose ALiBi is added before the scores are scaled, so that it is scaled with them."""
     width, heads = config["hidden_size"], config["num_attention_heads"]
     d_key, bias = width // heads, config.get("bias", False)
     position = spec.Alibi(1 / math.sqrt(d_key)) if config.get("alibi", False) else build_rotary(config)
@@ -211,7 +211,7 @@ def _count_falcon_kv_heads(config: HFConfig) -> int:
 
 
 def _build_falcon_table(config: HFConfig) -> WeightTable:
-    """A parallel block has one norm for both of its parts, or two."""
+    """Build Falcon's table. A parallel block has one norm for both of its parts, or two."""
     table = _build_bloom_table(config, _count_falcon_kv_heads(config))
     grown = config.get("new_decoder_architecture", False)
     if not grown and not config.get("parallel_attn", True):

@@ -1,4 +1,4 @@
-"""Decoders in the manner of Llama: rotary positions, RMS norms, a gated feed-forward."""
+"""Decoders like Llama: rotary positions, RMS norms, a gated feed-forward."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _SANDWICH_NORM_TABLE = {
     "model.layers.{n}.pre_feedforward_layernorm": f"{_BLOCK}feed_forward_residual.before",
     "model.layers.{n}.post_feedforward_layernorm": f"{_BLOCK}feed_forward_residual.after",
 }
-"""Where the norms are of blocks that have them on both sides."""
+"""The names of the norms in blocks with norms on both sides of a sublayer."""
 
 
 def _with_defaults(build: Callable[[HFConfig], spec.Spec], **defaults: Any) -> Callable[[HFConfig], spec.Spec]:
-    """Read a configuration that means `usual` where it says nothing, by the defaults of transformers."""
+    """Fill in the defaults of transformers before building from a configuration."""
     return lambda config: build({**defaults, **config})
 
 
@@ -89,13 +89,13 @@ def _build_block(config: HFConfig, **attention_options: Any) -> spec.Block:
 
 
 def _list_windows(config: HFConfig) -> list[int | None]:
-    """Each block's window: that of the configuration where its layer type, or in older files its number, says so."""
+    """Return the window of each block, from its layer type or, in older files, from its index."""
     count, window = config["num_hidden_layers"], config.get("sliding_window")
     if not config.get("use_sliding_window", True):
         return [None] * count
     if kinds := config.get("layer_types"):
         return [window if kind == "sliding_attention" else None for kind in kinds]
-    if every := config.get("sliding_window_pattern"):  # the last of so many sees everything
+    if every := config.get("sliding_window_pattern"):  # every n-th block has no window
         return [window if (number + 1) % every else None for number in range(count)]
     return [window if number >= config.get("max_window_layers", 0) else None for number in range(count)]
 
@@ -119,7 +119,7 @@ def _build_qwen3(config: HFConfig) -> spec.Transformer:
 
 
 def _build_smollm3(config: HFConfig) -> spec.Transformer:
-    """Every block whose number config.no_rope_layers marks 0 has no positions at all, and may have a window."""
+    """Build SmolLM3: a block marked 0 in config.no_rope_layers has no positions, and may have a window."""
     turned = config.get("no_rope_layers") or [
         int((number + 1) % config["no_rope_layer_interval"] != 0) for number in range(config["num_hidden_layers"])
     ]
@@ -160,7 +160,7 @@ _PHI3_TABLE = {
 
 
 def _build_gemma(config: HFConfig) -> spec.Transformer:
-    if config["hidden_act"] == "gelu":  # so say the first files, and mean the approximation
+    if config["hidden_act"] == "gelu":  # the first files name the exact GELU and mean the approximation
         config = {**config, "hidden_act": "gelu_pytorch_tanh"}
     return _build_decoder(config, (_build_block(config),) * config["num_hidden_layers"], scale=True)
 
@@ -172,7 +172,8 @@ def _build_gemma2(config: HFConfig) -> spec.Transformer:
 
 
 def _build_gemma3(config: HFConfig) -> spec.Transformer:
-    """As Gemma 2, with normalised queries and keys, and rotary angles of their own where a block has a window."""
+    """Build Gemma 3: Gemma 2 with normalised queries and keys, and separate rotary settings for blocks
+    with a window."""
     norm = spec.Norm("rms", config["rms_norm_eps"])
     blocks = (
         _build_block(
@@ -189,7 +190,8 @@ def _build_gemma3(config: HFConfig) -> spec.Transformer:
 
 
 def _build_gpt_oss(config: HFConfig) -> spec.Transformer:
-    """Experts, and in each head a learned score that takes weight and gives nothing."""
+    """Build GPT-OSS: experts, and in each head an attention sink, a learned score that takes weight
+    and adds nothing."""
     require(config, "swiglu_alpha", 1.702)
     model_spec = _build_windowed(config, sinks=True)
     assert model_spec.decoder is not None
@@ -214,7 +216,7 @@ def _build_gpt_oss_table(config: HFConfig) -> WeightTable:
 
 
 def _add_one_to_norms(table: WeightTable) -> WeightTable:
-    """The same table for files that keep each norm's gain as its distance from 1."""
+    """Add one to each norm's gain, for files that store it as its distance from 1."""
     return {
         name: add_one(target) if isinstance(target, str) and name.endswith("norm") else target
         for name, target in table.items()

@@ -1,4 +1,4 @@
-"""Marian (Junczys-Dowmunt et al. 2018): the models of OPUS-MT as transformers keeps them, and Marian's own files."""
+"""Marian (Junczys-Dowmunt et al. 2018): OPUS-MT models in the format of transformers, and Marian's own files."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def _has_shared_embedding(config: HFConfig) -> bool:
     return bool(config.get("share_encoder_decoder_embeddings", True))
 
 
-# Marian's own files. Their decoder begins with a vector of zeros that is no token's; here it is a token after the
-# others, which no answer holds.
+# Marian's own files. Their decoder starts with a vector of zeros that belongs to no token; here it is an extra last
+# token, which no output contains.
 
 _EOS, _UNK = 0, 1
-"""The numbers that every vocabulary of Marian gives them."""
+"""The indices that every vocabulary of Marian uses for them."""
 _REQUIRED_SETTINGS: HFConfig = {
     "type": "transformer",
     "tied-embeddings-all": True,
@@ -64,7 +64,7 @@ _REQUIRED_SETTINGS: HFConfig = {
     "transformer-train-position-embeddings": False,
     "right-left": False,
 }
-"""What is known of settings that change the result: add and normalise after each part, tie all embeddings."""
+"""Supported values of settings that change the result: add and normalise after each sublayer, tie all embeddings."""
 
 
 def _build_native(config: HFConfig) -> spec.Transformer:
@@ -96,7 +96,7 @@ def _build_native(config: HFConfig) -> spec.Transformer:
 def _is_recurrent(config: HFConfig) -> bool:
     kind = config.get("transformer-decoder-autoreg", "self-attention")
     if kind not in ("self-attention", "rnn"):
-        raise CheckpointError(f"the decoder takes its past along by {kind!r}; expected 'self-attention' or 'rnn'")
+        raise CheckpointError(f"the decoder's autoregressive attention is {kind!r}; expected 'self-attention' or 'rnn'")
     return bool(kind == "rnn")
 
 
@@ -131,7 +131,7 @@ def _iter_norm_entries(theirs: str, ours: str) -> Iterator[tuple[str, Any]]:
 
 
 class _ZeroBasedWeights(Mapping[str, Tensor]):
-    """A file's tensors with blocks that count from 0, without what its quantised products were scaled by."""
+    """The tensors of a file with block indices from 0, without the multipliers of its quantised products."""
 
     def __init__(self, file_weights: LazyWeights) -> None:
         self._file_weights = file_weights
@@ -152,7 +152,7 @@ class _ZeroBasedWeights(Mapping[str, Tensor]):
 
 
 def _read_native(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tensor]] | None:
-    """The model in a file of Marian's, whose settings are YAML inside. Raises CheckpointError if they are not."""
+    """Read the model in one of Marian's files, whose settings are YAML inside. Raises CheckpointError otherwise."""
     if SETTINGS_KEY not in file_weights.metadata:
         return None
     try:
@@ -160,7 +160,7 @@ def _read_native(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tens
         begin = int(says["dim-vocabs"][-1])
     except (yaml.YAMLError, KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(
-            f"{file_weights.path}: its settings ({SETTINGS_KEY}) are no YAML with dim-vocabs ({error}); convert the "
+            f"{file_weights.path}: its settings ({SETTINGS_KEY}) are not YAML with dim-vocabs ({error}); convert the "
             f"model again"
         ) from error
     rules = {
@@ -168,7 +168,7 @@ def _read_native(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tens
         "pad_token_id": begin,
         "eos_token_id": _EOS,
         "bad_words_ids": [[_UNK], [begin]],
-        "tokenizer_class": "MarianTokenizer",  # a source ends with the end token, which their files do not say
+        "tokenizer_class": "MarianTokenizer",  # a source ends with the end token, although the files do not say so
     }
     return {**says, "model_type": "marian_native", **rules}, _ZeroBasedWeights(file_weights)
 

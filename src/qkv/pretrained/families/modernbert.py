@@ -1,4 +1,5 @@
-"""ModernBERT (Warner et al. 2024): BERT's task with rotary positions, windows in most blocks, and gates."""
+"""ModernBERT (Warner et al. 2024): BERT's task with rotary positions, windows in most blocks, and
+gated feed-forwards."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from qkv.pretrained.family import Family, HFConfig, WeightTable
 from qkv.pretrained.sidecar import read_sentence_pooling
 
 _ROTARY_BASES = {"full_attention": ("global_rope_theta", 160000.0), "sliding_attention": ("local_rope_theta", 10000.0)}
-"""Each kind of block -> the older name of its rotary base, and what it is where nothing is said."""
+"""Maps each layer type to the older name of its rotary base, and its default."""
 
 
 def _build_encoder(config: HFConfig) -> spec.Transformer:
@@ -39,7 +40,7 @@ def _build_encoder(config: HFConfig) -> spec.Transformer:
                 heads,
                 d_model // heads,
                 position=_build_layer_rotary(config, kind),
-                # a token sees half of local_attention to either side, and itself
+                # a token attends to half of local_attention on either side, and to itself
                 window=config.get("local_attention", 128) // 2 + 1 if kind == "sliding_attention" else None,
                 bias=config.get("attention_bias", False),
             ),

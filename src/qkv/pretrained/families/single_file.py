@@ -1,7 +1,7 @@
-"""Models in one file whose header says what a config.json would: GGUF, and the .bin of llama2.c.
+"""Models in one file whose header takes the place of config.json: GGUF, and the .bin of llama2.c.
 
-Their configuration and their tensors are given in the words of transformers' Llama and its kin, of which they are
-converted copies, so that they are written back as a folder of that family.
+Configuration and tensors are translated to the names of transformers' Llama and its relatives, from which such files
+are converted, so that the models can be written back as a folder of that family.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from qkv.pretrained.family import HFConfig, SingleFileReader
 from qkv.pretrained.weights import LazyWeights
 
 _INTERLEAVED_ROTARY = {"llama": True, "qwen2": False, "qwen3": False}
-"""What is known of GGUF, and whether rotary pairs stand side by side in it, as Meta has them."""
+"""Supported GGUF architectures, and whether the two numbers of a rotary pair are adjacent, as in Meta's layout."""
 
 _GGUF_SETTINGS = {
     "block_count": "num_hidden_layers",
@@ -70,10 +70,10 @@ _LLAMA2C_NAMES = {
 
 
 class RenamedWeights(Mapping[str, Tensor]):
-    """A file's tensors under other names, each read when it is asked for; names that are not known stay.
+    """The tensors of a file under other names, each read on access. Unknown names stay as they are.
 
-    parts: the names without number and ending. heads: the parts whose rotary pairs stand side by side, and in how
-    many heads. without: names that say nothing of the model.
+    parts: the names without number and suffix. heads: the parts whose rotary pairs are adjacent, with their number of
+    heads. without: names that do not belong to the model.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class RenamedWeights(Mapping[str, Tensor]):
         self._names = {_rename(name, names): name for name in file_weights if name not in exclude}
 
     def __getitem__(self, name: str) -> Tensor:
-        """Read a tensor. Raises CheckpointError if it cannot be cut into heads."""
+        """Read a tensor. Raises CheckpointError if it cannot be split into heads."""
         tensor = self._file_weights[self._names[name]]
         heads = next((count for part, count in self._interleaved_heads.items() if part in name), None)
         if heads is None:
@@ -115,13 +115,13 @@ def _rename(name: str, names: Mapping[str, str]) -> str:
 
 
 def _read_gguf(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tensor]] | None:
-    """The model in a GGUF file. Raises CheckpointError for an architecture, or a setting of it, that is not known."""
+    """Read the model in a GGUF file. Raises CheckpointError for an unsupported architecture or setting."""
     kind = file_weights.metadata.get("general.architecture")
     if kind is None:
         return None
     if kind not in _INTERLEAVED_ROTARY:
         raise CheckpointError(
-            f"{file_weights.path} is of the architecture {kind!r}; expected one of {', '.join(_INTERLEAVED_ROTARY)}"
+            f"{file_weights.path} has the architecture {kind!r}; expected one of {', '.join(_INTERLEAVED_ROTARY)}"
         )
     says = {
         name.removeprefix(f"{kind}."): value
@@ -153,7 +153,7 @@ def _read_gguf(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tensor
         fits = name in known or (name in ("rope.dimension_count", "attention.value_length") and value == d_key)
         if not fits:
             raise CheckpointError(
-                f"{file_weights.path} says {kind}.{name}={value}, which is not known; use another conversion"
+                f"{file_weights.path} says {kind}.{name}={value}, which is not supported; use another conversion"
             )
     for theirs, ours in _TOKEN_ROLES.items():
         if f"tokenizer.ggml.{theirs}_token_id" in file_weights.metadata:
@@ -164,14 +164,14 @@ def _read_gguf(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tensor
 
 
 def _parse_number(file_weights: LazyWeights, name: str, value: Any) -> int | float:
-    """A setting as it was before it became a float32: 1e-05, not 9.999999747378752e-06."""
+    """Return a setting as it was before its conversion to float32: 1e-05, not 9.999999747378752e-06."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise CheckpointError(f"{file_weights.path} says {name}={value}; expected one number for all blocks")
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
 
 def _parse_rope_scaling(file_weights: LazyWeights, header: Mapping[str, Any], config: HFConfig) -> dict[str, Any]:
-    """How rotary positions are scaled: by one number, or by one for each pair (how GGUF keeps Llama 3.1's scaling)."""
+    """Return the scaling of rotary positions: one factor, or one for each pair (GGUF's form of Llama 3.1's scaling)."""
     kind = header.get("rope.scaling.type", "none")
     if "rope_freqs.weight" in file_weights:
         factors = file_weights["rope_freqs.weight"].tolist()
@@ -194,7 +194,7 @@ def _parse_rope_scaling(file_weights: LazyWeights, header: Mapping[str, Any], co
 
 
 def _read_llama2c(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tensor]] | None:
-    """The model in a .bin of llama2.c; what its header leaves open is as that program has it."""
+    """Read the model in a .bin of llama2.c. Settings that its header leaves out are those of that program."""
     says = file_weights.metadata
     if "shared_classifier" not in says:
         return None

@@ -1,4 +1,4 @@
-"""Speech models: Whisper writes what it hears down, wav2vec 2.0 labels it."""
+"""Speech models: Whisper transcribes, wav2vec 2.0 labels frames."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _WHISPER_DEFAULTS: HFConfig = {
     **{f"{one}_{name}": value for one in ("encoder", "decoder")
        for name, value in (("layers", 4), ("attention_heads", 6), ("ffn_dim", 1536))},
 }  # fmt: skip
-"""What transformers takes a configuration to mean that does not say it."""
+"""The defaults of transformers for settings that a configuration leaves out."""
 
 
 def _build_whisper(config: HFConfig) -> spec.Transformer:
-    config = {**_WHISPER_DEFAULTS, **config, "scale_embedding": False}  # nothing is scaled, whatever a file says
+    config = {**_WHISPER_DEFAULTS, **config, "scale_embedding": False}  # whatever a file says
     sides = {
         name: replace(
             build_stack(config, name, "pre", config["vocab_size"], final_norm=spec.Norm()),
@@ -60,7 +60,7 @@ _WHISPER_TABLE: WeightTable = {
 }
 
 
-# Whisper in CTranslate2's form
+# Whisper in the format of CTranslate2
 
 _CTRANSLATE2_NAMES = {
     "self_attention/linear_0": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -77,7 +77,7 @@ _CTRANSLATE2_NAMES = {
     "embeddings": ("embed_tokens",),
     **{name: (name,) for name in ("conv1", "conv2", "layer_norm")},
 }
-"""CTranslate2's names -> those of transformers, of which some are there one below the other."""
+"""Maps the names of CTranslate2 to those of transformers, some of which are nested."""
 _PARAMETER_NAMES = {"weight": "weight", "bias": "bias", "gamma": "weight", "beta": "bias", "encodings": "weight"}
 _CONSTANTS = {
     "decoder/activation": 3,  # GELU
@@ -87,15 +87,15 @@ _CONSTANTS = {
     "decoder/start_from_zero_embedding": 0,
 }
 _ENGLISH_ONLY_START = 50257
-"""The number of the token that begins, where no tokens of languages follow: the others have one token more."""
+"""The index of the start token in models without language tokens; the others have one token more."""
 _SETTINGS = {
     *_CONSTANTS, "encoder/num_heads", "decoder/num_heads", "decoder/alignment_heads", "decoder/alignment_layer",
 }  # fmt: skip
-"""Names that are settings."""
+"""Names of settings, which are not parameters."""
 
 
 class _RenamedWeights(Mapping[str, Tensor]):
-    """The tensors of a Whisper model of CTranslate2 under transformers' names, each read when it is asked for."""
+    """The tensors of a Whisper model of CTranslate2 under the names of transformers, each read on access."""
 
     def __init__(self, file_weights: LazyWeights) -> None:
         self._file_weights = file_weights
@@ -105,7 +105,7 @@ class _RenamedWeights(Mapping[str, Tensor]):
             if name in _SETTINGS or name in file_weights.metadata["aliases"]:
                 continue
             if match is None or match[3] not in _CTRANSLATE2_NAMES or match[4] not in _PARAMETER_NAMES:
-                self._names[name] = name, 0, 1  # has no place in the family, which says so
+                self._names[name] = name, 0, 1  # unknown to the family, which then reports it
                 continue
             within = f"model.{match[1]}." + (f"layers.{match[2]}." if match[2] else "")
             parts = _CTRANSLATE2_NAMES[match[3]]
@@ -125,9 +125,9 @@ class _RenamedWeights(Mapping[str, Tensor]):
 
 
 def read_ctranslate2_whisper(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tensor]] | None:
-    """The Whisper model in a model.bin of CTranslate2, with what config.json and the vocabulary beside it say.
+    """Read the Whisper model in CTranslate2's model.bin, with config.json and the vocabulary next to it.
 
-    Its configuration is given in the words of transformers. Raises CheckpointError for what is no Whisper.
+    Its configuration is given in the words of transformers. Raises CheckpointError for a model that is not Whisper.
     """
     if file_weights.metadata.get("specification") != "WhisperSpec":
         return None
@@ -158,7 +158,8 @@ def read_ctranslate2_whisper(file_weights: LazyWeights) -> tuple[HFConfig, Mappi
 
 
 def _get_size(file_weights: LazyWeights, name: str, axis: int) -> int:
-    """The length of a tensor that a model's sizes are known by; CheckpointError if it is missing or too flat."""
+    """Return the length of one axis of a tensor. Raises CheckpointError if the tensor is missing or
+    has too few axes."""
     shape = file_weights.shape(name) if name in file_weights else ()
     if len(shape) <= axis:
         raise CheckpointError(
@@ -168,7 +169,8 @@ def _get_size(file_weights: LazyWeights, name: str, axis: int) -> int:
 
 
 def _read_generation_settings(folder: Path) -> HFConfig:
-    """What is generated, by config.json and the vocabulary of a CTranslate2 folder, as far as they are there."""
+    """Read the generation settings from config.json and the vocabulary of a CTranslate2 folder, as far
+    as they exist."""
     says: dict[str, Any] = {}
     names = {
         "suppress_ids": "suppress_tokens",
@@ -190,7 +192,7 @@ def _read_generation_settings(folder: Path) -> HFConfig:
 
 
 def _read_json(file: Path) -> Any:
-    """What a file says, or None if there is none; CheckpointError if it is damaged."""
+    """Read a JSON file, or return None if there is none. Raises CheckpointError if it is damaged."""
     if not file.is_file():
         return None
     try:
@@ -211,7 +213,7 @@ _WAV2VEC2_HEADS: Mapping[str, Callable[[HFConfig], spec.Head]] = {
     "Wav2Vec2ForPreTraining": lambda config: spec.States(),
     "Wav2Vec2ForCTC": lambda config: spec.Labels(config["vocab_size"]),
 }
-"""What each class answers; the labels' blank is the token config.json calls pad."""
+"""The head of each class; the blank of the labels is the token that config.json calls pad."""
 
 
 def _build_wav2vec2(config: HFConfig) -> spec.Transformer:
@@ -253,7 +255,7 @@ def _build_wav2vec2(config: HFConfig) -> spec.Transformer:
 def _build_wav2vec2_table(config: HFConfig) -> WeightTable:
     stable = config.get("do_stable_layer_norm", False)
     layer, block = "encoder.layers.{n}.", "encoder.blocks.{n}."
-    hides = config.get("mask_time_prob", 0.05) > 0 or config.get("mask_feature_prob", 0.0) > 0  # sound, in training
+    hides = config.get("mask_time_prob", 0.05) > 0 or config.get("mask_feature_prob", 0.0) > 0  # in training
     around, norm = "encoder.embedding.positional_conv", "before" if stable else "last"
     lengths, directions = set_weight_magnitude(f"{around}.weight"), set_weight_direction(f"{around}.weight")
     return {

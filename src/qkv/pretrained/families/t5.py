@@ -1,4 +1,4 @@
-"""T5 and what followed it: no positions but a bias by distance, RMS norms, scores that are not scaled."""
+"""T5 and its successors: a relative position bias instead of positions, RMS norms, scores that are not scaled."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _build_feed_forward(config: HFConfig) -> spec.FeedForward:
 
 
 def _build_t5(config: HFConfig) -> spec.Transformer:
-    """Version 1.1 answers with vectors of its own and does not scale; transformers 5 says so by the scale alone."""
+    """Build T5. Version 1.1 has an output matrix of its own and no scaling; transformers 5 states only the scaling."""
     untied = not config.get("tie_word_embeddings", True) or not config.get("scale_decoder_outputs", True)
     return _build_transformer(
         config, spec.Vocabulary(tied=False) if untied else spec.Vocabulary(scale=config["d_model"] ** -0.5)
@@ -44,7 +44,7 @@ def _build_t5(config: HFConfig) -> spec.Transformer:
 
 
 def _build_mt5(config: HFConfig) -> spec.Transformer:
-    """Nothing is scaled, whether the vectors of the answer are its own or, in what transformers 5 writes, tied."""
+    """Build mT5, which never scales, whether its output matrix is its own or, as transformers 5 writes it, tied."""
     return _build_transformer(_default_to_gated(config), spec.Vocabulary(tied=config.get("tie_word_embeddings", True)))
 
 

@@ -1,7 +1,7 @@
-"""Encoders of images, in the manner of ViT, and CLIP with its text encoder.
+"""Image encoders like ViT, and CLIP with its text encoder.
 
-Files are read under the names that published ones have, which transformers still writes although its own modules are
-called otherwise. Heads for other answers (masked images) are refused, mask tokens and poolers left out by name.
+Tensors have the names of published files, which transformers still writes although its own modules have others.
+Heads for other tasks (masked images) are refused; mask tokens and poolers are ignored by name.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _DEFAULTS: HFConfig = {
     "hidden_act": "gelu", "layer_norm_eps": 1e-12, "image_size": 224, "patch_size": 16, "num_channels": 3,
     "mlp_ratio": 4, "num_register_tokens": 4,
 }  # fmt: skip
-"""What a configuration means that says nothing of it, by the defaults of transformers."""
+"""The defaults of transformers for settings that a configuration leaves out."""
 
 
 def _build_stack(
     config: HFConfig, patches: spec.Input, positions: int, causal: bool = False, **options: Any
 ) -> spec.Stack:
-    """A pre-norm encoder of equal blocks; `positions` are learned."""
+    """Build a pre-norm encoder of equal blocks with `positions` learned positions."""
     width, heads = config["hidden_size"], config["num_attention_heads"]
     norm = spec.Norm(eps=config["layer_norm_eps"])
     feed_forward = options.pop("feed_forward", None) or spec.FeedForward(
@@ -59,7 +59,7 @@ def _build_image_stack(config: HFConfig, leading: int = 1, registers: int = 0, *
 
 
 def _get_side(config: HFConfig, field: str) -> int:
-    """A side of a square; CheckpointError for what is no square."""
+    """Return the side of a square. Raises CheckpointError if the setting is not a square."""
     sides = {config[field]} if isinstance(config[field], int) else set(config[field])
     if len(sides) != 1:
         raise CheckpointError(f"the configuration says {field}={config[field]}; expected a square")
@@ -67,7 +67,8 @@ def _get_side(config: HFConfig, field: str) -> int:
 
 
 def _select_head(config: HFConfig, heads: Mapping[str, spec.Head]) -> spec.Head:
-    """The answer of the class that a configuration names, the first of `answers` if none; others are refused."""
+    """Return the head of the class that a configuration names, the first of `heads` by default; refuse
+    other classes."""
     name = (config.get("architectures") or [next(iter(heads))])[0]
     if name not in heads:
         raise CheckpointError(f"the configuration says architectures={name}; expected one of {', '.join(heads)}")
@@ -138,7 +139,7 @@ def _build_vit_table(config: HFConfig) -> WeightTable:
 def _build_deit_table(config: HFConfig) -> WeightTable:
     table = dict(_build_vit_table(config))
     table["embeddings.distillation_token"] = reshape("encoder.embedding.class_tokens.1", (1, 1, -1))
-    if "DeiTForImageClassificationWithTeacher" in (config.get("architectures") or ()):  # the mean of two answers
+    if "DeiTForImageClassificationWithTeacher" in (config.get("architectures") or ()):  # the mean of two heads
         del table["classifier"]
         table["cls_classifier"] = scale("head.linear", 0.5)
         table["distillation_classifier"] = scale("head.second", 0.5)
@@ -152,7 +153,7 @@ def _build_dinov2(config: HFConfig, registers: int = 0) -> spec.Transformer:
     config = {**_DEFAULTS, "layer_norm_eps": 1e-6, "patch_size": 16 if registers else 14, **config}
     d_ff = int(config["hidden_size"] * config["mlp_ratio"])
     feed_forward = spec.FeedForward(d_ff, parse_activation(config["hidden_act"]))
-    if config.get("use_swiglu_ffn", False):  # as wide as needed for as many numbers as two matrices have
+    if config.get("use_swiglu_ffn", False):  # wide enough for as many parameters as two matrices have
         feed_forward = spec.FeedForward((int(d_ff * 2 / 3) + 7) // 8 * 8, "silu", gated=True)
     name = "Dinov2WithRegisters" if registers else "Dinov2"
     answers: dict[str, spec.Head] = {
@@ -198,10 +199,10 @@ def _build_dinov2_with_registers_table(config: HFConfig) -> WeightTable:
 
 
 def read_dinov2_onnx(file_weights: LazyWeights) -> tuple[HFConfig, Mapping[str, Tensor]] | None:
-    """A DINOv2 by the shapes of its tensors, as they are in an ONNX graph that was exported from transformers.
+    """Read a DINOv2 from the shapes of its tensors, as in an ONNX graph that was exported from transformers.
 
-    What shapes cannot say is as in every published DINOv2: heads are 64 wide. Whatever else the graph holds stays
-    outside, such as a head of its own. An export may have cut the positions in two and left them without names.
+    What shapes do not determine is as in every published DINOv2: heads are 64 wide. Anything else in the graph, such as
+    a classification head, is ignored. An export may have split the positions in two and left them without names.
     """
     kernel, gain = "embeddings.patch_embeddings.projection.weight", "encoder.layer.0.layer_scale1.lambda1"
     prefix = next((name.removesuffix(gain) for name in file_weights if name.endswith(gain)), None)
@@ -268,7 +269,7 @@ def _build_clip_image(config: HFConfig, normalize: bool = False) -> spec.Transfo
 
 
 def _build_clip_text(config: HFConfig, normalize: bool = False) -> spec.Transformer:
-    """A text is its last token's vector, which must be the end token: mask what stands after it."""
+    """Build CLIP's text encoder, which pools the last token. That must be the end token: mask whatever follows it."""
     config = {**_CLIP_TEXT_DEFAULTS, **config}
     answers: dict[str, spec.Head] = {
         "CLIPTextModel": spec.Vector("last", None, normalize),
@@ -279,7 +280,8 @@ def _build_clip_text(config: HFConfig, normalize: bool = False) -> spec.Transfor
 
 
 def _split_clip_config(config: HFConfig) -> tuple[HFConfig, HFConfig]:
-    """The configurations of the towers, of which older files have two, the one called "dict" to be believed."""
+    """Return the configurations of both encoders. Older files have each twice; the one called "dict"
+    is authoritative."""
     image, text = (config.get(f"{one}_config_dict") or config.get(f"{one}_config") or {} for one in ("vision", "text"))
     width = config.get("projection_dim", 512)
     return (

@@ -1,4 +1,4 @@
-"""Files of published weights, of eight kinds, as one lazily read mapping from names to tensors."""
+"""Files of published weights, of eight formats, as one lazily read mapping from names to tensors."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _SUPPORTED_FORMATS = (
 
 
 def read(path: str | Path, *, allow_pickle: bool = False, keep_quantized: bool = False) -> LazyWeights:
-    """Open published weights: a file of any kind known here, or a folder with one; the content says which kind it is.
+    """Open published weights: a file of any supported format, or a folder with one; the content determines the format.
 
-    In a folder, model.safetensors or the index of its parts comes first; otherwise there must be one file only.
+    In a folder, model.safetensors or the index of its shards comes first; otherwise there must be exactly one file.
     Files of torch.save are pickles: they are opened only with `allow_pickle=True`, and then by torch's restricted
     reader.
-    blocks: whether matrices in GGUF's simple blocks are given as `QuantizedTensor`, and not widened.
-    Raises CheckpointError for a file that is missing, damaged, of no known kind, or legacy and not asked for, and
-    MissingExtraError if its library is not installed (GGUF, ONNX).
+    keep_quantized: whether matrices in GGUF's simple blocks stay `QuantizedTensor`s instead of being dequantised.
+    Raises CheckpointError for a file that is missing, damaged, of an unknown format, or a pickle without
+    `allow_pickle`, and MissingExtraError if its library is not installed (GGUF, ONNX).
     """
     path = Path(path)
     if path.is_dir():
@@ -58,7 +58,7 @@ def _find_weights_file(folder: Path, allow_pickle: bool) -> Path:
         if len(found) > 1:
             raise CheckpointError(
                 f"{folder} holds {len(found)} files {pattern}: {', '.join(file.name for file in found)}. "
-                "Expected one: name the file that is meant."
+                "Expected one: give the path of the file."
             )
         if found:
             return found[0]
@@ -79,14 +79,14 @@ def _pickle_error(path: Path) -> CheckpointError:
 
 
 def _select_reader(path: Path, allow_pickle: bool, keep_quantized: bool) -> Callable[[Path], LazyWeights]:
-    """Return the reader for what a file holds, from its first bytes, its size and, for a zip archive, its contents."""
+    """Return the reader for a file, by its first bytes, its size and, for a zip archive, its contents."""
     view = map_file(path)
     head, size = view[:64], len(view)
     first = int.from_bytes(head[:8], "little")
     if head[:4] == b"GGUF":
         return functools.partial(gguf.read, keep_quantized=keep_quantized)
     if head[:4] == b"PK\3\4" and view[30 : 30 + int.from_bytes(head[26:28], "little")].endswith(b".npy"):
-        return npz.read  # the length of the first member's name stands at byte 26, the name at byte 30
+        return npz.read  # the length of the first member's name is at byte 26, the name at byte 30
     if head[:4] == b"PK\3\4" or re.match(rb"\x80[\x02-\x05]", head):
         if not allow_pickle:
             raise _pickle_error(path)
@@ -102,5 +102,5 @@ def _select_reader(path: Path, allow_pickle: bool, keep_quantized: bool) -> Call
     if re.match(rb"\x08[\x01-\x1f][\x08-\xff]", head) or path.suffix == ".onnx":
         return onnx.read
     raise CheckpointError(
-        f"{path} begins with the bytes {head[:16].hex(' ')}. Expected {_SUPPORTED_FORMATS}: check what it is."
+        f"{path} begins with the bytes {head[:16].hex(' ')}. Expected {_SUPPORTED_FORMATS}: check where it comes from."
     )

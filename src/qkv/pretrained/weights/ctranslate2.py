@@ -1,9 +1,9 @@
-"""`model.bin` of CTranslate2: variables one after another, some of them quantised, and second names for them.
+"""`model.bin` of CTranslate2: variables, some of them quantised, followed by aliases.
 
 Layout as CTranslate2's `model_spec.py` writes it (binary versions 4 to 6), little-endian: version u32; name of the
 model's kind; revision u32; number of variables u32; per variable its name, rank u8, dimensions u32 each, dtype u8,
-bytes u32 and data; number of aliases u32; per alias its name and the variable's. A text is a u16 length, counting a
-closing zero byte, and the bytes.
+bytes u32 and data; number of aliases u32; per alias its name and the variable's. A string is a u16 length, which
+includes a terminating zero byte, and the bytes.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class _Variable:
 def read(path: Path) -> LazyWeights:
     """Map a CTranslate2 model: its own names ("encoder/layer_0/ffn/linear_0/weight") and aliases, tensors as stored.
 
-    A variable that was quantised, `NAME` beside `NAME_scale`, is offered as float32 under NAME alone: the integers
-    divided by the scale of their row. metadata: "specification", "revision" and "aliases", a name for each alias.
-    Raises CheckpointError for anything that is not whole.
+    A quantised variable, `NAME` with `NAME_scale`, is offered as float32 under NAME alone: the integers divided by the
+    scale of their row. metadata: "specification", "revision" and "aliases", which maps each alias to a name.
+    Raises CheckpointError for a damaged file.
     """
     cursor = Cursor(path)
     version = cursor.read_number("I", "the version")

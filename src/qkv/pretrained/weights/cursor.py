@@ -1,4 +1,4 @@
-"""A mapped file read front to back, within its bounds."""
+"""Bounds-checked sequential reading of a mapped file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from qkv.pretrained.weights.lazy_weights import DOWNLOAD_AGAIN, make_error
 
 
 def map_file(path: Path) -> mmap.mmap:
-    """Map a file into memory so that its bytes are read on demand and writing to them never reaches it.
+    """Map a file into memory, so that its bytes are read on demand and writes never reach it.
 
     Raises CheckpointError if it cannot be read or is empty.
     """
@@ -36,13 +36,13 @@ def map_file(path: Path) -> mmap.mmap:
 
 
 _OPEN_MAPS: weakref.WeakKeyDictionary[mmap.mmap, int] = weakref.WeakKeyDictionary()
-"""The maps that are open, and where each begins in memory."""
+"""The open maps, and the address at which each begins."""
 
 
 def release_memory(tensor: Tensor) -> None:
-    """Give back the memory of a tensor in a mapped file that another was made of: asked for again, it is read again.
+    """Release the memory of a tensor in a mapped file after its conversion; another access reads it again.
 
-    What was written to it is lost. A tensor that lies elsewhere stays as it is.
+    Changes that were written to it are lost. Other tensors are left alone.
     """
     storage = tensor.untyped_storage()
     for view, begin in list(_OPEN_MAPS.items()):
@@ -52,7 +52,7 @@ def release_memory(tensor: Tensor) -> None:
 
 
 def _drop_pages(view: mmap.mmap, start: int, end: int) -> None:
-    """Give the memory of the whole pages within back to the system."""
+    """Release the memory of the whole pages within a range."""
     first, last = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
     if last > first and hasattr(mmap, "MADV_DONTNEED"):
         view.madvise(mmap.MADV_DONTNEED, first, last - first)
@@ -68,9 +68,9 @@ def view_as_tensor(data: NDArray[Any], dtype: torch.dtype, shape: Sequence[int])
 
 
 class Cursor:
-    """Reads numbers, texts and arrays from a little-endian file; a length beyond its end is a CheckpointError.
+    """A reader of numbers, texts and arrays in a little-endian file. A length beyond its end raises CheckpointError.
 
-    Nothing is allocated for a length that the file only claims.
+    Nothing is allocated for a length that the file merely claims.
     """
 
     def __init__(self, path: Path) -> None:
@@ -87,11 +87,11 @@ class Cursor:
     def make_error(
         self, found: str, expected: str, advice: str = DOWNLOAD_AGAIN, offset: int | None = None
     ) -> CheckpointError:
-        """Return the error for what stands at this place (or at byte `at`)."""
+        """Return the error for the content at this position, or at byte `offset`."""
         return make_error(self.path, found, expected, advice, self.offset if offset is None else offset)
 
     def skip(self, count: int, description: str) -> int:
-        """Step over `count` bytes and return where they began. Raises CheckpointError beyond the end."""
+        """Skip `count` bytes and return where they began. Raises CheckpointError beyond the end."""
         if count > self.num_bytes_left:
             raise self.make_error(
                 f"{description} of {count:,} bytes, and {self.num_bytes_left:,} are left", "a whole file"
@@ -101,12 +101,12 @@ class Cursor:
         return start
 
     def read_bytes(self, count: int, description: str) -> NDArray[np.uint8]:
-        """Return the next `count` bytes, not yet read from the disk."""
+        """Return the next `count` bytes without reading them from disk yet."""
         start = self.skip(count, description)
         return self.bytes[start : start + count]
 
     def release_memory(self, start: int, end: int) -> None:
-        """Give the memory of whole pages of bytes back; they are read again from the file if they are asked for."""
+        """Release the memory of whole pages of bytes; another access reads them again from the file."""
         _drop_pages(self._map, start, end)
 
     def read_number(self, code: str, description: str) -> Any:
@@ -129,7 +129,7 @@ class Cursor:
             raise self.make_error(f"{description} is not UTF-8 text", "UTF-8", offset=start) from error
 
     def read_texts(self, count: int, description: str) -> list[str]:
-        """Return the next `count` texts of a u64 length and UTF-8 bytes each: there may be 100,000 of them."""
+        """Return the next `count` texts, each a u64 length and UTF-8 bytes, quickly: there may be 100,000 of them."""
         length = struct.Struct("<Q").unpack_from
         found, at, size = [], self.offset, len(self._map)
         try:
@@ -151,7 +151,7 @@ class Cursor:
         return found
 
     def read_count(self, code: str, min_item_size: int, description: str) -> int:
-        """Return a number of things of at least `smallest` bytes each, checked against what is left of the file."""
+        """Return a number of items of at least `min_item_size` bytes each, checked against the bytes that are left."""
         start, count = self.offset, int(self.read_number(code, f"the number of {description}"))
         if count * min_item_size > self.num_bytes_left:
             raise self.make_error(
@@ -168,5 +168,5 @@ class Cursor:
 
 
 def count_elements(shape: Sequence[int]) -> int:
-    """Return how many numbers a shape holds, without overflow."""
+    """Return the number of elements of a shape, without overflow."""
     return math.prod(shape)

@@ -1,8 +1,8 @@
-"""GGUF: key-values, a table of tensors, and their data, most often quantised in blocks.
+"""GGUF: key-values, a table of tensors, and their data, usually quantised in blocks.
 
-Layout: the GGUF specification of ggml, versions 2 and 3, little-endian. The header is read here, within its bounds
-(the reader in the package `gguf` believes the lengths it finds); block sizes and dequantisation are that package's, but
-for the simplest kinds of blocks, which torch turns into numbers several times as fast.
+Layout: the GGUF specification of ggml, versions 2 and 3, little-endian. The header is read here with bounds checks,
+because the reader in the package `gguf` trusts the lengths that it finds. Block sizes and dequantisation come from
+that package, except for the simplest kinds of blocks, which torch dequantises several times as fast.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from qkv.pretrained.weights.lazy_weights import LazyWeights, TensorEntry
 
 _NUMBER_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
-_MAX_NESTING = 4  # lists in lists; the specification sets no limit, Python's recursion does
+_MAX_NESTING = 4  # nested lists; the specification sets no limit, Python's recursion does
 _MAX_RANK = 4  # GGML_MAX_DIMS
-_MIN_ROW_SIZE = 4096  # numbers; the package takes 16 rows at a time, which is slow for short ones
+_MIN_ROW_SIZE = 4096  # elements; the package takes 16 rows at a time, which is slow for short ones
 _PLAIN_DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -41,11 +41,13 @@ _PLAIN_DTYPES = {
 
 
 def read(path: Path, *, keep_quantized: bool = False) -> LazyWeights:
-    """Map a GGUF file: tensors under their names in shapes as torch has them (rows first), dequantised when read.
+    """Map a GGUF file: tensors under their names with torch's shapes (rows first), dequantised on access.
 
-    Quantised tensors come as float32, or with `blocks` as `QuantizedTensor` where there is a simple kind of blocks
-    and a matrix; the others as stored. metadata: the file's key-values; lists of numbers are
-    NumPy arrays. Raises CheckpointError for anything that is not whole, MissingExtraError without the package `gguf`.
+    Quantised tensors become float32 or, with `keep_quantized`, a `QuantizedTensor` if they are matrices in simple
+    blocks;
+    others stay as stored. metadata: the file's key-values; lists of numbers are NumPy arrays. Raises CheckpointError
+    for a
+    damaged file and MissingExtraError without the package `gguf`.
     """
     library = _import_gguf()
     cursor = Cursor(path)
@@ -143,7 +145,7 @@ def _read_tensor_info(cursor: Cursor, library: Any, name: str) -> tuple[Any, tup
     rank = cursor.read_number("I", f"the rank of {name!r}")
     if not 1 <= rank <= _MAX_RANK:
         raise cursor.make_error(f"{name!r} has the rank {rank}", f"1 to {_MAX_RANK}", offset=at)
-    shape = cursor.read_numbers("Q", rank, f"the shape of {name!r}")[::-1]  # the file says the fastest dimension first
+    shape = cursor.read_numbers("Q", rank, f"the shape of {name!r}")[::-1]  # the file lists the fastest dimension first
     number, offset = cursor.read_number("I", f"the type of {name!r}"), cursor.read_number("Q", f"the place of {name!r}")
     try:
         kind = library.GGMLQuantizationType(number)
@@ -160,7 +162,7 @@ def _read_tensor_info(cursor: Cursor, library: Any, name: str) -> tuple[Any, tup
 
 def _load_quantized(cursor: Cursor, start: int, end: int, kind: Any, rows: int) -> Tensor:
     matrix = _BLOCK_UNPACKERS[kind.name](torch.from_numpy(cursor.bytes[start:end]), rows)
-    cursor.release_memory(start, end)  # read once: the file's own pages are not wanted beside the copy
+    cursor.release_memory(start, end)  # read once: the file's own pages are not needed besides the copy
     return matrix
 
 
@@ -178,7 +180,7 @@ def _dequantize(library: Any, data: NDArray[np.uint8], kind: Any, shape: tuple[i
     rows = count_elements(shape[:-1])
     while rows % 2 == 0 and count_elements(shape) // rows < _MIN_ROW_SIZE:
         rows //= 2
-    with np.errstate(all="ignore"):  # a damaged scale may be infinite; the numbers are the file's, not ours to mend
+    with np.errstate(all="ignore"):  # a damaged scale may be infinite; it is the file's number, not ours to change
         return torch.from_numpy(library.quants.dequantize(data.reshape(rows, -1), kind)).view(shape)
 
 

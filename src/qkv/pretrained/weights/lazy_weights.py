@@ -1,4 +1,4 @@
-"""Tensors of a file by name, each read when it is asked for."""
+"""Tensors of a file by name, each read on access."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ DOWNLOAD_AGAIN = "It is cut short, altered or of another kind: fetch or convert 
 def make_error(
     path: Path, found: str, expected: str, advice: str = DOWNLOAD_AGAIN, offset: int | None = None
 ) -> CheckpointError:
-    """Return the error that says what a file holds (and at which byte), what was expected there and what to do."""
+    """Return an error that says what a file contains (and at which byte), what was expected there and what to do."""
     place = "" if offset is None else f" at byte {offset:,}"
     return CheckpointError(f"{path}: {found}{place}. Expected {expected}. {advice}")
 
 
 class UnknownTensorError(CheckpointError, KeyError):
-    """A name that a file does not hold; a KeyError too, as mappings promise."""
+    """A name that a file does not contain. It is also a KeyError, as mappings require."""
 
     def __str__(self) -> str:
         return str(self.args[0])  # a KeyError would show the message in quotes
@@ -38,14 +38,14 @@ class TensorEntry:
 
 
 class LazyWeights(Mapping[str, Tensor]):
-    """The tensors of a file or folder by name, in the file's order, each read only when it is asked for.
+    """The tensors of a file or folder by name, in the file's order, each read on access only.
 
-    A tensor may share its memory with the mapped file: writing to it changes what this object gives next, never the
-    file. Asking for a name that is not there raises UnknownTensorError, a CheckpointError and a KeyError.
+    A tensor may share its memory with the mapped file: writing to it changes later reads through this object, never the
+    file. An unknown name raises UnknownTensorError, which is a CheckpointError and a KeyError.
     """
 
     path: Path
-    metadata: Mapping[str, Any]  # what the file says beside its tensors
+    metadata: Mapping[str, Any]  # the file's own metadata
 
     def __init__(self, path: Path, entries: Mapping[str, TensorEntry], metadata: Mapping[str, Any]) -> None:
         self.path = path

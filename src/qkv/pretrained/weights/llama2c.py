@@ -1,8 +1,8 @@
-"""`.bin` of llama2.c in its first form: seven numbers, then float32 tensors one after another.
+"""`.bin` of llama2.c in its first version: seven numbers, then float32 tensors one after another.
 
 Layout as llama2.c's `export.py` writes version 0, little-endian: dim, hidden_dim, n_layers, n_heads, n_kv_heads,
-vocab_size and seq_len as i32 (vocab_size negative if the output matrix is one of its own), then the tensors in the
-order of `_tensors`. Nothing in the file says what it is: only a size that fits to the byte does.
+vocab_size and seq_len as i32 (vocab_size negative if the output matrix is not tied), then the tensors in the order of
+`_tensors`. Nothing in the file identifies the format except a size that fits to the byte.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from qkv.pretrained.weights.cursor import Cursor, count_elements, view_as_tensor
 from qkv.pretrained.weights.lazy_weights import LazyWeights, TensorEntry
 
 _HEADER_FIELDS = ("dim", "hidden_dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "seq_len")
-_MAX_LAYERS = 100_000  # more than any model has, and few enough to count through
+_MAX_LAYERS = 100_000  # more than any model has, and few enough to iterate over
 
 
 def is_llama2c(head: bytes, size: int) -> bool:
-    """Say whether a file of `size` bytes that begins with `head` is one, to the byte."""
+    """Return whether a file of `size` bytes that begins with `head` has this format, by its exact size."""
     return len(head) >= 28 and size == _compute_size(
         dict(zip(_HEADER_FIELDS, struct.unpack_from("<7i", head), strict=True))
     )

@@ -1,8 +1,8 @@
 """Models of Marian: binary files of version 1, and `.npz` files.
 
 Layout of the binary as Marian's `binary.cpp` writes it, little-endian: version u64; number of items u64; per item the
-lengths of its name, its shape and its data and its type, u64 each; all names, closed by zero bytes; all shapes, i32;
-a u64 count of padding bytes and these; all data.
+lengths of its name, its shape and its data and its type, u64 each; all names, terminated by zero bytes; all shapes,
+i32; a u64 count of padding bytes and these; all data.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ _QUANTIZED_DTYPES = {
     0x4101: torch.int8,
     0x4102: torch.int16,
 }  # intgemm, in the order that is the same on all processors
-_PADDING = 256  # Marian's memory comes in such pieces, and items are written as long as they are
+_PADDING = 256  # Marian allocates memory in such units, and items are written at their allocated length
 
 
 def read(path: Path) -> LazyWeights:
     """Map a Marian binary: matrices under Marian's names, (inputs, outputs) as Marian multiplies them (x @ W).
 
-    Quantised matrices come as float32, turned round where the file holds them transposed (all but the embeddings,
-    whose names contain "Wemb"). metadata: "special:model.yml", the model's settings as YAML text, if there are any.
-    Raises CheckpointError for anything that is not whole.
+    Quantised matrices become float32, transposed where the file stores them transposed (all but the embeddings, whose
+    names contain "Wemb"). metadata: "special:model.yml", the model's settings as YAML text, if there are any.
+    Raises CheckpointError for a damaged file.
     """
     cursor = Cursor(path)
     version = cursor.read_number("Q", "the version")
@@ -50,7 +50,7 @@ def read(path: Path) -> LazyWeights:
     headers = [cursor.read_numbers("Q", 4, "an item") for _ in range(cursor.read_count("Q", 32, "items"))]
     names = [_read_name(cursor, length) for length, _, _, _ in headers]
     if len(set(names)) != len(names):
-        raise cursor.make_error("a name stands for two items", "each name once")
+        raise cursor.make_error("two items have the same name", "each name once")
     shapes = [
         cursor.read_numbers("i", length, f"the shape of {name!r}")
         for name, (_, _, length, _) in zip(names, headers, strict=True)

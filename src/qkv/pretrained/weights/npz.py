@@ -1,4 +1,4 @@
-"""NumPy's `.npz`: a zip archive of `.npy` arrays, Marian's among them."""
+"""NumPy's `.npz`: a zip archive of `.npy` arrays, including Marian's."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ _LOCAL_HEADER_SIZE = 30  # bytes before the name, in the zip specification's "lo
 
 
 def read(path: Path) -> LazyWeights:
-    """Open an `.npz`: names of arrays as NumPy gives them, tensors as stored; pickled objects are refused.
+    """Open an `.npz`: names of arrays as NumPy reports them, tensors as stored; pickled objects are refused.
 
-    Arrays that are stored plainly are mapped, compressed ones inflated when read. metadata: "special:model.yml" as
-    text, if Marian wrote one. Raises CheckpointError for anything that is not whole.
+    Uncompressed arrays are mapped, compressed ones inflated on access. metadata: "special:model.yml" as text, if Marian
+    wrote one. Raises CheckpointError for a damaged file.
     """
     cursor = Cursor(path)
     try:
@@ -60,12 +60,12 @@ def read(path: Path) -> LazyWeights:
         return LazyWeights(path, entries, metadata)
     except CheckpointError:
         raise
-    except Exception as error:  # zipfile and NumPy raise a dozen kinds for damaged bytes
+    except Exception as error:  # zipfile and NumPy raise a dozen kinds of errors for damaged bytes
         raise make_error(path, f"not a whole .npz file ({error})", "a zip archive of NumPy arrays") from error
 
 
 def _read_entry(cursor: Cursor, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> TensorEntry:
-    if info.header_offset + info.compress_size > len(cursor.bytes):  # zipfile allocates what it believes it can read
+    if info.header_offset + info.compress_size > len(cursor.bytes):  # zipfile allocates as much as the archive claims
         raise make_error(
             cursor.path, f"{info.filename!r} of {info.compress_size:,} bytes ends beyond the file", "a whole file"
         )

@@ -1,7 +1,7 @@
-"""Initialisers of an ONNX graph: its stored tensors, with names of torch's for matrices that the export left without.
+"""Initialisers of an ONNX graph: its stored tensors, with torch's names for matrices that the export left anonymous.
 
-The file is one protobuf message. Its raw tensors stay mapped: a copy of the message without them is what the package
-`onnx` parses. Field numbers as in `onnx.proto`.
+The file is one protobuf message. Its raw tensors stay mapped: the package `onnx` parses a copy of the message without
+them. Field numbers as in `onnx.proto`.
 """
 
 from __future__ import annotations
@@ -43,11 +43,13 @@ _DTYPES = {
 def read(path: Path) -> LazyWeights:
     """Map an ONNX file's initialisers under their names, and anonymous matrices under the names of their biases.
 
-    The matrix of a MatMul or Gemm whose result gets the bias `x.bias` is offered as `x.weight`, (outputs, inputs) as
-    torch's Linear has it, in place of its own name ("onnx::MatMul_1965"), unless the file has an `x.weight`. metadata:
-    "derived" (each such name with the one in the file), "producer", "opset" and the file's own properties. Tensors in
-    the nodes themselves and in inner graphs are not read. Raises CheckpointError for anything that is not whole or
-    lies outside the file's folder, MissingExtraError without the package `onnx`.
+    The matrix of a MatMul or Gemm whose result is added to the bias `x.bias` is offered as `x.weight`, (outputs,
+    inputs) as
+    in torch's Linear, instead of under its own name ("onnx::MatMul_1965"), unless the file has an `x.weight`. metadata:
+    "derived" (maps each such name to the one in the file), "producer", "opset" and the file's own properties. Tensors
+    in
+    the nodes themselves and in subgraphs are not read. Raises CheckpointError for a damaged file or data outside its
+    folder, and MissingExtraError without the package `onnx`.
     """
     library, message = _import_onnx()
     cursor = Cursor(path)
@@ -56,7 +58,7 @@ def read(path: Path) -> LazyWeights:
         model = library.ModelProto.FromString(skeleton)
     except message.DecodeError as error:
         raise make_error(path, f"not a whole ONNX file ({error})", "a protobuf message of onnx.proto") from error
-    if any(isinstance(text, bytes) for text in _iter_texts(model)):  # protobuf gives what is no UTF-8 as bytes
+    if any(isinstance(text, bytes) for text in _iter_texts(model)):  # protobuf returns text that is not UTF-8 as bytes
         raise make_error(path, "a name or a text that is not UTF-8", "UTF-8")
     if model.graph.sparse_initializer:
         raise make_error(path, "sparse initialisers", "dense ones", "Export the model again without sparsity.")
@@ -127,11 +129,11 @@ def _iter_fields(cursor: Cursor, end: int) -> Iterator[tuple[int, int, int, int]
             raise cursor.make_error("a field beyond its message's end", f"at most byte {end:,}", offset=start)
         stop = cursor.offset
         yield (tag >> 3 if tag & 7 == 2 else 0), start, content, stop
-        cursor.offset = stop  # whoever asked may have read inside the field
+        cursor.offset = stop  # the caller may have read inside the field
 
 
 def _strip_raw_data(cursor: Cursor) -> tuple[bytes, list[tuple[int, int] | None]]:
-    """Return the message without the initialisers' raw bytes, and where in the file these are."""
+    """Return the message without the initialisers' raw bytes, and the position of these in the file."""
     spans: list[tuple[int, int] | None] = []
 
     def initialiser(start: int, end: int) -> bytes:
@@ -159,7 +161,7 @@ def _strip_raw_data(cursor: Cursor) -> tuple[bytes, list[tuple[int, int] | None]
 
 
 def _change_fields(cursor: Cursor, start: int, end: int, number: int, change: Callable[[int, int], bytes]) -> bytes:
-    """Return the message between two bytes with every field of that number changed (left out if nothing remains)."""
+    """Return the message between two bytes with every field of that number changed, or removed if nothing remains."""
     cursor.offset = start
     parts = []
     for field, begin, content, stop in _iter_fields(cursor, end):
@@ -211,7 +213,7 @@ def _build_entry(
 def _read_external_data(path: Path, proto: Any, files: dict[str, Cursor]) -> NDArray[np.uint8]:
     fields = {item.key: item.value for item in proto.external_data}
     location = fields.get("location", "")
-    # As text, not after following links: a cache may keep the files elsewhere and link to them.
+    # As text, without following links: a cache may keep the files elsewhere and link to them.
     place = PurePosixPath(location)
     if not location or place.is_absolute() or ".." in place.parts or "\\" in location or ":" in location:
         raise make_error(path, f"{proto.name!r} is said to lie in {location!r}", "a file in the model's own folder")
@@ -231,8 +233,8 @@ def _read_external_data(path: Path, proto: Any, files: dict[str, Cursor]) -> NDA
 
 
 def _derive_names(graph: Any, entries: dict[str, TensorEntry]) -> dict[str, tuple[str, bool]]:
-    """Return names for matrices found from their biases: the name in the file, and whether to transpose it."""
-    products: dict[str, tuple[str, bool]] = {}  # a product's output: its matrix, and whether to transpose that
+    """Derive names for matrices from their biases; return the name in the file and whether to transpose the matrix."""
+    products: dict[str, tuple[str, bool]] = {}  # a product's output -> its matrix, and whether to transpose that
     pairs: list[tuple[str, str, bool]] = []
     for node in graph.node:
         if node.op_type in ("MatMul", "Gemm") and len(node.input) > 1 and node.input[1] in entries and node.output:
@@ -251,7 +253,7 @@ def _derive_names(graph: Any, entries: dict[str, TensorEntry]) -> dict[str, tupl
         name = bias.removesuffix(".bias") + ".weight"
         if bias.endswith(".bias") and bias in entries and name not in entries and len(entries[matrix].shape) == 2:
             if derived.setdefault(name, (matrix, turned)) != (matrix, turned):
-                ambiguous.add(name)  # one bias after two matrices names neither
+                ambiguous.add(name)  # a bias of two matrices names neither
     return {name: found for name, found in derived.items() if name not in ambiguous}
 
 

@@ -1,4 +1,4 @@
-"""Files of `torch.save`, which are pickles: read only when asked for, and only by torch's own restricted reader."""
+"""Files of `torch.save`, which are pickles: read only on request, by torch's restricted reader."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from qkv.pretrained.weights.lazy_weights import LazyWeights, TensorEntry, make_e
 def read(path: Path) -> LazyWeights:
     """Read a state dict with `torch.load(weights_only=True)`, mapped into memory where torch's zip format is used.
 
-    A dict with exactly one dict of tensors inside ("model", "state_dict", ...) gives that one, and the rest as
+    A dict that contains exactly one dict of tensors ("model", "state_dict", ...) yields that one, and the rest as
     metadata. Raises CheckpointError for anything else, and if torch refuses the file.
     """
     try:
         zipped = zipfile.is_zipfile(path)
-        # The older format cannot be mapped tensor by tensor; mapped as a whole, it has no more to give than its size.
+        # The older format cannot be mapped tensor by tensor, so nothing can be checked but the size of the file.
         file: Any = path if zipped else map_file(path)
         content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # torch raises whatever the damaged bytes run into
+    except Exception as error:  # torch raises whatever error the damaged bytes lead to
         raise make_error(
             path,
             f"torch cannot read it as plain tensors ({str(error).splitlines()[0] if str(error) else type(error)})",
             "a file of torch.save with tensors only",
-            "Fetch it again; if it holds other objects, have who made it save the model as safetensors.",
+            "Download it again; if it holds other objects, ask its author for a safetensors file.",
         ) from error
     tensors, rest = _split_tensors(path, content)
     entries = {
@@ -59,8 +59,8 @@ def _split_tensors(path: Path, content: Any) -> tuple[dict[str, Tensor], dict[st
         rest = {str(name): value for name, value in content.items() if name != groups[0]}
     else:
         raise CheckpointError(
-            f"{path}: {len(plain)} tensors and the dicts of tensors {groups} are on top. Expected tensors, or one dict "
-            "of them: save the one that is the model as a file of its own."
+            f"{path}: {len(plain)} tensors and the dicts of tensors {groups} are at the top level. Expected tensors, "
+            "or one dict of them: save the dict of the model as a separate file."
         )
     if strange := [name for name in chosen if not isinstance(name, str)]:
         raise make_error(

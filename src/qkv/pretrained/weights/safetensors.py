@@ -1,4 +1,4 @@
-"""safetensors: one file, checked by the library of that name, and mapped here so that memory can be given back."""
+"""safetensors: one file, checked by the library of that name, and mapped here so that memory can be released."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _DTYPES = {
 def read(path: Path) -> LazyWeights:
     """Map a safetensors file: its own names, tensors as stored; metadata is its `__metadata__`.
 
-    Raises CheckpointError for anything that is not whole.
+    Raises CheckpointError for a damaged file.
     """
     try:
-        checked: Any = safe_open(path, framework="numpy")  # the header: types, shapes and places, without gaps
+        checked: Any = safe_open(path, framework="numpy")  # the header: types, shapes and offsets, without gaps
         with checked as file:
             names, metadata = list(file.keys()), dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:

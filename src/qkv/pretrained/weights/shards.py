@@ -1,4 +1,4 @@
-"""Models cut into several files: a JSON index says which file holds which tensor."""
+"""Models split into several files: a JSON index says which file contains which tensor."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ INDEX_SUFFIX = ".index.json"
 
 
 def read(index: Path, read_part: Callable[[Path], LazyWeights]) -> LazyWeights:
-    """Open every file that the index names with `part`; metadata is the index's own.
+    """Open every file that the index names with `read_part`; metadata is the index's own.
 
-    Raises CheckpointError if the index is not one, if it names a file outside its folder or one that is not there, or
-    if it and the files do not hold the same names.
+    Raises CheckpointError if the index is damaged, if it names a file that is missing or outside its folder, or if the
+    index and the files do not contain the same names.
     """
     content = _read_index(index)
     places: dict[str, list[str]] = {}
@@ -25,7 +25,7 @@ def read(index: Path, read_part: Callable[[Path], LazyWeights]) -> LazyWeights:
         places.setdefault(file, []).append(name)
     entries: dict[str, TensorEntry] = {}
     for file, names in places.items():
-        # Compared as text, not after following links: a cache may keep the files elsewhere and link to them.
+        # Compared as text, without following links: a cache may keep the files elsewhere and link to them.
         if (
             not isinstance(file, str)
             or Path(file).name != file
@@ -34,7 +34,7 @@ def read(index: Path, read_part: Callable[[Path], LazyWeights]) -> LazyWeights:
             or file in ("", ".", "..")
         ):
             raise make_error(
-                index, f"the file {file!r} is outside its folder", "the plain names of files beside the index"
+                index, f"the file {file!r} is outside its folder", "plain names of files next to the index"
             )
         path = index.parent / file
         if not path.is_file():
@@ -70,5 +70,5 @@ def _read_index(index: Path) -> dict[str, Any]:
 def _require_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError("a name stands there twice")
+        raise ValueError("a name occurs twice")
     return found
