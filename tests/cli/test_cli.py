@@ -201,7 +201,7 @@ def test_describe_says_what_a_model_is_for(tmp_path: Path) -> None:
     assert invoke("describe", tmp_path, tmp_path).stdout.startswith(f"{tmp_path} -> {tmp_path}: no change")
     (tmp_path / "card.json").write_text('{"task"')
     done = invoke("describe", tmp_path)
-    assert done.exit_code == 2 and "card.json is cut short or altered" in done.output
+    assert done.exit_code == 2 and "card.json is truncated or altered" in done.output
 
 
 def test_run_answers_each_line_with_a_line(model: Path) -> None:

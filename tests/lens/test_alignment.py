@@ -125,7 +125,7 @@ def test_mistakes_are_named() -> None:
         find_best_heads([look(causal_model(), target=[1, 2])])
     with pytest.raises(DataError, match="no traces"):
         find_best_heads([])
-    with pytest.raises(DataError, match="'1:2'.*is no link"):
+    with pytest.raises(DataError, match="'1:2'.*is not a link"):
         parse_pharaoh("0-0 1:2")
     with pytest.raises(DataError, match="2 alignments were given for 1"):
         alignment_error_rate([[], []], [parse_pharaoh("0-0")])

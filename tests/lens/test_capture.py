@@ -60,7 +60,7 @@ def test_there_and_back(tmp_path: Path, choice: spec.Spec, seed: int) -> None:
 def test_any_terms(tmp_path: Path, attention: Any) -> None:
     trace = Trace({}, {attention.place: attention})
     if attention.score_terms.score is not None:
-        with pytest.raises(QkvError, match="a function of its own"):
+        with pytest.raises(QkvError, match="a custom function"):
             write_capture(trace, tmp_path / "one.qkv")
         return
     write_capture(trace, tmp_path / "one.qkv")
@@ -126,7 +126,7 @@ def test_what_was_altered_is_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError):
             read_capture(path)
     save_file({"a": torch.ones(1)}, path)
-    with pytest.raises(CheckpointError, match="is no capture"):
+    with pytest.raises(CheckpointError, match="is not a capture"):
         read_capture(path)
     with pytest.raises(CheckpointError, match="cannot be read"):
         read_capture(tmp_path / "none.qkv")

@@ -104,7 +104,7 @@ def test_mistakes_are_named() -> None:
             explain(model, SOURCE, TARGET, position)
     with pytest.raises(QkvError, match="one sequence"):
         explain(model, [SOURCE, SOURCE], TARGET, 1)  # type: ignore[list-item]
-    with pytest.raises(SpecError, match="encoder alone"):
+    with pytest.raises(SpecError, match="only an encoder"):
         explain(build(spec.Transformer(build_small_spec().encoder, None, spec.Classes(2))), SOURCE, TARGET, 1)
     assert not explain(model, SOURCE, TARGET, 1, heads=0).effects[0].heads
     assert Compose().at("decoder").score_bias(torch.ones(1), torch.ones(1)) is None

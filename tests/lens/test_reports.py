@@ -252,5 +252,5 @@ def test_mistakes_are_named() -> None:
         bent = look(model, [1, 2], [1, 2, 3], tap=Intervention("decoder.0", "residual", torch.neg))
         direct_logit_attribution(model, bent, 0)
     encoder = build(spec.Transformer(build_small_spec().encoder, None, spec.Classes(2))).eval()
-    with pytest.raises(QkvError, match="Transformer that answers tokens"):
+    with pytest.raises(QkvError, match="Transformer with a plain vocabulary head"):
         direct_logit_attribution(encoder, look(encoder, [1, 2]), 0)

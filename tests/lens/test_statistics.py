@@ -175,5 +175,5 @@ def test_mistakes_are_named() -> None:
     attention = make_attention_trace([(*torch.randn(3, 1, 2, 4, 4).unbind(0), {})])
     with pytest.raises(QkvError, match="heads 0 to 1"):
         compute_statistics(attention, heads=[2])
-    with pytest.raises(QkvError, match="keys 2 to 5 were asked for; it has 0 to 4"):
+    with pytest.raises(QkvError, match="keys 2 to 5 were requested; it has 0 to 4"):
         attention.tile(0, (0, 1), (2, 5))

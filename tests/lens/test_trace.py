@@ -273,5 +273,5 @@ def test_a_reordered_beam_is_refused_in_words() -> None:
         state = model.start(model.encode(torch.tensor([[1, 2]]), tap=recorder), 1)
         _, state = model.step(torch.tensor([[1]]), state, tap=recorder)
         _, state = model.step(torch.tensor([[3], [4]]), state.reorder(torch.tensor([0, 0])), tap=recorder)
-    with pytest.raises(QkvError, match="look at the finished hypothesis"):
+    with pytest.raises(QkvError, match="trace the finished hypothesis"):
         build_trace(recorder, model)

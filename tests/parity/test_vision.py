@@ -364,7 +364,7 @@ def test_looking_at_an_image_changes_nothing() -> None:
     )
     with pytest.raises(DataError, match="float32 of shape .* given; expected tokens"):
         lens.look(texts_alone, given)
-    with pytest.raises(QkvError, match="Of images or sounds, give a batch"):
+    with pytest.raises(QkvError, match="For images or audio, give a batch"):
         lens.look(model, torch.empty(0, 1, 8, 8))
 
 

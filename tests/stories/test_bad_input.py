@@ -202,7 +202,7 @@ HARM: list[tuple[str, Callable[[Path], object], str]] = [
     ("truncated", lambda run: truncate(run / "model.safetensors"), "Copy it again"),
     ("tampered", lambda run: flip_bit(run / "model.safetensors"), "was altered after it was written"),
     ("pickle", lambda run: (run / "model.safetensors").write_bytes(b"\x80\x04\x95."), "not a checkpoint"),
-    ("card", lambda run: truncate(run / "card.json"), "card.json is cut short"),
+    ("card", lambda run: truncate(run / "card.json"), "card.json is truncated"),
     ("spec", lambda run: truncate(run / "spec.json"), "spec.json: the spec is not JSON"),
     ("eps", lambda run: edit_text(run / "spec.json", '"heads": 2', '"heads": 4'), "spec.json"),
     (
@@ -418,7 +418,7 @@ def test_answers_that_cannot_be_written_still_leave_the_scores(trained: Path, tm
 
 def test_a_folder_that_is_a_file(work: Path) -> None:
     said = invoke_refused("train", work / "recipe.yaml", "--folder", work / "train.tsv")
-    assert "train.tsv could not be made" in said and "choose a folder" in said
+    assert "train.tsv could not be created" in said and "choose a writable folder" in said
     assert (work / "train.tsv").read_text() == GOOD
 
 

@@ -134,9 +134,9 @@ def test_what_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:
     images, labels = make_images()
     with pytest.raises(DataError, match="pickled.npz.*nothing is unpickled"):
         sources.Npz(pickled).load_dataset()
-    with pytest.raises(DataError, match="cut.idx is cut short"):
+    with pytest.raises(DataError, match="cut.idx is truncated"):
         sources.read_idx(cut)
-    with pytest.raises(DataError, match="a.png lies in no folder of a class"):
+    with pytest.raises(DataError, match="a.png is not in the folder of a class"):
         sources.ImageFolder(loose).load_dataset()
     with pytest.raises(DataError, match="no array 'pictures', its arrays are images, labels, classes"):
         sources.Npz(folder / "toy.npz", images="pictures").load_dataset()
@@ -145,9 +145,9 @@ def test_what_cannot_be_read_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected 60 whole numbers"):
         sources.dataset_from_arrays("x", images, labels[:-1])
     (loose / "a.png").unlink()
-    with pytest.raises(DataError, match="holds no images"):
+    with pytest.raises(DataError, match="contains no images"):
         sources.ImageFolder(loose).load_dataset()
-    with pytest.raises(CorpusError, match="holds no images; expected one of"):
+    with pytest.raises(CorpusError, match="contains no images; expected one of"):
         corpora.load_images("cmudict")
 
 
@@ -168,7 +168,7 @@ def test_images_of_two_sizes_and_many_broken_ones_are_refused_and_a_few_left_out
     Image.fromarray(images[0, :4]).save(classes / "b" / "001.png")
     with pytest.raises(DataError, match="005.png|003.png|004.png|001.png.*8 x 4 pixels"):
         store.fit_images([sources.ImageFolder(classes).load_dataset()], PLAIN, ("a", "b"), tmp_path / "p.u8")
-    with pytest.raises(DataError, match="is of the class 'b'; expected one of a"):
+    with pytest.raises(DataError, match="has the class 'b'; expected one of a"):
         store.fit_images([sources.ImageFolder(classes).load_dataset()], PLAIN, ("a",), tmp_path / "p.u8")
 
 
@@ -236,7 +236,7 @@ def test_a_stem_of_convolutions_makes_the_same_squares() -> None:
         spec.Patches(6, stem=(spec.Convolution(8, 3, 4),))
     with pytest.raises(SpecError, match="kernel_size=2 was given; it must be odd"):
         spec.Patches(4, stem=(spec.Convolution(8, 2, 2),))
-    with pytest.raises(SpecError, match="10 x 8 pixels do not part into squares of patch_size=4"):
+    with pytest.raises(SpecError, match="10 x 8 pixels cannot be split into patches of patch_size=4"):
         ViT(4).spec(8, 10, 3, 2)
     assert build(ViT(4, positions="waves").spec(8, 12, 1, 3))(torch.randn(1, 1, 8, 12)).shape == (1, 3)
 
@@ -350,7 +350,7 @@ def test_a_trained_model_is_gone_on_from(folder: Path, tmp_path: Path) -> None:
     close = first.model.module.state_dict()
     assert all(torch.allclose(value, close[name], atol=1e-4) for name, value in again.model.module.state_dict().items())
     assert again.result.metrics["accuracy"] == 100
-    with pytest.raises(ConfigError, match="data.size: given beside model.path"):
+    with pytest.raises(ConfigError, match="data.size: given with model.path"):
         tasks.train(
             build_recipe(folder, **onwards, **{"data.size": [8, 8]}), folder=tmp_path / "run", reporter=NullReporter()
         )
@@ -421,7 +421,7 @@ def test_images_to_check_on_are_not_learned_from(folder: Path, tmp_path: Path) -
         ({"data.mixup": 0}, "mixup=0"),
         ({"data.batch_size": 0}, "batch_size=0"),
         ({"model.patch_size": 3}, "size=3 is not a multiple of 2"),
-        ({"data.size": [9, 9]}, "do not part into squares of patch_size=4"),
+        ({"data.size": [9, 9]}, "cannot be split into patches of patch_size=4"),
         ({"model.heads": 3}, "not a multiple of heads=3"),
     ],
 )

@@ -298,7 +298,7 @@ def test_a_tokenizer_of_another_model_is_refused(clip: tuple[Any, Path], tmp_pat
     whole = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps({**whole, "post_processor": None}))
     (folder / "tokenizer_config.json").write_text("{}")
-    assert "puts no end token after a text" in invoke_refused("run", folder, "a.png\ta cat")
+    assert "appends no end token to a text" in invoke_refused("run", folder, "a.png\ta cat")
     model = tasks.load(clip[1])
     assert isinstance(model, tasks.ImageTextModel)
     other = train([f"word{number}" for number in range(400)], "word")

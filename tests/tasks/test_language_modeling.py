@@ -160,7 +160,7 @@ def test_going_on_from_a_model(folder: Path) -> None:
     (folder / "valid.txt").write_text("ÄÖÜ of another kind")
     with pytest.raises(VocabularyError, match="3 of 19 characters are unknown|unknown to the model"):
         tasks.train(again, folder=folder / "other", reporter=NullReporter())
-    with pytest.raises(ConfigError, match="tokenizer: given beside model.path"):
+    with pytest.raises(ConfigError, match="tokenizer: given with model.path"):
         config.from_dict(tasks.LanguageModelingConfig, config.apply_overrides(tree, ["tokenizer.kind=byte"]))
 
 

@@ -313,7 +313,7 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         read_npz(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("no arrays")
-    with pytest.raises(DataError, match="is no .npz"):
+    with pytest.raises(DataError, match="is not a complete .npz"):
         read_npz(tmp_path / "text.npz")
     np.savez(tmp_path / "objects.npz", observations=np.array([{}, 1], dtype=object))
     with pytest.raises(DataError, match="plain arrays"):

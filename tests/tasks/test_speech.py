@@ -174,16 +174,16 @@ def test_a_manifest_that_says_nothing_is_refused_in_words(folder: Path) -> None:
         "text.tsv": "columns id, locale, age; expected one of path",
         "torn.tsv": "row 2 has 1 columns, expected 2",
         "bad.jsonl": "line 1 is not JSON",
-        "list.jsonl": "holds a list",
+        "list.jsonl": "contains a list",
         "number.jsonl": "entry 1 has no text under 'text'",
-        "odd.wav": "is no manifest",
+        "odd.wav": "is not a manifest",
         "short.npz": "do not fit together",
         "less.npz": "has no offsets and no text and no rate",
         "broken.npz": "cannot be read as arrays",
     }.items():
         with pytest.raises(DataError, match=words):
             load_recordings(folder / name)
-    with pytest.raises(DataError, match="a name, a space and what is said"):
+    with pytest.raises(DataError, match="a name, a space and the transcript"):
         load_recordings(folder)
     (folder / "x.trans.txt").unlink()
     with pytest.raises(DataError, match=r"several manifests \(bad.jsonl"):
@@ -314,13 +314,13 @@ def test_the_store_is_kept_found_again_and_made_anew_for_other_sounds(tmp_path: 
     assert len(list(tmp_path.iterdir())) == 3
     folder = next(tmp_path.iterdir())
     np.save(folder / "ids.npy", np.zeros(1, np.int64))
-    with pytest.raises(DataError, match="does not fit together; delete that folder"):
+    with pytest.raises(DataError, match="is inconsistent; delete that folder"):
         frames.FrameStore.open(folder)
     (folder / "ids.npy").write_bytes(b"no")
     with pytest.raises(DataError, match="cannot be read"):
         frames.FrameStore.open(folder)
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match="could not be made"):
+    with pytest.raises(StorageError, match="could not be created"):
         make_preparation()(sounds, tmp_path / "file")
 
 

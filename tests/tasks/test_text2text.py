@@ -180,7 +180,7 @@ def test_going_on_from_a_model_resumes_exactly(pairs: Path, base: Path) -> None:
 
 
 def test_going_on_from_a_model_that_does_not_fit(pairs: Path, base: Path) -> None:
-    with pytest.raises(ConfigError, match="tokenizer: given beside .*take tokenizer out"):
+    with pytest.raises(ConfigError, match="tokenizer: given with .*take tokenizer out"):
         build_fine_tuning_recipe(pairs, base, "tokenizer.source.kind=byte")
     with pytest.raises(CheckpointError, match="no model folder"):
         tasks.train(build_fine_tuning_recipe(pairs, pairs / "absent"), folder=pairs / "run", reporter=NullReporter())
@@ -262,7 +262,7 @@ def break_folder(folder: Path, what: str) -> None:
         ("missing", CheckpointError, "model.safetensors is missing"),
         ("truncated", CheckpointError, "cut short"),
         ("tampered", CheckpointError, "altered"),
-        ("card", CheckpointError, "card.json is cut short"),
+        ("card", CheckpointError, "card.json is truncated"),
         ("task", CheckpointError, "task='sing'"),
         ("spec", CheckpointError, "not the spec the model was saved with"),
         ("vocabulary", VocabularyError, "not the one that the model was trained with"),
@@ -396,6 +396,7 @@ class CountedSource:
 
     pairs: tuple[tuple[str, str], ...]
     reads: list[int]
+    path: str = "counted"
     prefix: str = ""
 
     def __iter__(self) -> Iterator[tuple[str, str]]:

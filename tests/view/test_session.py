@@ -108,7 +108,7 @@ WRONG: list[tuple[Any, str]] = [
     ({"ask": ["look"]}, "expected one of look, explain, row, tile, statistics"),
     ({"ask": "row", "place": "nowhere", "query": 0}, "no attention at 'nowhere'"),
     ({"ask": "row", "place": CROSS, "head": 44, "query": 0}, "it has heads 0 to 3"),
-    ({"ask": "row", "place": CROSS, "query": 99}, "row 99 was asked for"),
+    ({"ask": "row", "place": CROSS, "query": 99}, "row 99 was requested"),
     ({"ask": "row", "place": CROSS, "query": "1"}, "expected a whole number"),
     ({"ask": "tile", "place": CROSS, "rows": [0, 99], "columns": [0, 1]}, "rows 0 to 99 were requested"),
     ({"ask": "tile", "place": CROSS, "rows": [0], "columns": [0, 1]}, "expected \\[first"),

@@ -84,7 +84,7 @@ def read_about(name: str) -> str:
     try:
         settings = {} if card is None else json.loads(card.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CheckpointError(f"{card} is cut short or altered: {error}; copy the model folder again") from error
+        raise CheckpointError(f"{card} is truncated or altered: {error}; copy the model folder again") from error
     return str(settings.get("description", "")) if isinstance(settings, dict) else ""
 
 

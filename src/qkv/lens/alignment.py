@@ -1,11 +1,11 @@
-"""Which word translates which, from the weights of cross-attention.
+"""Word alignments from the weights of cross-attention.
 
     alignments = [align(trace, heads, ...) for trace in traces]
     format_pharaoh(alignments[0].links)                           "0-0 1-2 2-1"
     alignment_error_rate([one.links for one in alignments], gold)      0.21
 
-Heads differ: a few align, most do not. `find_best_heads` finds those that do, by gold alignments where there are some
-and else by what they look like.
+A few heads align words, most do not. `find_best_heads` finds those that do, by gold alignments if there are some and
+otherwise by the shape of their weights.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ Link = tuple[int, int]
 """A source word and a target word, counted from 0."""
 
 HeadIndex = tuple[str, int]
-"""A place and a head's number there."""
+"""The place of an attention and the index of a head in it."""
 
 QueryChoice = Literal["predicting", "reading"]
-"""Whose weights belong to a target token: those of the query it was predicted from, or those of the query that reads it
-as the next input. The latter often align better (Chen et al. 2020, section 3)."""
+"""Whose weights belong to a target token: those of the query that predicted it, or those of the query that reads it
+as"""
 
 
 @dataclass(frozen=True)
 class GoldAlignment:
-    """What people linked: `sure` links, and `possible` ones, which hold the sure ones (Och & Ney 2003, section 5)."""
+    """A manual alignment: `sure` links, and `possible` ones, a superset of them (Och & Ney 2003, section 5)."""
 
     sure: frozenset[Link]
     possible: frozenset[Link]
@@ -42,10 +42,12 @@ class GoldAlignment:
 
 @dataclass(frozen=True)
 class Alignment:
-    """The words of one sentence pair, linked.
+    """The word alignment of one sentence pair.
 
-    weights (target words, source words): what each target word takes from each source word, its tokens' mean over
-    the sums of theirs. links: every target word with the source word it takes most from.
+    weights (target words, source words): the weight of each source word for each target word, averaged over the tokens
+    of the target word and summed over those of the source word. links: the source word with the largest weight for
+    every
+    target word.
     """
 
     weights: Tensor
@@ -53,16 +55,17 @@ class Alignment:
 
     @property
     def received(self) -> Tensor:
-        """What each source word gives to all target words together, (source words,); 1 is a word for a word."""
+        """The weight that each source word receives from all target words, (source words,); 1 corresponds to one
+        word."""
         return self.weights.sum(dim=0)
 
     def find_omitted(self, threshold: float = 0.3) -> list[int]:
-        """Source words that nothing is linked to and that gave less than `below`: perhaps left untranslated."""
+        """Return source words without links that received less than `threshold`: they may be untranslated."""
         linked = {source for source, _ in self.links}
         return [word for word, given in enumerate(self.received.tolist()) if word not in linked and given < threshold]
 
     def find_repeated(self) -> list[int]:
-        """Source words that two stretches of target words, with others between, are linked to: perhaps said twice."""
+        """Return source words that are linked to two separate spans of target words: they may be translated twice."""
         stretches: dict[int, list[int]] = {}
         for source, target in sorted(self.links, key=lambda link: link[1]):
             stretches.setdefault(source, []).append(target)
@@ -74,18 +77,18 @@ class Alignment:
 
 
 def format_pharaoh(links: Iterable[Link]) -> str:
-    """The links in the Pharaoh format: "0-0 1-2", source word and target word, counted from 0, in order."""
+    """Format links in the Pharaoh format: "0-0 1-2", source word and target word, counted from 0, in order."""
     return " ".join(f"{source}-{target}" for source, target in sorted(links))
 
 
 def parse_pharaoh(line: str) -> GoldAlignment:
-    """Read a line of gold links: "3-4" is a sure one, "3p4" or "3?4" a possible one. Raises DataError."""
+    """Parse a line of gold links: "3-4" is a sure one, "3p4" or "3?4" a possible one. Raises DataError."""
     sure, possible = set(), set()
     for part in line.split():
         match = re.fullmatch(r"(\d+)([-p?])(\d+)", part)
         if match is None:
             raise DataError(
-                f"{part!r} in the alignment {line[:40]!r} is no link; expected 3-4 (sure) or 3p4 (possible): source "
+                f"{part!r} in the alignment {line[:40]!r} is not a link; expected 3-4 (sure) or 3p4 (possible): source "
                 "word, target word, counted from 0"
             )
         link = int(match[1]), int(match[3])
@@ -96,9 +99,9 @@ def parse_pharaoh(line: str) -> GoldAlignment:
 
 
 def alignment_error_rate(alignments: Sequence[Iterable[Link]], gold: Sequence[GoldAlignment]) -> float:
-    """Alignment error rate over a corpus, 1 - (|A and S| + |A and P|) / (|A| + |S|) (Och & Ney 2003, eq. 23).
+    """Compute the alignment error rate of a corpus, 1 - (|A and S| + |A and P|) / (|A| + |S|) (Och & Ney 2003, eq. 23).
 
-    Raises DataError where the numbers of sentences differ or there is nothing to compare.
+    Raises DataError if the numbers of sentences differ or there is nothing to compare.
     """
     if len(alignments) != len(gold):
         raise DataError(f"{len(alignments)} alignments were given for {len(gold)} gold ones; expected one each")
@@ -113,9 +116,9 @@ def alignment_error_rate(alignments: Sequence[Iterable[Link]], gold: Sequence[Go
 
 
 def compute_word_ids(tokens: Sequence[str], word_prefix: str = "\u2581", continuation_prefix: str = "##") -> list[int]:
-    """Number the word of each token, from how subwords are marked: by what begins a word, or by what goes on in it.
+    """Number the word of each token by the markers of subwords: a prefix of words, or a prefix of continuations.
 
-    Where no token is marked, each is a word.
+    If no token has a marker, each token is a word.
     """
     if any(token.startswith(word_prefix) for token in tokens):
         starts = [token.startswith(word_prefix) for token in tokens]
@@ -137,15 +140,15 @@ def align(
     query: QueryChoice = "predicting",
     row: int = 0,
 ) -> Alignment:
-    """Link the words of a sentence pair by the mean weights of some heads of cross-attention.
+    """Align the words of a sentence pair by the mean weights of some cross-attention heads.
 
-    The trace teacher-forces the target with its begin token, as `Runner.look` and `lens.look` give it. source_word_ids:
-    the word of each source token, None for what is no word, such as an end token; by default each token is one.
-    target_word_ids: likewise of the tokens after the begin token, the end included. Words are numbered from 0.
-    Raises QkvError where the numbers do not fit the trace.
+    The trace teacher-forces the target with its begin token, as `TextGenerator.look` and `lens.look` return it.
+    source_word_ids: the word of each source token, None for tokens outside words, such as an end token; by default each
+    token is a word. target_word_ids: the same for the tokens after the begin token, including the end token. Words are
+    numbered from 0. Raises QkvError if these numbers do not fit the trace.
     """
     if not heads:
-        raise QkvError("no heads were given to align by; take those of find_best_heads, or name some: [(place, head)]")
+        raise QkvError("no heads were given to align by; use those of find_best_heads, or name some: [(place, head)]")
     weights = torch.stack([_get_token_weights(trace[place], head, query, row) for place, head in heads]).mean(dim=0)
     sources = _check_word_ids(source_word_ids, weights.shape[1], "source_word_ids")
     targets = _check_word_ids(target_word_ids, weights.shape[0], "target_word_ids")
@@ -164,15 +167,18 @@ def find_best_heads(
     target_word_ids: Sequence[Sequence[int | None] | None] | None = None,
     query: QueryChoice = "predicting",
 ) -> list[tuple[HeadIndex, float]]:
-    """The heads of cross-attention that align best over some sentence pairs, best first, with their scores.
+    """Return the cross-attention heads that align some sentence pairs best, best first, with their scores.
 
-    With gold alignments the score is 1 - alignment error rate. Without, it is how sure the head is (the mean of each
-    target word's largest weight) times how much of the source it covers (the share of words that are linked, of as
-    many as can be): a head that always looks at one token is sure and covers nothing. Raises as `align` and
-    `alignment_error_rate` do.
+    With gold alignments the score is 1 - alignment error rate. Without them it is the head's confidence (the mean of
+    each
+    target word's largest weight) times its coverage of the source (the share of linked words, out of as many as
+    possible):
+    a head that always attends to one token is confident and covers nothing. Raises as `align` and
+    `alignment_error_rate`
+    do.
     """
     if not traces:
-        raise DataError("no traces were given to choose heads by; expected some sentences that were looked at")
+        raise DataError("no traces were given to choose heads by; expected the traces of some sentences")
     own = [attention for attention in traces[0] if attention.place.endswith("cross_attention")]
     if not own:
         raise QkvError("this model has no cross-attention; an alignment needs an encoder and a decoder")
@@ -206,7 +212,7 @@ def _score_without_gold(alignment: Alignment) -> float:
 
 
 def _get_token_weights(attention: AttentionTrace, head: int, query: QueryChoice, row: int) -> Tensor:
-    """Weights (target tokens, source tokens) of the tokens after the begin token."""
+    """Return the weights (target tokens, source tokens) of the tokens after the begin token."""
     if query not in ("predicting", "reading"):
         raise QkvError(f"query={query!r} was given; expected 'predicting' or 'reading'")
     weights = attention.compute_weights(head)[row].detach().float().cpu()
@@ -216,7 +222,7 @@ def _get_token_weights(attention: AttentionTrace, head: int, query: QueryChoice,
 def _check_word_ids(word_ids: Sequence[int | None] | None, tokens: int, name: str) -> list[int | None]:
     if word_ids is None:
         return list(range(tokens))
-    # the end token is never read, so that "reading" has a row less than the tokens that were asked for
+    # the end token is never read, so "reading" has one row less than there are target tokens
     if len(word_ids) < tokens or any(word is not None and word < 0 for word in word_ids):
         raise QkvError(
             f"{name} has {len(word_ids)} numbers for {tokens} tokens; expected a word's number, or None, each"
@@ -225,7 +231,8 @@ def _check_word_ids(word_ids: Sequence[int | None] | None, tokens: int, name: st
 
 
 def _build_grouping_matrix(word_ids: Sequence[int | None], mean: bool) -> Tensor:
-    """(words, tokens), 1 where a token belongs to a word, or its share of it."""
+    """Build a matrix (words, tokens) that is 1 where a token belongs to a word, or 1 / its number of tokens for a
+    mean."""
     known = [word for word in word_ids if word is not None]
     matrix = torch.zeros(max(known, default=-1) + 1, len(word_ids))
     for token, word in enumerate(word_ids):

@@ -1,4 +1,4 @@
-"""What a prediction is made of: what each part of a model adds to it, and which tokens it hangs on."""
+"""Attributions: what each part of a model adds to a prediction, and which tokens the prediction depends on."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from qkv.tap import Site, Tap
 
 
 def logit_lens(model: SequenceModel, trace: Trace) -> Tensor:
-    """What the model would answer after each block: the last norm and the answer, read from the residual early.
+    """Return the predictions after each block: the final norm and the head, applied to the residual early.
 
     Returns (blocks + 1, batch, length, vocab), the embedding first (nostalgebraist 2020, "the logit lens"). Raises
-    QkvError for a model that is no Transformer with an answer at each position.
+    QkvError for a model that is not a Transformer with a vocabulary head.
     """
     name, stack, _ = _find_output_stack(model)
     residuals = [trace.tensor(name, "embedding")]
@@ -30,16 +30,20 @@ def logit_lens(model: SequenceModel, trace: Trace) -> Tensor:
 
 
 def direct_logit_attribution(model: SequenceModel, trace: Trace, position: int, row: int = 0) -> dict[str, Tensor]:
-    """What each part of a model adds to the logits at a position by itself: {part: (vocab,)}.
+    """Return what each part of a model adds to the logits at a position: {part: (vocab,)}.
 
     Parts are "embedding", each head ("decoder.3.self_attention.1"), each feed-forward layer, and "biases", the rest.
-    They add up to the logits (before their softcap, if they have one), because every norm on the way is taken with
-    the scale it had: it is then linear (Elhage et al. 2021, "Logit attribution"). Raises QkvError as `logit_lens`
-    does, and for an answer that is not linear.
+    They sum to the logits (before their softcap, if they have one), because every norm is applied with the scale that
+    it
+    had and is then linear (Elhage et al. 2021, "Logit attribution"). Raises QkvError as `logit_lens` does, and for a
+    head
+    that is not linear.
     """
     name, stack, answer = _find_output_stack(model)
     if not isinstance(answer.dense, nn.Identity):
-        raise QkvError("this model's answer has a layer of its own, which is not linear: its logits cannot be divided")
+        raise QkvError(
+            "this model's head has an additional layer, which is not linear: its logits cannot be decomposed"
+        )
     with torch.no_grad():
         parts = {"embedding": trace.tensor(name, "embedding")[row, position]}
         parts["biases"] = torch.zeros_like(parts["embedding"])
@@ -54,10 +58,10 @@ def direct_logit_attribution(model: SequenceModel, trace: Trace, position: int, 
 
 
 def attention_rollout(trace: Trace, stack: str = "encoder") -> Tensor:
-    """How much of each input token is in each position after the last block, (batch, positions, tokens).
+    """Compute how much of each input token is in each position after the last block, (batch, positions, tokens).
 
-    The weights of each block's heads are averaged, and mixed half and half with the residual; the blocks multiply
-    (Abnar & Zuidema 2020, section 3). Raises QkvError where the stack has no self-attention.
+    The weights of each block's heads are averaged and mixed half and half with the residual; the blocks are multiplied
+    (Abnar & Zuidema 2020, section 3). Raises QkvError if the stack has no self-attention.
     """
     own = [one for one in trace if one.place.startswith(f"{stack}.") and one.place.endswith(".self_attention")]
     if not own:
@@ -75,10 +79,10 @@ def attention_rollout(trace: Trace, stack: str = "encoder") -> Tensor:
 def value_zeroing(
     model: SequenceModel, place: str, source: Tensor | None = None, target: Tensor | None = None, batch_size: int = 64
 ) -> Tensor:
-    """How far each position of a block's result turns as each value of its attention becomes 0: (positions, keys).
+    """Measure how far each position of a block's output rotates when one value of its attention is set to 0.
 
-    1 - cosine similarity, each row divided by its sum (Mohebbi et al. 2023, section 3). source, target: one sequence,
-    (1, length). Costs a forward pass of `rows` rows for that many keys.
+    Returns (positions, keys): 1 - cosine similarity, each row divided by its sum (Mohebbi et al. 2023, section 3).
+    source, target: one sequence, (1, length). Runs one forward pass of `rows` rows for that many keys.
     """
 
     def results(tap: Tap, count: int) -> tuple[Tensor, Trace]:
@@ -101,7 +105,7 @@ def value_zeroing(
 
 
 class _ZeroValues(Tap):
-    """Sets, in each row of a batch, the value of another key to 0."""
+    """A tap that sets the value of a different key to 0 in each row of a batch."""
 
     def __init__(self, target: str, keys: list[int], place: str = "") -> None:
         self._target, self._keys, self._place = target, keys, place
@@ -125,11 +129,11 @@ def gradient_times_weight(
     token: int,
     inner: Tap | None = None,
 ) -> dict[str, Tensor]:
-    """weight * d logit / d weight of one logit, by attention: {place: (batch, heads, queries, keys)}.
+    """Compute weight * d logit / d weight for one logit, by attention: {place: (batch, heads, queries, keys)}.
 
-    What moving the weight would do to the logit of `token` at `position`, to first order. Takes the explicit
-    rendering, for only there are weights to differentiate by. In a recurrent decoder that asks once a position, the
-    queries of all positions are joined.
+    This is the first-order effect of the weight on the logit of `token` at `position`. It uses the explicit
+    implementation, since only there are weights that have gradients. In a recurrent decoder, which attends once per
+    position, the queries of all positions are concatenated.
     """
     keeper = _WeightsTap({})
     with torch.enable_grad():
@@ -144,7 +148,7 @@ def gradient_times_weight(
 
 
 class _WeightsTap(Tap):
-    """Keeps the weights of every attention, as what a gradient can be taken by."""
+    """A tap that keeps the weights of every attention as tensors with gradients."""
 
     def __init__(self, by_place: dict[str, list[Tensor]], place: str = "") -> None:
         self.by_place, self._place = by_place, place
@@ -163,11 +167,9 @@ class _WeightsTap(Tap):
 
 
 def _find_output_stack(model: SequenceModel) -> tuple[str, Stack, VocabularyHead]:
-    """The stack that a Transformer answers from, its name, and its answer."""
+    """Return the name and the stack that a Transformer's output comes from, and its head."""
     if not isinstance(model, Transformer) or not isinstance(model.head, VocabularyHead):
-        raise QkvError(
-            "logits were to be read from a residual; expected a Transformer that answers tokens of its vocabulary alone"
-        )
+        raise QkvError("this needs logits of a residual; expected a Transformer with a plain vocabulary head")
     name, stack = ("decoder", model.decoder) if model.decoder is not None else ("encoder", model.encoder)
     assert stack is not None
     return name, stack, model.head
@@ -200,13 +202,11 @@ def _get_head_outputs(attention: AttentionTrace, position: int, row: int) -> dic
 
 
 def _apply_norm(parts: dict[str, Tensor], norm: nn.Module) -> None:
-    """Pass parts through a norm, in place, with the scale that it has for their sum; its bias is a bias."""
+    """Apply a norm to parts in place, with the scale that it has for their sum; its bias is counted as a bias."""
     if isinstance(norm, nn.Identity):
         return
     if not isinstance(norm, nn.LayerNorm | nn.RMSNorm):
-        raise QkvError(
-            f"a norm of type {type(norm).__name__} cannot be divided among parts; expected LayerNorm or RMSNorm"
-        )
+        raise QkvError(f"a norm of type {type(norm).__name__} cannot be decomposed; expected LayerNorm or RMSNorm")
     whole = _sum(parts)
     centred = isinstance(norm, nn.LayerNorm)
     eps = torch.finfo(whole.dtype).eps if norm.eps is None else norm.eps
@@ -223,10 +223,10 @@ def _sum(parts: dict[str, Tensor]) -> Tensor:
 
 
 def _check_sum(total: Tensor, expected: Tensor, what: str) -> None:
-    """A decomposition that does not add up, of an intervened run or of a block unknown here, is no explanation."""
+    """Raise QkvError if a decomposition does not add up, as after an intervention or with an unsupported block."""
     if not torch.allclose(total, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max().clamp(min=1.0))):
         difference = float((total - expected).abs().max())
         raise QkvError(
-            f"{what} do not add up to what was seen (they differ by {difference:.2g}); look at the model in "
+            f"{what} do not add up to the recorded values (they differ by {difference:.2g}); look at the model in "
             "evaluation mode, without a tap that changes outputs or residuals"
         )

@@ -1,9 +1,9 @@
-"""Captures: a look in one file, which opens anywhere without its model and checks what it says of itself.
+"""Captures: a trace in one file, which opens without its model and verifies itself.
 
-The file has the safetensors layout (a JSON header, then raw little-endian blocks), ends in .qkv by custom, and holds of
-every attention query, key, value, context and how scores are formed: linear in length, and all that is needed for every
+The file has the safetensors layout (a JSON header, then raw little-endian blocks), ends in .qkv by convention, and
+contains query, key, value, context and the score terms of every attention: linear in length, and sufficient for every
 score and weight. The header's "qkv" describes the blocks, names the tokens, claims how far weights @ value is from
-the context (`Trace.certify`), and has a checksum over itself and all blocks.
+the context (`Trace.certify`), and has a checksum of itself and all blocks.
 """
 
 from __future__ import annotations
@@ -31,23 +31,24 @@ FORMAT = 1
 
 _SITES = ("query", "key", "value", "context")
 _SCALAR_TERMS = ("scale", "softcap")
-_TOLERANCE = 1e-5  # beyond what was claimed: another machine adds in another order
+_TOLERANCE = 1e-5  # tolerance beyond the claim: another machine adds in another order
 
 
 @dataclass(frozen=True)
 class Capture:
-    """A look that was read from a file. tokens: names of the source's and the target's, where they were given."""
+    """A trace that was read from a file. tokens: the names of the source's and the target's tokens, if they were
+    given."""
 
     trace: Trace
     source_tokens: tuple[str, ...] | None
     target_tokens: tuple[str, ...] | None
     max_errors: Mapping[str, Tensor]
-    """The largest |weights @ value - context| by place and head, computed as the file was opened."""
+    """The largest |weights @ value - context| by place and head, computed when the file was opened."""
 
 
 @dataclass(frozen=True)
 class _AdditiveScore:
-    """The score of Bahdanau et al. 2015, appendix A.1.2, whose vector is a part of the capture."""
+    """The score of Bahdanau et al. 2015, appendix A.1.2, whose vector is part of the capture."""
 
     vector: Tensor
 
@@ -64,8 +65,9 @@ def write_capture(
 ) -> None:
     """Write a trace's attentions, its logits and its tokens.
 
-    Raises StorageError where the file cannot be written (what was there stays), QkvError for scores by a formula that
-    a file cannot hold.
+    Raises StorageError if the file cannot be written (an existing file stays unchanged), and QkvError for a score
+    function
+    that a file cannot represent.
     """
     blocks = _TensorBlocks()
     description = {
@@ -87,10 +89,10 @@ def write_capture(
 
 
 def read_capture(path: str | Path, *, certify: bool = True) -> Capture:
-    """Open a capture and verify it: its checksum, and that its weights give its contexts as closely as it claims.
+    """Read a capture and verify its checksum, and that its weights reproduce its contexts as closely as it claims.
 
-    certify=False leaves out the latter, whose time grows with the square of the length.
-    Raises CheckpointError for a file that is cut short, altered, no capture, or not as it claims.
+    certify=False skips the latter, whose time grows with the square of the length.
+    Raises CheckpointError for a file that is truncated, altered, not a capture, or not as it claims.
     """
     header, tensors = _read(Path(path))
     try:
@@ -115,7 +117,7 @@ def read_capture(path: str | Path, *, certify: bool = True) -> Capture:
             head = int(wrong.nonzero()[0])
             raise CheckpointError(
                 f"{path}: {place} head {head} claims that its weights give its context to {claims[place][head]:.1g}, "
-                f"and they do to {worst[head]:.1g}; {_DAMAGED}"
+                f"but the error is {worst[head]:.1g}; {_DAMAGED}"
             )
     return Capture(trace, tokens["source"], tokens["target"], certified)
 
@@ -124,12 +126,12 @@ _DAMAGED = "it is damaged or was altered: write it again from the model, or copy
 
 
 class _TensorBlocks:
-    """The tensors of a file, each one once however often it is used."""
+    """The tensors of a file, each stored once however often it is used."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, Tensor] = {}
         self._names: dict[tuple[Any, ...], str] = {}
-        self._kept: list[Tensor] = []  # so that no address is used twice
+        self._kept: list[Tensor] = []  # so that no address is reused
 
     def add(self, tensor: Tensor | None) -> str | None:
         if tensor is None:
@@ -167,7 +169,7 @@ def _describe_call(call: Call, blocks: _TensorBlocks, place: str) -> dict[str, A
         score.vector if isinstance(score, _AdditiveScore) else getattr(getattr(score, "__self__", None), "vector", None)
     )
     if score is not None and vector is None:
-        raise QkvError(f"{place}: its scores come from a function of its own, which a file cannot hold")
+        raise QkvError(f"{place}: its scores come from a custom function, which a file cannot represent")
     description["additive"] = blocks.add(vector)
     return description
 
@@ -210,7 +212,7 @@ def _to_list(names: Sequence[str] | None) -> list[str] | None:
 
 
 def _compute_digest(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the description and over name, type, shape and bytes of every block."""
+    """Compute the SHA-256 of the description and of the name, type, shape and bytes of every block."""
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, ensure_ascii=False).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -229,7 +231,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; {_DAMAGED}") from error
     except (KeyError, ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path} is no capture: it has no description of one; give a .qkv file") from error
+        raise CheckpointError(f"{path} is not a capture: it lacks the description of one; give a .qkv file") from error
     if header.get("format") != FORMAT:
         raise CheckpointError(f"{path} has format {header.get('format')!r}; this qkv reads {FORMAT}: upgrade it")
     if digest != _compute_digest(header, tensors):

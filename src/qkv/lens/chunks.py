@@ -1,4 +1,4 @@
-"""All weights of one attention a few rows at a time, made once for all that is counted in them."""
+"""The weights of one attention in chunks of rows, computed once for all statistics of them."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from qkv.lens import recompute
 from qkv.lens.recorder import Call
 from qkv.mask import Span
 
-_ELEMENTS = 2**18  # weights of a piece: 1 MiB, which stays in a processor's cache
+_ELEMENTS = 2**18  # weights in a chunk: 1 MiB, which stays in a processor's cache
 _MAX_CACHED = 2**24  # weights of an attention that are kept: 64 MiB
 
 
 @dataclass(frozen=True)
 class WeightChunk:
-    """The weights of some queries, (batch, heads, queries, keys), up to the last key that a rule lets them see.
+    """The weights of some queries, (batch, heads, queries, keys), up to the last key that a rule makes visible.
 
-    call: the number of the call that they are of. rows: which of its queries. begin: the first one's number of all.
+    call: the index of the call that they belong to. rows: its queries in this chunk. begin: the index of the first
+    query in
+    the whole trace.
     """
 
     call: int
@@ -29,8 +31,10 @@ class WeightChunk:
 
 
 class WeightChunks:
-    """All pieces of an attention, one after the other, as often as asked: kept where they are few, and made anew each
-    time where they are many, so that memory grows with the length alone."""
+    """The chunks of an attention, in order and as often as needed: kept if they are few, recomputed each time if they
+    are
+    many, so that memory grows only linearly with the length.
+    """
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self._calls = calls

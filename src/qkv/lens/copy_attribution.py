@@ -1,4 +1,4 @@
-"""What a model that copies took from its source, token by token (See et al. 2017, section 2.2)."""
+"""Attribution of the tokens that a model copies from its source (See et al. 2017, section 2.2)."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ COPY_ATTENTION_PLACE = "head.cross_attention"
 
 @dataclass(frozen=True)
 class CopyAttribution:
-    """One token of an answer, and how it came there.
+    """The origin of one output token.
 
-    position: of the token in the target, whose begin token is 0. generated: p_gen, how much the model trusts its
-    vocabulary there. copied: what share of the token's probability the source gave. source: the place of the source,
-    among those where the token stands, with the largest weight; None where it stands nowhere.
+    position: of the token in the target, whose begin token is 0. generated: p_gen, the probability of generating from
+    the
+    vocabulary. copied: the share of the token's probability that comes from the source. source: among the source
+    positions
+    with this token, the one with the largest weight; None if there is none.
     """
 
     position: int
@@ -33,12 +35,12 @@ class CopyAttribution:
 
 @torch.no_grad()
 def attribute_copies(model: SequenceModel, trace: Trace, row: int = 0) -> list[CopyAttribution]:
-    """Tell of every token after the begin token whether it was generated or copied, and from where.
+    """Return for every token after the begin token whether it was generated or copied, and from where.
 
     The trace teacher-forces the target, as `look` makes it. Raises QkvError for a model that does not copy.
     """
     if not isinstance(model, Transformer) or not isinstance(model.head, PointerGeneratorHead):
-        raise QkvError("this model does not copy; expected one whose spec answers with a PointerGenerator")
+        raise QkvError("this model does not copy; expected one whose head is a PointerGenerator")
     if trace.source is None or trace.target is None or trace.logits is None or model.decoder is None:
         raise QkvError("this trace lacks source, target or logits; expected lens.look(model, source, target)")
     attention = trace[COPY_ATTENTION_PLACE]

@@ -1,8 +1,8 @@
-"""Why a model said what it said: what becomes of one token's probability as others are taken from its sight.
+"""Explanations of a prediction: how one token's probability changes when other tokens are hidden.
 
-A weight says where a model looked, not what that did (Jain & Wallace 2019, section 4). So tokens are taken away one by
-one, and the model answers again. Each is one row of a batch: `n` tokens cost 3 n rows, and the heads of one token as
-many rows as there are heads on its side; the encoder reads the source once.
+A weight says where a model attends, not what that does (Jain & Wallace 2019, section 4). Here tokens are removed one
+at a time, and the model predicts again. Each removal is one row of a batch: `n` tokens cost 3 n rows, and the heads of
+one token as many rows as there are heads on its side; the source is encoded once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RemovalKind = Literal["edge", "match", "content"]
 
 @dataclass(frozen=True)
 class HeadEffect:
-    """The probability when one head alone may not look at a token."""
+    """The probability when a single head may not attend to a token."""
 
     place: str
     head: int
@@ -36,12 +36,14 @@ class HeadEffect:
 
 @dataclass(frozen=True)
 class TokenEffect:
-    """What one token does for a prediction: the prediction's probability after each way of taking it away.
+    """The effect of one token on a prediction: the probability of the prediction after each kind of removal.
 
-    side: a token of the source, or of the answer so far. without: nobody in the decoder may look at it.
-    match: it is found like any other, its key being the mean of the others. content: it is found as before and says
-    what any other would, its value being the mean of theirs. heads: by head, the most important first; empty unless
-    asked for.
+    side: a token of the source, or of the target so far. without: no attention of the decoder may attend to it.
+    match: it is matched like any other token, because its key is the mean of the others. content: it is matched as
+    before
+    and contributes what any other would, because its value is the mean of theirs. heads: by head, the most important
+    first;
+    empty by default.
     """
 
     side: Side
@@ -55,9 +57,9 @@ class TokenEffect:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why `token` is at `position`: its probability, and the tokens it depends on, the most important first.
+    """Why `token` was predicted at `position`: its probability, and the tokens it depends on, the most important first.
 
-    passes: how many forward passes of the decoder this took, a batch of rows each.
+    passes: the number of forward passes of the decoder, each with a batch of rows.
     """
 
     position: int
@@ -67,7 +69,7 @@ class Explanation:
     forward_passes: int
 
     def to_lines(self, source: Sequence[str] | None, target: Sequence[str]) -> list[str]:
-        """The same in words, one token a line, with the tokens' names."""
+        """Describe the explanation in words, one line per token, with the tokens' names."""
         found = []
         for reason in self.effects:
             names = target if reason.side == "past" or source is None else source
@@ -93,7 +95,7 @@ class _Removal:
 
 
 class _RemovalTap(Tap):
-    """Takes from each row of a batch what its removal says; for one pass, in which rows do not move."""
+    """A tap that removes something else from each row of a batch; for one pass, in which rows keep their order."""
 
     def __init__(self, removals: Sequence[_Removal], place: str = "") -> None:
         self._removals, self._place = removals, place
@@ -131,14 +133,14 @@ class _RemovalTap(Tap):
 
 
 class _Prediction:
-    """One prediction of a model, asked again and again with something taken away."""
+    """A prediction of a model that is repeated with something removed."""
 
     def __init__(self, model: SequenceModel, source: Tensor | None, prefix: Tensor, batch_size: int) -> None:
         self.model, self.prefix, self.batch_size, self.forward_passes = model, prefix, batch_size, 0
         self.memory = None if source is None else model.encode(source)
 
     def compute_log_probabilities(self, rows: int, tap: Tap) -> Tensor:
-        """Log-probabilities (rows, vocab) of what comes next."""
+        """Compute the log-probabilities (rows, vocab) of the next token."""
         start = self.model.start(self.memory, 1)
         state = start.reorder(torch.zeros(rows, dtype=torch.int64, device=self.prefix.device))
         logits, _ = self.model.step(self.prefix.expand(rows, -1), state, tap)
@@ -146,7 +148,7 @@ class _Prediction:
         return torch.log_softmax(logits[:, -1].float(), dim=-1)
 
     def compute_probabilities_without(self, removals: Sequence[_Removal], token: int) -> list[float]:
-        """The token's probability after each removal."""
+        """Compute the token's probability after each removal."""
         found: list[float] = []
         for begin in range(0, len(removals), self.batch_size):
             part = removals[begin : begin + self.batch_size]
@@ -165,13 +167,14 @@ def explain(
     heads: int = 3,
     batch_size: int = 64,
 ) -> Explanation:
-    """Rank the tokens of the source and of the answer so far by what taking them away does to one prediction.
+    """Rank the tokens of the source and of the target so far by the effect of their removal on one prediction.
 
-    source, target: the numbers of one sequence, or (1, length); `target` with its begin token. position: of the
-    predicted token in `target`; its length asks for what comes next. token: the prediction to explain: the one that
-    is there, or the most probable next one, unless given. heads: for how many of the most important tokens each head
-    is asked by itself. rows: how many answers are computed at once.
-    Call model.eval() first. Raises QkvError for a position there is not, SpecError for a model that predicts none.
+    source, target: the token ids of one sequence, or (1, length); `target` with its begin token. position: of the
+    predicted token in `target`; its length means the next token. token: the prediction to explain, by default the token
+    at `position` or the most probable next one. heads: for how many of the most important tokens to measure each head.
+    rows: the batch size.
+    Call model.eval() first. Raises QkvError for a position that does not exist, and SpecError for a model that predicts
+    no sequence.
     """
     device = next(model.parameters()).device
     read = None if source is None else _to_row(source, device)
@@ -179,7 +182,7 @@ def explain(
     if not 1 <= position <= whole.shape[1]:
         raise QkvError(
             f"position={position} was given; expected 1 to {whole.shape[1]}: the begin token at 0 is not predicted, "
-            f"and {whole.shape[1]} asks for the token after the last"
+            f"and {whole.shape[1]} means the token after the last"
         )
     question = _Prediction(model, read, whole[:, :position], batch_size)
     recorder = Recorder(NO_TAP)

@@ -1,6 +1,6 @@
-"""What kind of head each head is, by what it is seen to do; which heads do the same, and which do nothing.
+"""Reports on heads: what each one does on an input, which ones do the same, and which do nothing.
 
-Scores go over the matrix some rows at a time; every one is a mean weight, or a share, between 0 and 1.
+Scores are computed over some rows of the matrix at a time; each is a mean weight, or a share, between 0 and 1.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from qkv.lens.trace import AttentionTrace, Trace
 
 @dataclass(frozen=True)
 class HeadReport:
-    """What one head does, on average over queries.
+    """The behaviour of one head, averaged over queries.
 
-    previous: the weight on the token before. sink: on the first token, and on the head's own sink. entropy in nats,
-    distance in tokens. positional: how much of a query's weights are those that the head gives at each distance on
-    average. duplicate: the weight on earlier tokens like the one that asks. induction: on the tokens after those
-    (Olsson et al. 2022, "prefix matching"). Both are None where tokens are not known or none comes twice.
-    share: the size of what the head adds to the residual, of all that the heads beside it add; None without W_O.
+    previous: the weight of the previous token. sink: the weight of the first token and of the head's attention sink.
+    entropy in nats, distance in tokens. positional: the share of a query's weights that the head's average weight at
+    each
+    distance explains. duplicate: the weight of earlier occurrences of the current token. induction: the weight of the
+    tokens after those (Olsson et al. 2022, "prefix matching"). Both are None if tokens are unknown or none occurs
+    twice.
+    share: the norm of what the head adds to the residual, relative to all heads of its attention; None without W_O.
     """
 
     place: str
@@ -41,9 +43,9 @@ class HeadReport:
 
 
 def report_heads(trace: Trace, row: int | None = None) -> list[HeadReport]:
-    """A report of every head of a trace: of all rows of its batch together, or of one.
+    """Report on every head of a trace: for all rows of its batch together, or for one.
 
-    The trace's own source and target are the tokens. A look at a batch with padding counts the padding.
+    The trace's own source and target are the tokens. A trace of a batch with padding includes the padding.
     """
     found: list[HeadReport] = []
     for attention in trace:
@@ -55,14 +57,17 @@ def report_heads(trace: Trace, row: int | None = None) -> list[HeadReport]:
 def report_attention(
     trace: Trace, attention: AttentionTrace, chunks: WeightChunks, row: int | None = None
 ) -> list[HeadReport]:
-    """The reports of one attention of a trace; pieces: its own, which others may go over as well."""
+    """Report on the heads of one attention of a trace; chunks: its weights, which other statistics may share."""
     chosen = slice(None) if row is None else slice(row, row + 1)
     return list(_report_each_head(attention, chunks, _get_tokens(trace, attention), chosen))
 
 
 def head_similarity(left: AttentionTrace, right: AttentionTrace) -> Tensor:
-    """How much of their weights the heads of two attentions share, (heads, heads): the mean over queries of
-    sum over keys of min(weight, weight), 1 for the same weights. Raises QkvError for other queries or keys."""
+    """Compute how much of their weights the heads of two attentions share, (heads, heads).
+
+    It is the mean over queries of the sum over keys of min(weight, weight), 1 for equal weights. Raises QkvError for
+    different queries or keys.
+    """
     if (left.queries, left.keys) != (right.queries, right.keys):
         raise QkvError(
             f"{left.place} has {left.queries} queries and {left.keys} keys, {right.place} {right.queries} and "
@@ -93,7 +98,7 @@ def _report_each_head(
 ) -> Iterator[HeadReport]:
     statistics = compute_statistics(attention, top=1, first=1)
     profile = _compute_distance_profile(attention, chunks, chosen)
-    # from the last distance on, so that each query's own part of it goes from its first key to its last
+    # in descending distance, so that each query's part of it runs from its first key to its last
     expected = profile.flip(1).unfold(1, attention.keys, 1)
     heads, queries = attention.heads, attention.queries
     previous, positional = torch.zeros(heads), torch.zeros(heads)
@@ -133,7 +138,7 @@ def _report_each_head(
 
 
 def _compute_distance_profile(attention: AttentionTrace, chunks: WeightChunks, chosen: slice) -> Tensor:
-    """The mean weight at each distance, (heads, distances), that of key - query = keys - 1 first."""
+    """Compute the mean weight at each distance, (heads, distances), starting with key - query = keys - 1."""
     queries, keys = attention.queries, attention.keys
     totals = torch.zeros(attention.heads, queries + keys)
     counts = torch.zeros(queries + keys)
@@ -153,7 +158,7 @@ def _compute_output_shares(attention: AttentionTrace, chosen: slice) -> list[flo
 
 
 def _get_tokens(trace: Trace, attention: AttentionTrace) -> Tensor | None:
-    """The tokens, (batch, length), that a self-attention asks and is asked for."""
+    """Return the tokens, (batch, length), of the queries and keys of a self-attention."""
     given = trace.source if attention.side == "source" else trace.target
     if not attention.place.endswith("self_attention") or given is None or given.is_floating_point():
         return None
@@ -161,6 +166,6 @@ def _get_tokens(trace: Trace, attention: AttentionTrace) -> Tensor | None:
 
 
 def _iterate_weights(chunks: WeightChunks) -> Iterator[tuple[int, Tensor]]:
-    """All weights, (batch, heads, some queries, keys), with the number of the first query."""
+    """Yield all weights, (batch, heads, some queries, keys), with the index of the first query."""
     for piece in chunks:
         yield piece.begin, piece.weights.float().cpu()

@@ -6,8 +6,9 @@
     swap_values exchanges the values of two keys and keeps the weights
 
 All of them work in a forward pass, in scoring and in every decoding method, and keep the fused kernel. They treat the
-rows of a batch alike, because a search reorders, repeats and drops rows. A place may hold "*" for any one part, as in
-"decoder.*.cross_attention". Positions are counted over the steps of a decoding, from 0 for the first token.
+rows of a batch alike, because a search reorders, repeats and drops rows. A place may contain "*" for any one part, as
+in
+"decoder.*.cross_attention". Positions are counted over the steps of decoding, from 0 for the first token.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from qkv.score_terms import ScoreTerms
 from qkv.tap import NO_TAP, Site, Tap, matches_place, nearest_place
 
 ReplacementFunction = Callable[[Tensor, int], Tensor]
-"""From the tensor at a site, and the position of its first query, to the tensor that the model continues with."""
+"""Maps the tensor at a site and the position of its first query to the tensor that the model continues with."""
 
 
 _POSITION_NAMES = {"query": "query position", "key": "key position"}
 
 
 class Compose(Tap):
-    """Several taps as one; each receives what the one before it returned."""
+    """Several taps as one; each receives what the previous one returned."""
 
     def __init__(self, *taps: Tap) -> None:
         self._taps = taps
@@ -73,11 +74,11 @@ class Compose(Tap):
 
 @dataclass
 class _Edit:
-    """What an edit is to change, and what has passed it, which its taps for all parts of the model share.
+    """The target of an edit and what has passed it, which its taps for all parts of the model share.
 
     positions: the token positions that it names, by the site that they count ("query" or "key").
     passed: the sites that have passed each place. lengths: the most queries and keys where the edit applies.
-    counts: how many queries have passed each place other than a self-attention since the source was read.
+    counts: how many queries have passed each place other than a self-attention since the source was encoded.
     """
 
     pattern: str
@@ -92,12 +93,12 @@ class _Edit:
         places = [place for place, sites in self.passed.items() if self.site in sites]
         is_missing = bool(self.passed) and not any(matches_place(self.pattern, place) for place in places)
         lengths = dict(self.lengths)
-        if positions or is_missing:  # the next run is checked by itself
+        if positions or is_missing:  # the next run is checked separately
             self.passed.clear()
             self.lengths.clear()
         if is_missing:
             raise QkvError(
-                f"an edit of {self.site} was given for {self.pattern!r}, where no {self.site} passes"
+                f"an edit of {self.site} was given for {self.pattern!r}, but no {self.site} passes there"
                 f"{nearest_place(self.pattern, places)} qkv.look(model, text).places lists the attentions"
             )
         for site, length in lengths.items() if positions else ():
@@ -109,10 +110,11 @@ class _Edit:
 
 
 class _PlaceTracker:
-    """Tells whether an edit applies at one place, and which position the first query there has.
+    """A tracker that determines whether an edit applies at one place, and the position of the first query there.
 
-    In a self-attention, keys and queries tell how many tokens came before; elsewhere the queries are counted, from
-    the last time that a source was read.
+    In a self-attention, keys and queries determine how many tokens came before; elsewhere the queries are counted,
+    starting
+    when a source is encoded.
     """
 
     def __init__(self, edit: _Edit, place: str = "") -> None:
@@ -141,7 +143,7 @@ class _PlaceTracker:
 
 
 class _ReplaceTap(Tap):
-    """Replaces the tensor at one site by a function of it."""
+    """A tap that replaces the tensor at one site by a function of it."""
 
     def __init__(self, tracker: _PlaceTracker, function: ReplacementFunction, inner: Tap = NO_TAP) -> None:
         self._tracker, self._function, self._inner = tracker, function, inner
@@ -178,9 +180,9 @@ class _ReplaceTap(Tap):
 
 
 class Intervention(_ReplaceTap):
-    """Replaces the tensor at one site by a function of it, after what the tap `inner` does.
+    """A tap that replaces the tensor at one site by a function of it, after the tap `inner`.
 
-    Replacing "scores" or "weights" takes that one attention, and no other, off the fused kernel.
+    Replacing "scores" or "weights" takes only that attention off the fused kernel.
 
     Example: `Intervention("decoder.1", "residual", lambda hidden: 0.5 * hidden)`
     """
@@ -190,13 +192,13 @@ class Intervention(_ReplaceTap):
 
 
 class _KnockOutTap(Tap):
-    """Hides keys from queries by a bias."""
+    """A tap that hides keys from queries by a bias."""
 
     def __init__(self, tracker: _PlaceTracker, heads: Sequence[int] | None) -> None:
         self._tracker, self._heads = tracker, heads
 
     def __call__(self, site: Site, tensor: Tensor) -> Tensor:
-        """Follow the positions, and change nothing."""
+        """Track the positions, and return the tensor unchanged."""
         self._tracker.track(site, tensor)
         return tensor
 
@@ -232,9 +234,9 @@ def knock_out(
     *,
     head: int | None = None,
 ) -> Tap:
-    """Hide some keys from some queries (from all unless given), in some heads (in all unless given).
+    """Hide some keys from some queries, in some heads (by default from all queries and in all heads).
 
-    The context of a query without any key is 0. Raises QkvError for positions below 0, for no key at all and, once
+    The context of a query without any key is 0. Raises QkvError for negative positions, for no key at all and, once
     the model has run, for a place, a head or a position that does not exist.
     """
     positions = {"key": _check_positions(keys)}
@@ -252,10 +254,10 @@ def ablate(
     *,
     head: int | None = None,
 ) -> Tap:
-    """Replace the context of heads (of all unless given) by 0 or by contexts of another run.
+    """Replace the context of heads (by default all) by 0 or by contexts of another run.
 
-    by: "mean" takes the mean of the head's context over all rows and queries of the run `of`; "resample" takes, for
-    each position, the context of a random position of that run, drawn once with `seed`, the same for all heads.
+    by: "mean" uses the mean of the head's context over all rows and queries of the run `of`; "resample" uses, for each
+    position, the context of a random position of that run, drawn once with `seed`, the same for all heads.
     Raises QkvError if `of` is missing or has another shape and, once the model has run, for a place or a head that
     does not exist.
 
@@ -291,11 +293,12 @@ def patch(
     positions: Sequence[int] | None = None,
     row: int = 0,
 ) -> Tap:
-    """Replace the tensor at a site by the one of another run, from its row `row`.
+    """Replace the tensor at a site by that of another run, from its row `row`.
 
-    heads: all unless given; of keys and values they are the kv_heads. positions: of queries, or of keys for "key"
-    and "value"; all unless given. Raises QkvError if the other run is too short or has another shape and, once the
-    model has run, for a place, a head or a position that does not exist.
+    heads: by default all; for keys and values they are the kv_heads. positions: of queries, or of keys for "key" and
+    "value"; by default all. Raises QkvError if the other run is too short or has another shape and, once the model has
+    run,
+    for a place, a head or a position that does not exist.
     """
     heads = _select_heads(heads, head)
     if site not in ("query", "key", "value", "context"):
@@ -326,11 +329,12 @@ def patch(
 def swap_values(
     place: str, first: int, second: int, heads: Sequence[int] | None = None, *, head: int | None = None
 ) -> Tap:
-    """Exchange the values of the keys at two positions, in some kv_heads (in all unless given).
+    """Exchange the values of the keys at two positions, in some kv_heads (by default in all).
 
-    The weights stay as they are. In a causal self-attention the later value thereby reaches earlier queries; in a
-    decoding, nothing is swapped before both keys exist. Raises QkvError for positions below 0 and, once the model has
-    run, for a place, a head or a position that does not exist.
+    The weights stay unchanged. In a causal self-attention the later value thereby reaches earlier queries; during
+    decoding,
+    nothing is swapped before both keys exist. Raises QkvError for negative positions and, once the model has run, for a
+    place, a head or a position that does not exist.
     """
     positions, heads = _check_positions([first, second]), _select_heads(heads, head)
 
@@ -345,7 +349,7 @@ def swap_values(
 def _replace(
     tensor: Tensor, new: Tensor | None, heads: Sequence[int] | None, place: str, positions: list[int] | None = None
 ) -> Tensor:
-    """A copy of tensor (rows, heads, length, d) with `new` (or 0) at some heads and positions."""
+    """Copy a tensor (rows, heads, length, d) with `new` (or 0) at some heads and positions."""
     chosen = list(range(tensor.shape[1])) if heads is None else _check_heads(heads, tensor.shape[1], place)
     where = list(range(tensor.shape[2])) if positions is None else positions
     if new is not None and (new.shape[1] != tensor.shape[1] or new.shape[3] != tensor.shape[3]):
@@ -359,14 +363,14 @@ def _replace(
 
 
 def _select_heads(heads: Sequence[int] | None, head: int | None) -> Sequence[int] | None:
-    """The heads that `heads` or `head` names; None for all of them."""
+    """Return the heads that `heads` or `head` selects; None for all of them."""
     if heads is not None and head is not None:
         raise QkvError(f"heads={list(heads)} and head={head} were given; expected one of the two")
     return heads if head is None else [head]
 
 
 def _build_index(numbers: Sequence[int], axes: int) -> Tensor:
-    """Numbers as an index whose axis stands before `axes` others."""
+    """Build an index whose axis is followed by `axes` others."""
     return torch.tensor(list(numbers)).view(-1, *[1] * axes)
 
 

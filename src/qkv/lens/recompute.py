@@ -1,7 +1,7 @@
-"""Scores and weights of any heads, queries and keys, recomputed from what a call kept: the formula of `attend`.
+"""Recomputation of scores and weights for any heads, queries and keys of a recorded call, by the formula of `attend`.
 
-Nothing here is larger than the part that is asked for: a `Mask` is worked out for that part alone, a mask or bias
-that is a tensor is cut.
+Nothing is larger than the requested part: a `Mask` is evaluated for that part only, a mask or bias that is a tensor is
+sliced.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from qkv.mask import Mask, Span
 
 
 def select_kv_heads(tensor: Tensor, heads: Sequence[int], n_heads: int) -> Tensor:
-    """The key or value (batch, kv_heads, keys, d) that each of `heads` of `of` looks at; a copy only where groups
-    share one or heads are not neighbours."""
+    """Select the key or value (batch, kv_heads, keys, d) of each query head in `heads`, of `n_heads`.
+
+    It copies only if heads share a key-value head or are not contiguous.
+    """
     kv_heads = tensor.shape[1]
     shared = [head * kv_heads // n_heads for head in heads]
     first = shared[0] if shared else 0
@@ -32,14 +34,14 @@ def select_kv_heads(tensor: Tensor, heads: Sequence[int], n_heads: int) -> Tenso
 def compute_scores_and_visibility(
     call: Call, heads: Sequence[int], rows: Span, keys: Span
 ) -> tuple[Tensor, Tensor | None]:
-    """Scores (batch, heads, rows, keys) with everything added, and what is visible of them (None: all)."""
+    """Compute scores (batch, heads, rows, keys) with everything added, and which of them are visible (None: all)."""
     return _compute_scores(call, heads, rows, keys, call.score_terms.mask)
 
 
 def _compute_scores(
     call: Call, heads: Sequence[int], rows: Span, keys: Span, mask: Mask | Tensor | None, scale_query: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """Return scores with another mask. scale_query: multiply the queries by the scale, and not each score."""
+    """Compute scores with another mask. scale_query: multiply the queries by the scale instead of each score."""
     terms, of = call.score_terms, call["query"].shape[1]
     query = select_kv_heads(call["query"], heads, of)[:, :, rows[0] : rows[1]]
     key = select_kv_heads(call["key"], heads, of)[:, :, keys[0] : keys[1]]
@@ -53,15 +55,15 @@ def _compute_scores(
 
 
 def compute_masked_scores(call: Call, heads: Sequence[int], rows: Span, keys: Span) -> Tensor:
-    """Scores (batch, heads, rows, keys), -inf where a query may not look."""
+    """Compute scores (batch, heads, rows, keys), -inf where a query may not attend."""
     found, visible = compute_scores_and_visibility(call, heads, rows, keys)
     return found if visible is None else found.masked_fill(~visible, -math.inf)
 
 
 def compute_filled_scores(call: Call, heads: Sequence[int], rows: Span, keys: Span) -> Tensor:
-    """Scores (batch, heads, rows, keys), the least number there is where a query may not look.
+    """Compute scores (batch, heads, rows, keys), the lowest finite number where a query may not attend.
 
-    For long rows: the query is scaled instead of its scores, and a rule is worked out only for the keys that it hides
+    For long rows: the query is scaled instead of its scores, and a rule is evaluated only for the keys that it hides
     from some of these queries and not from all.
     """
     mask, product = call.score_terms.mask, call.score_terms.score is None
@@ -80,7 +82,7 @@ def compute_filled_scores(call: Call, heads: Sequence[int], rows: Span, keys: Sp
 
 
 def _find_edges(mask: Mask, rows: Span, keys: Span) -> list[Span]:
-    """The keys among `keys` that a causal rule or a window hides from some queries of `rows`."""
+    """Find the keys among `keys` that a causal rule or a window hides from only some queries of `rows`."""
     assert isinstance(mask.past, int)
     first, last = mask.past + rows[0], mask.past + rows[1] - 1
     before, after = mask.reach
@@ -94,7 +96,8 @@ def _find_edges(mask: Mask, rows: Span, keys: Span) -> list[Span]:
 
 
 def compute_weights(call: Call, heads: Sequence[int], rows: Span, n_keys: int | None = None) -> Tensor:
-    """Weights (batch, heads, rows, keys) over all keys, or over the first ones where these rows see no others."""
+    """Compute weights (batch, heads, rows, keys) over all keys, or over the first `n_keys` if these rows see no
+    others."""
     found, visible = compute_scores_and_visibility(
         call, heads, rows, (0, call["key"].shape[2] if n_keys is None else n_keys)
     )
@@ -102,7 +105,7 @@ def compute_weights(call: Call, heads: Sequence[int], rows: Span, n_keys: int | 
 
 
 def compute_logsumexp(call: Call, heads: Sequence[int], rows: Span) -> Tensor:
-    """log of the sum of exp(score) over the keys and the sink, (batch, heads, rows); -inf where there is neither."""
+    """Compute log sum exp(score) over the keys and the sink, (batch, heads, rows); -inf where there is neither."""
     keys = find_visible_range(call, rows)
     found = compute_masked_scores(call, heads, rows, keys)
     sink = select_sinks(call, heads)
@@ -112,25 +115,25 @@ def compute_logsumexp(call: Call, heads: Sequence[int], rows: Span) -> Tensor:
 
 
 def normalize_scores(scores: Tensor, logsumexp: Tensor) -> Tensor:
-    """The weights of scores (..., rows, keys), hidden ones -inf, by their normaliser (..., rows)."""
+    """Convert scores (..., rows, keys), hidden ones -inf, to weights with their logsumexp (..., rows)."""
     return (scores - logsumexp.masked_fill(logsumexp == -math.inf, 0.0).unsqueeze(-1)).exp()
 
 
 def select_sinks(call: Call, heads: Sequence[int]) -> Tensor | None:
-    """The sink's score of each of `heads`, if there are sinks."""
+    """Return the sink score of each of `heads`, if there are sinks."""
     found = call.score_terms.sinks
     return None if found is None else found.detach()[list(heads)]
 
 
 def find_visible_range(call: Call, rows: Span) -> Span:
-    """The keys that a `Mask` lets some query of `rows` see; all of them where no rule says less."""
+    """Return the keys that a `Mask` makes visible to some query of `rows`; all of them without such a rule."""
     keys = call["key"].shape[2]
     mask = call.score_terms.mask
     return mask.visible_range(rows, keys) if isinstance(mask, Mask) else (0, keys)
 
 
 def split_into_runs(numbers: Sequence[int], max_length: int) -> list[Span]:
-    """Ascending numbers as spans without a break, none longer than `longest`."""
+    """Split ascending numbers into contiguous spans, none longer than `max_length`."""
     found: list[Span] = []
     begin = 0
     for index in range(1, len(numbers) + 1):
@@ -141,7 +144,7 @@ def split_into_runs(numbers: Sequence[int], max_length: int) -> list[Span]:
 
 
 def _slice_tensor(tensor: Tensor | None, heads: Sequence[int], rows: Span, keys: Span) -> Tensor | None:
-    """The part of a tensor that broadcasts to (batch, heads, queries, keys)."""
+    """Slice a tensor that broadcasts to (batch, heads, queries, keys)."""
     if tensor is None:
         return None
     tensor = tensor.detach()

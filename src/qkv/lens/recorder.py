@@ -1,4 +1,4 @@
-"""The tap that records: what a `Trace` is made from."""
+"""The tap that records the tensors of a `Trace`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _GrowingTensor:
 
 @dataclass
 class Call:
-    """One call at one place: its tensors by site and, for an attention, how its scores are formed."""
+    """One call at one place: its tensors by site and, for an attention, its score terms."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     recorded_terms: ScoreTerms | None = None
@@ -42,7 +42,7 @@ class Call:
 
     @property
     def score_terms(self) -> ScoreTerms:
-        """How the scores are formed; a plain scaled dot product where nothing was recorded."""
+        """The score terms; those of a plain scaled dot product if none were recorded."""
         return ScoreTerms() if self.recorded_terms is None else self.recorded_terms
 
     def __getitem__(self, site: str) -> Tensor:
@@ -55,11 +55,11 @@ class Call:
         return site in self.tensors or site in self._growing
 
     def get_full(self, site: str) -> Tensor:
-        """The tensor with what later calls added at its end, which they share."""
+        """Return the tensor including what later calls appended to it, which they share."""
         return self._growing[site][0].tensor if site in self._growing else self.tensors[site]
 
     def record(self, site: str, tensor: Tensor, before: Call | None) -> None:
-        """Keep a reference; one tensor serves all steps of a decoding whose keys (or values) only grow."""
+        """Keep a reference; one tensor serves all steps of decoding whose keys (or values) only grow."""
         if site not in ("key", "value"):
             self.tensors[site] = tensor
             return
@@ -71,10 +71,10 @@ class Call:
 
 
 class Recorder(Tap):
-    """Keeps a reference to every tensor that passes, by place; changes nothing and keeps the fused kernel.
+    """A tap that keeps a reference to every tensor, by place; it changes nothing and keeps the fused kernel.
 
-    Several calls at one place, as in decoding step by step, are kept one after the other. inner: an edit; the record
-    holds the tensors that the model continued with. sites: which to keep; all unless given.
+    Several calls at one place, as in step-by-step decoding, are kept in order. inner: an edit; the record contains the
+    tensors that the model continued with. sites: the sites to keep, by default all.
     """
 
     def __init__(self, inner: Tap = NO_TAP, sites: Collection[Site] | None = None) -> None:

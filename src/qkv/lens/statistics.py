@@ -1,7 +1,7 @@
-"""What a whole attention does, at any length: exact, and in memory that grows with the length, not its square.
+"""Exact statistics of a whole attention at any length, in memory that grows linearly with the length.
 
-A few rows of the matrix are made at a time, over all the keys that they may see, counted, and forgotten. Whole rows
-need no second pass: what a key receives is known only once its queries' rows are normalised.
+A few rows of the matrix at a time are computed over all their visible keys, counted, and discarded. Whole rows need no
+second pass: the weight that a key receives is known only once the rows of its queries are normalised.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from qkv.lens.recorder import Call
 from qkv.lens.trace import AttentionTrace
 from qkv.mask import Mask, Span
 
-_ELEMENTS = 2**21  # scores made by one product, which is slow for few rows: 8 MiB
+_ELEMENTS = 2**21  # scores computed by one product, which is slow for few rows: 8 MiB
 _COUNTED_AT_ONCE = 2**20  # of these, how many are counted at once: 4 MiB, which stay in a processor's cache
-_WINDOWED_ROWS = 128  # rows made by one product where a rule hides what is far
-_GROUP = 64  # neighbouring keys of which only the largest is looked at first, to find the top ones
+_WINDOWED_ROWS = 128  # rows computed by one product if a rule hides distant keys
+_GROUP = 64  # neighbouring keys of which only the largest is compared at first, to find the top ones
 
 
 @dataclass(frozen=True)
 class AttentionStatistics:
-    """One attention in numbers, by head; (batch, heads, queries) unless said. A blind query has 0 everywhere.
+    """Statistics of one attention by head, (batch, heads, queries) unless stated. A query without visible keys has 0.
 
-    heads: which heads these are. logsumexp: log of the sum of exp(score), sinks included; -inf for a blind query.
-    mass: the sum of the weights: 1, or less where a sink takes a share. first: the weight on the first tokens.
-    entropy: -sum of w log w, in nats. distance: how far the keys are that are looked at, the mean of
-    |query's position - key's position| in tokens; a trace's first query has the first position, unless a rule says
-    otherwise (`Mask.past`).
-    top_keys, top_weights: (batch, heads, queries, top), highest first; -1 and 0 where fewer are seen.
-    received: (batch, heads, keys), what each key is given by all queries together.
+    heads: the heads of these statistics. logsumexp: log of the sum of exp(score), sinks included; -inf without visible
+    keys.
+    mass: the sum of the weights: 1, or less where a sink takes a share. first: the weight of the first tokens.
+    entropy: -sum of w log w, in nats. distance: the mean of |query's position - key's position| in tokens, weighted by
+    attention; a trace's first query has the first position, unless a rule says otherwise (`Mask.past`).
+    top_keys, top_weights: (batch, heads, queries, top), highest first; -1 and 0 if fewer are visible.
+    received: (batch, heads, keys), the sum of the weights that each key receives from all queries.
     """
 
     heads: tuple[int, ...]
@@ -49,7 +49,7 @@ class AttentionStatistics:
     received: Tensor
 
     def select_head(self, head: int) -> AttentionStatistics:
-        """Those of one of these heads alone."""
+        """Return the statistics of a single head."""
         at = self.heads.index(head)
         parts = {one.name: getattr(self, one.name)[:, at : at + 1] for one in fields(self) if one.name != "heads"}
         return AttentionStatistics((head,), **parts)
@@ -59,9 +59,10 @@ class AttentionStatistics:
 def compute_statistics(
     attention: AttentionTrace, *, top: int = 8, first: int = 4, heads: Sequence[int] | None = None
 ) -> AttentionStatistics:
-    """Count an attention's statistics, of all heads or of some; `first` says how many of the first keys are one sum.
+    """Compute an attention's statistics, for all heads or some; `first` is the number of leading keys that are summed.
 
-    Costs one product of queries and keys, as the attention itself did. Raises QkvError for a head there is not.
+    This costs one product of queries and keys, as the attention itself did. Raises QkvError for a head that does not
+    exist.
     """
     chosen = tuple(range(attention.heads) if heads is None else heads)
     for head in chosen:
@@ -79,7 +80,7 @@ def compute_statistics(
         distance,
         top_keys=torch.full((batch, len(chosen), queries, top), -1, dtype=torch.int32, device=device),
         top_weights=torch.zeros(batch, len(chosen), queries, top, device=device),
-        # many small shares of many queries: float32 would lose them
+        # many small shares of many queries, which float32 would lose
         received=torch.zeros(batch, len(chosen), attention.keys, dtype=torch.float64, device=device),
     )
     offset = 0
@@ -91,13 +92,15 @@ def compute_statistics(
 
 
 def _iterate_scores(call: Call, heads: Sequence[int], batch: int) -> Iterator[tuple[Span, Span, Span, Tensor]]:
-    """The scores of a few of `heads` and queries at a time, with which these are and which keys they are of: many rows
-    of one head where they are long."""
+    """Yield the scores of a few of `heads` and queries at a time, with the spans of heads, queries and keys.
+
+    Long rows come in chunks of one head.
+    """
     queries = call["query"].shape[2]
-    numbers = call["query"].shape[3] if call.score_terms.score is not None else 1  # such scores may build them all
+    numbers = call["query"].shape[3] if call.score_terms.score is not None else 1  # an additive score builds d_key each
     width, longest = call["key"].shape[2], queries
     mask = call.score_terms.mask
-    if isinstance(mask, Mask) and mask.window is not None:  # that many rows attend to little more than their windows
+    if isinstance(mask, Mask) and mask.window is not None:  # few rows attend to little more than their windows
         longest = _WINDOWED_ROWS
         width = min(width, _WINDOWED_ROWS + sum(reach or 0 for reach in mask.reach))
     room = max(1, _ELEMENTS // (batch * numbers * max(width, 1)))
@@ -118,7 +121,8 @@ def _iterate_scores(call: Call, heads: Sequence[int], batch: int) -> Iterator[tu
 def _accumulate(
     statistics: AttentionStatistics, call: Call, scores: Tensor, where: tuple[Span, Span, Span], offset: int, first: int
 ) -> None:
-    """Fill in the statistics of some heads and queries of a call whose first query is number `offset` of the trace."""
+    """Accumulate the statistics of some heads and queries of a call whose first query has the index `offset` in the
+    trace."""
     part, rows, keys = where
     at = (slice(None), slice(*part), slice(offset + rows[0], offset + rows[1]))
     if keys[0] == keys[1]:
@@ -138,7 +142,7 @@ def _accumulate(
     seen = total
     if sink is not None:
         total = total + (sink - largest).exp()
-    share = torch.where(total > 0, 1 / total, 0.0)  # of a blind query nothing is given
+    share = torch.where(total > 0, 1 / total, 0.0)  # a query without visible keys contributes nothing
     mass = seen * share
     surprise = torch.where(mass > 0, total.log() * mass, 0.0) - scores.mul_(shares).sum(dim=-1, keepdim=True) * share
     for name, value in (
@@ -158,10 +162,11 @@ def _accumulate(
 
 
 def _sum_distances(weights: Tensor, offset: int, rows: Span, keys: Span, call: Call) -> tuple[Tensor, Tensor]:
-    """Sums of share * |query's position - key's position|, and of share alone, each (..., rows, 1).
+    """Sum share * |query's position - key's position|, and share alone, each (..., rows, 1).
 
-    Before the first of these queries and after the last, the distance is a sum of a part by query and a part by key,
-    so that a product with one vector does what would need a matrix of distances.
+    Before the first of these queries and after the last, the distance is the sum of a term by query and a term by key,
+    so
+    that a product with one vector replaces a matrix of distances.
     """
     mask, past = call.score_terms.mask, offset
     if isinstance(mask, Mask) and isinstance(mask.past, int) and (mask.causal or mask.window is not None):
@@ -185,9 +190,9 @@ def _sum_distances(weights: Tensor, offset: int, rows: Span, keys: Span, call: C
 
 
 def _find_top(weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest along the last axis and where they are, highest first.
+    """Find the largest elements along the last axis and their indices, highest first.
 
-    In a long row the `count` groups with the largest members are found first: no others can hold one of the largest.
+    In a long row the `count` groups with the largest maxima are found first: no others can contain one of the largest.
     """
     length = weights.shape[-1]
     count = min(count, length)
@@ -198,7 +203,7 @@ def _find_top(weights: Tensor, count: int) -> tuple[Tensor, Tensor]:
     best = grouped.amax(dim=-1).topk(count, dim=-1).indices
     inside = torch.arange(_GROUP, device=weights.device)
     places = (best.unsqueeze(-1) * _GROUP + inside).flatten(-2)
-    rest = torch.arange(groups * _GROUP, length, device=weights.device)  # what fills no group
+    rest = torch.arange(groups * _GROUP, length, device=weights.device)  # the remainder after the last full group
     places = torch.cat([places, rest.expand(*places.shape[:-1], -1)], dim=-1)
     values, order = weights.gather(-1, places).topk(count, dim=-1)
     return values, places.gather(-1, order)

@@ -1,8 +1,9 @@
-"""When each word was said, as the cross-attention of a model that writes down what it hears shows it.
+"""Word times from the cross-attention of a speech-to-text model.
 
-While such a model writes a token, some of its heads look at where that token is heard. Their weights, one row for each
-token, are a map from text to time; the path through it that goes forward in both and meets the most weight gives every
-token its beginning and its end (the method that came with Radford et al. 2022's code).
+While such a model predicts a token, some of its heads attend to the audio of that token. Their weights, one row for
+each
+token, are a map from text to time; the monotonic path through it with the largest weight gives every token its start
+and its end (the method published with the code of Radford et al. 2022).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from qkv.lens.trace import Trace
 
 @dataclass(frozen=True)
 class TimedWord:
-    """A stretch of text and when it is heard, in seconds from the beginning of the sound."""
+    """A span of text and its time in seconds from the start of the audio."""
 
     text: str
     start: float
@@ -30,12 +31,14 @@ class TimedWord:
 def compute_attention_map(
     trace: Trace, heads: Sequence[tuple[int, int]], *, positions: int | None = None, median_filter_width: int = 7
 ) -> Tensor:
-    """What some heads together look at when they write: (queries, positions), of the first row of a batch.
+    """Combine the cross-attention of some heads into one map (queries, positions), for the first row of a batch.
 
-    heads: pairs of a decoder block and a head of its cross-attention. positions: how many of the encoder's hold sound,
-    the rest being silence that was added (None: all). Each head's weights are normalised over these positions, then
-    over the queries to mean 0 and variance 1, so that what all of them look at counts for none, and smoothed by the
-    median of `smooth` neighbours. Raises QkvError for no heads, or for ones that the trace does not have.
+    heads: pairs of a decoder block and a head of its cross-attention. positions: how many of the encoder's positions
+    contain
+    audio, the rest being padding (None: all). Each head's weights are normalised over these positions, then over the
+    queries to mean 0 and variance 1, so that positions which all queries attend to do not count, and smoothed by a
+    median
+    filter of width `median_filter`. Raises QkvError for no heads, or for ones that the trace does not have.
     """
     if not heads:
         raise QkvError("no heads were given; expected pairs of block and head, such as a model's alignment_heads")
@@ -49,7 +52,7 @@ def compute_attention_map(
 
 
 def _median_filter(rows: Tensor, width: int) -> Tensor:
-    """Each number replaced by the median of its `width` neighbours in the last dimension, mirrored at the ends."""
+    """Replace each number by the median of its `width` neighbours in the last dimension, mirrored at the ends."""
     around = width // 2
     if rows.shape[-1] <= around:
         return rows
@@ -58,7 +61,7 @@ def _median_filter(rows: Tensor, width: int) -> Tensor:
 
 
 def align_with_dtw(matrix: Tensor) -> list[int]:
-    """The column at which each row of a map (rows, columns) begins, on the path of the greatest sum.
+    """Return the column at which each row of a map (rows, columns) begins, on the path with the largest sum.
 
     The path goes from the first corner to the last by steps of one row, one column or both: dynamic time warping
     (Sakoe and Chiba 1978). Raises QkvError for an empty map.
@@ -96,18 +99,19 @@ def compute_token_times(
     positions: int | None = None,
     seconds_per_position: float = 0.02,
 ) -> list[tuple[float, float]]:
-    """When the tokens `begin` to `end` of the target that a trace shows are heard: (start, end) each, in seconds.
+    """Return the (start, end) in seconds of each of the tokens `begin` to `end` of the target.
 
-    The tokens before them, of which there is at least one, are those the model is told to begin with. heads and
-    positions as for `attention_map`; seconds: how long an encoder's position is. Raises QkvError for tokens that the
-    trace does not have.
+    At least one token precedes them: those that the output is forced to begin with. heads and positions as for
+    `compute_attention_map`; seconds: the duration of an encoder position. Raises QkvError for tokens that the trace
+    does
+    not have.
     """
     matrix = compute_attention_map(trace, heads, positions=positions)
     if not 0 < begin < end <= len(matrix):
         raise QkvError(
-            f"tokens {begin} to {end} were asked for; expected some from 1 to {len(matrix)}, the tokens of the target"
+            f"tokens {begin} to {end} were requested; expected some from 1 to {len(matrix)}, the tokens of the target"
         )
-    # A row shows where its query looks to write the token after it; the last one's end is where the next row begins.
+    # A row shows where its query attends to predict the next token; the last one ends where the next row begins.
     times = [column * seconds_per_position for column in align_with_dtw(matrix[begin - 1 : end])]
     return list(zip(times[:-1], times[1:], strict=True))
 
@@ -115,7 +119,7 @@ def compute_token_times(
 def group_words(token_texts: Sequence[str], times: Sequence[tuple[float, float]]) -> list[TimedWord]:
     """Join the texts of tokens, with their times, to words: a piece that begins with a space begins a word.
 
-    Signs at a word's end belong to it, but not their time, in which nothing is said.
+    Punctuation at the end of a word belongs to it, but its time, which is silent, does not.
     """
     found: list[TimedWord] = []
     for piece, (start, end) in zip(token_texts, times, strict=True):

@@ -1,8 +1,8 @@
-"""What one look saw: scores, weights and what flows, recomputed exactly for whatever part is asked for.
+"""A trace of one run: scores, weights and all recorded tensors, recomputed exactly for any requested part.
 
-A trace keeps query, key, value and context as the fused kernel had them, linear in length. Everything with an entry
-for each query and key is computed from them when asked, by the same formula (`qkv.attention`), and `certify` says how
-far weights @ value is from the context that the model really used.
+A trace keeps query, key, value and context as the fused kernel had them, linear in length. Everything with an entry for
+each query and key is computed from them on demand, by the same formula (`qkv.attention`), and `certify` reports how far
+weights @ value is from the context that the model really used.
 """
 
 from __future__ import annotations
@@ -30,33 +30,33 @@ if TYPE_CHECKING:
     from qkv.lens.head_reports import HeadReport
 
 _BLOCK = 256  # rows of a matrix that are built at once
-_MAX_TICKS = 60  # labels beside a plot
+_MAX_TICKS = 60  # labels of an axis of a plot
 _PRINTED_PLACES = 40
 
 
 @dataclass(frozen=True, repr=False)
 class AttentionTrace:
-    """One attention's part of a trace. Several calls (decoding step by step) read as one, query after query."""
+    """One attention of a trace. Several calls (step-by-step decoding) are read as one, query after query."""
 
     place: str
     calls: Sequence[Call]
     output_weight: Tensor | None = None
-    """W_O by head, (heads, d_value, d_model); None where the model has none."""
+    """W_O by head, (heads, d_value, d_model); None if the model has none."""
     query_tokens: Sequence[str] = ()
-    """What the positions of the queries are called; empty where nobody has said."""
+    """The names of the positions of the queries; empty if unknown."""
     key_tokens: Sequence[str] = ()
-    """What the positions of the keys are called, likewise."""
+    """The names of the positions of the keys; empty if unknown."""
 
     def __post_init__(self) -> None:
         if len({call["query"].shape[0] for call in self.calls}) > 1:
             raise QkvError(
                 f"{self.place}: the steps that were recorded differ in their number of rows (a beam was reordered). "
-                "One hypothesis was expected: look at the finished hypothesis, with lens.look(model, source, target)"
+                "Expected one hypothesis: trace the finished hypothesis with lens.look(model, source, target)"
             )
 
     @property
     def side(self) -> Literal["source", "target"]:
-        """Whose positions ask: the source's in an encoder or the first of two towers, else the target's."""
+        """The side of the queries: the source in an encoder or the first encoder of a pair, else the target."""
         return "source" if self.place.partition(".")[0] in ("encoder", "source") else "target"
 
     @property
@@ -66,55 +66,56 @@ class AttentionTrace:
 
     @property
     def key(self) -> Tensor:
-        """The keys that the last query saw, (batch, kv_heads, keys, d_key)."""
+        """The keys that were visible to the last query, (batch, kv_heads, keys, d_key)."""
         return self.calls[-1]["key"]
 
     @property
     def value(self) -> Tensor:
-        """The values that the last query saw, (batch, kv_heads, keys, d_value)."""
+        """The values that were visible to the last query, (batch, kv_heads, keys, d_value)."""
         return self.calls[-1]["value"]
 
     @property
     def context(self) -> Tensor:
-        """What the kernel answered, (batch, heads, queries, d_value)."""
+        """The output of the kernel, (batch, heads, queries, d_value)."""
         return self._concatenate("context")
 
     @property
     def score_terms(self) -> ScoreTerms:
-        """How the last call formed its scores: mask, bias, scale, softcap, sinks, score (see
-        `qkv.attention.attend`)."""
+        """The score terms of the last call: mask, bias, scale, softcap, sinks, score (see `qkv.attention.attend`)."""
         return self.calls[-1].score_terms
 
     @property
     def heads(self) -> int:
-        """How many heads ask."""
+        """The number of query heads."""
         return self.calls[-1]["query"].shape[1]
 
     @property
     def kv_heads(self) -> int:
-        """How many heads answer; each serves heads / kv_heads neighbours."""
+        """The number of key-value heads; each serves heads / kv_heads adjacent query heads."""
         return self.key.shape[1]
 
     @property
     def queries(self) -> int:
-        """How many queries were asked, over all calls."""
+        """The number of queries, over all calls."""
         return sum(call["query"].shape[2] for call in self.calls)
 
     @property
     def keys(self) -> int:
-        """How many keys the last query could look at."""
+        """The number of keys of the last query."""
         return self.key.shape[2]
 
     @property
     def scale(self) -> float:
-        """What the dot product is multiplied by."""
+        """The factor of the dot product."""
         scale = self.score_terms.scale
         return float(1 / math.sqrt(self.key.shape[-1]) if scale is None else scale)
 
     @cached_property
     def weights(self) -> Tensor:
-        """All attention weights, (batch, heads, queries, keys): each row sums to 1, to less where a sink takes a
-        share, to 0 where nothing is visible. `compute_weights` gives a part of them."""
+        """All attention weights, (batch, heads, queries, keys): each row sums to 1, to less if a sink takes a share, to
+        0 if
+        nothing is visible. `compute_weights` returns a part of them.
+        """
         return self.compute_weights()
 
     @cached_property
@@ -129,8 +130,8 @@ class AttentionTrace:
     def plot(self, head: int = 0, *, row: int = 0, ax: Any = None) -> Any:
         """Draw the weights of one head as a heat map and return the matplotlib axes.
 
-        row: which row of the batch. ax: the axes to draw on; a new figure unless given.
-        Raises MissingExtraError without matplotlib, QkvError for a head that does not exist.
+        row: the row of the batch. ax: the axes to draw on, by default those of a new figure.
+        Raises MissingExtraError without matplotlib, and QkvError for a head that does not exist.
         """
         try:
             from matplotlib import pyplot
@@ -154,32 +155,34 @@ class AttentionTrace:
         )
 
     def compute_scores(self, head: int | None = None, rows: Sequence[int] | None = None) -> Tensor:
-        """Before the softmax, everything added; -inf where a query may not look.
+        """Compute scores before the softmax, with everything added; -inf where a query may not attend.
 
-        Returns (batch, heads, queries, keys), or (batch, queries, keys) for one head; `rows` picks queries.
+        Returns (batch, heads, queries, keys), or (batch, queries, keys) for one head; `rows` selects queries.
         """
         return self._compute_matrix(head, rows, weights=False)
 
     def compute_weights(self, head: int | None = None, rows: Sequence[int] | None = None) -> Tensor:
-        """After the softmax: each row sums to 1, to less where a sink takes a share, to 0 where nothing is visible.
+        """Compute weights: each row sums to 1, to less if a sink takes a share, to 0 if nothing is visible.
 
-        Returns (batch, heads, queries, keys), or (batch, queries, keys) for one head; `rows` picks queries.
+        Returns (batch, heads, queries, keys), or (batch, queries, keys) for one head; `rows` selects queries.
         """
         return self._compute_matrix(head, rows, weights=True)
 
     def tile(self, head: int, rows: Span, keys: Span, logsumexp: Tensor | None = None, pool_width: int = 1) -> Tensor:
-        """A part of one head's weights anywhere in the matrix, (batch, rows, keys), without the rest of its rows.
+        """Compute a tile of one head's weights anywhere in the matrix, (batch, rows, keys), without the rest of its
+        rows.
 
-        rows, keys: the first, and the one after the last. logsumexp: `AttentionStatistics.logsumexp`, (batch, heads,
-        queries), with which nothing outside the tile is computed; without it, the scores of its rows are.
-        pool_width: each entry is the largest of so many neighbouring keys, of fewer at the end, (batch, rows,
+        rows, keys: the first index, and the one after the last. logsumexp: `AttentionStatistics.logsumexp`, (batch,
+        heads,
+        queries), with which nothing outside the tile is computed; without it, all scores of its rows are.
+        pool_width: each entry is the maximum over this many neighbouring keys, fewer at the end, (batch, rows,
         ceil(keys / pool_width)).
-        Raises QkvError for queries or keys that there are not.
+        Raises QkvError for queries or keys that do not exist.
         """
         self._check_head(head)
         for name, span, size in (("queries", rows, self.queries), ("keys", keys, self.keys)):
             if not 0 <= span[0] <= span[1] <= size:
-                raise QkvError(f"{self.place}: {name} {span[0]} to {span[1]} were asked for; it has 0 to {size}")
+                raise QkvError(f"{self.place}: {name} {span[0]} to {span[1]} were requested; it has 0 to {size}")
         entries = -(-(keys[1] - keys[0]) // pool_width)
         parts, offset = [], 0
         for call in self.calls:
@@ -192,7 +195,7 @@ class AttentionTrace:
                 by = logsumexp[:, [head], begin:end] if by is None and logsumexp is not None else by
                 assert by is not None
                 found = recompute.compute_filled_scores(call, [head], here, visible)
-                if pool_width > 1:  # the largest score is that of the largest weight: few exponentials are left
+                if pool_width > 1:  # the largest score has the largest weight, so few exponentials are computed
                     short = -found.shape[-1] % pool_width
                     found = torch.nn.functional.pad(found, (0, short), value=torch.finfo(found.dtype).min)
                     found = found.view(*found.shape[:-1], -1, pool_width).amax(dim=-1)
@@ -202,18 +205,19 @@ class AttentionTrace:
         return torch.cat(parts, dim=1) if parts else self.key.new_zeros(self.key.shape[0], 0, entries)
 
     def output(self, head: int, rows: Sequence[int] | None = None) -> Tensor:
-        """What one head adds to the residual, context @ W_O of this head: (batch, queries, d_model), without bias.
+        """Compute what one head adds to the residual, context @ W_O of this head: (batch, queries, d_model), without
+        bias.
 
-        Raises QkvError where the model has no output projection.
+        Raises QkvError if the model has no output projection.
         """
         context = self.context[:, self._check_head(head)]
         context = context if rows is None else context[:, list(rows)]
         return context @ self._get_output_weight()[head]
 
     def flow(self, head: int, rows: Sequence[int] | None = None) -> Tensor:
-        """How much each key gives each query, |weight * value @ W_O|: (batch, queries, keys).
+        """Compute how much each key contributes to each query, |weight * value @ W_O|: (batch, queries, keys).
 
-        A large weight on a small value moves nothing [Kobayashi et al. 2020, section 2]. Without an output projection
+        A large weight of a small value moves nothing [Kobayashi et al. 2020, section 2]. Without an output projection
         the norm is that of weight * value.
         """
         value = self.value[:, self._check_head(head) * self.kv_heads // self.heads]
@@ -223,11 +227,11 @@ class AttentionTrace:
         return self.compute_weights(head, rows) * norms[:, None, :]
 
     def compute_chunks(self) -> WeightChunks:
-        """All weights a few rows at a time, for several that go over them one after the other."""
+        """Return all weights in chunks of rows, for several statistics that iterate over them."""
         return WeightChunks(self.calls)
 
     def certify(self, chunks: WeightChunks | None = None) -> Tensor:
-        """The largest |weights @ value - context| of each head: (heads,), the context being the kernel's own."""
+        """Compute the largest |weights @ value - context| of each head, (heads,), with the context of the kernel."""
         worst = torch.zeros(self.heads, dtype=torch.float64)
         for piece in self.compute_chunks() if chunks is None else chunks:
             call, weights = self.calls[piece.call], piece.weights
@@ -255,7 +259,7 @@ class AttentionTrace:
         heads = list(range(self.heads)) if head is None else [self._check_head(head)]
         selected = list(range(self.queries)) if rows is None else [int(row) for row in rows]
         if wrong := [row for row in selected if not 0 <= row < self.queries]:
-            raise QkvError(f"{self.place}: row {wrong[0]} was asked for; it has queries 0 to {self.queries - 1}")
+            raise QkvError(f"{self.place}: row {wrong[0]} was requested; it has queries 0 to {self.queries - 1}")
         parts: list[Tensor] = []
         order: list[int] = []
         offset = 0
@@ -282,19 +286,21 @@ class AttentionTrace:
 
 @dataclass(frozen=True, repr=False)
 class Trace:
-    """Everything one look saw, by place ("decoder.3.cross_attention") and site; see `qkv.tap` for the sites.
+    """The tensors of one run, by place ("decoder.3.cross_attention") and site; see `qkv.tap` for the sites.
 
-    text, answer: what the model was given, and its answer; "" and None where the model was given tensors.
-    source_tokens, target_tokens: what the positions that were read are called. input: the image, audio or trajectory
-    that was read, if any. answer_start: the position in the target of the first token of the answer itself, after the
-    begin token and the prompt. word_times: when each word of a transcript was said. copy_report: in words, which
-    tokens a pointer-generator copied from the source. token_names: what the possible answers are called.
+    text, answer: the input and the output of the model; "" and None if the input was tensors.
+    source_tokens, target_tokens: the names of the input positions. input: the image, audio or trajectory that was read,
+    if
+    any. answer_start: the position in the target of the first token of the output itself, after the begin token and the
+    prompt. word_times: the time of each word of a transcript. copy_report: in words, which tokens a pointer-generator
+    copied
+    from the source. token_names: the names of the possible predictions.
 
     Example: `qkv.look(qkv.load("pronunciation"), "knight")["decoder.2.cross_attention"].weights`
     """
 
     html_renderer: ClassVar[Callable[[Trace], str] | None] = None
-    """How a notebook displays a trace: by the page, which sets this because it lies above the lens."""
+    """The display of a trace in a notebook. The page sets this, because it is in a layer above the lens."""
 
     calls: Mapping[str, Sequence[Call]]
     attentions: Mapping[str, AttentionTrace]
@@ -346,7 +352,7 @@ class Trace:
 
     @property
     def heads(self) -> list[HeadReport]:
-        """A report on every head of every attention: how it looks at the previous token, how far, how sharply ..."""
+        """A report on every head of every attention: weight of the previous token, distance, entropy ..."""
         from qkv.lens.head_reports import report_heads
 
         return report_heads(self)
@@ -358,7 +364,7 @@ class Trace:
         return self.places
 
     def __getitem__(self, place: str) -> AttentionTrace:
-        """The attention at a place, e.g. trace["decoder.3.cross_attention"]."""
+        """Return the attention at a place, e.g. trace["decoder.3.cross_attention"]."""
         if place not in self.attentions:
             known = ", ".join(self.attentions) or "none"
             near = nearest_place(place, self.attentions)
@@ -372,7 +378,8 @@ class Trace:
         return len(self.attentions)
 
     def tensor(self, place: str, site: str) -> Tensor:
-        """What passed a site at a place, e.g. tensor("encoder.0", "residual"); several calls joined along length."""
+        """Return what passed a site at a place, e.g. tensor("encoder.0", "residual"); several calls are
+        concatenated."""
         tensors = [call[site] for call in self.calls.get(place, ()) if site in call]
         if not tensors:
             sites = {name: _list_sites(calls) for name, calls in self.calls.items()}
@@ -382,7 +389,7 @@ class Trace:
         return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=-2)
 
     def certify(self) -> dict[str, Tensor]:
-        """The largest |weights @ value - context| by place and head: {place: (heads,)}."""
+        """Compute the largest |weights @ value - context| by place and head: {place: (heads,)}."""
         return {attention.place: attention.certify() for attention in self}
 
 

@@ -50,7 +50,7 @@ def build_trace(
 ) -> Trace:
     """Build a trace from a recorder that was the tap of a model, e.g. in model.encode and model.step, or of `attend`.
 
-    model: where W_O is looked up. Without it, the trace holds everything else.
+    model: the model to read W_O from. Without it, the trace contains everything else.
 
     Example: `attend(query, key, value, tap=recorder.at("mine")); build_trace(recorder)["mine"].weights`
     """
@@ -66,13 +66,13 @@ def build_trace(
 def _to_batch(values: Tensor | Sequence[int] | None, name: str, device: torch.device) -> Tensor | None:
     if values is None:
         return None
-    measured = isinstance(values, Tensor) and values.is_floating_point()  # an image or a sound, and no tokens
+    measured = isinstance(values, Tensor) and values.is_floating_point()  # an image or audio rather than tokens
     batch = torch.as_tensor(values, dtype=None if measured else torch.int64, device=device)
     batch = batch[None] if batch.dim() == 1 else batch
     if (batch.dim() < 2 if measured else batch.dim() != 2) or batch.numel() == 0:
         raise QkvError(
             f"{name} of shape {tuple(batch.shape)} was given; (batch, length) with at least one token was expected: "
-            "give the numbers of its tokens, e.g. tokenizer.encode(text). Of images or sounds, give a batch"
+            "give the numbers of its tokens, e.g. tokenizer.encode(text). For images or audio, give a batch"
         )
     return batch
 
@@ -81,7 +81,7 @@ def find_submodule(model: nn.Module, place: str) -> object:
     """Return the part of a model at a place, such as "decoder.3.self_attention"; None if there is none."""
     part: object = model
     for name in place.split("."):
-        if name.isdigit():  # a stack that repeats its blocks counts on
+        if name.isdigit():  # a stack that repeats its blocks continues the numbering
             blocks: Sequence[object] = getattr(part, "blocks", ())
             part = blocks[int(name) % len(blocks)] if len(blocks) else None
         else:
@@ -93,7 +93,7 @@ def find_submodule(model: nn.Module, place: str) -> object:
 
 def _get_output_weight(model: nn.Module, place: str, heads: int) -> Tensor | None:
     """Return W_O of the attention at a place, by head: (heads, d_value, d_model), or None if it has none."""
-    matrix = getattr(getattr(find_submodule(model, place), "output", None), "weight", None)  # it may be kept in int8
+    matrix = getattr(getattr(find_submodule(model, place), "output", None), "weight", None)  # it may be stored in int8
     if not isinstance(matrix, Tensor) or matrix.dim() != 2 or matrix.shape[1] % heads:
         return None
     return matrix.detach().reshape(matrix.shape[0], heads, -1).permute(1, 2, 0)

@@ -1,4 +1,4 @@
-"""Tasks: what people train models for, from a recipe to a model that answers.
+"""Tasks: what models are trained for, from a recipe to a model that predicts.
 
 trained = train("pronunciation-demo", ["training.max_minutes=1"], folder="runs/demo")
 load("pronunciation").predict("knight").text

@@ -1,4 +1,4 @@
-"""The one interface of whatever `qkv.load` returns, whichever task it does and whatever it reads."""
+"""The common interface of all models that `qkv.load` returns, whatever their task and input."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Answer:
     """One answer to one input.
 
     score: what the answer was ranked by. log_probability: that of its tokens. alternatives: further answers, from the
-    second best on, as many as `n_best` of the decoding asks for.
+    second best on, as many as `n_best` of the decoding requests.
     """
 
     text: str

@@ -1,8 +1,8 @@
-"""The nodes that the recipes of several tasks share: data sources, tokenizers and the shapes of models.
+"""The parts of recipes that several tasks share: data sources, tokenizers and the shapes of models.
 
-A recipe is everything that makes a trained model, in one tree of frozen options. The same tree is written as YAML,
+A recipe is everything that determines a trained model, in one tree of frozen options. The same tree is written as YAML,
 changed on the command line (`training.max_minutes=3`) and built in Python. Each task has its own tree, in the file
-`config.py` of its folder. No such file needs torch.
+`config.py` of its folder. None of these files needs torch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from qkv.errors import ConfigError, SpecError
 from qkv.text.trainers import TokenizerKind
 
 DataSource: TypeAlias = Corpus | ParallelFiles | Tsv | Csv | Jsonl
-"""Where examples come from: a split of a named corpus, two files of lines, or one file of pairs (each also .gz)."""
+"""Sources of examples: a split of a named corpus, two files of lines, or one file of pairs (each also .gz)."""
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """One tokenizer (see `qkv.text.train`); vocab None takes the kind's own default."""
+    """One tokenizer (see `qkv.text.train`); vocab None uses the default of its kind."""
 
     kind: TokenizerKind = "bpe"
     vocab_size: int | None = None
@@ -32,7 +32,7 @@ class TokenizerConfig:
 
 @dataclass(frozen=True)
 class TokenizerPairConfig:
-    """How lines become tokens; without `target`, source and target share one tokenizer."""
+    """The tokenizers of a recipe; without `target`, source and target share one."""
 
     source: TokenizerConfig = TokenizerConfig()
     target: TokenizerConfig | None = None
@@ -40,9 +40,9 @@ class TokenizerPairConfig:
 
 @dataclass(frozen=True)
 class Transformer:
-    """An encoder-decoder Transformer whose blocks are all alike (see `qkv.presets.encoder_decoder`).
+    """An encoder-decoder Transformer with equal blocks (see `qkv.presets.encoder_decoder`).
 
-    copies: answers may also be made of tokens of the source (See et al. 2017); both sides then share a tokenizer.
+    copies: whether the output may also copy tokens of the source (See et al. 2017); both sides then share a tokenizer.
     """
 
     d_model: int = 256
@@ -61,10 +61,10 @@ class Transformer:
     pointer_generator: bool = False
 
     def __post_init__(self) -> None:
-        self.spec(8, 8, shared=True)  # a shape that contradicts itself is refused with the recipe
+        self.spec(8, 8, shared=True)  # a contradictory shape is refused together with the recipe
 
     def spec(self, source_vocab: int, target_vocab: int, shared: bool) -> spec.Spec:
-        """The spec of this shape for these vocabularies; `shared` if source and target have one."""
+        """Build the spec of this shape for these vocabularies; `shared` if source and target have one."""
         shape = presets.encoder_decoder(
             source_vocab=source_vocab,
             target_vocab=target_vocab,
@@ -88,7 +88,7 @@ class Transformer:
 
 @dataclass(frozen=True)
 class Recurrent:
-    """The recurrent encoder-decoder without attention, or with (see `qkv.spec.Recurrent`)."""
+    """The recurrent encoder-decoder with or without attention (see `qkv.spec.Recurrent`)."""
 
     cell: Literal["gru", "lstm"] = "gru"
     d_model: int = 256
@@ -99,7 +99,7 @@ class Recurrent:
         self.spec(8, 8, shared=False)  # likewise
 
     def spec(self, source_vocab: int, target_vocab: int, shared: bool) -> spec.Spec:
-        """The spec of this shape for these vocabularies."""
+        """Build the spec of this shape for these vocabularies."""
         return spec.Recurrent(
             self.cell, self.d_model, self.layers, spec.Tokens(source_vocab), spec.Tokens(target_vocab), self.attention
         )
@@ -107,10 +107,11 @@ class Recurrent:
 
 @dataclass(frozen=True)
 class Decoder:
-    """A decoder alone whose blocks are all alike: a language model, or one that reads a source and then answers it.
+    """A decoder with equal blocks: a language model, or one that reads a source before its target.
 
-    position: how attention knows distances. sinusoidal: waves are added to what is read, instead or as well. bias:
-    whether the linear layers have one. tied: tokens are answered with the vectors they are read by.
+    position: the positions in the attentions. sinusoidal: add sinusoids to the input, instead or as well. bias: whether
+    the
+    linear layers have biases. tied: whether the embedding is also the output matrix.
     """
 
     d_model: int = 256
@@ -127,10 +128,10 @@ class Decoder:
     tied: bool = True
 
     def __post_init__(self) -> None:
-        self.spec(8)  # a shape that contradicts itself is refused with the recipe
+        self.spec(8)  # a contradictory shape is refused together with the recipe
 
     def spec(self, vocab: int, target_vocab: int | None = None, shared: bool = True) -> spec.Transformer:
-        """The spec of this shape for a vocabulary, the one of source and target."""
+        """Build the spec of this shape for the shared vocabulary of source and target."""
         if self.d_model % self.heads:
             raise SpecError(f"d_model={self.d_model} is not a multiple of heads={self.heads}")
         attention = spec.Attention(
@@ -154,10 +155,10 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A trained model to go on from: its shape, its parameters and its tokenizers, or how it prepares its images.
+    """A trained model to fine-tune: its shape, its parameters and its tokenizers or image processor.
 
-    folder: a model folder, or the name of a model that comes with the package. A model that sees may also be a
-    published one; of other classes than those to learn, it gets new scores for these, which begin at 0.
+    path: a model folder, or the name of a model that comes with the package. An image model may also be a published
+    one; for other classes than its own, it gets a new classifier, which starts at 0.
     """
 
     path: Path
@@ -167,11 +168,11 @@ ModelConfig: TypeAlias = Transformer | Recurrent | Decoder | Pretrained
 
 
 def check_tokenizer(model: object, tokenizer: object, default: object) -> None:
-    """Raise ConfigError for tokenizer options beside a model to fine-tune, which brings its own tokenizers."""
+    """Raise ConfigError for tokenizer options in a recipe that fine-tunes a model, which has its own tokenizers."""
     if isinstance(model, Pretrained) and tokenizer != default:
         raise ConfigError(
             [
-                f"tokenizer: given beside model.path={model.path}, but that model's own tokenizers are used; "
+                f"tokenizer: given with model.path={model.path}, but that model's own tokenizers are used; "
                 "expected none: take tokenizer out, or set tokenizer={}"
             ]
         )

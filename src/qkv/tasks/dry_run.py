@@ -1,4 +1,4 @@
-"""What a recipe would train: its data, its size and its time, found out without training."""
+"""Dry runs: the data, the size and the duration of a training, without running it."""
 
 from __future__ import annotations
 

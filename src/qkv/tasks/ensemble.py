@@ -1,4 +1,4 @@
-"""Several models of one task that answer as one."""
+"""Ensembles of models of one task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from qkv.tasks.base import TaskModel
 
 
 def combine(models: Sequence[TaskModel]) -> TaskModel:
-    """Return one model that answers with the mean of the models' probabilities (Sutskever et al. 2014).
+    """Return one model that averages the models' probabilities (Sutskever et al. 2014).
 
     Its tokenizers, task and decoding are those of the first model. Raises VocabularyError for models that generate no
     text, or whose tokenizers differ.
@@ -21,7 +21,7 @@ def combine(models: Sequence[TaskModel]) -> TaskModel:
         return models[0]
     generators: list[Any] = list(models)
     if any("generation" not in model.capabilities for model in models):
-        raise VocabularyError("an ensemble was asked for; expected models that generate text")
+        raise VocabularyError("an ensemble was requested; expected models that generate text")
     first = generators[0]
     for number, other in enumerate(generators[1:], 2):
         if (other.source_tokenizer, other.target_tokenizer) != (first.source_tokenizer, first.target_tokenizer):

@@ -78,7 +78,7 @@ class EvaluationReport:
 
 
 Examples: TypeAlias = Sequence[Pair] | Sequence[Recording] | Sequence[str] | Sequence[float]
-"""What a model can be evaluated on: pairs, recordings, texts, or the returns that an agent is asked for."""
+"""Examples for an evaluation: pairs, recordings, texts, or target returns of an agent."""
 
 
 def load_examples(
@@ -86,7 +86,7 @@ def load_examples(
 ) -> Examples:
     """Load the held-out examples that a command line names, as the model needs them.
 
-    Raises DataError or CorpusError for what cannot be read, or is not for such a model.
+    Raises DataError or CorpusError for examples that cannot be read, or do not suit the model.
     """
     if model.audio_features is not None:
         return load_recordings(paths, corpus, options)
@@ -149,7 +149,9 @@ def evaluate_pairs(
         raise DataError("there are no examples to evaluate on; give at least one")
     task = model.task
     if baselines and task.name != "summarization":
-        raise DataError(f"baselines were asked of a model that does {task.name}; expected one that does summarization")
+        raise DataError(
+            f"baselines were requested for a model that does {task.name}; expected one that does summarization"
+        )
     questions = task.group_references(pairs)
     references = [own for _, own in questions]
     task.score([""] * len(references), references)  # refuse a reference that cannot be scored before decoding
@@ -223,7 +225,7 @@ def evaluate_recordings(
 
 
 def _score_word_times(model: Any, recordings: Sequence[Recording]) -> dict[str, Score]:
-    """The mean absolute error of the word times of right answers, in milliseconds."""
+    """Score the word times of correct answers by their mean absolute error, in milliseconds."""
     begins, ends = [], []
     for one in recordings:
         sound = one.load()
@@ -261,14 +263,15 @@ class PerplexityReport:
 def evaluate_perplexity(
     model: TaskModel, texts: Sequence[str], window: SlidingWindow | None = None
 ) -> PerplexityReport:
-    """Measure the perplexity of a language model on texts, each by itself, with a sliding window.
+    """Measure the perplexity of a language model on texts, each separately, with a sliding window.
 
-    window: unless given, the context length of the training, moved on by half of that. The end of a text counts if the
-    model was trained here, where it is a token. Raises DataError for a model that is no language model.
+    window: by default the context length of the training, with half of that as the stride. The end of a text counts if
+    the
+    model was trained here, where it is a token. Raises DataError for a model that is not a language model.
     """
     if "perplexity" not in model.capabilities:
         raise DataError(
-            "perplexity was asked for; expected a language model, which is a decoder alone (qkv train "
+            "perplexity was requested; expected a language model, which has only a decoder (qkv train "
             "language-modeling)"
         )
     generator: Any = model

@@ -24,21 +24,23 @@ SHIPPED_MODELS = ("pronunciation", "translation")
 """The models that come with the package, by name."""
 
 _SINGLE_FILE_SUFFIXES = (".gguf", ".onnx", ".npz", ".bin", ".safetensors")
-"""How files end that can hold a whole model."""
+"""Suffixes of files that can contain a whole model."""
 
 Dtype = Literal["blocks", "float32", "bfloat16", "int8", "stored"]
-"""How parameters are kept: in one of two floating types (blocks: float32, but the blocks of GGUF stay), matrices in one
-byte a number, or as they are stored."""
+"""The storage of parameters: one of two floating-point types (blocks: float32, except GGUF's blocks, which stay
+quantised), int8 matrices, or as they are stored.
+"""
 
 
 def load(name: str | Path, *, dtype: Dtype = "float32", allow_pickle: bool = False) -> TaskModel:
-    """Open a model: the folder of a run, one that comes with the package (`pronunciation`), a published checkpoint (a
+    """Load a model: the folder of a run, one that comes with the package (`pronunciation`), a published checkpoint (a
     folder with config.json, or one file such as .gguf), or one on the Hugging Face Hub by its name.
 
-    numbers: how parameters are kept; of models trained here in floats or int8. legacy: whether files of torch.save,
-    which are pickles, may be opened. The network is used for names on the hub alone.
+    dtype: the storage of parameters; for models trained here a floating-point type or int8. allow_pickle: whether to
+    open
+    files of torch.save, which are pickles. The network is used only for names on the hub.
     Raises CheckpointError, SpecError or VocabularyError for files that are missing, incomplete, altered or of an
-    unknown kind; DownloadError for a name that cannot be fetched.
+    unknown kind; DownloadError for a name that cannot be downloaded.
     """
     place = find_model_path(name)
     if place.is_file() or ((place / "config.json").is_file() and not (place / "spec.json").is_file()):
@@ -77,7 +79,7 @@ def _load_trained(folder: Path, dtype: Dtype, allow_pickle: bool) -> TaskModel:
 
 
 def find_model_path(name: str | Path) -> Path:
-    """The folder or file of a model: a path, one that comes with the package, or what the hub has under a name.
+    """Return the folder or file of a model: a path, one that comes with the package, or a download from the hub.
 
     Raises CheckpointError and DownloadError as `load`.
     """

@@ -64,7 +64,7 @@ class Card:
     context: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The card as JSON; what is not known is left out."""
+        """Return the card as JSON without unknown values."""
         values = {
             "description": self.description,
             "scores": dict(self.scores),
@@ -98,7 +98,7 @@ class _CardFields:
 
 @dataclass(frozen=True)
 class LoadedFolder:
-    """What every model folder holds: the model, its task, its card, and the settings that its class reads."""
+    """The common content of model folders: the model, its task, its card, and the settings of its class."""
 
     folder: Path
     model: SequenceModel
@@ -152,7 +152,7 @@ def write_model_folder(
 
 
 def read_model_folder(folder: Path) -> LoadedFolder:
-    """Read what every model folder holds. Raises CheckpointError or SpecError for one that is incomplete or altered."""
+    """Read the common content of a model folder. Raises CheckpointError or SpecError if it is incomplete or altered."""
     require_files(folder, "spec.json", "model.safetensors", "card.json")
     card = read_json(folder / "card.json")
     task = TASKS.get(str(card.get("task"))[:100])
@@ -189,12 +189,12 @@ def require_files(folder: Path, *names: str) -> None:
 
 
 def _collect_tensors(model: SequenceModel) -> dict[str, Tensor]:
-    """The parameters by name, each tied one once, and what norms over batches remember."""
+    """Collect the parameters by name, each tied one once, and the statistics of batch norms."""
     return {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
 def _build_uninitialized(model_spec: spec.Spec) -> SequenceModel:
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten, and must not move the user's numbers
+    with torch.random.fork_rng(devices=[]):  # the user's random numbers must not change
         return build(model_spec)
 
 
@@ -224,11 +224,11 @@ def _read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; CheckpointError if it is none."""
+    """Read a JSON object. Raises CheckpointError for anything else."""
     try:
         value = parse_json(_read_text(path))
     except ValueError as error:
-        raise CheckpointError(f"{path} is cut short or altered: {error}; copy the model folder again") from error
+        raise CheckpointError(f"{path} is truncated or altered: {error}; copy the model folder again") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object; copy the model folder again")
+        raise CheckpointError(f"{path} does not contain a JSON object; copy the model folder again")
     return value

@@ -52,7 +52,7 @@ def replace_data(tree: Mapping[str, Any], own: OwnData) -> dict[str, Any]:
 def find_source(task: str, paths: Paths) -> dict[str, Any]:
     """Return the data source that some files are for a task, as a recipe writes it.
 
-    Raises DataError for a file that does not exist, and for files that are no data of the task.
+    Raises DataError for a file that does not exist, and for files that do not suit the task.
 
     Example: `find_source("translation", ["train.en", "train.de"])`
     """

@@ -122,15 +122,17 @@ def _build_speech_recognizer(published: PretrainedModel, path: Path) -> TextGene
 
 
 def _read_preprocessor_config(path: Path, default_type: str = "none") -> dict[str, Any]:
-    """What preprocessor_config.json says, in a model's folder or beside its one file, or the processor_config.json that
-    newer ones have in its place; older ones do not name what reads them, and mean the usual one."""
+    """Read preprocessor_config.json in a model's folder or next to its single file, or the processor_config.json that
+    newer
+    ones have in its place; older ones do not name their class, and mean the default one.
+    """
     folder = path if path.is_dir() else path.parent
     place, newer = folder / "preprocessor_config.json", folder / "processor_config.json"
     if not place.is_file() and newer.is_file():
         return read_json(newer)
     if not place.is_file():
         raise CheckpointError(
-            f"{place} is not there; it says how images or sounds are prepared for {path}: copy it from where the model "
+            f"{place} is not there; it says how images or audio are prepared for {path}: copy it from where the model "
             "came from, or write it as the Hugging Face Hub's have it"
         )
     return {"feature_extractor_type": default_type, **read_json(place)}

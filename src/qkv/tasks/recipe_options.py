@@ -15,7 +15,7 @@ from qkv import config
 def list_options(node: Any, above: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Yield the dotted name, the type, the value and the meaning of every option of a recipe, in its own order.
 
-    The meaning is what the docstring of the dataclass says after `name: `; "" where it says nothing.
+    The meaning is what the docstring of the dataclass says after `name: `, or "".
     """
     meanings, hints = find_meanings(type(node)), typing.get_type_hints(type(node))
     for field in dataclasses.fields(node):

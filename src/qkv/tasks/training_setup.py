@@ -1,4 +1,4 @@
-"""What a task prepares for a training, and what several tasks need to prepare it."""
+"""The preparation of a training by a task, and common parts of it."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class SpecialTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainingSetup:
-    """What a task prepares for a training: the model before its first step, its batches and its validation.
+    """What a task prepares for a training: the initial model, its batches and its validation.
 
-    modes: "min" or "max" for each metric of `validate`. notes: what to say about the data before training.
-    compute_loss: as `Trainer` takes it.
+    modes: "min" or "max" for each metric of `validate`. notes: notes on the data to print before training.
+    compute_loss: as in `Trainer`.
     """
 
     model: TextGenerator | EncoderModel | DecisionTransformerAgent
@@ -52,7 +52,7 @@ def get_special_tokens(model: TextGenerator) -> SpecialTokens:
     if model.generation is None:
         return SpecialTokens(target.pad, target.bos, target.eos)
     eos, bos = model.rules.eos_tokens[0], model.rules.bos
-    assert bos is not None  # a decoder alone is given a begin token before it is fine-tuned
+    assert bos is not None  # a decoder-only model receives a begin token before it is fine-tuned
     return SpecialTokens(eos, bos, eos)
 
 
@@ -68,7 +68,7 @@ def load_base_model(pretrained: Pretrained, *, is_speech_model: bool = False) ->
     """
     trained = load(pretrained.path)
     if not isinstance(trained, TextGenerator):
-        raise ConfigError([f"model.path={pretrained.path}: answers no text; expected a model that does"])
+        raise ConfigError([f"model.path={pretrained.path}: generates no text; expected a model that does"])
     if (trained.frontend is not None) != is_speech_model:
         kinds = ("reads audio", "reads text") if trained.frontend is not None else ("reads text", "reads audio")
         raise ConfigError([f"model.path={pretrained.path}: {kinds[0]}; expected a model that {kinds[1]}"])
@@ -81,13 +81,13 @@ def load_base_model(pretrained: Pretrained, *, is_speech_model: bool = False) ->
                 "model that was trained here"
             ]
         )
-    model = build(trained.module.spec)  # parameters of a published one lie in its file, which is not written to
+    model = build(trained.module.spec)  # parameters of a published model are mapped from its file, which stays as it is
     model.load_state_dict(trained.module.state_dict())
     return replace(trained, module=model)
 
 
 def build_tokenizer(lines: Iterable[str], config: TokenizerConfig) -> Tokenizer:
-    """Train a tokenizer as a recipe says."""
+    """Train the tokenizer of a recipe."""
     return train_tokenizer(lines, config.kind, config.vocab_size, config.lowercase)
 
 
@@ -96,5 +96,5 @@ def save_tokenizer(tokenizer: Tokenizer, path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(f"{path.parent} could not be made: {error}; choose a folder that can be written") from error
+        raise StorageError(f"{path.parent} could not be created: {error}; choose a writable folder") from error
     tokenizer.save(path)

@@ -95,10 +95,10 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         audio.read_audio(path, 16_000)
     for content in (b"", b"hello", b"RIFF\x04\0\0\0WAVE"):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r"sound\.wav cannot be read as sound"):
+        with pytest.raises(DataError, match=r"sound\.wav cannot be read as audio"):
             audio.read_audio(path, 16_000)
     soundfile.write(path, np.zeros(0), 16_000)
-    with pytest.raises(DataError, match=r"sound\.wav holds no sound"):
+    with pytest.raises(DataError, match=r"sound\.wav contains no audio"):
         audio.read_audio(path, 16_000)
     soundfile.write(path, np.array([0.0, np.nan]), 16_000, subtype="FLOAT")
     with pytest.raises(DataError, match="not finite"):
@@ -106,7 +106,7 @@ def test_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     soundfile.write(path, np.zeros(9), 500)
     with pytest.raises(DataError, match="1 channels at 500 samples per second"):
         audio.read_audio(path, 16_000)
-    with pytest.raises(DataError, match="cannot be read as sound"):
+    with pytest.raises(DataError, match="cannot be read as audio"):
         audio.read_audio(tmp_path, 16_000)
 
 

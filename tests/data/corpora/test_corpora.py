@@ -118,7 +118,7 @@ def test_a_download_that_fails_is_named_and_leaves_nothing(
     with pytest.raises(DownloadError, match="cannot download.*not found.*QKV_DATA"):
         fetch.read_content(make_file_record("text", url=f"{address}/none"), "sample")
     (folder / "text").write_bytes(TEXT * 2)
-    with pytest.raises(DownloadError, match="changed or was cut short"):
+    with pytest.raises(DownloadError, match="changed or was truncated"):
         fetch.read_content(make_file_record("text", url=f"{address}/text"), "sample")
     with pytest.raises(DownloadError, match="cannot download.*refused"):
         fetch.read_content(make_file_record("text", url="http://127.0.0.1:9/text"), "sample")
@@ -247,7 +247,7 @@ def test_any_two_languages_side_by_side(data_folder: Path, monkeypatch: pytest.M
     assert list(Corpus("multi30k", "valid", "fr", "de")) == [("val fr", "val de")]
     with pytest.raises(CorpusError, match="no 'cs' for valid, only de, en, fr"):
         corpora.load_pairs("multi30k", "valid", target="cs")
-    with pytest.raises(CorpusError, match="1 lines beside 2"):
+    with pytest.raises(CorpusError, match="1 lines and 2"):
         corpora.load_pairs("multi30k", "test_2016_flickr")
     for wrong in ({"source": "xx"}, {"source": "en", "target": "en"}):
         with pytest.raises(CorpusError, match="expected"):
@@ -331,7 +331,7 @@ def test_interface_texts_are_made_from_wheels_once(data_folder: Path, monkeypatc
     kept.parent.rename(data_folder / "ui-strings")
     assert corpora.load_pairs("ui-strings") == splits["train"] and len(fetched) == 2, "a given table is taken"
     monkeypatch.setattr(corpora, "CORPORA", (dataclasses.replace(entry, files=(make_file_record("ui.en-de.tsv.gz"),)),))
-    with pytest.raises(CorpusError, match="another ui.en-de.tsv.gz than is recorded"):
+    with pytest.raises(CorpusError, match="another ui.en-de.tsv.gz than recorded"):
         corpora.load_pairs("ui-strings")
 
 

@@ -166,7 +166,7 @@ def test_files_that_are_no_images_are_named(tmp_path: Path) -> None:
         processing.read_image(path)
     for content in (b"", b"hello", b"\x89PNG\r\n\x1a\n", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r"image\.png is no image"):
+        with pytest.raises(DataError, match=r"image\.png is not a supported image"):
             processing.read_image(path)
     with pytest.raises(DataError, match="cannot be read as an image"):
         processing.read_image(tmp_path)

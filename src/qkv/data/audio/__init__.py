@@ -1,0 +1,1 @@
+"""Speech data: audio files, features, synthetic speech and stores of frames."""

@@ -1,4 +1,4 @@
-"""Connected speech from single recordings: some of one speaker, one after the other, with pauses and noise."""
+"""Connected speech from single recordings: several of one speaker in sequence, with pauses and noise."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _NOISE_RANGE_DB = 30.0
-"""Decibels between the loudest noise and the faintest."""
+"""The range in decibels between the loudest noise and the faintest."""
 
 
 @dataclass(frozen=True)
 class ConcatenationConfig:
-    """How recordings become `count` connected ones, each of `least` to `most` of one speaker.
+    """How recordings become `count` connected ones, each of `min_parts` to `max_parts` recordings of one speaker.
 
-    gap: seconds of the longest pause, before, between and after them; noise: decibels by which speech is at least
-    louder than the white noise added to it, and at most 30 more; None adds none. The same seed gives the same sounds.
+    max_pause: the longest pause in seconds, before, between and after them; min_snr_db: the least signal-to-noise ratio
+    of
+    the added white noise, and at most 30 more; None adds none. The same seed gives the same audio.
     """
 
     count: int
@@ -52,7 +53,8 @@ class ConcatenationConfig:
 
 
 def concatenate_recordings(parts: Sequence[Recording], config: ConcatenationConfig) -> list[Recording]:
-    """Connected recordings; which parts each has depends on (seed, its number) alone. DataError without parts."""
+    """Build connected recordings; the parts of each depend only on (seed, its number). Raises DataError without
+    parts."""
     if not parts:
         raise DataError("there are no recordings to join; expected at least one")
     speakers: dict[str, list[Recording]] = {}
@@ -91,7 +93,7 @@ def _concatenate_one(
 
 
 def _mix(clips: Sequence[AudioClip], pauses: Sequence[float], snr_db: float | None, seed: int) -> AudioClip:
-    """Sounds with pauses before, between and after them, and noise `above` decibels below."""
+    """Concatenate clips with pauses before, between and after them, and add noise `snr_db` decibels below."""
     import torch
 
     rates = {sound.sample_rate for sound in clips}

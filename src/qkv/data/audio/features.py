@@ -1,8 +1,8 @@
-"""Sound files to the features that published speech models want, and that small recognisers are trained with.
+"""Features of audio files, as published speech models expect them and small recognisers are trained with.
 
-`read` turns a file into samples, `LogMel` and `Waveform` turn samples into features, `from_config` reads either from
-a published `preprocessor_config.json`, and `mask_spectrogram` hides stripes of a spectrogram for training.
-Reading files needs the extra `audio` (soundfile, which brings libsndfile); the rest needs torch alone.
+`read_audio` reads a file into samples, `LogMel` and `NormalizedWaveform` compute features, `features_from_config` reads
+either from a published `preprocessor_config.json`, and `mask_spectrogram` masks stripes of a spectrogram for training.
+Reading files needs the extra `audio` (soundfile, which includes libsndfile); the rest needs only torch.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from qkv.errors import ConfigError, DataError, MissingExtraError
 Normalization = Literal["peak", "utterance"]
 
 _SAMPLE_RATES = range(1_000, 384_001)
-"""Samples per second; nothing that people hear is stored with fewer or more."""
+"""Supported sample rates per second; no audible recording has fewer or more."""
 
 _BLOCK_SIZE = 2**18
-"""Sample times that are read at once, so that channels are mixed before the next ones take memory."""
+"""Samples per channel that are read at once, so that channels are mixed before the next block takes memory."""
 
 
 def read_audio(path: str | os.PathLike[str], sample_rate: int, *, max_seconds: float = 3600.0) -> Tensor:
-    """Read a sound file as (samples,) float32 at `rate` samples per second, its channels averaged.
+    """Read an audio file as (samples,) float32 at `sample_rate` samples per second, with its channels averaged.
 
-    Reads what libsndfile reads: WAV, FLAC, Ogg Vorbis and Opus, MP3 and others, at any sample rate.
-    Raises DataError, with the path, for a file that is missing, broken, cut short, empty, longer than `longest`
-    seconds or not finite; MissingExtraError without soundfile.
+    Supports what libsndfile does: WAV, FLAC, Ogg Vorbis and Opus, MP3 and others, at any sample rate.
+    Raises DataError, with the path, for a file that is missing, broken, truncated, empty, longer than `max_seconds` or
+    not finite, and MissingExtraError without soundfile.
     """
     return resample(*read_native(path, max_seconds=max_seconds), sample_rate)
 
 
 def read_native(path: str | os.PathLike[str], *, max_seconds: float = 3600.0) -> tuple[Tensor, int]:
-    """The samples of a sound file as `read` gives them, at the rate they are stored at; and that rate."""
+    """Read the samples of an audio file as `read_audio` does, at their stored rate; return that rate as well."""
     soundfile = _import_soundfile()
     name = os.fspath(path)
     try:
@@ -52,20 +52,20 @@ def read_native(path: str | os.PathLike[str], *, max_seconds: float = 3600.0) ->
                 stored = int(sound.samplerate)
                 samples = _read_mono(sound, name, max_seconds)
     except FileNotFoundError as error:
-        raise DataError(f"{name} does not exist; expected a sound file: check the path") from error
-    except (OSError, RuntimeError, TypeError, ValueError) as error:  # what soundfile and libsndfile raise
+        raise DataError(f"{name} does not exist; expected an audio file: check the path") from error
+    except (OSError, RuntimeError, TypeError, ValueError) as error:  # errors of soundfile and libsndfile
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{name} cannot be read as sound ({error}): copy it again, or convert it to WAV") from error
+        raise DataError(f"{name} cannot be read as audio ({error}): copy it again, or convert it to WAV") from error
     if not len(samples):
-        raise DataError(f"{name} holds no sound; expected at least one sample")
+        raise DataError(f"{name} contains no audio; expected at least one sample")
     if not samples.isfinite().all():
         raise DataError(f"{name} holds samples that are not finite; expected numbers around -1..1: convert it again")
     return samples, stored
 
 
 def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
-    """Give samples (..., samples) taken `old` times a second as if taken `new` times: ceil(samples * new / old).
+    """Resample (..., samples) from `old_rate` to `new_rate`: ceil(samples * new_rate / old_rate).
 
     A sinc with 64 zero crossings on each side under a Kaiser window, as one short filter for each phase between old
     and new times (Crochiere and Rabiner 1983, chapter 4): flat to 0.9 of the lower Nyquist frequency, 100 dB down
@@ -80,7 +80,7 @@ def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
     length = samples.shape[-1]
     if old_rate == new_rate or not length:
         return samples
-    # `phases` new samples for every `step` old ones; a multiple of the smallest such pair makes one good product.
+    # `phases` new samples for every `step` old ones; a multiple of the smallest such pair makes one large product.
     multiple = -(-_PHASES // (2 * (new_rate // common)))
     step, phases = multiple * (old_rate // common), multiple * (new_rate // common)
     total = -(-length * phases // step)
@@ -98,16 +98,16 @@ def resample(samples: Tensor, old_rate: int, new_rate: int) -> Tensor:
 
 _ZEROS = 64
 _CUTOFF = 0.95
-"""Of the lower Nyquist frequency: where the filter is 6 dB down, in the middle of its fall."""
+"""The cutoff as a fraction of the lower Nyquist frequency: the filter is 6 dB down there."""
 _KAISER = 0.1102 * (100 - 8.7)
-"""The window's shape for 100 dB (Kaiser 1974)."""
+"""The shape of the Kaiser window for 100 dB (Kaiser 1974)."""
 _PHASES = 128
-"""Filters made at once: rates without a common measure have thousands, each at another place."""
+"""Filters that are built at once: rates without a common divisor have thousands of phases."""
 
 
 @lru_cache(maxsize=8)
 def _filters(start: int, stop: int, phases: int, step: int, reach: int) -> tuple[int, Tensor]:
-    """The filters of some phases (phase, taps) over one stretch of old samples, and where it starts after padding."""
+    """Return the filters of some phases (phase, taps) over one span of old samples, and its start after padding."""
     offset = start * step // phases
     last = (stop - 1) * step // phases
     taps = torch.arange(offset - reach, last + reach + 2, dtype=torch.float64)
@@ -115,19 +115,19 @@ def _filters(start: int, stop: int, phases: int, step: int, reach: int) -> tuple
     away = (taps - centres) * (_CUTOFF * min(1.0, phases / step))  # in zero crossings
     inside = (1 - (away / _ZEROS) ** 2).clamp(min=0)
     filters = torch.sinc(away) * torch.special.i0(_KAISER * inside.sqrt()) * (inside > 0)
-    return offset, (filters / filters.sum(dim=1, keepdim=True)).float()  # a constant stays that constant
+    return offset, (filters / filters.sum(dim=1, keepdim=True)).float()  # a constant signal stays constant
 
 
 @dataclass(frozen=True)
 class LogMel:
-    """A spectrogram as the ear spaces it: how loud each of some bands of pitch is, frame by frame.
+    """A log-mel spectrogram: the loudness of frequency bands, frame by frame.
 
-    mels bands from lowest to highest hertz (None: half the rate), from samples taken `rate` times a second
-    window and hop in samples: how much sound a frame covers, and how far the next one is
-    seconds to which sound is cut or filled with silence, or None: as long as it is
-    scaling "peak" keeps eight decades of power beneath the loudest and halves them twice, as Whisper does (Radford
+    mels bands from lowest to highest hertz (None: half the rate), from samples at `sample_rate` per second
+    n_fft and hop in samples: the length of a frame, and the distance to the next one
+    seconds to which audio is cut or padded with silence, or None to keep its length
+    normalization "peak" keeps eight decades of power below the loudest and rescales them, as Whisper does (Radford
     et al. 2022); "utterance" gives each band mean 0 and variance 1 over the utterance
-    Raises ConfigError for values that make no spectrogram.
+    Raises ConfigError for values that define no spectrogram.
     """
 
     mels: int = 80
@@ -159,9 +159,9 @@ class LogMel:
             raise ConfigError(problems)
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """Give the log-mel spectrogram (..., mels, frames) float32 of samples (..., samples).
+        """Compute the log-mel spectrogram (..., mels, frames) float32 of samples (..., samples).
 
-        There are samples // hop frames, and sounds side by side are scaled each by itself.
+        There are samples // hop frames, and each example of a batch is normalised separately.
         Raises DataError for fewer samples than one window.
         """
         samples = _check_waveform(samples)
@@ -186,23 +186,24 @@ class LogMel:
 
 @dataclass(frozen=True)
 class NormalizedWaveform:
-    """The sound itself, sampled `rate` times a second, and normalised to mean 0 and variance 1 (wav2vec 2.0)."""
+    """The waveform at `sample_rate`, normalised to mean 0 and variance 1 (wav2vec 2.0)."""
 
     sample_rate: int = 16_000
     normalize: bool = True
 
     def __call__(self, samples: Tensor) -> Tensor:
-        """Give samples (..., samples) in float32, each sound normalised by itself."""
+        """Return samples (..., samples) in float32, each example normalised separately."""
         samples = _check_waveform(samples)
         return _normalize(samples) if self.normalize else samples
 
 
 @lru_cache(maxsize=8)
 def build_mel_filters(mels: int, sample_rate: int, n_fft: int, f_min: float, f_max: float) -> Tensor:
-    """Give triangles over the frequencies of a window's transform: (mels, window // 2 + 1) float32.
+    """Build triangular filters over the frequencies of a window's transform: (mels, n_fft // 2 + 1) float32.
 
-    The scale of Slaney's Auditory Toolbox (1998): linear to 1,000 Hz, logarithmic above; each triangle has area 1 in
-    hertz, times two.
+    The scale is that of Slaney's Auditory Toolbox (1998): linear to 1,000 Hz, logarithmic above; each triangle has area
+    1
+    in hertz, times two.
     """
     marks = torch.linspace(_hertz_to_mel(f_min), _hertz_to_mel(f_max), mels + 2, dtype=torch.float64)
     linear = marks * (200 / 3)
@@ -216,10 +217,11 @@ def build_mel_filters(mels: int, sample_rate: int, n_fft: int, f_min: float, f_m
 
 
 def split_at_pauses(samples: Tensor, sample_rate: int, max_seconds: float) -> list[Tensor]:
-    """A sound (samples,) in pieces of at most `longest` seconds, in order and with nothing left out.
+    """Split samples (samples,) into parts of at most `max_seconds`, in order and without gaps.
 
-    Each is cut in the middle of the quietest tenth of a second within its last third, so that no word is cut that need
-    not be.
+    Each cut is in the middle of the quietest tenth of a second within the last third of a part, so that words stay
+    whole
+    where possible.
     """
     most, tenth = int(max_seconds * sample_rate), max(1, sample_rate // 10)
     found = []
@@ -241,11 +243,11 @@ def mask_spectrogram(
     time_width: int = 100,
     time_fraction: float = 1.0,
 ) -> Tensor:
-    """Hide stripes of a spectrogram (mels, frames) under its mean, in a copy: SpecAugment (Park et al. 2019).
+    """Mask stripes of a spectrogram (mels, frames) with its mean, in a copy: SpecAugment (Park et al. 2019).
 
     Each stripe is 0 to `frequency_width` bands or 0 to `time_width` frames wide, and no stripe in time is wider than
-    `time_fraction` of the frames; the paper's time warping is left out. The defaults are its policy "LD" but for the
-    fraction's p < 1. Raises DataError for another shape, ConfigError for negative numbers.
+    `time_fraction` of the frames; the paper's time warping is left out. The defaults are its policy "LD" except for the
+    fraction's p < 1. Raises DataError for another shape and ConfigError for negative numbers.
     """
     if spectrogram.ndim != 2 or not spectrogram.numel():
         raise DataError(f"the spectrogram has shape {tuple(spectrogram.shape)}; expected (mels, frames), none empty")
@@ -270,10 +272,10 @@ def _draw_stripe(length: int, widest: int, generator: torch.Generator | None) ->
 
 
 def features_from_config(config: Mapping[str, Any]) -> LogMel | NormalizedWaveform:
-    """Read the features from a `preprocessor_config.json` (or the sound's part of a `processor_config.json`).
+    """Build the features of a `preprocessor_config.json` (or the audio part of a `processor_config.json`).
 
-    Knows the feature extractors of Whisper and of wav2vec 2.0, with their defaults for what is not said.
-    Raises ConfigError, with all the problems, for others and for steps that are not taken here.
+    Supports the feature extractors of Whisper and of wav2vec 2.0, with their defaults for missing keys.
+    Raises ConfigError, with all the problems, for others and for unsupported steps.
     """
     nested = config.get("feature_extractor")
     config = nested if isinstance(nested, Mapping) else config
@@ -324,7 +326,7 @@ _IGNORED_KEYS = frozenset(
     "_processor_class auto_map feature_extractor_type mel_filters n_samples nb_max_frames padding_side processor_class "
     "return_attention_mask".split()
 )
-"""Keys that follow from the others (the mel filters are computed), or that say how a batch is padded."""
+"""Keys that follow from the others (the mel filters are computed), or that describe the padding of a batch."""
 
 
 def _hertz_to_mel(hertz: float) -> float:
@@ -332,7 +334,7 @@ def _hertz_to_mel(hertz: float) -> float:
 
 
 def _normalize(values: Tensor) -> Tensor:
-    """Values (..., length) with mean 0 and variance 1 along the last axis; what never changes becomes 0."""
+    """Normalize values (..., length) to mean 0 and variance 1 along the last axis; constant signals become 0."""
     centred = values - values.mean(dim=-1, keepdim=True)
     return centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-7).sqrt()
 
@@ -346,7 +348,7 @@ def _check_waveform(samples: Tensor) -> Tensor:
 
 
 def _read_mono(sound: Any, name: str, max_seconds: float) -> Tensor:
-    """Read an open file to its end, channels averaged, a block at a time: a header may promise anything."""
+    """Read an open file to its end, channels averaged, block by block: a header may promise anything."""
     if sound.samplerate not in _SAMPLE_RATES or not 0 < sound.channels <= 64:
         raise DataError(
             f"{name} has {sound.channels} channels at {sound.samplerate} samples per second; expected 1 to 64 channels "
@@ -363,22 +365,22 @@ def _read_mono(sound: Any, name: str, max_seconds: float) -> Tensor:
                 f"{name} is longer than {max_seconds:g} seconds: cut it into pieces, or raise `max_seconds`"
             )
     if had < sound.frames < 2**62:  # some formats do not know their length beforehand
-        raise DataError(f"{name} ends after {had:,} of {sound.frames:,} samples; it is cut short: copy it again")
+        raise DataError(f"{name} ends after {had:,} of {sound.frames:,} samples; it is truncated: copy it again")
     return torch.cat(blocks) if blocks else torch.empty(0)
 
 
 def _check_length(head: bytes, size: int, name: str) -> None:
-    """Refuse a WAV file shorter than its header says: libsndfile would quietly read what is there."""
+    """Refuse a WAV file shorter than its header says: libsndfile would silently read what is there."""
     claimed = int.from_bytes(head[4:8], "little") + 8
     streamed = claimed - 8 in (0, 2**32 - 1) or claimed >= 2**31 - 2**16  # written before the length was known
     if head[:4] == b"RIFF" and head[8:] == b"WAVE" and not streamed and size < claimed:
-        raise DataError(f"{name} has {size:,} of the {claimed:,} bytes its header says; it is cut short: copy it again")
+        raise DataError(f"{name} has {size:,} of the {claimed:,} bytes its header says; it is truncated: copy it again")
 
 
 def _import_soundfile() -> Any:
     try:
         return importlib.import_module("soundfile")
-    except (ImportError, OSError) as error:  # OSError: soundfile is there, libsndfile is not
+    except (ImportError, OSError) as error:  # OSError: soundfile is installed, libsndfile is not
         raise MissingExtraError(
             "sound files need soundfile, which is not installed; install it with: pip install 'qkv[audio]'"
         ) from error

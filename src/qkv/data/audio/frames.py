@@ -1,4 +1,4 @@
-"""Recordings as frames and tokens, kept in two files that are mapped and not read; and what is done to frames."""
+"""Recordings as frames and tokens, in two files that are memory-mapped, and the augmentation of frames."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from qkv.data.cleaning import CleaningConfig, CleaningReport, IssueCount, Suppor
 from qkv.errors import DataError, StorageError
 
 _FORMAT_VERSION = 1
-_DECIBELS_PER_UNIT = 40  # that frames of scaling "peak" have for each 1
+_DECIBELS_PER_UNIT = 40  # decibels for a difference of 1 in frames with "peak" normalisation
 
 
 @dataclass(frozen=True)
 class FrameStore:
-    """Examples as (frames, target ids).
+    """Examples of (frames, target ids).
 
-    frames (all frames, mels) float16 holds those of all examples one after the other, ids (tokens,) int64 the tokens;
-    bounds (examples + 1, 2) int64 says where the frames and the tokens of each begin.
+    frames (all frames, mels) float16 concatenates those of all examples, ids (tokens,) int64 the tokens;
+    bounds (examples + 1, 2) int64 are the offsets of the frames and the tokens of each example.
     """
 
     frames: npt.NDArray[np.float16]
@@ -42,7 +42,7 @@ class FrameStore:
         return len(self.bounds) - 1
 
     def __getitem__(self, number: int) -> tuple[Tensor, Ids]:
-        """The frames (mels, frames) float32 and the tokens, without special ones, of an example."""
+        """Return the frames (mels, frames) float32 and the tokens, without special ones, of an example."""
         (start, first), (end, last) = self.bounds[number], self.bounds[number + 1]
         return torch.from_numpy(self.frames[start:end].astype(np.float32)).T, self.ids[first:last]
 
@@ -54,7 +54,7 @@ class FrameStore:
 
     @classmethod
     def open(cls, folder: Path) -> FrameStore:
-        """Map a store that `prepare` wrote; DataError if it is missing, cut short or altered."""
+        """Map a store that `SpeechPreprocessor` wrote. Raises DataError if it is missing, truncated or altered."""
         try:
             frames, ids, bounds = (
                 np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
@@ -64,7 +64,7 @@ class FrameStore:
             raise DataError(f"the store of frames {folder} cannot be read ({error}); {_REBUILD_ADVICE}") from error
         whole = frames.ndim == 2 and frames.dtype == np.float16 and ids.dtype == bounds.dtype == np.int64
         if not (whole and bounds.ndim == 2 and len(bounds) and (bounds[-1] == [len(frames), len(ids)]).all()):
-            raise DataError(f"the store of frames {folder} does not fit together; {_REBUILD_ADVICE}")
+            raise DataError(f"the store of frames {folder} is inconsistent; {_REBUILD_ADVICE}")
         return cls(np.asarray(frames), np.asarray(ids), np.asarray(bounds))
 
 
@@ -73,10 +73,12 @@ _REBUILD_ADVICE = "delete that folder, it is made again from the recordings"
 
 @dataclass(frozen=True)
 class SpeechPreprocessor:
-    """How recordings become examples: features, the tokens of their texts, and which of them are kept.
+    """The conversion of recordings to examples: features, the tokens of their transcripts, and the selection of
+    examples.
 
-    prepare: what happens to a text before its tokens. labels: whether the tokens must find room among the positions,
-    two frames each, one after the other and blanks between equal ones (CTC, Graves et al. 2006).
+    normalize_text: applied to a transcript before tokenization. fits_ctc: whether the tokens must fit into the
+    positions,
+    two frames each, with blanks between equal ones (CTC, Graves et al. 2006).
     """
 
     features: LogMel
@@ -87,10 +89,11 @@ class SpeechPreprocessor:
     normalize_text: Callable[[str], str]
 
     def __call__(self, recordings: Sequence[Recording], cache: Path | None = None) -> tuple[FrameStore, list[int], str]:
-        """The examples, the numbers of the recordings they were, and what there is to say about them.
+        """Return the examples, the indices of their recordings, and notes about them.
 
-        With a `cache` folder the store is kept there under a name made from all that decides what is in it, and found
-        again. Raises DataError if more is dropped than allowed, or nothing is left.
+        With a `cache` folder the store is kept there under a name that depends on everything that determines its
+        content.
+        Raises DataError if more examples are dropped than allowed, or none are left.
         """
         folder = None if cache is None else cache / f"frames-{self._cache_key(recordings)}"
         if folder is not None and folder.exists():
@@ -138,7 +141,7 @@ class SpeechPreprocessor:
         return kept, _describe(report, rates, self.features.sample_rate, seconds)
 
     def _compute_frames(self, one: Recording, text: str, own: list[int]) -> tuple[Tensor | None, str, AudioClip | None]:
-        """The frames of a recording, or why there are none; and the sound as it is stored."""
+        """Compute the frames of a recording, or say why there are none; also return its stored audio."""
         if not text.strip() or not own:
             return None, "without a text, or one that is not known", None
         if len(own) > self.cleaning.max_length:
@@ -168,7 +171,7 @@ class SpeechPreprocessor:
 
 
 def pad_to_window(samples: Tensor, features: LogMel) -> Tensor:
-    """The same sound with silence after it, if it is too short for a frame."""
+    """Append silence to samples that are too short for a frame."""
     missing = max(features.n_fft, features.hop_length) - len(samples)
     return torch.nn.functional.pad(samples, (0, missing)) if missing > 0 else samples
 
@@ -187,7 +190,7 @@ def _make_folder(cache: Path | None) -> Path | None:
         try:
             cache.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StorageError(f"{cache} could not be made: {error}; choose a folder that can be written") from error
+            raise StorageError(f"{cache} could not be created: {error}; choose a writable folder") from error
     return cache
 
 
@@ -200,10 +203,10 @@ def collate_speech(
     forced_prefix: Sequence[int] = (),
     fixed_length: bool = False,
 ) -> Batch:
-    """Lay examples of frames (mels, frames) and target ids side by side: source (batch, mels, frames) float32.
+    """Collate examples of frames (mels, frames) and target ids into a batch: source (batch, mels, frames) float32.
 
-    Augmentation draws from torch's own generator. first: tokens that every answer begins with, which are no labels.
-    alike: whether frames stay as many as they are, whatever is done to them.
+    Augmentation draws from torch's own generator. forced_prefix: tokens that every output begins with, which are not
+    labels. fixed_length: whether augmentation keeps the number of frames.
     """
     source, mask = pad_frames(augment_sources(examples, augmentation, fixed_length))
     texts = collate([(None, [*forced_prefix, *ids]) for _, ids in examples], None, tokenizer, index)
@@ -216,7 +219,10 @@ def augment_sources(
     augmentation: SpectrogramAugmentation | None = None,
     fixed_length: bool = False,
 ) -> list[Tensor]:
-    """The frames of examples, changed at random if told; alike: then cut, or the last repeated, to as many as were."""
+    """Return the frames of examples, augmented if a configuration is given.
+
+    fixed_length: then crop the frames, or repeat the last one, to the original length.
+    """
     if augmentation is None:
         return [frames for frames, _ in examples]
     changed = [augment_frames(frames, augmentation) for frames, _ in examples]
@@ -227,7 +233,8 @@ def augment_sources(
 
 
 def pad_frames(sources: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Frames (mels, frames) padded with zeros to (batch, mels, longest), and which are real, (batch, longest) bool."""
+    """Pad frames (mels, frames) with zeros to (batch, mels, longest); return them and their mask (batch, longest)
+    bool."""
     lengths = torch.tensor([frames.shape[1] for frames in sources])
     source = sources[0].new_zeros(len(sources), sources[0].shape[0], int(lengths.max()))
     for row, frames in enumerate(sources):
@@ -236,7 +243,7 @@ def pad_frames(sources: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def augment_frames(frames: Tensor, config: SpectrogramAugmentation) -> Tensor:
-    """Change frames (mels, frames) at random, drawn from torch's own generator: see `Augmentation`."""
+    """Augment frames (mels, frames) with torch's own generator, see `SpectrogramAugmentation`."""
     if config.time_stretch:
         factor = math.exp(_draw_uniform(-config.time_stretch, config.time_stretch))
         frames = _stretch(frames, round(frames.shape[1] * factor))
@@ -258,7 +265,7 @@ def augment_frames(frames: Tensor, config: SpectrogramAugmentation) -> Tensor:
 
 
 def _add_noise(frames: Tensor, snr_db: float) -> Tensor:
-    """Frames of scaling "peak" with noise under them, so many decibels below the loudest, about 2 more or less."""
+    """Add noise to frames with "peak" normalisation, `snr_db` decibels below the loudest, about 2 more or less."""
     noise = frames.max() - snr_db / _DECIBELS_PER_UNIT + 0.05 * torch.randn_like(frames)
     scale = _DECIBELS_PER_UNIT / 10 * math.log(10)  # powers are added, not their logarithms
     return torch.logaddexp(frames * scale, noise * scale) / scale
@@ -274,7 +281,7 @@ def _stretch(frames: Tensor, count: int) -> Tensor:
 
 
 def _interpolate_columns(table: Tensor, places: Tensor) -> Tensor:
-    """The columns of a table (rows, columns) at places between them; beyond the last there is only the last."""
+    """Interpolate the columns of a table (rows, columns) at fractional indices; the last column extends to the end."""
     places = places.clamp(max=table.shape[1] - 1)
     before = places.long()
     share = places - before

@@ -1,7 +1,7 @@
-"""Sounds and what is said in them: from manifests, the layouts of LibriSpeech and Common Voice, or one npz file.
+"""Audio recordings and their transcripts: from manifests, the layouts of LibriSpeech and Common Voice, or an npz file.
 
-Nothing is read before a recording is asked for its sound, and what is wrong with one is told then. This file needs no
-torch until then.
+Nothing is read before a recording's audio is loaded, and its problems are reported then. This module needs no torch
+until then.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _AUDIO_SUFFIXES = (".flac", ".wav", ".ogg", ".opus", ".mp3")
 
 
 class AudioClip(NamedTuple):
-    """Samples (samples,) float32 around -1..1, taken `rate` times a second.
+    """Samples (samples,) float32 in about -1..1, with `sample_rate` samples per second.
 
-    times: when each word begins and ends, in seconds, where that is known.
+    times: the start and the end of each word in seconds, if known.
     """
 
     samples: Tensor
@@ -41,9 +41,9 @@ class AudioClip(NamedTuple):
 
 
 class Recording(NamedTuple):
-    """One sound and its text. load reads it, and raises DataError for what is no sound.
+    """An audio recording and its transcript. load reads it, and raises DataError if it is not audio.
 
-    stamp: what would be another if the sound were, known without reading it.
+    stamp: changes whenever the audio changes, and is known without reading it.
     """
 
     name: str
@@ -54,8 +54,9 @@ class Recording(NamedTuple):
 
 
 def load_recordings(path: Path, audio: str | None = None, text: str | None = None) -> list[Recording]:
-    """All recordings of a manifest (.tsv, .csv, .jsonl), a folder that holds one or is laid out as LibriSpeech, or an
-    .npz file. audio, text: the columns of a manifest, or keys, that hold the file and what is said in it.
+    """List the recordings of a manifest (.tsv, .csv, .jsonl), a folder that contains one or has LibriSpeech's layout,
+    or an
+    .npz file. audio, text: the columns of a manifest, or keys, with the file and its transcript.
 
     Raises DataError for a folder or file of another kind.
     """
@@ -67,7 +68,7 @@ def load_recordings(path: Path, audio: str | None = None, text: str | None = Non
         path = _find_manifest(path)
     if path.suffix == ".npz":
         return _read_npz(path)
-    folders = [path.parent, path.parent / "clips"]  # Common Voice keeps its sounds in clips
+    folders = [path.parent, path.parent / "clips"]  # Common Voice keeps its audio in clips
     rows = _read_manifest(path, audio, text)
     speakers = next((name for name in _SPEAKER_COLUMNS if rows and name in rows[0]), None)
     found_recordings = []
@@ -92,7 +93,7 @@ def _read_librispeech(transcripts: Path) -> Iterator[Recording]:
     for number, line in enumerate(read_lines(transcripts), 1):
         name, space, text = line.partition(" ")
         if not space:
-            raise DataError(f"{transcripts}, line {number} is {line!r}; expected a name, a space and what is said")
+            raise DataError(f"{transcripts}, line {number} is {line!r}; expected a name, a space and the transcript")
         places = [transcripts.parent / f"{name}{form}" for form in _AUDIO_SUFFIXES]
         yield recording_from_file(
             next((one for one in places if one.exists()), places[0]), text, name.partition("-")[0]
@@ -100,7 +101,7 @@ def _read_librispeech(transcripts: Path) -> Iterator[Recording]:
 
 
 def _read_manifest(path: Path, audio: str | None, text: str | None) -> list[dict[str, Any]]:
-    """The rows of a manifest by column, with the file under "\\0audio" and the text under "\\0text"."""
+    """Read the rows of a manifest by column, with the file under "\0audio" and the text under "\0text"."""
     names = [column for column in (audio, text) if column is not None]
     if path.suffix == ".jsonl":
         rows = [_parse_object(line, f"{path}, line {number}") for number, line in enumerate(read_lines(path), 1)]
@@ -108,7 +109,7 @@ def _read_manifest(path: Path, audio: str | None, text: str | None) -> list[dict
         table = list(_read_table(path))
         head = [column.strip().lower() if column not in names else column for column in table[0]]
         known = {*_AUDIO_COLUMNS, *_TEXT_COLUMNS, *names}
-        if len(head) == 2 and not known & {*head}:  # no head, but a file and its text in each row
+        if len(head) == 2 and not known & {*head}:  # no header, but a file and its text in each row
             head, table = ["path", "text"], [[], *table]
         rows = []
         for number, cells in enumerate(table[1:], 2):
@@ -116,7 +117,7 @@ def _read_manifest(path: Path, audio: str | None, text: str | None) -> list[dict
                 raise DataError(f"{path}, row {number} has {len(cells)} columns, expected {len(head)} as its head has")
             rows.append(dict(zip(head, cells, strict=True)))
     else:
-        raise DataError(f"{path} is no manifest; expected a file .tsv, .csv, .jsonl or .npz, or a folder")
+        raise DataError(f"{path} is not a manifest; expected a file .tsv, .csv, .jsonl or .npz, or a folder")
     chosen = _choose_column(path, rows, audio, _AUDIO_COLUMNS), _choose_column(path, rows, text, _TEXT_COLUMNS)
     for number, row in enumerate(rows, 1):
         for column, name in zip(chosen, ("\0audio", "\0text"), strict=True):
@@ -139,7 +140,7 @@ def _parse_object(line: str, where: str) -> dict[str, Any]:
     except ValueError as error:
         raise DataError(f"{where} is not JSON ({error}); expected one object on each line") from error
     if not isinstance(record, dict):
-        raise DataError(f"{where} holds a {type(record).__name__}; expected an object with a file and its text")
+        raise DataError(f"{where} contains a {type(record).__name__}; expected an object with a file and its text")
     return record
 
 
@@ -156,7 +157,7 @@ def _choose_column(path: Path, rows: list[dict[str, Any]], given: str | None, ca
 
 
 def recording_from_file(path: Path, text: str, speaker: str = "") -> Recording:
-    """The recording in a sound file."""
+    """Return the recording in an audio file."""
 
     def load() -> AudioClip:
         from qkv.data.audio import features
@@ -167,12 +168,12 @@ def recording_from_file(path: Path, text: str, speaker: str = "") -> Recording:
         status = path.stat()
         stamp = f"{status.st_size}:{status.st_mtime_ns}"
     except OSError:
-        stamp = "missing"  # it is told when it is loaded
+        stamp = "missing"  # loading it reports the problem
     return Recording(str(path), text, load, stamp, speaker)
 
 
 def _read_npz(path: Path) -> list[Recording]:
-    """One file of numpy: samples (all,), int16 or floats; offsets (recordings + 1,); text (recordings,); rate."""
+    """Read a file of numpy: samples (all,), int16 or floats; offsets (recordings + 1,); text (recordings,); rate."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -197,7 +198,7 @@ def recordings_from_arrays(
     speakers: Sequence[str],
     names: Sequence[str] = (),
 ) -> list[Recording]:
-    """Recordings that lie one after the other in `samples`, int16 or floats around -1..1, cut at `offsets`.
+    """Split recordings that are concatenated in `samples`, int16 or floats in about -1..1, at `offsets`.
 
     Raises DataError for arrays that do not fit together.
     """
@@ -221,7 +222,7 @@ def recordings_from_arrays(
 
 @dataclass(frozen=True)
 class _ArraySlice:
-    """Reads a piece of an array as a sound."""
+    """Reads a slice of an array as audio."""
 
     samples: npt.NDArray[Any]
     start: int

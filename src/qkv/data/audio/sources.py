@@ -1,4 +1,4 @@
-"""What a speech model may learn from, named in a recipe; needs no torch until the sounds are read."""
+"""Training data for speech models, as named in a recipe; needs no torch until audio is read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from qkv.errors import ConfigError
 
 @dataclass(frozen=True)
 class Recordings:
-    """The recordings of a manifest, a folder or an .npz file (see `qkv.data.audio.recordings.recordings`)."""
+    """The recordings of a manifest, a folder or an .npz file (see `qkv.data.audio.recordings.load_recordings`)."""
 
     path: Path
     audio: str | None = None
@@ -24,20 +24,20 @@ class Recordings:
     concatenate: ConcatenationConfig | None = None
 
     def list_recordings(self) -> list[Recording]:
-        """All of them, unread; DataError for a manifest that cannot be read."""
+        """List all recordings without reading their audio. Raises DataError for a manifest that cannot be read."""
         return _maybe_concatenate(recordings.load_recordings(self.path, self.audio, self.text), self.concatenate)
 
 
 @dataclass(frozen=True)
 class Fsdd:
-    """The corpus fsdd: of each digit and speaker some takes, the first five to test on; of some speakers, or all."""
+    """The corpus fsdd: some takes of each digit and speaker, the first five for testing; some speakers, or all."""
 
     split: Literal["train", "valid", "test", "all"] = "train"
     speakers: tuple[str, ...] = ()
     concatenate: ConcatenationConfig | None = None
 
     def list_recordings(self) -> list[Recording]:
-        """All of them, unread; CorpusError if they are not at hand."""
+        """List all recordings without reading their audio. Raises CorpusError if they are missing."""
         return _maybe_concatenate(
             load_spoken_digits(corpora.find_corpus("fsdd"), self.split, self.speakers), self.concatenate
         )
@@ -45,7 +45,7 @@ class Fsdd:
 
 @dataclass(frozen=True)
 class SpokenNumbers:
-    """Numbers under `below` that espeak-ng says, in voices that differ from split to split
+    """Spoken numbers from 0 to `below` - 1 by espeak-ng, in voices that differ between splits
     (`qkv.data.audio.synthesis`)."""
 
     split: Literal["train", "valid", "test"] = "train"
@@ -59,18 +59,18 @@ class SpokenNumbers:
             raise ConfigError([f"count={self.count}, below={self.below}: expected at least 1, and 1 to 1,000"])
 
     def list_recordings(self) -> list[Recording]:
-        """All of them, unsaid; MissingExtraError without espeak-ng."""
+        """List all recordings without synthesizing them. Raises MissingExtraError without espeak-ng."""
         return _maybe_concatenate(
             synthesis.generate_spoken_numbers(self.split, self.count, self.below, self.seed), self.concatenate
         )
 
 
 AudioSource: TypeAlias = Recordings | Fsdd | SpokenNumbers
-"""Where recordings come from; joined, some of them together are one."""
+"""A source of recordings, or several recordings concatenated into one."""
 
 
 def describe_source(source: AudioSource) -> str:
-    """What to call an origin in a message."""
+    """Return the name of a source for messages."""
     if isinstance(source, Recordings):
         name = str(source.path)
     elif isinstance(source, SpokenNumbers):
@@ -86,12 +86,13 @@ def _maybe_concatenate(parts: list[Recording], config: ConcatenationConfig | Non
 
 @dataclass(frozen=True)
 class FeatureConfig:
-    """How sound becomes frames: `qkv.data.audio.features.LogMel`. A sound of another rate is resampled.
+    """How audio becomes frames: `qkv.data.audio.features.LogMel`. Audio of another rate is resampled.
 
-    window, hop: in samples. seconds: to which each sound is filled with silence, and longer ones left out; None: it is
-    as long as it is. scaling: "utterance" gives each band mean 0 and variance 1 over a sound, which takes away
-    what the microphone did to it; "peak" keeps how loud bands are beside each other, which tells the words of a short
-    sound apart.
+    n_fft, hop: in samples. seconds: pad all audio with silence to this length and leave out what is longer; None keeps
+    the
+    length. normalization: "utterance" normalises each band to mean 0 and variance 1 over a recording, which removes
+    the effect of the microphone; "peak" keeps the relative loudness of the bands, which helps to distinguish short
+    words.
     """
 
     mels: int = 80
@@ -124,19 +125,20 @@ class FeatureConfig:
 
 
 DYNAMIC_RANGE_DB = 80
-"""How many decibels features of scaling "peak" keep below the loudest band (see `qkv.data.audio.features.LogMel`)."""
+"""The decibels that "peak" normalisation keeps below the loudest band (see `qkv.data.audio.features.LogMel`)."""
 
 
 @dataclass(frozen=True)
 class SpectrogramAugmentation:
-    """What is done to frames each time they are trained on.
+    """Augmentations of the frames of each training example.
 
-    stretch: they are made up to exp(stretch) times longer or shorter (Ko et al. 2015); warp: their pitches up to
-    exp(warp) times higher or lower, as those of another throat (Jaitly and Hinton 2013). Then stripes are hidden, as in
-    SpecAugment (Park et al. 2019): masks of up to so many bands and frames, none longer than a share of the sound.
-    Before that, noise: even noise is put under the frames, from inaudible up to so many decibels below the loudest;
-    gain: they are made up to so many decibels louder or quieter. Both need features.normalization=peak, which keeps
-    decibels.
+    time_stretch: frames are stretched by a factor up to exp(time_stretch) either way (Ko et al. 2015); frequency_warp:
+    frequencies by up to exp(frequency_warp), as if from another vocal tract (Jaitly and Hinton 2013). Then stripes are
+    masked, as in SpecAugment (Park et al. 2019): masks of up to `frequency_width` bands and `time_width` frames, none
+    longer
+    than `time_fraction` of the audio. Before that, min_snr_db: uniform noise is added, from inaudible up to this many
+    decibels below the loudest; gain_db: the frames become up to this many decibels louder or quieter. Both need
+    features.normalization=peak, which keeps decibels.
     """
 
     time_stretch: float = 0.1

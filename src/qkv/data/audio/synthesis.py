@@ -1,4 +1,5 @@
-"""Generated speech: espeak-ng says numbers in many voices. The library comes by pip (espeakng-loader) or the system."""
+"""Synthetic speech: espeak-ng speaks numbers in many voices. The library comes with pip (espeakng-loader) or the
+system."""
 
 from __future__ import annotations
 
@@ -20,18 +21,18 @@ VARIANTS = {
     "valid": ("m4", "f3"),
     "test": ("m8", "linda"),
 }
-"""Which throats speak in which split: those who are trained on say nothing that is checked."""
+"""The voices of each split: those of the training split do not occur in the others."""
 
 _BELOW_TWENTY = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
     "eighteen nineteen"
 ).split()
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_SYNCHRONOUS, _RATE, _PITCH, _UTF8 = 2, 1, 3, 1  # of espeak-ng's speak_lib.h
+_SYNCHRONOUS, _RATE, _PITCH, _UTF8 = 2, 1, 3, 1  # constants of espeak-ng's speak_lib.h
 
 
 def spell_number(number: int) -> str:
-    """A number from 0 to 999 in words: 342 -> "three hundred forty two"."""
+    """Spell a number from 0 to 999 in words: 342 -> "three hundred forty two"."""
     if number < 20:
         return _BELOW_TWENTY[number]
     if number < 100:
@@ -44,7 +45,7 @@ _CALLBACKS: list[Any] = []  # they must live as long as the library
 
 @dataclass(frozen=True)
 class Voice:
-    """Who speaks: an accent and a throat (espeak-ng's voice and variant), words a minute, and pitch from 0 to 99."""
+    """A speaker: an accent and a variant of espeak-ng's voices, words per minute, and pitch from 0 to 99."""
 
     name: str
     rate: int
@@ -52,9 +53,9 @@ class Voice:
 
 
 def generate_spoken_numbers(split: str, count: int, below: int, seed: int) -> list[Recording]:
-    """Spoken numbers under `below`, each by a voice of the split; the same seed gives the same numbers and voices.
+    """Generate spoken numbers under `below`, each in a voice of the split; the seed determines numbers and voices.
 
-    Their sounds are not the same to the bit each time: espeak-ng varies what it says a little.
+    The audio is not identical each time: espeak-ng varies its output a little.
     Raises MissingExtraError without espeak-ng.
     """
     _load_library()
@@ -84,7 +85,7 @@ class _Utterance:
 
 
 def synthesize(text: str, voice: Voice) -> tuple[np.ndarray[Any, np.dtype[np.float32]], int]:
-    """What espeak-ng says: samples float32 and how many there are in a second. Raises DataError if it cannot."""
+    """Synthesize speech with espeak-ng: samples float32 and their rate per second. Raises DataError if it cannot."""
     library, rate, chunks = _load_library()
     chunks.clear()
     if library.espeak_SetVoiceByName(voice.name.encode()):
@@ -94,13 +95,13 @@ def synthesize(text: str, voice: Voice) -> tuple[np.ndarray[Any, np.dtype[np.flo
     raw = text.encode()
     library.espeak_Synth(raw, len(raw) + 1, 0, 0, 0, _UTF8, None, None)
     if not chunks:
-        raise DataError(f"espeak-ng said nothing for {text!r}; expected some sound")
+        raise DataError(f"espeak-ng produced no audio for {text!r}; expected some")
     return np.frombuffer(b"".join(chunks), dtype=np.int16).astype(np.float32) / np.float32(2**15), rate
 
 
 @cache
 def _load_library() -> tuple[Any, int, list[bytes]]:
-    """The library, its sample rate, and where what it says is put."""
+    """Load the library; return it with its sample rate and the buffer of its output."""
     try:
         loader = importlib.import_module("espeakng_loader")
         path, data = str(loader.get_library_path()), str(loader.get_data_path()).encode()

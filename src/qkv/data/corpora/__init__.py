@@ -1,4 +1,4 @@
-"""Corpora by name: checked against a recorded sha256, split the same way everywhere."""
+"""Corpora by name: checked against a recorded sha256, with fixed splits."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Corpus:
-    """A named corpus: which split, from which language to which, and without which held-out words.
+    """A named corpus: its split, its source and target language, and the held-out words to exclude.
 
-    `source` and `target` are languages (the usual ones unless told), `stress` is for pronouncing dictionaries that
-    mark it; `without` names splits of corpora, as in "cmudict-0.7b/test", whose sources are left out. `before`: what is
-    put before every source of a task that learns from pairs, such as `<2de>`, which says what language to answer in.
+    source, target: languages, by default the corpus' first two; `stress` is for pronouncing dictionaries that mark it;
+    exclude: splits of corpora, such as "cmudict-0.7b/test", whose sources are left out. prefix: prepended to every
+    source
+    of a task with pairs, such as `<2de>`, which names the target language.
     """
 
     name: str
@@ -50,12 +51,12 @@ class Corpus:
 
 
 def list_corpora() -> tuple[CorpusInfo, ...]:
-    """Give the table of named corpora."""
+    """Return the table of named corpora."""
     return CORPORA
 
 
 def find_corpus(name: str) -> CorpusInfo:
-    """Find a corpus by its name; CorpusError with the nearest name if there is none."""
+    """Find a corpus by its name. Raises CorpusError with the nearest name if there is none."""
     for candidate in CORPORA:
         if candidate.name == name:
             return candidate
@@ -66,10 +67,10 @@ def find_corpus(name: str) -> CorpusInfo:
 def load_pairs(
     name: str, split: str = "train", *, source: str | None = None, target: str | None = None, stress: bool | None = None
 ) -> list[Pair]:
-    """Read one split of a named corpus as (source, target) pairs.
+    """Load one split of a named corpus as (source, target) pairs.
 
-    Raises CorpusError for an unknown corpus, split, language or option, or a file that is not at hand or not as
-    recorded; DownloadError if it cannot be fetched; MissingExtraError if the package that holds it is not installed.
+    Raises CorpusError for an unknown corpus, split, language or option, or a file that is missing or not as recorded,
+    DownloadError if it cannot be downloaded, and MissingExtraError if the package that contains it is not installed.
     """
     found = find_corpus(name)
     if split not in found.splits:
@@ -82,11 +83,11 @@ def load_pairs(
 
 
 def load_images(name: str, split: str = "train") -> ImageDataset:
-    """Read the images of one split of a named corpus; the errors of `load`, and CorpusError if it holds none."""
+    """Load the images of one split of a named corpus. Raises as `load_pairs`, and CorpusError if it contains none."""
     found = find_corpus(name)
     if found.load_images is None:
         others = ", ".join(candidate.name for candidate in CORPORA if candidate.load_images is not None)
-        raise CorpusError(f"the corpus {name} holds no images; expected one of {others}")
+        raise CorpusError(f"the corpus {name} contains no images; expected one of {others}")
     if split not in found.splits:
         raise CorpusError(f"{name} has no split {split!r}{_suggest_name(split, list(found.splits))}")
     return found.load_images(found, split)

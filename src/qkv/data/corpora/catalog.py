@@ -21,7 +21,7 @@ _CHAR_RNN = f"{_GITHUB}/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b
 _SCITLDR = f"{_GITHUB}/allenai/scitldr/5ccad9c00a60ad75c9e04abf7f27d0f53f983b20/SciTLDR-Data/SciTLDR-A"
 _TATOEBA = f"{_GITHUB}/rioyshky/translation/de48b7027f7318d77010a6e08ed928c10748c23d/deu-eng.zip"
 
-# path below QKV_DATA, bytes and sha256 of the text in it
+# path below QKV_DATA, bytes and sha256 of its unpacked content
 _FILES = (
     ("cmudict-g2p/cmudict.dict.gz", 3618488, "81917843c7f44ce2b094ac63873c2c7a4cf802040792c455ba3ca406891c3d22"),
     (
@@ -114,7 +114,8 @@ _FILES = (
 
 
 def _select_files(start: str, folder_url: str = "", suffix: str = "") -> Iterator[CorpusFile]:
-    """The recorded files whose path starts so; `packed` is what their names end with at `folder_url`."""
+    """Yield the recorded files whose path begins with `start`; `suffix` is what their names end with at
+    `folder_url`."""
     for path, size, checksum in _FILES:
         if path.startswith(start):
             name = path.rsplit("/", 1)[-1].removesuffix(".gz") + suffix

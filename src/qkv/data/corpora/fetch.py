@@ -1,4 +1,4 @@
-"""The bytes of a corpus file: from the folder QKV_DATA, from the cache, or from its public home; always checked."""
+"""The bytes of a corpus file: from the folder QKV_DATA, from the cache, or from its public source; always checked."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from qkv.errors import CorpusError, DownloadError, StorageError
 from qkv.files import atomic_write
 
 _TIMEOUT = 30
-"""Seconds to wait for an answer."""
+"""Timeout in seconds."""
 
 _SYSTEM_FOLDER = "/usr/share/datasets"
-"""Where Debian's packages of data sets put them, under the same names."""
+"""The folder of Debian's data packages, with the same file names."""
 
 
 def get_cache_folder() -> Path:
-    """Give the folder for what can be made or fetched again: QKV_CACHE, or `qkv` in the user's cache folder."""
+    """Return the folder for files that can be rebuilt or downloaded again: QKV_CACHE, or `qkv` in the user's cache
+    folder."""
     if chosen := os.environ.get("QKV_CACHE"):
         return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qkv"
@@ -38,14 +39,14 @@ def find_local(file: CorpusFile) -> Path | None:
 
 
 def cached_path(file: CorpusFile) -> Path:
-    """Say where a downloaded file is kept."""
+    """Return the path of a downloaded file."""
     return get_cache_folder() / "corpora" / Path(file.path).parent / file.url.rsplit("/", 1)[-1]
 
 
 def read_content(file: CorpusFile, corpus: str) -> bytes:
-    """Give what a file holds, unpacked and checked against its recorded sha256.
+    """Read the unpacked content of a file and check it against its recorded sha256.
 
-    Raises CorpusError if the file is not at hand or not as recorded, DownloadError if it cannot be fetched.
+    Raises CorpusError if the file is missing or not as recorded, and DownloadError if it cannot be downloaded.
     """
     if path := find_local(file):
         data = unpack(_read_bytes(path), file)
@@ -68,15 +69,16 @@ def read_content(file: CorpusFile, corpus: str) -> bytes:
     data = unpack(raw, file)
     if not matches_record(data, file):
         raise DownloadError(
-            f"{file.url} did not give what is recorded for the corpus {corpus} (expected sha256 {file.sha256[:12]}… of "
-            f"its text): it has changed or was cut short; try again, or put {file.path} into a folder named by QKV_DATA"
+            f"{file.url} does not contain what is recorded for the corpus {corpus} (expected sha256 "
+            f"{file.sha256[:12]}… of its text): it has changed or was truncated; try again, or put {file.path} into a "
+            "folder named by QKV_DATA"
         )
     save(kept, raw)
     return data
 
 
 def save(path: Path, raw: bytes) -> None:
-    """Write a file, whole or not at all; StorageError if there is no room."""
+    """Write a file atomically. Raises StorageError if there is no room."""
     try:
         with atomic_write(path) as part:
             part.write_bytes(raw)
@@ -88,7 +90,7 @@ def _download(file: CorpusFile, corpus: str) -> bytes:
     request = urllib.request.Request(file.url, headers={"User-Agent": "qkv"})
     try:
         with urllib.request.urlopen(request, timeout=_TIMEOUT) as answer:
-            raw: bytes = answer.read(4 * file.size + 2**20)  # packed, so less: a bound for what is not the file
+            raw: bytes = answer.read(4 * file.size + 2**20)  # the packed size is smaller, so this is a bound
             return raw
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise DownloadError(
@@ -105,7 +107,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def unpack(raw: bytes, file: CorpusFile) -> bytes:
-    """Unpack gzip or zip, never more than one byte past the recorded size; damaged packing gives no bytes."""
+    """Unpack gzip or zip, never more than one byte past the recorded size; return no bytes for damaged data."""
     try:
         if raw[:2] == b"\x1f\x8b":
             return gzip.GzipFile(fileobj=io.BytesIO(raw)).read(file.size + 1)
@@ -118,5 +120,5 @@ def unpack(raw: bytes, file: CorpusFile) -> bytes:
 
 
 def matches_record(data: bytes, file: CorpusFile) -> bool:
-    """Tell whether this is what the table records for a file."""
+    """Return whether this is what the table records for a file."""
     return len(data) == file.size and hashlib.sha256(data).hexdigest() == file.sha256

@@ -1,4 +1,4 @@
-"""Spoken digits: the recordings of the Free Spoken Digit Dataset, and the pairs that they are as a corpus."""
+"""Spoken digits: the recordings of the Free Spoken Digit Dataset, and the corresponding pairs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from qkv.errors import CorpusError
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 SPEAKERS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 TAKES = {"test": range(5), "valid": range(5, 10), "train": range(10, 50), "all": range(50)}
-"""Which of the 50 takes that each speaker has of each digit; the test part is that of the authors."""
+"""The takes of each split, out of 50 that each speaker has of each digit; the test split is that of the authors."""
 
 
 def load_spoken_digits(info: CorpusInfo, split: str, speakers: tuple[str, ...] = ()) -> list[Recording]:
-    """The recordings of some takes by some speakers (all, unless told).
+    """Load the recordings of some takes by some speakers (by default all).
 
     From QKV_DATA: the corpus in one file, fsdd/fsdd_8k.npz, or a folder fsdd/recordings as it is published.
-    Raises CorpusError if neither is there, or for a speaker or split that is not in it.
+    Raises CorpusError if neither exists, or for an unknown speaker or split.
     """
     if split not in TAKES:
         raise CorpusError(f"{info.name} has no split {split!r}; expected one of {', '.join(TAKES)}")
@@ -40,7 +40,7 @@ def load_spoken_digits(info: CorpusInfo, split: str, speakers: tuple[str, ...] =
 
 
 def read_digit_pairs(info: CorpusInfo, selection: CorpusSelection) -> list[Pair]:
-    """The names of the recordings, and the words said in them."""
+    """Read the names of the recordings, and the words in them."""
     return [(one.name, one.text) for one in load_spoken_digits(info, selection.split)]
 
 

@@ -1,4 +1,4 @@
-"""Corpora of images, each of which is called CORPUS/SPLIT#NUMBER."""
+"""Corpora of images, whose names are CORPUS/SPLIT#NUMBER."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from qkv.errors import CorpusError, MissingExtraError
 
 
 def read_image_labels(info: CorpusInfo, selection: CorpusSelection) -> list[Pair]:
-    """The name and the class of each image."""
+    """Read the name and the class of each image."""
     assert info.load_images is not None
     album = info.load_images(info, selection.split)
     return list(zip(album.names, album.labels, strict=True))
 
 
 def load_digits(info: CorpusInfo, split: str) -> ImageDataset:
-    """Read the digits that scikit-learn ships, whose grey goes from 0 to 16; every fifth image is for testing."""
+    """Load the digits that scikit-learn ships, with grey levels from 0 to 16; every fifth image is for testing."""
     raw = _read_sklearn_digits(info)
     table = np.array([line.split(b",") for line in raw.splitlines()]).astype(np.uint8)
     chosen = table[(np.arange(len(table)) % 5 == 4) == (split == "test")]
@@ -36,7 +36,7 @@ def load_digits(info: CorpusInfo, split: str) -> ImageDataset:
 
 
 def load_mnist(info: CorpusInfo, split: str) -> ImageDataset:
-    """Read 10,000 of MNIST's training images, or its 10,000 test images."""
+    """Load 10,000 of MNIST's training images, or its 10,000 test images."""
     train, images, labels = info.files
     if split == "train":
         found = _load_arrays(train, info)
@@ -45,7 +45,7 @@ def load_mnist(info: CorpusInfo, split: str) -> ImageDataset:
 
 
 def load_fashion_mnist(info: CorpusInfo, split: str) -> ImageDataset:
-    """Read Fashion-MNIST, whose classes have names."""
+    """Load Fashion-MNIST, whose classes have names."""
     test_images, test_labels, images, labels = info.files
     files = (images, labels) if split == "train" else (test_images, test_labels)
     names = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
@@ -59,7 +59,7 @@ def _load_idx(info: CorpusInfo, split: str, images: CorpusFile, labels: CorpusFi
 
 
 def load_cifar10(info: CorpusInfo, split: str) -> ImageDataset:
-    """Read JPEG files that lie one after the other in an array."""
+    """Load JPEG files that are concatenated in an array."""
     found = _load_arrays(next(file for file in info.files if f"_{split}_" in file.path), info)
     files, offsets = found["jpeg"], found["offsets"].tolist()
     labels = list(map(str, found["classes"][found["label"]]))
@@ -74,14 +74,14 @@ def _load_arrays(file: CorpusFile, info: CorpusInfo) -> dict[str, npt.NDArray[An
 
 
 def _read_sklearn_digits(info: CorpusInfo) -> bytes:
-    """The file of scikit-learn, which is not imported."""
+    """Read the file of scikit-learn, which is not imported."""
     (file,) = info.files
     if find_local(file):
         return read_content(file, info.name)
     found = importlib.util.find_spec("sklearn")
     if found is None or found.origin is None:
         raise MissingExtraError(
-            f"the corpus {info.name} lies in the package scikit-learn, which is not installed; install it with: "
+            f"the corpus {info.name} is in the package scikit-learn, which is not installed; install it with: "
             "pip install 'qkv[see]'"
         )
     path = Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz"

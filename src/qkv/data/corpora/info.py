@@ -1,4 +1,4 @@
-"""What is recorded about a named corpus."""
+"""The record of a named corpus."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from qkv.data.text.pairs import Pair
 
 @dataclass(frozen=True)
 class CorpusFile:
-    """One file of a corpus: its path below QKV_DATA, and the size in bytes and sha256 of what it holds, unpacked.
+    """One file of a corpus: its path below QKV_DATA, and the size in bytes and sha256 of its unpacked content.
 
-    `url` is where it may be downloaded (nowhere if empty); `member` is its name in the zip file found there.
+    url: where it can be downloaded, "" if nowhere; member: its name in the zip file found there.
     """
 
     path: str
@@ -26,7 +26,7 @@ class CorpusFile:
 
 @dataclass(frozen=True)
 class CorpusSelection:
-    """What of a corpus is asked for."""
+    """The part of a corpus that is requested."""
 
     split: str
     source: str = ""
@@ -36,7 +36,7 @@ class CorpusSelection:
 
 @dataclass(frozen=True)
 class CorpusInfo:
-    """A named corpus: where it comes from, on what terms, what it holds and how it is read."""
+    """A named corpus: where it comes from, on what terms, what it contains and how it is read."""
 
     name: str
     description: str
@@ -44,20 +44,20 @@ class CorpusInfo:
     citation: str
     homepage: str
     splits: Mapping[str, int]
-    """The number of pairs in each split, in the languages named first; without files, with the versions tested."""
+    """The number of pairs in each split, for the first two languages; without files, for the tested versions."""
     files: tuple[CorpusFile, ...]
-    """None of a corpus that is made of what is installed."""
+    """None for a corpus that is built from installed packages."""
     read_pairs: Callable[[CorpusInfo, CorpusSelection], list[Pair]] = field(repr=False)
     languages: tuple[str, ...] = ()
-    """Any two may be source and target; the first two are, unless told. Empty where there is nothing to choose."""
+    """Any two may be source and target, by default the first two. Empty if there is nothing to choose."""
     has_stress: bool = False
-    """Whether stress marks can be kept or left out."""
+    """Whether stress marks can be kept or removed."""
     load_images: Callable[[CorpusInfo, str], ImageDataset] | None = field(default=None, repr=False)
-    """What reads the images of a split, of which `read` gives the names and the classes; None of a corpus of texts."""
+    """Loads the images of a split, while `read` returns their names and classes; None for a corpus of texts."""
 
     @property
     def size(self) -> int:
-        """Bytes of all files, unpacked."""
+        """The size of all unpacked files in bytes."""
         return sum(file.size for file in self.files)
 
     @property

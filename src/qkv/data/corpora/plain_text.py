@@ -1,4 +1,4 @@
-"""Corpora of plain text, which has no source: pairs of nothing and a text."""
+"""Corpora of plain text, which have no source: pairs of an empty source and a text."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _TRAIN_FRACTION = 0.9
 
 
 def read_text(info: CorpusInfo, selection: CorpusSelection) -> list[Pair]:
-    """Read the only text: its first nine tenths by characters to train on, the rest to validate on."""
+    """Read the only text: the first nine tenths of its characters for training, the rest for validation."""
     (file,) = info.files
     text = read_content(file, info.name).decode("utf-8")
     cut = int(len(text) * _TRAIN_FRACTION)

@@ -1,4 +1,4 @@
-"""Texts and what sums them up: docstrings and functions on the user's disk, and abstracts of papers."""
+"""Texts and their summaries: docstrings and functions of installed packages, and abstracts of papers."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ PACKAGES = {
     "valid": ("numpy",),
     "test": ("networkx",),
 }  # fmt: skip
-"""Whose docstrings are in which split: what an installation of torch and of this package brings."""
+"""The packages of each split: those that an installation of torch and of this package includes."""
 
-_EXTRACTION_VERSION = 1  # counts up when other pairs are found in the same source
+_EXTRACTION_VERSION = 1  # increased whenever the pairs found in the same source change
 _SUMMARY, _BODY, _CODE = (3, 30), 20, 8  # words
 _EXCLUDED_FOLDERS = {
     "test",
@@ -58,16 +58,18 @@ _Extractor: TypeAlias = Callable[[_Node], Iterator[Pair]]
 
 
 def read_docstrings(info: CorpusInfo, selection: CorpusSelection) -> list[Pair]:
-    """Read what docstrings describe at length, and their summary lines (PEP 257); no package is in two splits.
+    """Read the descriptions in docstrings, and their summary lines (PEP 257); no package is in two splits.
 
-    Pairs to train on with a side that is held out are left out. The source is read as text and nothing is imported.
+    Training pairs with a side that is held out are left out. The source is read as text and nothing is imported.
     """
     return _read_split_without_leakage(info.name, selection.split, _extract_prose)
 
 
 def read_code(info: CorpusInfo, selection: CorpusSelection) -> list[Pair]:
-    """Read functions without their docstrings, each in one line as `ast.unparse` writes it, and the summary lines of
-    these; split and held out as `docstrings`."""
+    """Read functions without their docstrings, each on one line as `ast.unparse` writes it, and their summary lines.
+
+    Splits and held-out pairs are as in `read_docstrings`.
+    """
     return _read_split_without_leakage(info.name, selection.split, _extract_function)
 
 
@@ -85,12 +87,12 @@ def _read_split(corpus: str, split: str, extract: _Extractor) -> list[Pair]:
 
 
 def _read_package(corpus: str, package: str, extract: _Extractor) -> list[Pair]:
-    """The pairs of one package: read from its source once, then from the cache."""
+    """Read the pairs of one package, from its source the first time, then from the cache."""
     folder, edition = _locate_package(corpus, package)
     name = package.replace(" ", "-")
     kept = get_cache_folder() / "corpora" / corpus / f"{name}-{edition}-{_EXTRACTION_VERSION}.jsonl.gz"
     if kept.is_file():
-        with contextlib.suppress(OSError, EOFError, zlib.error):  # a damaged one is made again
+        with contextlib.suppress(OSError, EOFError, zlib.error):  # a damaged file is rebuilt
             lines = decode_lines(io.BytesIO(gzip.decompress(kept.read_bytes())), str(kept))
             return [(body, summary) for body, summary in map(json.loads, lines)]
     pairs = list(_extract_pairs(folder, extract))
@@ -100,7 +102,7 @@ def _read_package(corpus: str, package: str, extract: _Extractor) -> list[Pair]:
 
 
 def _locate_package(corpus: str, package: str) -> tuple[Path, str]:
-    """Where the source of a package is, and its version."""
+    """Return the source folder of a package, and its version."""
     if package == STANDARD_LIBRARY:
         return Path(sysconfig.get_path("stdlib")), sysconfig.get_python_version()
     found = importlib.util.find_spec(package)
@@ -116,7 +118,7 @@ def _locate_package(corpus: str, package: str) -> tuple[Path, str]:
 
 
 def _extract_pairs(folder: Path, extract: _Extractor) -> Iterator[Pair]:
-    """The pairs of all modules below a folder, in the order of their names."""
+    """Yield the pairs of all modules below a folder, in the order of their names."""
     for path in sorted(folder.rglob("*.py"), key=lambda one: one.relative_to(folder).as_posix()):
         if _EXCLUDED_FOLDERS & {*path.relative_to(folder).parts}:
             continue
@@ -124,9 +126,9 @@ def _extract_pairs(folder: Path, extract: _Extractor) -> Iterator[Pair]:
         if b'"""' not in source and b"'''" not in source:
             continue
         try:
-            with warnings.catch_warnings(action="ignore"):  # of escapes that a later Python may refuse
+            with warnings.catch_warnings(action="ignore"):  # warnings about escapes that a later Python may refuse
                 tree = ast.parse(source)
-        except (SyntaxError, ValueError):  # written for another Python
+        except (SyntaxError, ValueError):  # written for another version of Python
             continue
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Module):
@@ -134,7 +136,7 @@ def _extract_pairs(folder: Path, extract: _Extractor) -> Iterator[Pair]:
 
 
 def _split_summary(node: _Node) -> tuple[str, list[str]]:
-    """The summary line of a docstring, and its other paragraphs; no line if there is none that sums up."""
+    """Return the summary line of a docstring, "" if it has none, and its other paragraphs."""
     first, *rest = re.split(r"\n\s*\n", (ast.get_docstring(node) or "").strip())
     summary = " ".join(first.split())
     fits = _SUMMARY[0] <= len(summary.split()) <= _SUMMARY[1] and not first.startswith(_NON_PROSE_PREFIXES)
@@ -142,7 +144,7 @@ def _split_summary(node: _Node) -> tuple[str, list[str]]:
 
 
 def _extract_function(node: _Node) -> Iterator[Pair]:
-    """A function's code without its docstring, and the summary line of that."""
+    """Yield a function's code without its docstring, and the summary line of the docstring."""
     if isinstance(node, ast.ClassDef | ast.Module):
         return
     summary, _ = _split_summary(node)
@@ -154,7 +156,7 @@ def _extract_function(node: _Node) -> Iterator[Pair]:
 
 
 def _extract_prose(node: _Node) -> Iterator[Pair]:
-    """The prose of a docstring and its summary line, if it has both."""
+    """Yield the prose of a docstring and its summary line, if it has both."""
     summary, rest = _split_summary(node)
     if not summary:
         return
@@ -162,7 +164,7 @@ def _extract_prose(node: _Node) -> Iterator[Pair]:
     for paragraph in rest:
         lines = paragraph.splitlines()
         if _SECTION.match(paragraph.strip()) or (len(lines) > 1 and _UNDERLINE.match(lines[1].strip())):
-            break  # what follows speaks of arguments one by one
+            break  # the following sections describe arguments one by one
         if not paragraph.startswith((" ", "\t", *_NON_PROSE_PREFIXES)):
             prose.append(" ".join(paragraph.split()))
     body = " ".join(prose)

@@ -1,4 +1,4 @@
-"""Translation corpora: files side by side, and a table of sentences that is split here."""
+"""Translation corpora: parallel files, and a table of sentences that is split here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_parallel_files(info: CorpusInfo, selection: CorpusSelection) -> list[Pa
         _read_language(info, split, selection, language) for language in (selection.source, selection.target)
     )
     if len(source) != len(target):
-        raise CorpusError(f"{info.name}, {selection.split}: {len(source):,} lines beside {len(target):,}")
+        raise CorpusError(f"{info.name}, {selection.split}: {len(source):,} lines and {len(target):,}")
     return list(zip(source, target, strict=True))
 
 
@@ -46,7 +46,7 @@ def read_tatoeba(info: CorpusInfo, selection: CorpusSelection) -> list[Pair]:
 
 
 def split_by_hash(pairs: list[Pair], split: str, salt: str) -> list[Pair]:
-    """Give one of "train", "valid" (1%) and "test" (2%), so that no sentence of either side is in two of them.
+    """Return one of "train", "valid" (1%) and "test" (2%), so that no sentence of either side is in two of them.
 
     The hash of a pair's first side decides. A pair for training or validation is left out if either of its sides
     belongs to a pair held out for testing (or, for training, validation) as well.

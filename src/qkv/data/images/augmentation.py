@@ -1,8 +1,8 @@
-"""What is done to images while a model learns from them, drawn anew each time: never when it answers.
+"""Image augmentations, drawn for each batch in training and never applied at inference.
 
-Each node is called with a batch of pixels (batch, channels, height, width) float from 0 to 255 and gives another. What
-is drawn comes from torch's generator, which a run keeps, so that a resumed run draws the same. Naming a node needs no
-torch.
+Each node is called with a batch of pixels (batch, channels, height, width) float from 0 to 255 and returns another.
+Random numbers come from torch's generator, whose state a run saves, so that a resumed run draws the same ones. The
+configuration needs no torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _check_ranges(node: object, *rules: tuple[str, bool, str]) -> None:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Surround each image by `padding` black pixels and cut its size out of that anywhere (He et al. 2016, 4.2)."""
+    """Random crops: each image is padded with `padding` black pixels and cropped at random (He et al. 2016, 4.2)."""
 
     padding: int = 4
 
@@ -46,7 +46,7 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class RandomHorizontalFlip:
-    """Mirror every other image, left and right."""
+    """Random horizontal flips of half of the images."""
 
     def __call__(self, images: Tensor) -> Tensor:
         import torch
@@ -56,8 +56,10 @@ class RandomHorizontalFlip:
 
 @dataclass(frozen=True)
 class RandomAffine:
-    """Turn each image by up to `degrees`, shift it by up to `shift` of its size, make it up to `scale` larger or
-    smaller and lean it by up to `shear`, both ways; what comes from outside is black."""
+    """Random affine maps: rotation by up to `degrees`, translation by up to `translate` of the size, scaling by up to
+    `scale`
+    and shear by up to `shear`, in both directions; the outside is black.
+    """
 
     degrees: float = 0.0
     translate: float = 0.0
@@ -88,7 +90,7 @@ class RandomAffine:
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Multiply the brightness, contrast and saturation of each image by up to so much more or less than 1."""
+    """Random changes of brightness, contrast and saturation: factors within these distances of 1."""
 
     brightness: float = 0.0
     contrast: float = 0.0
@@ -116,8 +118,9 @@ class ColorJitter:
 
 @dataclass(frozen=True)
 class Cutout:
-    """Make a square of each image, `side` of its width and height, grey: its middle lies anywhere in the image
-    (DeVries and Taylor 2017)."""
+    """A grey square with `size` of each image's width and height, centred anywhere in the image (DeVries and Taylor
+    2017).
+    """
 
     size: float = 0.5
 
@@ -139,7 +142,7 @@ ImageAugmentation: TypeAlias = RandomCrop | RandomHorizontalFlip | RandomAffine 
 
 
 def mixup(images: Tensor, targets: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Blend each image with another of the batch, and their classes alike: shares (batch, classes).
+    """Blend each image and its class with another image of the batch: shares (batch, classes).
 
     One share for the whole batch, drawn from a Beta distribution of (alpha, alpha) (Zhang et al. 2018, section 2).
     """

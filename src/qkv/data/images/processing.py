@@ -1,7 +1,7 @@
-"""Image files to the tensors that published vision models want.
+"""Image preprocessing: from files to the tensors that published vision models expect.
 
-`read` turns a file into pixels, an `ImagePreparation` turns pixels into a tensor, and `from_config` reads the
-preparation of a published model from its `preprocessor_config.json`. Needs the extra `images` (Pillow).
+`read_image` reads a file into pixels, an `ImageProcessor` turns pixels into a tensor, and `image_processor_from_config`
+reads the processor of a published model from its `preprocessor_config.json`. Needs the extra `images` (Pillow).
 """
 
 from __future__ import annotations
@@ -28,26 +28,27 @@ Pixels = npt.NDArray[np.uint8]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 
 _MAX_PIXELS = 2**26
-"""An image of more pixels (67 million, 201 MB as RGB) is refused from its header, before it is unpacked."""
+"""An image of more pixels (67 million, 201 MB as RGB) is refused by its header, before it is decoded."""
 
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-"""The formats that are opened: others of Pillow's start programs (EPS) or are hardly photographs."""
+"""The supported formats: others of Pillow's start programs (EPS) or rarely contain photographs."""
 
 
 def read_image(file: str | os.PathLike[str] | bytes, name: str | None = None) -> Pixels:
-    """Read an image file, or its bytes: (height, width, 3) uint8, upright as its EXIF orientation says.
+    """Read an image file, or its bytes: (height, width, 3) uint8, upright according to its EXIF orientation.
 
-    Grey, palette and CMYK images become RGB, 16-bit ones are rounded to 8, what is transparent is laid on white (as
-    transformers 5 does), and of an animation the first frame is taken.
-    Raises DataError, with the name (the path, unless given), for a file that is missing, broken, of another format or
-    of more than 2^26 pixels; MissingExtraError without Pillow.
+    Grey, palette and CMYK images become RGB, 16-bit ones are rounded to 8, transparency is replaced by white (as in
+    transformers 5), and an animation is represented by its first frame.
+    Raises DataError, with the name (by default the path), for a file that is missing, broken, of another format or of
+    more
+    than 2^26 pixels, and MissingExtraError without Pillow.
     """
     image_module = _import_pillow()
     from PIL import ImageOps
 
     name = name or ("the image" if isinstance(file, bytes) else os.fspath(file))
     try:
-        with warnings.catch_warnings():  # Pillow only warns of an image a little too large
+        with warnings.catch_warnings():  # Pillow only warns of an image that is a little too large
             warnings.simplefilter("error", image_module.DecompressionBombWarning)
             with image_module.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=_FORMATS) as image:
                 if image.width * image.height > _MAX_PIXELS:
@@ -61,21 +62,21 @@ def read_image(file: str | os.PathLike[str] | bytes, name: str | None = None) ->
     except FileNotFoundError as error:
         raise DataError(f"{name} does not exist; expected an image file: check the path") from error
     except image_module.UnidentifiedImageError as error:
-        raise DataError(f"{name} is no image that can be read; expected one of {', '.join(_FORMATS)}") from error
-    except Exception as error:  # a broken file makes Pillow raise nearly anything: OSError, SyntaxError, struct.error
+        raise DataError(f"{name} is not a supported image; expected one of {', '.join(_FORMATS)}") from error
+    except Exception as error:  # a broken file makes Pillow raise almost anything: OSError, SyntaxError, struct.error
         raise DataError(f"{name} cannot be read as an image ({error}): copy it again, or convert it to PNG") from error
 
 
 @dataclass(frozen=True)
 class ImageProcessor:
-    """How an image becomes a model's input: resize, crop, scale, subtract the mean, divide by the deviation.
+    """The preprocessing of an image: resize, crop, scale, subtract the mean, divide by the standard deviation.
 
-    resize is (height, width), or the length of the shortest side, or None: the image stays as it is
-    crop is the (height, width) cut from the centre, or None; what the image lacks is filled with black
+    resize is (height, width), or the length of the shortest side, or None to keep the size
+    crop is the (height, width) to cut from the centre, or None; missing pixels are black
     interpolation is Pillow's, which averages over all the pixels that fall into one
-    rescale is multiplied to the pixel values 0..255, before mean and deviation (one number per channel)
+    rescale is the factor of the pixel values 0..255, before mean and standard deviation (one number per channel)
     grayscale gives one channel, the luma of ITU-R BT.601, instead of red, green and blue
-    Raises ConfigError for values that no image can be prepared with.
+    Raises ConfigError for values that no image can be preprocessed with.
     """
 
     resize: tuple[int, int] | int | None = (224, 224)
@@ -107,16 +108,17 @@ class ImageProcessor:
             raise ConfigError(problems)
 
     def preprocess(self, image: Pixels | Image.Image) -> Tensor:
-        """Give an image as a tensor (channels, height, width) float32.
+        """Convert an image to a tensor (channels, height, width) float32.
 
-        image is uint8 pixels (height, width) or (height, width, 3), or a Pillow image of any mode.
+        image: uint8 pixels (height, width) or (height, width, 3), or a Pillow image of any mode.
         Raises DataError for other arrays and for an image so narrow that resizing it would take 2^26 pixels.
         """
         pixels = torch.from_numpy(self.resize_and_crop(image)).permute(2, 0, 1)
         return self.normalize(pixels).contiguous()
 
     def resize_and_crop(self, image: Pixels | Image.Image) -> Pixels:
-        """Give an image in its final size, (height, width, channels) uint8. Raises DataError as `prepare`."""
+        """Resize and crop an image to its final size, (height, width, channels) uint8. Raises DataError as
+        `preprocess`."""
         picture = _to_pillow(image).convert("L" if self.grayscale else "RGB")
         if self.resize is not None:
             height, width = self._target_size(picture.height, picture.width)
@@ -126,12 +128,13 @@ class ImageProcessor:
         return pixels if self.crop is None else _center_crop(pixels, *self.crop)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Scale pixels 0..255 (..., channels, height, width), subtract the mean, divide by the deviation: float32."""
+        """Scale pixels 0..255 (..., channels, height, width), subtract the mean, divide by the standard deviation:
+        float32."""
         mean, deviation = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return (pixels.float() * self.rescale_factor - mean) / deviation
 
     def denormalize(self, image: Tensor) -> Tensor:
-        """What a prepared image (channels, height, width) looks like: (height, width, 3) uint8."""
+        """Convert a preprocessed image (channels, height, width) back to pixels (height, width, 3) uint8."""
         mean, deviation = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         pixels = (image * deviation + mean) / self.rescale_factor
         return pixels.round().clamp(0, 255).to(torch.uint8).expand(3, -1, -1).permute(1, 2, 0).contiguous()
@@ -150,10 +153,10 @@ class ImageProcessor:
 
 
 def image_processor_from_config(config: Mapping[str, Any]) -> ImageProcessor:
-    """Read the preparation from a `preprocessor_config.json` (or the image part of a `processor_config.json`).
+    """Build the processor of a `preprocessor_config.json` (or the image part of a `processor_config.json`).
 
-    Knows the processors of ViT, DeiT, BiT (which DINOv2 uses) and CLIP, with their defaults for what is not said.
-    Raises ConfigError, with all the problems, for other processors and for steps that are not taken here.
+    Supports the processors of ViT, DeiT, BiT (which DINOv2 uses) and CLIP, with their defaults for missing keys.
+    Raises ConfigError, with all the problems, for other processors and for unsupported steps.
     """
     nested = config.get("image_processor")
     config = nested if isinstance(nested, Mapping) else config
@@ -199,7 +202,7 @@ def image_processor_from_config(config: Mapping[str, Any]) -> ImageProcessor:
 
 
 _INTERPOLATIONS: Mapping[str, Interpolation] = {"1": "lanczos", "2": "bilinear", "3": "bicubic"}
-"""Pillow's numbers for them, which the configuration files keep."""
+"""Pillow's constants, which the configuration files use."""
 
 _VIT: Mapping[str, Any] = {
     "do_resize": True,
@@ -228,14 +231,14 @@ _DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "CLIP": _CLIP,
 }
 _SHORTEST_EDGE_PROCESSORS = frozenset({"Bit", "CLIP"})
-"""The processors for which a size of one number means the shortest side; for the others it is a square."""
+"""The processors for which a single size means the shortest side; for the others it means a square."""
 
 _IGNORED_KEYS = frozenset(
     "auto_map data_format default_to_square device disable_grouping do_convert_rgb feature_extractor_type "
     "image_processor_type input_data_format processor_class return_tensors _processor_class "
     "_valid_processor_keys".split()
 )
-"""Keys that change no pixel here: images always become RGB and always come out with the channels first."""
+"""Keys that change no pixel here: images always become RGB with the channels first."""
 
 
 def _parse_size(given: Any, key: str, shortest: bool, problems: list[str]) -> tuple[int, int] | int | None:
@@ -279,7 +282,7 @@ def _to_pillow(image: Pixels | Image.Image) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Give any mode of Pillow's as RGB, laid on white, without clipping what has more than 8 bits."""
+    """Convert any Pillow mode to RGB on white, without clipping more than 8 bits."""
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.int64)
         if values.size and not (0 <= values.min() and values.max() < 2**16):
@@ -295,7 +298,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _center_crop(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Cut from the centre, or put what is too small there; an odd remainder goes above and to the left."""
+    """Crop from the centre, or pad what is too small; an odd remainder goes above and to the left."""
     missing = [max(0, size - had) for size, had in zip((height, width), pixels.shape, strict=False)]
     if any(missing):
         pixels = np.pad(pixels, [((lack + 1) // 2, lack // 2) for lack in missing] + [(0, 0)])

@@ -1,7 +1,7 @@
-"""Labelled images as they lie on a disk: folders of image files, arrays in .npz, IDX and Parquet files.
+"""Labelled images on disk: folders of image files, arrays in .npz, IDX and Parquet files.
 
-Every image has a name that means it alone: its path, or the file it lies in and its number there, "images.npz#17".
-This file needs no torch; reading pixels needs the extra `images` (Pillow), Parquet the extra `see` (pyarrow).
+Every image has a unique name: its path, or its file and its index there, "images.npz#17".
+This module needs no torch; reading pixels needs the extra `images` (Pillow), Parquet the extra `see` (pyarrow).
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".t
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """Labelled images: the name and the class of each, and what reads the pixels of one by its number.
+    """Labelled images: the name and the class of each, and a function that reads the pixels of one by its index.
 
-    pixels gives uint8 (height, width) or (height, width, 3), and raises DataError, with the name, for a broken image.
+    pixels returns uint8 (height, width) or (height, width, 3), and raises DataError, with the name, for a broken image.
     """
 
     name: str
@@ -44,29 +44,31 @@ class ImageDataset:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder with a folder for each class, which is called as that, with its image files somewhere below."""
+    """A folder with one folder for each class, which has the name of the class, with image files anywhere below."""
 
     path: Path
 
     def load_dataset(self) -> ImageDataset:
         """Find the files. Raises DataError if there are none, or some that belong to no class."""
         if not self.path.is_dir():
-            raise DataError(f"{self.path} is no folder; expected one that holds a folder of images for each class")
+            raise DataError(
+                f"{self.path} is not a folder; expected one that contains a folder of images for each class"
+            )
         found = sorted(path for path in self.path.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
         found = [path for path in found if not any(part.startswith(".") for part in path.relative_to(self.path).parts)]
         if loose := [path for path in found if path.parent == self.path]:
-            raise DataError(f"{loose[0]} lies in no folder of a class; expected {self.path}/CLASS/{loose[0].name}")
+            raise DataError(f"{loose[0]} is not in the folder of a class; expected {self.path}/CLASS/{loose[0].name}")
         if not found:
-            raise DataError(f"{self.path} holds no images; expected files such as {self.path}/CLASS/IMAGE.png")
+            raise DataError(f"{self.path} contains no images; expected files such as {self.path}/CLASS/IMAGE.png")
         labels = [path.relative_to(self.path).parts[0] for path in found]
         return ImageDataset(str(self.path), list(map(str, found)), labels, lambda number: _read_image(found[number]))
 
 
 @dataclass(frozen=True)
 class Npz:
-    """Arrays in one .npz file: uint8 `images` (count, height, width), perhaps with 3 or 1 channels last, and `labels`.
+    """Arrays in one .npz file: uint8 `images` (count, height, width), with 3 or 1 channels last if any, and `labels`.
 
-    Labels are whole numbers, or strings; an array "classes" of strings names the numbers.
+    Labels are integers or strings; an array "classes" of strings names the integers.
     """
 
     path: Path
@@ -74,7 +76,7 @@ class Npz:
     labels: str = "labels"
 
     def load_dataset(self) -> ImageDataset:
-        """Read the arrays. Raises DataError, with the file, for others; nothing is unpickled."""
+        """Load the arrays. Raises DataError, with the file, for others; nothing is unpickled."""
         found = read_arrays(self.path)
         for name in (self.images, self.labels):
             if name not in found:
@@ -93,7 +95,7 @@ class Idx:
     labels: Path
 
     def load_dataset(self) -> ImageDataset:
-        """Read the files. Raises DataError, with the file, for one that is cut short or holds something else."""
+        """Load the files. Raises DataError, with the file, for one that is truncated or contains something else."""
         return dataset_from_arrays(str(self.images), read_idx(self.images), read_idx(self.labels))
 
 
@@ -106,7 +108,7 @@ class Parquet:
     label: str = "label"
 
     def load_dataset(self) -> ImageDataset:
-        """Read the columns. Raises DataError, with the file, for others; MissingExtraError without pyarrow."""
+        """Load the columns. Raises DataError, with the file, for others, and MissingExtraError without pyarrow."""
         try:
             from pyarrow import ArrowException, parquet
         except ImportError as error:
@@ -135,7 +137,7 @@ class Parquet:
 def dataset_from_arrays(
     name: str, images: npt.NDArray[Any], labels: npt.NDArray[Any], classes: npt.NDArray[Any] | None = None
 ) -> ImageDataset:
-    """An album of arrays, whose images are called NAME#0, NAME#1 and so on. Raises DataError if they do not fit."""
+    """Build a dataset from arrays; images are named NAME#0, NAME#1 and so on. Raises DataError if they do not fit."""
     shape = images.shape
     if (
         images.dtype != np.uint8
@@ -163,19 +165,20 @@ def dataset_from_arrays(
 
 
 def dataset_from_files(name: str, read_file: Callable[[int], bytes], labels: Sequence[str]) -> ImageDataset:
-    """An album of image files in memory, called NAME#0, NAME#1 and so on; `file` gives one by its number."""
+    """Build a dataset of image files in memory, named NAME#0, NAME#1 and so on; `read_file` returns one by its
+    index."""
     names = _numbered_names(name, len(labels))
     return ImageDataset(name, names, labels, lambda number: _read_image(read_file(number), names[number]))
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Read all arrays of an .npz file; DataError, with the file, for another, and for one that holds pickles."""
+    """Read all arrays of an .npz file. Raises DataError, with the file, for another file and for pickles."""
     try:
         with np.load(path, allow_pickle=False) as found:
             return {name: found[name] for name in found.files}
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; expected an .npz file: check the path") from error
-    except Exception as error:  # a broken archive makes zipfile and NumPy raise nearly anything
+    except Exception as error:  # a broken archive makes zipfile and NumPy raise almost anything
         raise DataError(
             f"{path} cannot be read ({error}); expected an .npz file of plain arrays (nothing is unpickled): save it "
             "again with numpy.savez"
@@ -183,7 +186,8 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def read_idx(path: Path) -> npt.NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes (LeCun et al. 1998), also .gz; DataError, with the file, for another."""
+    """Read an IDX file of unsigned bytes (LeCun et al. 1998), also .gz. Raises DataError, with the file, for
+    another."""
     try:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
@@ -195,18 +199,18 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def parse_idx(raw: bytes, name: str) -> npt.NDArray[np.uint8]:
-    """The array in the bytes of an IDX file: 0, 0, 8 for unsigned bytes, the number of sides, and these."""
+    """Parse the bytes of an IDX file: 0, 0, 8 for unsigned bytes, the number of axes, and their sizes."""
     sides = raw[3] if len(raw) > 3 else 0
     start = 4 + 4 * sides
     shape = tuple(int.from_bytes(raw[place : place + 4], "big") for place in range(4, start, 4))
     if raw[:3] != b"\0\0\x08" or not 1 <= sides <= 4 or len(raw) != start + math.prod(shape):
-        raise DataError(f"{name} is cut short, or no IDX file of unsigned bytes; copy it again")
+        raise DataError(f"{name} is truncated, or not an IDX file of unsigned bytes; copy it again")
     return np.frombuffer(raw, dtype=np.uint8, offset=start).reshape(shape)
 
 
 @lru_cache(maxsize=4)
 def open_image_file(path: Path) -> Callable[[int], Pixels]:
-    """What reads the images of one file of many by their numbers, as NAME#NUMBER means them."""
+    """Return a function that reads an image of a file of many by its index, as in NAME#NUMBER."""
     if path.suffix == ".parquet":
         return _checked_reader(Parquet(path).load_dataset())
     if path.suffix == ".npz":
@@ -218,7 +222,7 @@ def open_image_file(path: Path) -> Callable[[int], Pixels]:
 def _checked_reader(dataset: ImageDataset) -> Callable[[int], Pixels]:
     def pixels(number: int) -> Pixels:
         if number >= len(dataset):
-            raise DataError(f"{dataset.name}#{number} was asked for; it has images 0 to {len(dataset) - 1}")
+            raise DataError(f"{dataset.name}#{number} was requested; it has images 0 to {len(dataset) - 1}")
         return dataset.read_pixels(number)
 
     return pixels

@@ -1,4 +1,4 @@
-"""Labelled images as batches: fitted to one size once, kept as bytes in a file that is mapped, augmented when read."""
+"""Batches of labelled images: resized once, stored as bytes in a memory-mapped file, augmented when read."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from qkv.data.images.sources import Idx, ImageDataset, ImageFolder, Npz, Parquet
 from qkv.errors import DataError, StorageError
 
 ImageSource: TypeAlias = Corpus | ImageFolder | Npz | Idx | Parquet
-"""Where labelled images come from: a split of a named corpus, a folder for each class, or one or two files."""
+"""Sources of labelled images: a split of a named corpus, a folder for each class, or one or two files."""
 
 _MAX_BROKEN_FRACTION = 0.01
-"""The share of images that may be broken before nothing is trained on the rest."""
+"""The fraction of images that may be broken before the rest is refused."""
 
 
 def load_dataset(source: ImageSource) -> ImageDataset:
-    """Open an origin of images; DataError, with the file, for one that cannot be read."""
+    """Load the images of a source. Raises DataError, with the file, for one that cannot be read."""
     return corpora.load_images(source.name, source.split) if isinstance(source, Corpus) else source.load_dataset()
 
 
 def load_image(line: str) -> Pixels:
-    """The pixels that a line means: an image file by its path, or NAME#NUMBER, one of many in a file or a corpus.
+    """Load the pixels of an image, given by its path or as NAME#NUMBER, one of many in a file or a corpus.
 
     NAME is the path of an .npz, Parquet or IDX file, or CORPUS/SPLIT. Raises DataError if there is no such image.
     """
@@ -50,7 +50,7 @@ def load_image(line: str) -> Pixels:
     corpus, _, split = name.partition("/")
     found = _load_corpus_images(corpus, split)
     if int(number) >= len(found):
-        raise DataError(f"{line} was asked for; {name} has images 0 to {len(found) - 1}")
+        raise DataError(f"{line} was requested; {name} has images 0 to {len(found) - 1}")
     return found.read_pixels(int(number))
 
 
@@ -63,7 +63,8 @@ def _load_corpus_images(name: str, split: str) -> ImageDataset:
 class ImageStore:
     """Labelled images of one size.
 
-    pixels (images, height, width, channels) uint8, labels (images,) int64, digests of the pixels; notes say what was
+    pixels (images, height, width, channels) uint8, labels (images,) int64, digests of the pixels; notes on images that
+    were
     left out.
     """
 
@@ -77,16 +78,16 @@ class ImageStore:
         return len(self.labels)
 
     def select(self, indices: Sequence[int]) -> Tensor:
-        """Images by their numbers: (images, channels, height, width) uint8."""
+        """Return the images with some indices: (images, channels, height, width) uint8."""
         return torch.from_numpy(self.pixels[np.asarray(indices)]).permute(0, 3, 1, 2)
 
 
 def fit_images(
     datasets: Sequence[ImageDataset], processor: ImageProcessor, classes: Sequence[str], path: Path
 ) -> ImageStore:
-    """Read all images of some albums, of one size or brought to it, and keep their pixels in the file `place`.
+    """Read all images of some datasets, resize them if needed, and store their pixels in the file `path`.
 
-    Raises DataError, with the file, for an image of another size if none was asked for, for a class that is not among
+    Raises DataError, with the file, for an image of another size if no size was given, for a class that is not among
     `classes`, and if more than a hundredth is broken; StorageError if there is no room.
     """
     known = {name: number for number, name in enumerate(classes)}
@@ -101,7 +102,7 @@ def fit_images(
             for album in datasets:
                 for number, (name, label) in enumerate(zip(album.names, album.labels, strict=True)):
                     if label not in known:
-                        raise DataError(f"{name} is of the class {label!r}; expected one of {', '.join(classes)}")
+                        raise DataError(f"{name} has the class {label!r}; expected one of {', '.join(classes)}")
                     try:
                         pixels = processor.resize_and_crop(album.read_pixels(number))
                     except DataError as error:
@@ -137,9 +138,9 @@ def _format_size(shape: tuple[int, ...]) -> str:
 
 
 class ImageBatches:
-    """Batches of augmented images, which are numbered through all epochs: n is image n % count of epoch n // count.
+    """Batches of augmented images, numbered through all epochs: n is image n % count of epoch n // count.
 
-    numbers: which of the pictures are trained on. mixup: the alpha of `mixed`, None for none.
+    indices: the images to draw from. mixup: the alpha of `mixup`, None for none.
     """
 
     def __init__(
@@ -157,19 +158,19 @@ class ImageBatches:
 
     @property
     def count(self) -> int:
-        """How many images make an epoch."""
+        """Return the number of images in an epoch."""
         return len(self._indices)
 
     @cached_property
     def fingerprint(self) -> int:
-        """A number that other images or labels would not have."""
+        """Return a hash that differs for other images or labels."""
         labels = self._store.labels[self._indices]
         return zlib.crc32(
             b"".join(self._store.digests[number] for number in self._indices), zlib.crc32(labels.tobytes())
         )
 
     def collate(self, indices: Sequence[int]) -> Batch:
-        """Lay images side by side, augmented and normalised."""
+        """Collate images into a batch, augmented and normalised."""
         chosen = self._indices[np.asarray(indices, dtype=np.int64) % self.count]
         pixels = self._store.select(chosen.tolist()).float()
         for augment in self._augmentation:

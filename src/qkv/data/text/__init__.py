@@ -1,0 +1,1 @@
+"""Text data: pairs, corpora of text, and packing into windows."""

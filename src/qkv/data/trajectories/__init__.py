@@ -1,0 +1,1 @@
+"""Trajectory data: environments, episodes and windows of steps."""

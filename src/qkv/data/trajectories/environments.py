@@ -1,4 +1,4 @@
-"""Where agents act: the environments of gymnasium (extra `act`), and key-to-door, which needs nothing."""
+"""Environments for agents: those of gymnasium (extra `act`), and key-to-door, which needs no package."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ Action = int | npt.NDArray[np.float32]
 
 
 class Environment(Protocol):
-    """A world that is acted in, step by step.
+    """The protocol of an environment.
 
-    longest: how many steps an episode has at most. numbered: whether a state is one number, given as a mark of 1.
+    max_steps: the maximum number of steps in an episode. has_discrete_states: whether a state is one number, which is
+    one-hot encoded.
     """
 
     space: SpaceSpec
@@ -35,31 +36,33 @@ class Environment(Protocol):
     has_discrete_states: bool
 
     def reset(self, seed: int) -> FloatArray:
-        """Begin an episode, the same for the same seed; return its first state (state,)."""
+        """Start an episode, reproducibly for the seed; return its first state (state,)."""
 
     def step(self, action: Action) -> tuple[FloatArray, float, bool]:
-        """Act; return the state after it, what it brought, and whether the episode is over."""
+        """Take an action; return the next state, the reward, and whether the episode is over."""
 
 
 def make_environment(name: str) -> Environment:
-    """Open an environment by its name, such as CartPole-v1 or key-to-door.
+    """Create an environment by its name, such as CartPole-v1 or key-to-door.
 
-    Raises DataError if there is none of this name, or its states or actions are no plain numbers; MissingExtraError
-    without gymnasium.
+    Raises DataError for an unknown name, or states or actions that are not plain numbers, and MissingExtraError without
+    gymnasium.
     """
     return KeyToDoor() if name == "key-to-door" else GymnasiumEnvironment(name)
 
 
 class KeyToDoor:
-    """Three rooms one after the other: one with a key, an empty one, and one with a door (Mesnard et al. 2021).
+    """Three consecutive rooms: one with a key, an empty one, and one with a door (Mesnard et al. 2021).
 
     The door brings a reward of 1, but only to an agent that took the key in the first room, which nothing in the last
-    room tells (Chen et al. 2021, section 5.3). Each room has 5 x 5 cells and is left after 11 steps; the agent begins
-    in its middle, key and door lie in a cell by the wall, and what is stepped on is taken. The paper tells no sizes:
+    room reveals (Chen et al. 2021, section 5.3). Each room has 5 x 5 cells and is left after 11 steps; the agent starts
+    in the middle, key and door are in cells at the wall, and the agent takes what it steps on. The paper states no
+    sizes:
     these were chosen so that random moves succeed as often as there, 3.1% of the time.
 
-    A state is eight numbers: row and column of the agent, whether there is a key, its row and column, and the same of a
-    door; rows and columns go from -1 to 1.
+    A state is eight numbers: row and column of the agent, whether there is a key, its row and column, and the same for
+    a
+    door; rows and columns range from -1 to 1.
     """
 
     ROOM_SIZE, STEPS_PER_ROOM, ROOMS = 5, 11, 3
@@ -75,14 +78,14 @@ class KeyToDoor:
         self._object: tuple[int, int] | None = None
 
     def reset(self, seed: int) -> FloatArray:
-        """Begin in the first room, the same for the same seed."""
+        """Start in the first room, reproducibly for the seed."""
         self._random = Random(seed)
         self._room, self._has_key = -1, False
         self._enter_next_room()
         return self._observe()
 
     def step(self, action: Action) -> tuple[FloatArray, float, bool]:
-        """Move by one cell, or stay before a wall; DataError for a move that there is not."""
+        """Move by one cell, or stay in place at a wall. Raises DataError for an unknown move."""
         if not 0 <= int(action) < len(self.MOVES):
             raise DataError(f"action={action} was given; expected 0 to {len(self.MOVES) - 1}")
         (row, column), (down, right), last = self._agent, self.MOVES[int(action)], self.ROOM_SIZE - 1
@@ -100,7 +103,7 @@ class KeyToDoor:
         return self._observe(), 0.0, False
 
     def _enter_next_room(self) -> None:
-        """Go to the next room."""
+        """Enter the next room."""
         self._room, self._steps_left = self._room + 1, self.STEPS_PER_ROOM
         self._agent = (self.ROOM_SIZE // 2, self.ROOM_SIZE // 2)
         self._object = None if self._room == 1 else self._draw_wall_cell()
@@ -136,11 +139,11 @@ class GymnasiumEnvironment:
         self.max_steps = limit or 1000
 
     def reset(self, seed: int) -> FloatArray:
-        """Begin an episode, the same for the same seed."""
+        """Start an episode, reproducibly for the seed."""
         return self._to_vector(self._environment.reset(seed=seed)[0])
 
     def step(self, action: Action) -> tuple[FloatArray, float, bool]:
-        """Act; an episode is over when it ended or its time is up."""
+        """Take an action; an episode is over when it has ended or its time limit is reached."""
         state, reward, terminated, truncated, _ = self._environment.step(action)
         return self._to_vector(state), float(reward), bool(terminated or truncated)
 
@@ -159,7 +162,7 @@ def _import_gymnasium() -> Any:
 
 
 def _space_of(name: str, environment: Any, spaces: Any) -> tuple[SpaceSpec, bool]:
-    """The sizes of an environment, and whether its states are numbered."""
+    """Return the sizes of an environment, and whether its states are discrete."""
     observations, done = environment.observation_space, environment.action_space
     numbered = isinstance(observations, spaces.Discrete)
     if not numbered and not isinstance(observations, spaces.Box):
@@ -174,7 +177,7 @@ def _space_of(name: str, environment: Any, spaces: Any) -> tuple[SpaceSpec, bool
 
 
 def play_episode(environment: Environment, policy: Callable[[FloatArray], Action], seed: int) -> Episode:
-    """Play one episode by a policy, which is given a state and returns an action."""
+    """Play one episode with a policy, which maps a state to an action."""
     states = [environment.reset(seed)]
     actions: list[Action] = []
     rewards: list[float] = []
@@ -189,7 +192,7 @@ def play_episode(environment: Environment, policy: Callable[[FloatArray], Action
 
 
 class QLearner:
-    """Learns from episodes what each choice is worth in each numbered state (Q-learning, Watkins and Dayan 1992)."""
+    """An agent that learns the value of each action in each discrete state (Q-learning, Watkins and Dayan 1992)."""
 
     LEARNING_RATE, DISCOUNT = 0.1, 0.99
 
@@ -197,7 +200,7 @@ class QLearner:
         self.q_values = 1e-3 * random.standard_normal((space.action_dim, space.state_dim))
 
     def update(self, episode: Episode) -> None:
-        """Learn from its steps, the last one first, so that what an end brought is known at the beginning."""
+        """Learn from the steps of an episode, the last one first, so that its final reward reaches the start."""
         after = 0.0
         states = episode.states.argmax(axis=1)
         for state, action, reward in zip(states[::-1], episode.actions[::-1], episode.rewards[::-1], strict=True):
@@ -208,12 +211,13 @@ class QLearner:
 
 
 def collect_episodes(source: Rollouts) -> Trajectories:
-    """Play the episodes of an origin.
+    """Play the episodes of a source.
 
-    "mixed": an episode's policy is linear, its parameters drawn from the normal distribution: it takes the action with
-    the highest product, or bounded numbers; and a share of its actions, drawn evenly between none and half, is random.
-    Most of such policies are bad and a few are very good. Where states are numbered and actions are choices, hardly any
-    would be good; there the parameters are what was trained on the episodes before, so that the first are bad.
+    "mixed": an episode's policy is linear, with parameters from a normal distribution: it takes the action with the
+    highest
+    product, or bounded numbers; and a fraction of its actions, uniform between none and half, is random. Most of these
+    policies are bad and a few are very good. Where states and actions are discrete, hardly any would be good; there the
+    policy is one trained on the episodes before, so that the first ones are bad.
     """
     environment, random = make_environment(source.environment), np.random.default_rng(source.seed)
     sizes = environment.space

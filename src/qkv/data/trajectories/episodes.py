@@ -1,13 +1,13 @@
-"""What agents went through: episodes of states, actions and rewards, from files or from play.
+"""Episodes of states, actions and rewards, from files or from an environment.
 
-Two layouts of files are read. `.npz` of arrays with one entry for each step, episode after episode:
+Two file formats are supported. `.npz` of arrays with one entry for each step, episode after episode:
 
     observations  (steps, ...) numbers, or (steps,) integers that number the states
     actions       (steps,) integers that number the actions, or (steps, action) numbers
-    rewards       (steps,), what each action brought
-    terminals, timeouts  (steps,), one of them or both: true where an episode ended, by itself or because time was up
+    rewards       (steps,), the reward of each action
+    terminals, timeouts  (steps,), one of them or both: true where an episode ended, or ran out of time
 
-as D4RL has it (Fu et al. 2020), and the HDF5 of Minari, with a group for each episode (needs the extra `act`).
+as in D4RL (Fu et al. 2020), and the HDF5 of Minari, with a group for each episode (needs the extra `act`).
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ FloatArray = npt.NDArray[np.float32]
 ActionArray = npt.NDArray[np.int64] | npt.NDArray[np.float32]
 
 _MAX_BROKEN_FRACTION = 0.01
-"""The share of episodes that may be broken before none is used."""
+"""The fraction of episodes that may be broken before the whole file is refused."""
 _MAX_EXAMPLES = 3
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Episodes played on the spot: in an environment of gymnasium (extra `act`), or in `key-to-door`.
+    """Episodes that are generated in an environment of gymnasium (extra `act`), or in `key-to-door`.
 
-    behaviour: "mixed", each episode is played by a policy of its own, good or bad: one drawn at random, or, where
-    states are numbered, what was trained on the episodes before (see `qkv.data.trajectories.environments.behave`);
-    "random", every action is drawn evenly.
+    behaviour: "mixed", each episode has its own policy, good or bad: a random one or, if states are discrete, one
+    trained on the episodes before (see `qkv.data.trajectories.environments.collect_episodes`); "random", every action
+    is
+    drawn uniformly.
     """
 
     environment: str
@@ -53,14 +54,14 @@ class Rollouts:
 
 @dataclass(frozen=True)
 class Npz:
-    """A file of arrays, in the layout above."""
+    """A file of arrays in the format above."""
 
     path: Path
 
 
 @dataclass(frozen=True)
 class Minari:
-    """A data set of Minari: its folder, or its main_data.hdf5."""
+    """A Minari data set: its folder, or its main_data.hdf5."""
 
     path: Path
 
@@ -70,8 +71,10 @@ TrajectorySource: TypeAlias = Rollouts | Npz | Minari
 
 @dataclass(frozen=True)
 class SpaceSpec:
-    """How many numbers a state has, and what may be done: one of `action` choices, or `action` numbers, each between
-    its `low` and its `high`."""
+    """The sizes of states and actions: how many numbers a state has, and `action_dim` choices, or numbers between `low`
+    and
+    `high`.
+    """
 
     state_dim: int
     action_dim: int
@@ -80,7 +83,7 @@ class SpaceSpec:
 
     @property
     def discrete(self) -> bool:
-        """Whether an action is one of several, and no numbers."""
+        """Whether an action is a choice rather than numbers."""
         return not self.low
 
 
@@ -93,7 +96,7 @@ class Episode:
     rewards: npt.NDArray[Any]
 
     def find_problem(self) -> str | None:
-        """What is wrong with it; None if nothing is."""
+        """Return what is wrong with the episode; None if nothing is."""
         steps = len(self.actions)
         if not steps:
             return "has no step"
@@ -107,9 +110,9 @@ class Episode:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Episodes one after the other; `ends` (episodes,) says after which step each of them ends.
+    """Concatenated episodes; `ends` (episodes,) is the index after the last step of each.
 
-    states (steps, state), rewards (steps,), actions (steps,) int64 where they are choices, else (steps, action).
+    states (steps, state), rewards (steps,), actions (steps,) int64 if they are choices, else (steps, action).
     """
 
     space: SpaceSpec
@@ -128,29 +131,30 @@ class Trajectories:
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """How many steps each episode has."""
+        """The number of steps in each episode."""
         return self.ends - self.starts
 
     @property
     def returns(self) -> FloatArray:
-        """What each episode brought in all."""
+        """The total reward of each episode."""
         return np.add.reduceat(self.rewards.astype(np.float64), self.starts).astype(np.float32)
 
     def compute_returns_to_go(self) -> FloatArray:
-        """What each step and those after it brought in its episode, (steps,) (Chen et al. 2021, section 3)."""
+        """Compute the sum of the rewards of each step and all later ones in its episode, (steps,) (Chen et al. 2021,
+        section 3)."""
         passed = np.cumsum(self.rewards.astype(np.float64))
         whole = np.repeat(passed[self.ends - 1], self.lengths)
         return (whole - passed + self.rewards).astype(np.float32)
 
     def select(self, episodes: Sequence[int] | npt.NDArray[np.int64]) -> Trajectories:
-        """The same without the episodes that are not chosen."""
+        """Select some episodes."""
         starts = self.starts
         steps = np.concatenate([np.arange(starts[one], self.ends[one]) for one in episodes])
         ends = np.cumsum(self.lengths[np.asarray(episodes, dtype=np.int64)])
         return Trajectories(self.space, self.states[steps], self.actions[steps], self.rewards[steps], ends)
 
     def save(self, path: Path) -> None:
-        """Write them as the `.npz` that `read_npz` reads."""
+        """Write the episodes as an `.npz` that `read_npz` reads."""
         over = np.zeros(len(self.rewards), dtype=bool)
         over[self.ends - 1] = True
         np.savez_compressed(path, observations=self.states, actions=self.actions, rewards=self.rewards, terminals=over)
@@ -158,7 +162,7 @@ class Trajectories:
 
 @dataclass
 class TrajectoryBuffer:
-    """Episodes as they are read, and what was wrong with those that were left out."""
+    """Valid episodes, and the problems of those that were left out."""
 
     name: str
     episodes: list[Episode] = field(default_factory=list)
@@ -166,7 +170,7 @@ class TrajectoryBuffer:
 
     @classmethod
     def from_episodes(cls, name: str, episodes: Iterable[Episode]) -> TrajectoryBuffer:
-        """Sort the good from the broken. Raises DataError for more than 1% broken, or for none at all."""
+        """Collect valid episodes. Raises DataError if more than 1% are broken, or none is valid."""
         found = cls(name)
         for number, episode in enumerate(episodes):
             problem = episode.find_problem()
@@ -179,19 +183,20 @@ class TrajectoryBuffer:
             raise DataError(
                 f"{name}: {len(found.problems):,} of {total:,} episodes cannot be used"
                 + (f" ({'; '.join(found.problems[:_MAX_EXAMPLES])})" if found.problems else "")
-                + f"; expected at most {_MAX_BROKEN_FRACTION:.0%}, and at least one good one: mend the file"
+                + f"; expected at most {_MAX_BROKEN_FRACTION:.0%}, and at least one valid one: repair the file"
             )
         return found
 
     @property
     def notes(self) -> list[str]:
-        """What there is to say about what was left out."""
+        """Notes on the episodes that were left out."""
         if not self.problems:
             return []
         return [f"{self.name}: left out {len(self.problems):,} episodes: {'; '.join(self.problems[:_MAX_EXAMPLES])}"]
 
     def to_trajectories(self, space: SpaceSpec | None = None) -> Trajectories:
-        """All of them as one, for an environment of these sizes if given. Raises DataError if they do not fit it."""
+        """Concatenate all episodes, optionally for an environment of these sizes. Raises DataError if they do not
+        fit it."""
         widths = {(one.states.shape[1:], one.actions.shape[1:], one.actions.dtype.kind) for one in self.episodes}
         if len(widths) > 1:
             shapes = [f"{state} and {action}" for state, action, _ in sorted(widths, key=str)[:_MAX_EXAMPLES]]
@@ -211,13 +216,11 @@ class TrajectoryBuffer:
 
 
 def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
-    """Several as one. Raises DataError if they differ in their states or actions."""
+    """Concatenate several sets of episodes. Raises DataError if they differ in their states or actions."""
     sizes = parts[0].space
     for part in parts[1:]:
         if part.space != sizes:
-            raise DataError(
-                f"the origins of episodes differ: {sizes} and {part.space}; expected those of one environment"
-            )
+            raise DataError(f"the sources of episodes differ: {sizes} and {part.space}; expected one environment")
     offsets = np.cumsum([0, *(len(part.rewards) for part in parts)])
     return Trajectories(
         sizes,
@@ -229,14 +232,14 @@ def concatenate(parts: Sequence[Trajectories]) -> Trajectories:
 
 
 def read_npz(path: Path) -> TrajectoryBuffer:
-    """Read the arrays of an `.npz` in the layout above.
+    """Read the arrays of an `.npz` in the format above.
 
-    Raises DataError for a file that is missing or damaged, lacks an array or has arrays of unequal length, or whose
+    Raises DataError for a file that is missing or damaged, lacks an array or has arrays of different lengths, or whose
     episodes are broken.
     """
     required = ("observations", "actions", "rewards")
     if path.is_file() and not zipfile.is_zipfile(path):
-        raise DataError(f"{path} is no .npz, or not all of one: write it with numpy.savez, or copy it again")
+        raise DataError(f"{path} is not a complete .npz file: write it with numpy.savez, or copy it again")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in (*required, "terminals", "timeouts") if name in file}
@@ -273,9 +276,8 @@ def read_npz(path: Path) -> TrajectoryBuffer:
 def read_minari(path: Path) -> TrajectoryBuffer:
     """Read the HDF5 of a Minari data set: its folder, or the file itself.
 
-    Of observations that consist of several parts, the numbers stand one after the other, parts by name. The
-    observation after the last action is left out. Raises DataError for what is missing, damaged or broken;
-    MissingExtraError without h5py.
+    The parts of structured observations are concatenated in the order of their names. The observation after the last
+    action is left out. Raises DataError if something is missing, damaged or broken, and MissingExtraError without h5py.
     """
     try:
         import h5py
@@ -283,7 +285,7 @@ def read_minari(path: Path) -> TrajectoryBuffer:
         raise MissingExtraError("reading Minari's HDF5 needs h5py: pip install 'qkv[act]'") from error
     place = next((one for one in (path / "data" / "main_data.hdf5", path / "main_data.hdf5") if one.is_file()), path)
     if not place.is_file():
-        raise DataError(f"{path} holds no main_data.hdf5; expected the folder of a Minari data set, or that file")
+        raise DataError(f"{path} contains no main_data.hdf5; expected the folder of a Minari data set, or that file")
 
     def episodes(file: Any) -> Iterator[Episode]:
         names = sorted((name for name in file if name.startswith("episode_")), key=lambda name: int(name[8:]))
@@ -306,7 +308,7 @@ def read_minari(path: Path) -> TrajectoryBuffer:
 
 
 def _read_parts(found: Any, path: Path) -> npt.NDArray[Any]:
-    """An array, or those of a group side by side."""
+    """Read an array, or concatenate those of a group."""
     if not isinstance(found, Mapping) and not hasattr(found, "keys"):
         return _check_numeric(np.asarray(found), path)
     parts = [_read_parts(found[name], path) for name in sorted(found)]
@@ -320,7 +322,7 @@ def _check_numeric(array: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
 
 
 def _infer_space(states: npt.NDArray[Any], actions: npt.NDArray[Any]) -> SpaceSpec:
-    """What the data themselves tell: integers in one column number something, and are counted."""
+    """Infer sizes from the data: integers in one column are discrete, and are counted."""
     numbered = states.ndim == 1 and states.dtype.kind in "biu"
     state = int(states.max()) + 1 if numbered else math.prod(states.shape[1:])
     if actions.dtype.kind in "biu" and actions[0].size == 1:
@@ -360,7 +362,7 @@ def _convert_actions(actions: npt.NDArray[Any], space: SpaceSpec, name: str) -> 
 
 
 def one_hot(numbers: npt.ArrayLike, n_classes: int) -> FloatArray:
-    """(...) numbers below `count` -> (..., count), 1 at the number and 0 elsewhere."""
+    """Encode numbers (...) below `n_classes` as (..., n_classes), 1 at the number and 0 elsewhere."""
     table: FloatArray = np.eye(n_classes, dtype=np.float32)
     marked: FloatArray = table[np.asarray(numbers)]
     return marked

@@ -1,4 +1,4 @@
-"""Trajectories as what a model reads and answers: windows of steps, side by side."""
+"""Trajectories as the inputs and labels of a model: windows of steps in batches."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class TrajectoryNormalizer:
-    """How what happens becomes numbers that a model learns from with ease, trained on trajectories.
+    """The normalization of states and returns, fitted to trajectories.
 
-    shown: which numbers of a state the model is given; all of them if None. mean, deviation: of these numbers, where
-    they are measured and no marks of 0 and 1. scale: what returns are divided by. best: the highest return seen.
+    observed_dims: the dimensions of a state that the model receives; all of them if None. mean, std: of these
+    dimensions,
+    for measurements, not for zeros and ones. return_scale: the divisor of returns. max_return: the highest return in
+    the
+    data.
     """
 
     space: SpaceSpec
@@ -36,22 +39,22 @@ class TrajectoryNormalizer:
 
     @property
     def state_dim(self) -> int:
-        """How many numbers of a state the model is given."""
+        """The number of state dimensions that the model receives."""
         return len(self.mean)
 
     @property
     def is_binary(self) -> bool:
-        """Whether every number of a state was 0 or 1 in all that was trained on, as those of a choice are."""
+        """Whether every state in the training data consisted of zeros and ones, such as one-hot vectors."""
         return not any(self.mean) and all(one == 1 for one in self.std)
 
     @property
     def step_dim(self) -> int:
-        """How many numbers a step has: its time, its return, its state and its action."""
+        """The size of an encoded step: its time, its return, its state and its action."""
         return 2 + self.state_dim + self.space.action_dim
 
     @classmethod
     def fit(cls, data: Trajectories, observed_dims: Sequence[int] | None = None) -> TrajectoryNormalizer:
-        """Learn it from trajectories. Raises ConfigError for numbers that a state does not have."""
+        """Fit the statistics to trajectories. Raises ConfigError for dimensions that a state does not have."""
         if observed_dims is not None and (
             not observed_dims or not all(0 <= one < data.space.state_dim for one in observed_dims)
         ):
@@ -68,13 +71,13 @@ class TrajectoryNormalizer:
         return cls(data.space, tuple(mean.tolist()), tuple(deviation.tolist()), scale, float(returns.max()), chosen)
 
     def normalize_states(self, states: FloatArray) -> FloatArray:
-        """(..., state) as they are -> (..., self.state) as the model is given them."""
+        """Normalize states (..., state) -> (..., state_dim)."""
         picked = states if self.observed_dims is None else states[..., list(self.observed_dims)]
         mean, deviation = (np.asarray(one, dtype=np.float32) for one in (self.mean, self.std))
         return (picked - mean) / deviation
 
     def encode_actions(self, actions: npt.NDArray[np.int64] | FloatArray) -> FloatArray:
-        """Actions -> (..., action): 1 at the choice made; of numbers, -1 at the lowest and 1 at the highest."""
+        """Encode actions -> (..., action): one-hot for choices; for numbers, -1 at the lowest and 1 at the highest."""
         if self.space.discrete:
             return one_hot(actions, self.space.action_dim)
         low, high = self._bounds()
@@ -82,7 +85,7 @@ class TrajectoryNormalizer:
         return scaled
 
     def decode_action(self, prediction: Tensor) -> FloatArray:
-        """What the model answers of an action of numbers, (..., action) -> the action."""
+        """Decode the predicted action (..., action), in the range of the environment's numbers."""
         low, high = self._bounds()
         found: FloatArray = prediction.clamp(-1, 1).cpu().numpy()
         taken: FloatArray = (low + (high - low) * (found + 1) / 2).astype(np.float32)
@@ -92,7 +95,7 @@ class TrajectoryNormalizer:
         return np.asarray(self.space.low, dtype=np.float32), np.asarray(self.space.high, dtype=np.float32)
 
     def encode_steps(self, data: Trajectories) -> FloatArray:
-        """All steps as the model reads them, (steps, width)."""
+        """Encode all steps as the model reads them, (steps, step_dim)."""
         starts = np.repeat(data.starts, data.lengths)
         times = np.arange(len(data.rewards)) - starts
         returns = data.compute_returns_to_go() / self.return_scale
@@ -106,17 +109,18 @@ class TrajectoryNormalizer:
 
 
 class StepWindows:
-    """Episodes cut into windows of up to `context` steps, anew in each epoch.
+    """Episodes cut into windows of up to `context` steps, differently in each epoch.
 
-    Windows are numbered through all epochs, as in `qkv.data.text.packing.Windows`. An epoch holds each step once: an
-    episode that fits is one window, and a longer one is cut at places that depend only on (seed, epoch); the last
-    window of one may then have a step again.
+    Windows are numbered through all epochs, as in `qkv.data.text.packing`. An epoch contains each step once: an episode
+    that fits is one window, and a longer one is cut at places that depend only on (seed, epoch); the last window of an
+    episode may repeat steps.
 
     With a `temperature` an epoch has as many windows, drawn in proportion to exp(return / temperature) of their
-    episodes, the lowest return counted as 0 and the highest as 1 (Hong et al. 2023, "Harnessing mixed offline
-    reinforcement learning datasets via trajectory weighting"): some several times, others in few epochs. `late` is the
-    share of windows that begin at a random one of their steps, without those before it: what is to be done is then
-    learned with less of what was before in sight, and single episodes are not so easily remembered.
+    episodes, with returns scaled to 0 for the lowest and 1 for the highest (Hong et al. 2023, "Harnessing mixed offline
+    reinforcement learning datasets via trajectory weighting"): some several times, others in few epochs.
+    `random_start_fraction` is the fraction of windows that begin at a random one of their steps, without the steps
+    before
+    it: actions are then learned with less history, and single episodes are harder to memorise.
     """
 
     def __init__(
@@ -129,7 +133,7 @@ class StepWindows:
         random_start_fraction: float = 0.0,
     ) -> None:
         if not len(data):
-            raise DataError("there are no episodes to make windows of; give at least one")
+            raise DataError("there are no episodes to split into windows; give at least one")
         self._inputs = torch.from_numpy(normalizer.encode_steps(data))
         chosen = data.actions if normalizer.space.discrete else np.zeros(len(data.actions), dtype=np.int64)
         self._labels = torch.from_numpy(np.ascontiguousarray(chosen))
@@ -148,21 +152,22 @@ class StepWindows:
 
     @property
     def count(self) -> int:
-        """How many windows make an epoch."""
+        """Return the number of windows in an epoch."""
         return int(self._ends[-1])
 
     @functools.cached_property
     def fingerprint(self) -> int:
-        """A number that other steps, or other ways to draw windows of them, would not have."""
+        """Return a hash that differs for other steps and for other ways to draw windows."""
         settings = (self._temperature, self._random_start_fraction)
         settings_hash = 0 if settings == (None, 0) else zlib.crc32(repr(settings).encode())
         return zlib.crc32(self._inputs.numpy().tobytes(), self.context ^ settings_hash)
 
     def collate(self, indices: Sequence[int]) -> Batch:
-        """Lay windows side by side, padded after their end, where no causal model sees it.
+        """Collate windows into a batch, padded after their end, where no causal model attends to it.
 
-        source (batch, steps, width) float, its last numbers the action; labels (batch, steps) int64, the choice made, 0
-        for actions that are numbers; IGNORE where padded.
+        source (batch, steps, width) float, with the action last; labels (batch, steps) int64, the choice, 0 for actions
+        that
+        are numbers; IGNORE at padding.
         """
         starts, ends = self._spans(np.asarray(indices, dtype=np.int64))
         places = starts[:, None] + np.arange((ends - starts).max())
@@ -173,7 +178,7 @@ class StepWindows:
         return Batch(source, None, None, labels, torch.as_tensor(list(indices), dtype=torch.int64))
 
     def _spans(self, numbers: Indices) -> tuple[Indices, Indices]:
-        """The first step of each window, and the one after its last."""
+        """Return the first step of each window, and the one after its last."""
         epochs, numbered = np.divmod(numbers, self.count)
         epochs_drawn = [
             (*self._draw_epoch(epoch), number) for epoch, number in zip(epochs.tolist(), numbered, strict=True)
@@ -191,15 +196,17 @@ class StepWindows:
         return starts + first, starts + last
 
     def _draw_epoch(self, epoch: int) -> tuple[Indices, Indices, npt.NDArray[np.float64]]:
-        """Where each episode is cut first, (episodes,), which windows there are, and what share of each is left out at
-        its beginning, both (count,)."""
+        """Draw an epoch: the first cut of each episode, (episodes,), the windows, and the fraction that is left out at
+        the
+        start of each, both (count,).
+        """
         if self._epoch_cache is None or self._epoch_cache[0] != epoch:
             random = np.random.PCG64([self._seed, epoch, 2]).random_raw(len(self._starts) + 1)
             phases = (random[:-1] % np.uint64(self.context)).astype(np.int64)
             chosen = np.arange(self.count)
             if (
                 self._cumulative_weights is not None
-            ):  # as even as can be: each so often as its share says, rounded down or up
+            ):  # as evenly as possible: each as often as its share says, rounded down or up
                 places = (chosen + float(random[-1]) / 2**64) / self.count * self._cumulative_weights[-1]
                 chosen = np.minimum(np.searchsorted(self._cumulative_weights, places, side="right"), self.count - 1)
             even = np.random.PCG64([self._seed, epoch, 3]).random_raw(self.count) / 2.0**64
@@ -209,7 +216,7 @@ class StepWindows:
 
 
 def _return_weights(returns: FloatArray, temperature: float) -> npt.NDArray[np.float64]:
-    """How often episodes of these returns are drawn, beside each other."""
+    """Weight episodes by their returns."""
     lowest, highest = float(returns.min()), float(returns.max())
     scaled = (returns.astype(np.float64) - highest) / ((highest - lowest) or 1.0)
     weights: npt.NDArray[np.float64] = np.exp(scaled / temperature)
@@ -217,5 +224,5 @@ def _return_weights(returns: FloatArray, temperature: float) -> npt.NDArray[np.f
 
 
 def predicted_actions(predictions: Tensor, action_dim: int) -> Tensor:
-    """Of what a model answers to steps, (batch, steps, 1 + state + action), the part that is about actions."""
+    """Select the actions from the predictions for steps, (batch, steps, 1 + state + action)."""
     return predictions[..., -action_dim:]

@@ -1,4 +1,4 @@
-"""Images to learn to tell apart, and the shape of what learns it: nodes of recipes. This file needs no torch."""
+"""The recipe of image classification. This module needs no torch."""
 
 from __future__ import annotations
 
@@ -17,20 +17,23 @@ from qkv.tasks.config import Pretrained
 from qkv.training.config import TrainingConfig
 
 ImageSource: TypeAlias = Corpus | ImageFolder | Npz | Idx | Parquet
-"""Where labelled images come from: a split of a named corpus, a folder for each class, or one or two files."""
+"""Sources of labelled images: a split of a named corpus, a folder for each class, or one or two files."""
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Which images to train on and which to validate on.
+    """The images for training and validation.
 
-    valid: images that are never trained on; without, `held_out` of those in `train`. test: images that the run must
-    not learn from; those of `train` that are among them are left out.
-    size: the height and width that all images are brought to; without, they have one already. grayscale: whether they
-    are read without colour.
-    batch: how many images make a batch. valid_images: how many each validation looks at.
-    augment: what is done to images, one after the other, each time they are trained on. mixup: the alpha of the Beta
-    distribution that two images are blended by (Zhang et al. 2018), null for none.
+    valid: images that are never trained on; without it, the fraction `held_out` of those in `train`. test: images that
+    the
+    run must not train on; those of `train` that are among them are left out.
+    size: the height and width to resize all images to; without it, they must have one size. grayscale: whether to read
+    them
+    without colour.
+    batch: the number of images in a batch. valid_images: the number of images in each validation.
+    augment: the augmentations of training images, in order. mixup: the alpha of the Beta distribution by which two
+    images
+    are blended (Zhang et al. 2018), null for none.
     """
 
     train: tuple[ImageSource, ...]
@@ -63,11 +66,11 @@ class ImageData:
 
 @dataclass(frozen=True)
 class ViT:
-    """An encoder alone that reads images in squares of `patch` x `patch` pixels: a ViT (Dosovitskiy et al. 2021).
+    """An encoder that reads images in patches of `patch_size` x `patch_size` pixels: a ViT (Dosovitskiy et al. 2021).
 
-    stem: convolutions before the squares are made, whose strides divide `patch` (Xiao et al. 2021); stem_norm and
+    stem: convolutions before the patches, whose strides divide `patch_size` (Xiao et al. 2021); stem_norm and
     stem_residual as in `qkv.spec.Patches`. pool: what is classified, the vector of a learned class token ("class") or
-    the mean of all squares. positions: learned for each square of a square image, or waves for images of any shape.
+    the mean of all patches. positions: learned for each patch of a square image, or sinusoids for images of any shape.
     """
 
     patch_size: int = 4
@@ -86,22 +89,22 @@ class ViT:
     stem_residual: bool = False
 
     def __post_init__(self) -> None:
-        self.spec(self.patch_size, self.patch_size, 1, 2)  # a shape that contradicts itself is refused with the recipe
+        self.spec(self.patch_size, self.patch_size, 1, 2)  # a contradictory shape is refused together with the recipe
 
     def spec(self, height: int, width: int, channels: int, classes: int) -> spec.Transformer:
-        """The spec of this shape for images of a size and a number of classes. Raises SpecError if it fits neither."""
+        """Build the spec of this shape for images of a size and a number of classes. Raises SpecError if they do not
+        fit."""
         if self.d_model % self.heads:
             raise SpecError(f"d_model={self.d_model} is not a multiple of heads={self.heads}")
         if height % self.patch_size or width % self.patch_size:
             raise SpecError(
-                f"images of {width} x {height} pixels do not part into squares of patch_size={self.patch_size}; set "
-                f"model.patch_size, "
-                "or data.size to multiples of it"
+                f"images of {width} x {height} pixels cannot be split into patches of patch_size={self.patch_size}; "
+                "set model.patch_size, or data.size to multiples of it"
             )
         count = height // self.patch_size * (width // self.patch_size)
         if self.positions == "learned" and math.isqrt(count) ** 2 != count:
             raise SpecError(
-                f"images of {width} x {height} pixels are no square; set model.positions=sinusoidal, or data.size"
+                f"images of {width} x {height} pixels are not square; set model.positions=sinusoidal, or data.size"
             )
         leading = int(self.pooling == "class")
         attention = spec.Attention(self.heads, self.d_model // self.heads, qk_norm=self.qk_norm)
@@ -125,7 +128,7 @@ class ViT:
 
 @dataclass(frozen=True)
 class ImageClassificationConfig:
-    """All that makes a trained classifier of images; the same bytes as with `Text2TextConfig`."""
+    """The recipe of an image classifier; it gives the same bytes each time, as `Text2TextConfig` does."""
 
     task: Literal["image-classification"]
     data: ImageData
@@ -134,7 +137,7 @@ class ImageClassificationConfig:
 
 
 OWN_DATA = "a folder with one folder for each class, an .npz or .parquet file, or two IDX files"
-"""The files that `find_source` takes."""
+"""The files that `find_source` accepts."""
 
 
 def find_source(files: Sequence[Path]) -> dict[str, Any] | None:

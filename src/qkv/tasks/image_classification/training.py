@@ -1,4 +1,4 @@
-"""Image classification: an encoder alone learns to tell classes of images apart."""
+"""Training of image classifiers."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ _MODES: Mapping[str, Literal["min", "max"]] = {"loss": "min", "accuracy": "max"}
 
 @dataclass(frozen=True)
 class ImageSplits:
-    """Albums to train on, to validate on and not to train on, the names of their classes; `notes` says what a user
-    should know about them."""
+    """Datasets for training, validation and testing, the names of their classes; `notes` are for the user."""
 
     train: list[ImageDataset]
     valid: ImageDataset | None
@@ -45,20 +44,20 @@ class ImageSplits:
 
 
 def load_data(recipe: ImageClassificationConfig) -> ImageSplits:
-    """Open a recipe's albums, without their pixels. Raises DataError or CorpusError for what cannot be read."""
+    """Load a recipe's datasets without their pixels. Raises DataError or CorpusError for images that cannot be read."""
     data = recipe.data
     train = [load_dataset(origin) for origin in data.train]
     valid = None if data.valid is None else load_dataset(data.valid)
     classes = _sort_classes({label for album in train for label in album.labels})
     if len(classes) < 2:
-        raise DataError(f"all images are of the class {classes[0]!r}; expected at least two classes to tell apart")
+        raise DataError(f"all images have the class {classes[0]!r}; expected at least two classes")
     note = f"{sum(map(len, train)):,} images of {len(classes)} classes: {', '.join(classes[:10])}"
     test = [load_dataset(origin) for origin in data.test]
     return ImageSplits(train, valid, test, classes, (note + (", ..." if len(classes) > 10 else ""),))
 
 
 def _sort_classes(classes: Iterable[str]) -> tuple[str, ...]:
-    """By number if they are numbers, else by name."""
+    """Sort classes by number if they are numbers, else by name."""
     names = sorted(classes)
     return tuple(sorted(names, key=int) if all(name.isdecimal() for name in names) else names)
 
@@ -66,7 +65,7 @@ def _sort_classes(classes: Iterable[str]) -> tuple[str, ...]:
 def build_training_setup(
     recipe: ImageClassificationConfig, splits: ImageSplits, run_folder: Path, cache_folder: Path, resume: bool
 ) -> TrainingSetup:
-    """The pixels, the model before its first step, and what judges it."""
+    """Build the stores of pixels, the initial model and its validator."""
     data, seed = recipe.data, recipe.training.seed
     begun = _load_pretrained(recipe.model, data) if isinstance(recipe.model, Pretrained) else None
     raw = _build_processor(data, (0.0,), (1.0,)) if begun is None else begun.processor
@@ -105,7 +104,7 @@ def build_training_setup(
 
 @dataclass(frozen=True)
 class _PretrainedClassifier:
-    """A model to go on from, how it prepares images, and the names of its classes."""
+    """A model to fine-tune, its image processor, and the names of its classes."""
 
     folder: Path
     model: SequenceModel
@@ -113,7 +112,7 @@ class _PretrainedClassifier:
     classes: tuple[str, ...]
 
     def with_classes(self, classes: tuple[str, ...]) -> SequenceModel:
-        """A new model with these parameters; for other classes than it knows, with scores that begin at 0."""
+        """Return a new model with these parameters; for other classes than its own, the classifier starts at 0."""
         shape = self.model.spec
         assert isinstance(shape, spec.Transformer) and shape.encoder is not None
         answers = shape.head
@@ -133,15 +132,16 @@ class _PretrainedClassifier:
 
 
 def _load_pretrained(pretrained: Pretrained, data: ImageData) -> _PretrainedClassifier:
-    """Open the model to go on from. Raises ConfigError if it sees nothing, or images are to have another form."""
+    """Load the model to fine-tune. Raises ConfigError if it reads no images, or the recipe changes their
+    preprocessing."""
     opened = load(pretrained.path)
     if not isinstance(opened, EncoderModel) or not isinstance(opened.processor, ImageProcessor):
         raise ConfigError([f"model.path={pretrained.path}: reads no images; expected an image model"])
     if data.size is not None or data.grayscale:
         raise ConfigError(
             [
-                f"data.{'grayscale' if data.size is None else 'size'}: given beside model.path={pretrained.path}, but "
-                "images are prepared as that model has learned it; leave it out"
+                f"data.{'grayscale' if data.size is None else 'size'}: given with model.path={pretrained.path}, but "
+                "that model preprocesses images in its own way; leave it out"
             ]
         )
     return _PretrainedClassifier(pretrained.path, opened.module, opened.processor, opened.labels)
@@ -150,14 +150,15 @@ def _load_pretrained(pretrained: Pretrained, data: ImageData) -> _PretrainedClas
 def _build_processor(
     data: ImageData, mean: tuple[float, ...], std: tuple[float, ...], size: tuple[int, int] | None = None
 ) -> ImageProcessor:
-    """How images are brought to their size, and how pixels are normalised; other images later to the same `size`."""
+    """Build the processor of images: their size and normalization; other images are later resized to the same
+    `size`."""
     channels = 1 if data.grayscale else 3
     spread = tuple((values * channels)[:channels] for values in (mean, std))
     return ImageProcessor(size or data.size, mean=spread[0], std=spread[1], grayscale=data.grayscale)
 
 
 def _select_held_out(store: ImageStore, fraction: float) -> list[int]:
-    """The images whose digests come first, so many of them: equal images stay together."""
+    """Select the images whose digests come first, as a fraction of all: equal images stay together."""
     order = sorted(set(store.digests))
     if len(order) < 2:
         raise DataError("all images are the same; expected at least two that differ")
@@ -168,7 +169,7 @@ def _select_held_out(store: ImageStore, fraction: float) -> list[int]:
 def _select_training_images(
     train: ImageStore, held_out_stores: list[ImageStore], held_out: set[int]
 ) -> tuple[list[int], list[str]]:
-    """Which images are trained on: none that is held out or among those `apart`; and what to say of the others."""
+    """Select the images to train on, none of which is held out; also return notes on the others."""
     hidden = {digest for pictures in held_out_stores for digest in pictures.digests}
     known = [number for number, digest in enumerate(train.digests) if digest in hidden]
     learned = [number for number in range(len(train)) if number not in held_out and train.digests[number] not in hidden]
@@ -185,7 +186,8 @@ def _select_training_images(
 
 
 def _compute_channel_statistics(store: ImageStore, indices: list[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and the deviation of each channel, from 0 to 1, of up to 5,000 images; no deviation is below 1/255."""
+    """Compute mean and standard deviation of each channel, from 0 to 1, of up to 5,000 images, the latter at least
+    1/255."""
     some = store.pixels[np.asarray(indices[:: max(1, len(indices) // 5000)])]
     mean, deviation = (part / 255 for part in (some.mean((0, 1, 2)), some.std((0, 1, 2)).clip(min=1)))
     return tuple(mean.round(4).tolist()), tuple(deviation.round(4).tolist())

@@ -56,7 +56,7 @@ class ImageTextModel(TaskModel):
     processor: processing.ImageProcessor
     tokenizer: Tokenizer
     task: Task = TASKS["zero-shot-image-classification"]
-    decoding: DecodingConfig = DecodingConfig(Greedy())  # its n_best counts
+    decoding: DecodingConfig = DecodingConfig(Greedy())  # only its n_best is used
     card: model_folder.Card = model_folder.Card()
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class ImageTextModel(TaskModel):
             )
         if self.tokenizer.encode_with_special_tokens("a").ids[-1:] != [self.tokenizer.special_tokens.eos]:
             raise VocabularyError(
-                "the tokenizer puts no end token after a text, and the model takes the vector of that token as the "
+                "the tokenizer appends no end token to a text, and the model uses the vector of that token as the "
                 "text's; "
                 "take the tokenizer from the model's own folder"
             )
@@ -140,7 +140,7 @@ class ImageTextModel(TaskModel):
             yield from self.module.target(pad_sequence(ids, batch_first=True), source_mask=mask, tap=tap)
 
     def validate_inputs(self, lines: Sequence[str], n_read: int = 0) -> list[list[int]]:
-        """Nothing but a look at each line; DataError, with its number, for one without an image or a text."""
+        """Check each line. Raises DataError, with its number, for one without an image or a text."""
         for number, line in enumerate(lines, n_read + 1):
             if line.strip():
                 _split_line(line, f"line {number}: ")
@@ -161,9 +161,9 @@ class ImageTextModel(TaskModel):
 
     @torch.no_grad()
     def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> Trace:
-        """Look at every attention to the image, and to the text that goes best with it, or to the given one.
+        """Trace every attention to the image, and to the text that matches it best, or to the given one.
 
-        tap: one that intervenes. Raises DataError for a line that cannot be read, and an answer that is no text of it.
+        tap: an edit. Raises DataError for a line that cannot be read, and for an answer that is not one of its texts.
         """
         given = self.prepare(line)
         vector = self.module.eval().source(given.image.source, tap=tap.at("source"))

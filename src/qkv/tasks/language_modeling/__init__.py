@@ -1,0 +1,1 @@
+"""Language modeling: recipes, training and models."""

@@ -16,13 +16,14 @@ from qkv.training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class TextData:
-    """Which texts to train on and which to validate on; see `qkv.data.text.documents` for where they may come from.
+    """The texts for training and validation; see `qkv.data.text.documents` for their sources.
 
-    valid: texts that are never trained on, wherever they come from; without, `held_out` of what is in `train`: that
-    share of the documents, or the end of the only one.
-    context: how many tokens the model sees at a time. batch_tokens: how many there are in a batch.
-    valid_characters: how much of `valid` each validation reads, and `stride`, how far its window moves on (as far as it
-    sees, unless given).
+    valid: texts that are never trained on, whatever their source; without it, `held_out` of those in `train`: that
+    fraction
+    of the documents, or the end of the only one.
+    context: the number of tokens in the model's context. batch_tokens: the number of tokens in a batch.
+    valid_characters: how much of `valid` each validation reads, and `stride`, how far its window moves (by default its
+    whole length).
     """
 
     train: tuple[TextSource, ...]
@@ -53,7 +54,7 @@ class TextData:
 
 @dataclass(frozen=True)
 class LanguageModelingConfig:
-    """All that makes a trained language model; the same bytes as with `Text2TextConfig`."""
+    """The recipe of a language model; it gives the same bytes each time, as `Text2TextConfig` does."""
 
     task: Literal["language-modeling"]
     data: TextData
@@ -67,7 +68,7 @@ class LanguageModelingConfig:
 
 
 OWN_DATA = "one text file, one folder of text files, or one .jsonl file"
-"""The files that `find_source` takes."""
+"""The files that `find_source` accepts."""
 
 
 def find_source(files: Sequence[Path]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Language modeling: a decoder alone learns to continue texts."""
+"""Training of language models, which continue texts."""
 
 from __future__ import annotations
 
@@ -39,8 +39,7 @@ _MODES: Mapping[str, Literal["min", "max"]] = {"loss": "min", "perplexity": "min
 
 @dataclass(frozen=True)
 class TextSplits:
-    """Texts to train on, read anew each time, and the beginning of those to validate on; `notes` says what a user
-    should know about them."""
+    """Texts for training, read again each time, and the beginning of those for validation; `notes` are for the user."""
 
     train: TextCorpus
     valid: list[str]
@@ -48,9 +47,9 @@ class TextSplits:
 
 
 def load_data(recipe: LanguageModelingConfig) -> TextSplits:
-    """Read a recipe's texts and hold out what is to be checked on; what is trained on is not kept.
+    """Load a recipe's texts and hold out those for validation; training texts are not kept in memory.
 
-    Raises DataError or CorpusError for what cannot be read, and if nothing is left to train on.
+    Raises DataError or CorpusError for texts that cannot be read, and if none are left to train on.
     """
     data = recipe.data
     if data.valid is None:
@@ -73,7 +72,8 @@ def load_data(recipe: LanguageModelingConfig) -> TextSplits:
 
 
 def _split_held_out(train: TextCorpus, data: TextData) -> list[str]:
-    """Take out of `train` a share of its documents, whose digests come first; or the end, if there is but one."""
+    """Remove a fraction of the documents from `train`, those whose digests come first; or the end of a single
+    document."""
     every = sorted(set(train.digests))
     if len(every) == 1:
         [text, *_] = train
@@ -88,7 +88,7 @@ def _split_held_out(train: TextCorpus, data: TextData) -> list[str]:
 def build_training_setup(
     recipe: LanguageModelingConfig, splits: TextSplits, run_folder: Path, cache_folder: Path, resume: bool
 ) -> TrainingSetup:
-    """The tokenizer, the windows of tokens, the model before its first step, and what judges it."""
+    """Build the tokenizer, the windows of tokens, the initial model and its validator."""
     data, seed = recipe.data, recipe.training.seed
     runner = _build_or_load_model(recipe, splits, run_folder, resume)
     store = tokenize_documents(splits.train, splits.train.cache_key, runner.source_tokenizer, cache_folder)
@@ -112,7 +112,7 @@ def build_training_setup(
 
 
 def _get_document_tokens(tokenizer: Tokenizer) -> SpecialTokens:
-    """What stands around a text that is learned whole."""
+    """Return the tokens around a whole document."""
     eos = tokenizer.eos
     return SpecialTokens(eos, get_start_token(tokenizer, eos), eos)
 
@@ -120,13 +120,13 @@ def _get_document_tokens(tokenizer: Tokenizer) -> SpecialTokens:
 def _build_or_load_model(
     recipe: LanguageModelingConfig, splits: TextSplits, run_folder: Path, resume: bool
 ) -> TextGenerator:
-    """The model before its first step and its tokenizer: new ones, or those of the model to go on from."""
+    """Build or load the initial model and its tokenizer: new ones, or those of a model to fine-tune."""
     card = Card(context=recipe.data.context)
     if isinstance(recipe.model, Pretrained):
         trained = load_base_model(recipe.model)
         shape = trained.module.spec
         if not isinstance(shape, spec.Transformer) or shape.decoder is None or shape.encoder is not None:
-            raise ConfigError([f"model.path={recipe.model.path}: reads a source; expected a model that writes"])
+            raise ConfigError([f"model.path={recipe.model.path}: has an encoder; expected a language model"])
         _check_vocabulary(splits, trained.source_tokenizer)
         return replace(trained, task=TASKS["text-generation"], decoding=recipe.decoding, card=card)
     kept = run_folder / "source.tokenizer.json"
@@ -141,22 +141,22 @@ def _build_or_load_model(
 
 
 def _check_vocabulary(splits: TextSplits, tokenizer: Tokenizer) -> None:
-    """Raise VocabularyError if more than 1% of the characters of what is checked on are unknown to a model."""
+    """Raise VocabularyError if a model does not know more than 1% of the characters of the validation texts."""
     characters = sorted({character for text in splits.valid for character in text})
     unk = tokenizer.special_tokens.unk
     if not any(unk in ids for ids in tokenizer.encode_batch(splits.valid)):
-        return  # a tokenizer of words may know no character by itself
+        return  # a tokenizer of words may know no single character
     unknown = {c for c, ids in zip(characters, tokenizer.encode_batch(characters), strict=True) if unk in ids}
     count, total = sum(c in unknown for text in splits.valid for c in text), sum(map(len, splits.valid))
     if count > 0.01 * total:
         raise VocabularyError(
-            f"{count:,} of {total:,} characters are unknown to the model to go on from, such as "
+            f"{count:,} of {total:,} characters are unknown to the model to fine-tune, such as "
             f"{', '.join(map(repr, sorted(unknown)[:5]))}; give it text of the kind it knows, or train a new model"
         )
 
 
 def _take_characters(texts: Iterable[str], characters: int) -> list[str]:
-    """The first texts, so many characters of them."""
+    """Return the first texts, up to a number of characters."""
     some: list[str] = []
     for text in texts:
         if characters <= 0:

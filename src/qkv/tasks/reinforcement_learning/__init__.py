@@ -1,0 +1,1 @@
+"""Decision Transformers: recipes, training, rollouts and agents."""

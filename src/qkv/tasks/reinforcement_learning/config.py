@@ -1,6 +1,6 @@
-"""The nodes of a recipe whose model acts: what it learns from and its shape.
+"""The recipe of a Decision Transformer: its data and the shape of its model.
 
-This file needs no torch.
+This module needs no torch.
 """
 
 from __future__ import annotations
@@ -19,15 +19,19 @@ from qkv.training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class TrajectoryData:
-    """Which episodes to train on, and where the model is to act.
+    """The episodes to train on, and the environment to act in.
 
-    environment: where it acts; that of the first episodes that are played on the spot, unless given. Without any, it is
-    judged by held-out episodes alone. context: how many steps it sees at a time. batch_steps: how many steps there are
-    in a batch. temperature: the lower, the more often it learns from episodes of a high return (see
-    `qkv.data.trajectories.windows.StepWindows`); from all alike, unless given. late: the share of what is learned
-    from at a time that begins later than it could, at a random step. held_out: the share of episodes that is never
-    trained on. shown: which numbers of a state it is given (all). asked: the returns that are asked for; the
-    highest of the data, unless given. valid_episodes: how many it plays for each of these at a validation.
+    environment: where the agent acts; by default that of the first generated episodes. Without any, it is validated on
+    held-out episodes only. context: the number of steps in the model's context. batch_steps: the number of steps in a
+    batch.
+    temperature: the lower, the more often episodes with a high return are drawn (see
+    `qkv.data.trajectories.windows.StepWindows`); by default all alike. random_start_fraction: the fraction of windows
+    that
+    begin at a random one of their steps. held_out: the fraction of episodes that is never trained on. observed_dims:
+    the
+    dimensions of a state that the model receives, by default all. target_returns: the returns to aim for, by default
+    the
+    highest in the data. valid_episodes: how many episodes to play for each of these at a validation.
     """
 
     train: tuple[TrajectorySource, ...]
@@ -62,16 +66,16 @@ class TrajectoryData:
 
     @property
     def environment_name(self) -> str | None:
-        """The environment that it acts in."""
+        """The environment to act in."""
         played = (origin.environment for origin in self.train if isinstance(origin, Rollouts))
         return self.environment or next(played, None)
 
 
 @dataclass(frozen=True)
 class DecisionTransformer:
-    """The Decision Transformer (Chen et al. 2021): returns, states and actions in turn through causal blocks.
+    """The Decision Transformer (Chen et al. 2021): interleaved returns, states and actions in causal blocks.
 
-    returns: whether it reads the return that is to be reached; without, it clones the behaviour in the data.
+    return_conditioned: whether it reads the return-to-go; without it, it clones the behaviour in the data.
     """
 
     d_model: int = 64
@@ -82,10 +86,10 @@ class DecisionTransformer:
     return_conditioned: bool = True
 
     def __post_init__(self) -> None:
-        self.spec(1, 2, 1, bounded=False)  # a shape that contradicts itself is refused with the recipe
+        self.spec(1, 2, 1, bounded=False)  # a contradictory shape is refused together with the recipe
 
     def spec(self, state_dim: int, action_dim: int, max_steps: int, bounded: bool) -> spec.Transformer:
-        """The spec of this shape for states and actions of so many numbers, and episodes of so many steps."""
+        """Build the spec of this shape for the sizes of states and actions and the maximum length of episodes."""
         if self.d_model % self.heads:
             raise SpecError(f"d_model={self.d_model} is not a multiple of heads={self.heads}")
         block = spec.Block(
@@ -99,7 +103,7 @@ class DecisionTransformer:
 
 @dataclass(frozen=True)
 class DecisionTransformerConfig:
-    """All that makes a trained agent; the same bytes as with `qkv.tasks.Recipe`. acting: its context is the data's."""
+    """The recipe of an agent; it gives the same bytes each time, as described at `qkv.tasks.Recipe`."""
 
     task: Literal["decision-transformer"]
     data: TrajectoryData
@@ -109,7 +113,7 @@ class DecisionTransformerConfig:
 
 
 OWN_DATA = "one .npz file of episodes, or one Minari data set"
-"""The files that `find_source` takes."""
+"""The files that `find_source` accepts."""
 
 
 def find_source(files: Sequence[Path]) -> dict[str, Any] | None:

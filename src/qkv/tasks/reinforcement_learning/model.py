@@ -1,4 +1,4 @@
-"""Decision Transformer agents: asked for a return, an agent plays an episode in its environment."""
+"""Decision Transformer agents: given a target return, an agent plays an episode in its environment."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _MAX_PARALLEL = 100
 
 @dataclass(frozen=True)
 class EpisodeAnswer(Answer):
-    """An answer that is an episode: the return asked for, the return achieved, and every step."""
+    """An output that is an episode: the target return, the achieved return, and every step."""
 
     target_return: float = 0.0
     achieved_return: float = 0.0
@@ -45,7 +45,7 @@ class EpisodeAnswer(Answer):
 
 @dataclass(frozen=True)
 class _AgentSettings:
-    """The part of card.json that says in which environment and how the model acts."""
+    """The part of card.json that describes the environment and the normalization."""
 
     environment: str | None
     normalizer: TrajectoryNormalizer
@@ -54,7 +54,7 @@ class _AgentSettings:
 
 @dataclass(frozen=True, repr=False)
 class DecisionTransformerAgent(TaskModel):
-    """An agent: its environment, how its observations are normalized, and how it chooses actions."""
+    """An agent: its environment, the normalization of its observations, and its choice of actions."""
 
     module: SequenceModel
     normalizer: TrajectoryNormalizer
@@ -62,10 +62,11 @@ class DecisionTransformerAgent(TaskModel):
     rollout: RolloutConfig = RolloutConfig()
     task: Task = TASKS["decision-transformer"]
     card: model_folder.Card = model_folder.Card()
-    decoding: DecodingConfig = DecodingConfig(Greedy())  # there is one way to act
+    decoding: DecodingConfig = DecodingConfig(Greedy())  # there is only one way to act
 
     def make_environment(self) -> Environment:
-        """Open the environment. Raises DataError if there is none, or its spaces are not those of the training."""
+        """Create the environment. Raises DataError if there is none, or its spaces differ from those of the
+        training."""
         if self.environment is None:
             raise DataError(
                 "this model has no environment and cannot play; give it recorded steps (episodes.npz), or train one "
@@ -74,13 +75,13 @@ class DecisionTransformerAgent(TaskModel):
         found = make_environment(self.environment)
         if found.space != self.normalizer.space:
             raise DataError(
-                f"{self.environment} has {found.space}, and the model learned about {self.normalizer.space}; take the "
+                f"{self.environment} has {found.space}, but the model was trained on {self.normalizer.space}; use the "
                 "version of the environment that the data came from"
             )
         return found
 
     def play_episodes(self, targets: Iterable[tuple[float, int]]) -> Iterator[Rollout]:
-        """Play an episode for each return that is asked for, with its seed; in their order."""
+        """Play an episode for each target return, with its seed, and yield them in order."""
         rest = iter(targets)
         while some := list(islice(rest, _MAX_PARALLEL)):
             yield from rollout(self.module, self.normalizer, self.make_environment, some, self.rollout)
@@ -91,13 +92,13 @@ class DecisionTransformerAgent(TaskModel):
         return frozenset({"rollout"})
 
     def predict_ranked(self, lines: Iterable[str], decoding: DecodingConfig | None = None) -> Iterator[list[Answer]]:
-        """Play an episode for each line, which is the return to ask for; line n is played with seed n.
+        """Play an episode for each line, which is the target return; line n is played with seed n.
 
         For a line that names a recorded episode (see `look`), the answer is the action at its last step, or at the step
         that the line names. Raises DataError for any other line. An empty line has an empty answer.
         """
         if decoding is not None and not isinstance(decoding.method, Greedy):
-            raise DataError("a beam or several answers were asked for; an agent plays one episode for each line")
+            raise DataError("a beam or several answers were requested; an agent plays one episode for each line")
         rest = enumerate(lines)
         while some := list(islice(rest, _MAX_PARALLEL)):
             full = [
@@ -120,16 +121,16 @@ class DecisionTransformerAgent(TaskModel):
         return []
 
     def token_names(self, ids: Sequence[int]) -> list[str]:
-        """What to call its choices."""
+        """Return the names of actions."""
         return [f"action {number}" for number in ids]
 
     def look(self, line: str, answer: str | Answer | None = None, tap: Tap = NO_TAP) -> Trace:
-        """Play an episode and look at every attention that led to one of its actions: the last, unless told.
+        """Play an episode and trace every attention that led to one of its actions, by default the last.
 
-        line: a return, or a return and a step, as in "500@120"; or a recorded episode, "episodes.npz", of several
-        "episodes.npz#3", counted from 0, then "@" and a step, then a tab and the return that was asked for; what it
-        brought, unless given. tap: one that intervenes in what is looked at, and not in what was played.
-        Raises DataError for what is neither.
+        line: a return, or a return and a step, as in "500@120"; or a recorded episode, "episodes.npz", one of several
+        "episodes.npz#3", counted from 0, then "@" and a step, then a tab and the target return, by default the achieved
+        one.
+        tap: an edit of the traced step, not of the steps that were played. Raises DataError for any other line.
         """
         if answer is not None:
             raise DataError(f"answer={answer!r} was given; an agent plays by itself: leave it out")
@@ -146,7 +147,7 @@ class DecisionTransformerAgent(TaskModel):
         )
 
     def _load_steps(self, line: str) -> tuple[Rollout, Tensor, int]:
-        """The episode that a line plays or names, its steps in sight as the model reads them, and the last's number."""
+        """Return the episode of a line, the steps in the context as model inputs, and the index of the last step."""
         line, _, target_return = line.strip().partition("\t")
         name, mark, place = line.rpartition("@")
         name, place = (name, place) if mark else (line, "")
@@ -156,7 +157,7 @@ class DecisionTransformerAgent(TaskModel):
             else self.play_episodes([(parse_target_return(name), 0)])
         )
         if place and not (place.strip().isdigit() and 1 <= int(place) <= played.length):
-            raise DataError(f"step {place!r} was asked for; the episode has steps 1 to {played.length}")
+            raise DataError(f"step {place!r} was requested; the episode has steps 1 to {played.length}")
         last = int(place) if place else played.length
         steps = torch.from_numpy(self.normalizer.encode_steps(_to_trajectories(played, self.normalizer)))
         steps[:, 1] = torch.from_numpy(played.returns_to_go) / self.normalizer.return_scale
@@ -164,7 +165,7 @@ class DecisionTransformerAgent(TaskModel):
 
     @torch.no_grad()
     def _predict_action(self, rollout: Rollout, steps: Tensor, last: int) -> Answer:
-        """The action that the model chooses in the last of some steps, whose own it does not see."""
+        """Predict the action of the last of some steps, whose own action the model does not see."""
         shape = self.module.spec
         assert isinstance(shape, spec.Transformer) and isinstance(shape.head, spec.Actions)
         answer = predicted_actions(self.module.eval()(steps[None]), self.normalizer.space.action_dim)[0, -1].float()
@@ -175,7 +176,7 @@ class DecisionTransformerAgent(TaskModel):
         return Answer(" ".join(f"{number:.6g}" for number in numbers.tolist()), 0.0, 0.0, ())
 
     def position_values(self, rollout: Rollout) -> dict[str, FloatArray]:
-        """What each position of an episode holds, as it was, (steps, numbers) by kind, in their order within a step."""
+        """Return the values at each position of an episode, (steps, numbers) by kind, in their order within a step."""
         episode = rollout.episode
         states = (
             episode.states
@@ -187,7 +188,7 @@ class DecisionTransformerAgent(TaskModel):
         return {kind: one.reshape(rollout.length, -1).astype("float32") for kind, one in found.items()}
 
     def position_labels(self, rollout: Rollout, first: int, last: int) -> list[str]:
-        """What to call the positions of some steps: what is still to be reached, what is seen, what is done."""
+        """Return the labels of the positions of some steps: return-to-go, state, action."""
         named = []
         for step in range(first, last):
             if _trajectory_spec(self.module).return_conditioned:
@@ -223,7 +224,7 @@ class DecisionTransformerAgent(TaskModel):
 
 @dataclass(frozen=True)
 class ReturnStatistics:
-    """What came of asking for one return, over several episodes."""
+    """The achieved returns for one target return, over several episodes."""
 
     target_return: float
     returns: tuple[float, ...]
@@ -236,19 +237,19 @@ class ReturnStatistics:
 
     @property
     def std(self) -> float:
-        """Their standard deviation, of a sample."""
+        """The sample standard deviation of the achieved returns."""
         spread = sum((one - self.mean) ** 2 for one in self.returns)
         return math.sqrt(spread / (len(self.returns) - 1)) if len(self.returns) > 1 else 0.0
 
     @property
     def confidence_95(self) -> float:
-        """Half of the 95% confidence interval of the mean, as if the mean were normally distributed."""
+        """Half of the 95% confidence interval of the mean, for normally distributed returns."""
         return 1.96 * self.std / math.sqrt(len(self.returns))
 
 
 @dataclass(frozen=True)
 class RolloutReport:
-    """How an agent played: what it achieved for each return that was asked for."""
+    """The results of an agent for each target return."""
 
     statistics: tuple[ReturnStatistics, ...]
     episodes: int
@@ -271,9 +272,9 @@ class RolloutReport:
 def evaluate_agent(
     agent: DecisionTransformerAgent, target_returns: Sequence[float] = (), episodes: int = 100, seed: int = 10_000
 ) -> RolloutReport:
-    """Play episodes for each return that is asked for, the highest that the agent trained on unless told.
+    """Play episodes for each target return, by default the highest in the training data.
 
-    They begin as the seeds from `seed` on say, the same for each return; validating uses those from 0 on.
+    Episode i starts from seed + i for every target return; validation uses seeds from 0.
     """
     if episodes < 1:
         raise DataError(f"episodes={episodes} was given; expected at least 1")
@@ -286,7 +287,7 @@ def evaluate_agent(
 
 
 def parse_evaluation_options(returns: Sequence[object], options: Sequence[str]) -> tuple[list[float], dict[str, int]]:
-    """What `measure` is told on a command line: returns, and assignments to episodes or seed.
+    """Parse command-line options: target returns, and assignments to episodes or seed.
 
     Raises DataError for anything else.
     """
@@ -302,41 +303,41 @@ def parse_evaluation_options(returns: Sequence[object], options: Sequence[str]) 
 
 
 def parse_target_return(line: str, where: str = "") -> float:
-    """The return that a line asks for; DataError if it is no number."""
+    """Parse the target return in a line. Raises DataError if it is not a number."""
     try:
         number = float(line)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
         raise DataError(
-            f"{where}{line.strip()[:30]!r} was given; expected the return to ask for, a number such as 500, "
+            f"{where}{line.strip()[:30]!r} was given; expected a target return, a number such as 500, "
             "or recorded steps such as episodes.npz#3"
         )
     return number
 
 
 def _is_recorded_episode(line: str) -> bool:
-    """Whether a line names a recorded episode."""
+    """Return whether a line names a recorded episode."""
     return ".npz" in line
 
 
 def _read_episode(name: str, target_return: str, normalizer: TrajectoryNormalizer) -> Rollout:
-    """An episode of a file; DataError for one that is not there, or does not fit the model."""
+    """Read an episode of a file. Raises DataError for one that does not exist or does not fit the model."""
     path, mark, number = name.rpartition("#")
     path, number = (path, number) if mark else (name, "0")
     episodes = read_npz(Path(path)).episodes
     if not (number.isdigit() and int(number) < len(episodes)):
-        raise DataError(f"episode {number!r} of {path} was asked for; it has episodes 0 to {len(episodes) - 1}")
+        raise DataError(f"episode {number!r} of {path} was requested; it has episodes 0 to {len(episodes) - 1}")
     chosen = TrajectoryBuffer(path, [episodes[int(number)]]).to_trajectories(normalizer.space)
     episode_return = parse_target_return(target_return) if target_return.strip() else float(chosen.returns[0])
     return Rollout(episode_return, 0, Episode(chosen.states, chosen.actions, chosen.rewards))
 
 
 def _trajectory_spec(model: SequenceModel) -> spec.Trajectory:
-    """What a model of steps reads."""
+    """Return the input of a model of trajectories."""
     shape = model.spec
     assert isinstance(shape, spec.Transformer) and shape.encoder is not None
-    assert isinstance(shape.encoder.input, spec.Trajectory)  # it answers with actions
+    assert isinstance(shape.encoder.input, spec.Trajectory)  # its head predicts actions
     return shape.encoder.input
 
 
@@ -358,7 +359,7 @@ def _to_answer(rollout: Rollout) -> EpisodeAnswer:
 
 
 def _to_trajectories(rollout: Rollout, normalizer: TrajectoryNormalizer) -> Trajectories:
-    """One episode as trajectories."""
+    """Convert one episode to trajectories."""
     episode = rollout.episode
     return Trajectories(
         normalizer.space, episode.states, episode.actions, episode.rewards, torch.tensor([rollout.length]).numpy()
@@ -366,14 +367,14 @@ def _to_trajectories(rollout: Rollout, normalizer: TrajectoryNormalizer) -> Traj
 
 
 def _format_flags(value: Any) -> str:
-    """Which of some marks of 0 and 1 are set; their numbers where none is or they are others."""
+    """Format the indices of the set flags; the numbers themselves if none is set or they are not flags."""
     if len(value) > 1 and value.any() and set(value.tolist()) <= {0.0, 1.0}:
         return ",".join(str(place) for place in value.nonzero()[0].tolist())
     return _format_numbers(value)
 
 
 def _format_numbers(value: Any) -> str:
-    """Some numbers in short: the first four."""
+    """Format the first four numbers."""
     if value.ndim == 0:
         return f"{value:g}"
     return " ".join(f"{one:.3g}" for one in value[:4].tolist()) + (" ..." if len(value) > 4 else "")

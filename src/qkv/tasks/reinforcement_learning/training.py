@@ -1,4 +1,4 @@
-"""Decision Transformer: a model learns from episodes which actions lead to which returns."""
+"""Training of Decision Transformers, which learn from episodes which actions lead to which returns."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _BATCH_SIZE = 64
 
 @dataclass(frozen=True)
 class TrajectorySplits:
-    """Episodes to train on and to validate on; `notes` says what a user should know about them."""
+    """Episodes for training and validation; `notes` are for the user."""
 
     train: Trajectories
     valid: Trajectories
@@ -48,10 +48,11 @@ class TrajectorySplits:
 
 
 def load_data(recipe: DecisionTransformerConfig) -> TrajectorySplits:
-    """Play or read a recipe's episodes and hold some out.
+    """Generate or read a recipe's episodes and hold some out.
 
-    Raises DataError for what cannot be read or does not fit the environment; MissingExtraError without gymnasium or
-    h5py, where they are needed.
+    Raises DataError for episodes that cannot be read or do not fit the environment, and MissingExtraError without
+    gymnasium
+    or h5py, if they are needed.
     """
     data = recipe.data
     sizes = None if data.environment_name is None else make_environment(data.environment_name).space
@@ -62,7 +63,7 @@ def load_data(recipe: DecisionTransformerConfig) -> TrajectorySplits:
         notes += source_notes
     every = concatenate(parts)
     if len(every) < 2:
-        raise DataError("there is one episode alone; expected at least 2, one of them to validate on")
+        raise DataError("there is only one episode; expected at least 2, one of them to validate on")
     order = np.argsort(np.random.PCG64([recipe.training.seed, 7]).random_raw(len(every)), kind="stable")
     held = min(max(1, round(data.held_out * len(every))), len(every) - 1)
     train, valid = every.select(np.sort(order[held:])), every.select(np.sort(order[:held]))
@@ -92,7 +93,7 @@ def _describe(train: Trajectories, n_held_out: int) -> str:
 def build_training_setup(
     recipe: DecisionTransformerConfig, splits: TrajectorySplits, run_folder: Path, cache_folder: Path, resume: bool
 ) -> TrainingSetup:
-    """The windows of steps, the model before its first step, and what judges it."""
+    """Build the windows of steps, the initial model and its validator."""
     data, seed = recipe.data, recipe.training.seed
     shown = TrajectoryNormalizer.fit(splits.train, data.observed_dims)
     windows = StepWindows(splits.train, shown, data.context, seed, data.temperature, data.random_start_fraction)
@@ -112,7 +113,7 @@ def build_training_setup(
 
 
 class ActionLoss:
-    """The loss of the actions: cross entropy of choices, half of the squared error of numbers (Chen et al. 2021)."""
+    """The loss of actions: cross-entropy of choices, half of the squared error of numbers (Chen et al. 2021)."""
 
     def __init__(self, normalizer: TrajectoryNormalizer, label_smoothing: float) -> None:
         self.discrete, self.action_dim, self.label_smoothing = (

@@ -1,0 +1,1 @@
+"""Speech recognition and audio classification: recipes, training and models."""

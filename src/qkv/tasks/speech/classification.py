@@ -1,4 +1,4 @@
-"""Audio classification: an encoder alone predicts one class for a whole recording."""
+"""Audio classification: an encoder predicts one class for a whole recording."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ __all__ = ["LabelEncoder", "build_training_setup", "load_data"]
 
 @dataclass(frozen=True)
 class LabelEncoder:
-    """The classes, in the order of their numbers: an encoder of texts of which each is one, or none."""
+    """An encoding of class names as their indices; other texts have no tokens."""
 
     labels: tuple[str, ...]
 
     @property
     def digest(self) -> str:
-        """What would be another for other classes."""
+        """A hash that differs for other classes."""
         return hashlib.sha256(repr(self.labels).encode()).hexdigest()
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """The number of classes."""
         return len(self.labels)
 
     def encode_batch(self, lines: Iterable[str]) -> list[list[int]]:
-        """The number of each class; nothing for a text that is none."""
+        """Return the index of each class name, and nothing for other texts."""
         numbers = {label: number for number, label in enumerate(self.labels)}
         return [[numbers[line]] if line in numbers else [] for line in lines]
 

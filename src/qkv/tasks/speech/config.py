@@ -18,12 +18,13 @@ from qkv.training.config import TrainingConfig
 
 @dataclass(frozen=True)
 class AudioData:
-    """Which recordings to train on and which to validate on.
+    """The recordings for training and validation.
 
-    test: recordings that the run must not learn from; equal sounds are looked for in `train`, and reported.
-    cleaning: its max_length counts the tokens of a text; longest: seconds of a recording. More than `allow_dropped` may
-    not be left out, for whatever reason. batch_frames: the most frames and tokens in a batch, padding included.
-    valid: recordings that are never trained on; without, `held_out`, a fraction, of those in `train`.
+    test: recordings that the run must not train on; equal audio in `train` is reported.
+    cleaning: its max_length counts the tokens of a transcript; max_seconds: of a recording. A run stops if more than
+    `max_dropped_fraction` are left out for any reason. batch_frames: the most frames and tokens in a batch, with
+    padding.
+    valid: recordings that are never trained on; without it, the fraction `held_out` of those in `train`.
     valid_recordings: how many of `valid` each validation decodes.
     """
 
@@ -57,10 +58,9 @@ class AudioData:
 
 @dataclass(frozen=True)
 class SpeechTransformer:
-    """An encoder that reads frames through two convolutions (`qkv.spec.Frames`) and a decoder that writes.
+    """An encoder that reads frames through two convolutions (`qkv.spec.Frames`) and a decoder that predicts text.
 
-    position: how the self-attention of both knows distances; sinusoidal: waves are added to what is read, instead or
-    as well.
+    position: the positions in the self-attentions of both; sinusoidal: add sinusoids to the input, instead or as well.
     """
 
     d_model: int = 144
@@ -74,10 +74,10 @@ class SpeechTransformer:
     tied: bool = False
 
     def __post_init__(self) -> None:
-        self.spec(8, 8, ctc=True)  # a shape that contradicts itself is refused with the recipe
+        self.spec(8, 8, ctc=True)  # a contradictory shape is refused together with the recipe
 
     def spec(self, mels: int, vocab: int, ctc: bool) -> spec.Transformer:
-        """The spec of this shape for frames of so many bands; labels: whether the encoder answers by itself too."""
+        """Build the spec of this shape for `mels` frequency bands; ctc: whether the encoder has a CTC head."""
         shape = presets.encoder_decoder(
             source_vocab=8,
             target_vocab=vocab,
@@ -97,9 +97,9 @@ class SpeechTransformer:
 
 @dataclass(frozen=True)
 class AudioClassifier:
-    """An encoder alone that names what it hears: each text is a class, and the mean over the positions chooses it.
+    """An encoder that classifies recordings: each transcript is a class, predicted from the mean over the positions.
 
-    stem, stem_norm, stem_residual: convolutions over time and pitch in place of those over time, as in
+    stem, stem_norm, stem_residual: convolutions over time and frequency in place of those over time, as in
     `qkv.spec.Frames`.
     """
 
@@ -114,10 +114,10 @@ class AudioClassifier:
     stem_residual: bool = False
 
     def __post_init__(self) -> None:
-        self.spec(8, 8)  # a shape that contradicts itself is refused with the recipe
+        self.spec(8, 8)  # a contradictory shape is refused together with the recipe
 
     def spec(self, mels: int, classes: int) -> spec.Transformer:
-        """The spec of this shape for frames of so many bands, and so many classes."""
+        """Build the spec of this shape for `mels` frequency bands and a number of classes."""
         both = SpeechTransformer(
             self.d_model, self.heads, self.d_ff, self.layers, 1, self.activation, self.position, self.position is None
         )
@@ -129,10 +129,10 @@ class AudioClassifier:
 
 @dataclass(frozen=True)
 class CtcConfig:
-    """Labels at each position of the encoder, beside the decoder (Watanabe et al. 2017).
+    """CTC labels at each position of the encoder, besides the decoder (Watanabe et al. 2017).
 
-    weight: their share of the loss, the decoder having the rest; 0: there are none. decoding: their share in the rank
-    of an answer; 1: they alone answer.
+    weight: their share of the loss, the rest being the decoder's; 0: no labels. decoding: their share of the score of a
+    hypothesis; 1: only they are decoded.
     """
 
     weight: float = 0.3
@@ -170,7 +170,7 @@ class SpeechConfig:
 
 @dataclass(frozen=True)
 class AudioClassificationConfig:
-    """The recipe of an audio classifier, which learns the text of each recording as its class."""
+    """The recipe of an audio classifier, whose classes are the transcripts of the recordings."""
 
     task: Literal["audio-classification"]
     data: AudioData
@@ -179,7 +179,7 @@ class AudioClassificationConfig:
 
 
 OWN_DATA = "one manifest of recordings, one folder or one .npz file"
-"""The files that `find_source` takes."""
+"""The files that `find_source` accepts."""
 
 
 def find_source(files: Sequence[Path]) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Speech recognition: an encoder reads recordings, a decoder and CTC labels of the encoder write transcripts."""
+"""Training of speech recognizers: an encoder reads recordings, its CTC head and a decoder predict transcripts."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _MODES: Mapping[str, Literal["min", "max"]] = {"loss": "min", "wer": "min", "exa
 
 @dataclass(frozen=True)
 class SpeechSplits:
-    """Recordings to train on and to validate on, unread; `notes` says what a user should know about them."""
+    """Recordings for training and validation, not yet read; `notes` are for the user."""
 
     train: list[Recording]
     valid: list[Recording]
@@ -62,7 +62,7 @@ def load_data(recipe: SpeechConfig | AudioClassificationConfig) -> SpeechSplits:
         texts = {one.text for one in train}
         if len(texts) > len(chosen):
             every, train = ([one for one in train if (one.text in chosen) == side] for side in (True, False))
-        else:  # few texts, each recorded often, as of an audio classifier: every nth recording
+        else:  # few texts, each recorded often, as for an audio classifier: every nth recording
             step = max(2, round(1 / data.held_out))
             every, train = train[::step], [one for number, one in enumerate(train) if number % step]
         if not train:
@@ -84,12 +84,12 @@ def _hash_text(text: str) -> bytes:
 def _list_recordings(source: AudioSource) -> list[Recording]:
     found = source.list_recordings()
     if not found:
-        raise DataError(f"{describe_source(source)} holds no recordings; expected at least one")
+        raise DataError(f"{describe_source(source)} contains no recordings; expected at least one")
     return found
 
 
 def _describe_overlap(train: Sequence[Recording], held_out: dict[str, list[Recording]]) -> list[str]:
-    """What the recordings to train on and those held out have in common: sounds, and speakers."""
+    """Describe what training and held-out recordings have in common: audio, and speakers."""
     stamps, speakers = {one.name for one in train}, {one.speaker for one in train} - {""}
     notes = []
     for name, recordings in held_out.items():
@@ -107,7 +107,7 @@ def _describe_overlap(train: Sequence[Recording], held_out: dict[str, list[Recor
 def build_training_setup(
     recipe: SpeechConfig, splits: SpeechSplits, run_folder: Path, cache_folder: Path, resume: bool
 ) -> TrainingSetup:
-    """The tokenizer, the frames, the model before its first step, and what judges it."""
+    """Build the tokenizer, the frames, the initial model and its validator."""
     data = recipe.data
     runner = _build_or_load_model(recipe, splits, run_folder, resume)
     has_ctc = _has_ctc_head(runner.module)
@@ -151,19 +151,19 @@ def _collate(
 
 
 def _with_leading_space(text: str) -> str:
-    """A text as a published model writes it after its first tokens: as it is, a space before it."""
+    """Return a text as a published model writes it after its first tokens: unchanged, after a space."""
     return f" {text.strip()}"
 
 
 def _has_ctc_head(model: SequenceModel) -> bool:
-    """Whether the encoder of a model answers by itself."""
+    """Return whether the encoder of a model has a CTC head."""
     return isinstance(model, Transformer) and model.encoder_head is not None
 
 
 def joint_ctc_loss(blank: int, weight: float, label_smoothing: float) -> Callable[[Any, Batch], tuple[Tensor, Tensor]]:
-    """The loss of both answers: (1 - weight) * the decoder's loss + weight * CTC (Watanabe et al. 2017, eq. 9).
+    """Return the loss of both heads: (1 - weight) * the decoder's loss + weight * CTC (Watanabe et al. 2017, eq. 9).
 
-    Beside it the decoder's cross entropy without smoothing is told, all summed over the targets.
+    The decoder's cross-entropy without smoothing is returned as well; both are summed over the targets.
     """
 
     def losses(model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -174,7 +174,7 @@ def joint_ctc_loss(blank: int, weight: float, label_smoothing: float) -> Callabl
         if not weight:
             return written, plain
         targets = batch.target[:, 1:] if batch.target is not None else batch.labels
-        lengths = (batch.labels >= 0).sum(dim=1) - 1  # the end is no label
+        lengths = (batch.labels >= 0).sum(dim=1) - 1  # the end token is not a label
         read = functional.ctc_loss(
             model.compute_encoder_logits(memory).float().log_softmax(-1).transpose(0, 1),
             targets,
@@ -182,7 +182,7 @@ def joint_ctc_loss(blank: int, weight: float, label_smoothing: float) -> Callabl
             lengths,
             blank,
             reduction="sum",
-            zero_infinity=True,  # a sound that was made shorter may have no room for its text
+            zero_infinity=True,  # audio that was shortened may be too short for its transcript
         )
         return (1 - weight) * written + weight * read, plain
 
@@ -220,7 +220,7 @@ def _build_validator(
 
 
 def _build_or_load_model(recipe: SpeechConfig, splits: SpeechSplits, run_folder: Path, resume: bool) -> TextGenerator:
-    """The model before its first step with its tokenizer and features: new, or those of the model to go on from."""
+    """Build or load the initial model with its tokenizer and features: new, or those of a model to fine-tune."""
     task = TASKS["speech-recognition"]
     if isinstance(recipe.model, Pretrained):
         trained = load_base_model(recipe.model, is_speech_model=True)
@@ -246,9 +246,9 @@ def _build_or_load_model(recipe: SpeechConfig, splits: SpeechSplits, run_folder:
 
 
 def _resolve_features(recipe: SpeechConfig, known: LogMel) -> LogMel:
-    """The features of the model to go on from, unless a recipe says them otherwise; ConfigError if not so.
+    """Return the features of the model to fine-tune. Raises ConfigError if a recipe sets different ones.
 
-    Sounds may be filled with silence to fewer seconds than the model knows.
+    Audio may be padded with silence to fewer seconds than in the model's own features.
     """
     given = recipe.data.features
     if given == FeatureConfig():
@@ -267,10 +267,10 @@ def _resolve_features(recipe: SpeechConfig, known: LogMel) -> LogMel:
 
 
 def _check_vocabulary(splits: SpeechSplits, tokenizer: Tokenizer) -> None:
-    """Raise VocabularyError for texts to train on that a model has no tokens for."""
+    """Raise VocabularyError for training texts for which a model has no tokens."""
     for one in splits.train:
         if strange := find_unknown_symbols(tokenizer, normalize_transcript(one.text)):
             raise VocabularyError(
-                f"{one.name}: {one.text[:60]!r} has {', '.join(map(repr, strange[:3]))}, which the model to go on from "
-                "never writes; give it texts of the kind it knows, or train a new model"
+                f"{one.name}: {one.text[:60]!r} has {', '.join(map(repr, strange[:3]))}, which the model to fine-tune "
+                "never writes; give it similar texts, or train a new model"
             )

@@ -1,4 +1,4 @@
-"""Speech recognition: transcripts from the decoder, from the encoder's CTC labels, or from both together."""
+"""Speech recognition: transcripts from the decoder, from the encoder's CTC head, or from both."""
 
 from __future__ import annotations
 
@@ -28,16 +28,18 @@ from qkv.tap import NO_TAP, Tap
 if TYPE_CHECKING:
     from qkv.tasks.text_generator import TextGenerator
 
-_BATCH_SIZE = 16  # sounds that are answered together
+_BATCH_SIZE = 16  # waveforms in a batch
 
 
 @dataclass(frozen=True)
 class SpeechFrontend:
-    """What computes the input of a speech recognizer, and how much its CTC labels count in its answers.
+    """The features of a speech recognizer, and the weight of its CTC labels in decoding.
 
-    ctc_weight: 0, the decoder answers alone; 1, the CTC labels alone, decoded greedily; between, the hypotheses of both
-    are ranked by that share of the labels' log-probability and the rest of the decoder's (Watanabe et al. 2017, eq. 10,
-    as a second pass).
+    ctc_weight: 0, decode with the decoder only; 1, with the CTC labels only, greedily; between, score the hypotheses of
+    both
+    by this share of the labels' log-probability and the rest of the decoder's (Watanabe et al. 2017, eq. 10, as a
+    second
+    pass).
     """
 
     features: LogMel
@@ -76,7 +78,7 @@ def load_waveform(line: str, features: LogMel) -> Tensor:
         if round(float(offset[2]) * features.sample_rate) < end:
             return piece
     seconds = f"{end / features.sample_rate:.1f} seconds"
-    raise DataError(f"{offset[1]} is {seconds} long, and second {offset[2]} was asked for; expected a second within it")
+    raise DataError(f"{offset[1]} is {seconds} long, and second {offset[2]} was requested; expected a second within it")
 
 
 def transcribe(
@@ -88,12 +90,13 @@ def transcribe(
 ) -> Iterator[list[Hypothesis]]:
     """Yield the hypotheses for each waveform, (samples,) at the sample rate of the features, best first.
 
-    Of a sound that is longer than the model hears at once, each piece (see `qkv.data.audio.features.pieces`) is
-    answered by itself, and the best answers are put together to one.
+    Audio that is longer than the model's window is split (see `qkv.data.audio.features.split_at_pauses`); each part is
+    transcribed separately, and the best hypotheses are concatenated.
     """
     frontend = runner.frontend
     assert frontend is not None
-    if frontend.features.seconds is not None:  # silence is added up to one length: no mask, and one takes memory enough
+    # padded to one length without a mask, and one example takes enough memory
+    if frontend.features.seconds is not None:
         for samples in waveforms:
             yield _merge_pieces(
                 [
@@ -226,7 +229,7 @@ def word_times(
     """Return when each word of a transcript was spoken: by CTC alignment, or else by the cross-attention of all heads
     in the last half of the decoder's blocks.
 
-    samples: how many the sound has. None for an answer without words, or one that has no room in the sound.
+    samples: the length of the audio. None for a transcript without words, or one that is too long for the audio.
     """
     frontend = runner.frontend
     assert frontend is not None

@@ -20,9 +20,9 @@ class Text2TextData:
 
     train: the sources of the training examples.
     valid: the examples to validate on; without it, a part of the training examples is held out.
-    held_out: the fraction of the training examples to hold out where there is no `valid`.
-    sampling_weights: how often examples of each source in `train` are drawn, relative to the others; all alike unless
-    given.
+    held_out: the fraction of the training examples to hold out if there is no `valid`.
+    sampling_weights: how often examples of each source in `train` are drawn, relative to the others; by default all
+    alike.
     test: examples that must not be trained on; the run reports those whose source is also in `train`.
     exclude: examples whose sources are left out of `train`.
     cleaning: which examples are kept, and how many may be dropped before the run stops.
@@ -60,7 +60,7 @@ class Text2TextData:
 
 @dataclass(frozen=True)
 class Text2TextConfig:
-    """All that makes a trained model; the same recipe and seed on the same machine give the same bytes."""
+    """The recipe of a text-to-text model; the same recipe and seed on the same machine give the same bytes."""
 
     task: Literal["translation", "pronunciation", "summarization"]
     data: Text2TextData
@@ -83,7 +83,7 @@ class Text2TextConfig:
 
 
 OWN_DATA = "two files of lines, or one .tsv, .csv or .jsonl file of pairs"
-"""The files that `find_source` takes."""
+"""The files that `find_source` accepts."""
 
 
 def find_source(files: Sequence[Path]) -> dict[str, Any] | None:

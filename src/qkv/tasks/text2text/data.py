@@ -1,4 +1,4 @@
-"""From the data part of a recipe to examples: read, leave out what must not be learned, look for leaks."""
+"""Examples from the data part of a recipe: read, exclude held-out sources, check for leaks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _CHUNK_SIZE = 4096
 
 
 class PairCollection(Protocol):
-    """Pairs that can be gone through again and again, and counted: a list, or an origin that is read each time."""
+    """Pairs that can be iterated repeatedly, and counted: a list, or a source that is read each time."""
 
     def __iter__(self) -> Iterator[Pair]: ...
     def __len__(self) -> int: ...
@@ -114,7 +114,7 @@ class _PairFile:
 
 @dataclass(frozen=True)
 class PairSplits:
-    """Pairs to train on, origin by origin, and pairs to validate on; notes say what there is to know about them."""
+    """Training pairs by source, and validation pairs; notes for the user about them."""
 
     train: Sequence[PairCollection]
     valid: list[Pair]
@@ -122,9 +122,9 @@ class PairSplits:
 
 
 def load_pair_splits(data: Text2TextData, task: Task) -> PairSplits:
-    """Read all of a recipe's data, the sources prepared as the task does; what is trained on is not kept.
+    """Read all of a recipe's data, with the sources prepared for the task; training pairs are not kept in memory.
 
-    Raises DataError or CorpusError for what cannot be read, and for an origin from which nothing is left.
+    Raises DataError or CorpusError for data that cannot be read, and for a source with no pairs left.
     """
     notes = []
     hidden = {source for source, _ in prepare_pairs(data.exclude, task)}
@@ -137,7 +137,7 @@ def load_pair_splits(data: Text2TextData, task: Task) -> PairSplits:
     else:
         valid = prepare_pairs([data.valid], task)
         held_out[describe_source(data.valid)] = valid
-    findings = find_leakage(chain.from_iterable(train), held_out)  # one reading of all, which counts them too
+    findings = find_leakage(chain.from_iterable(train), held_out)  # one pass over all pairs, which counts them too
     for pairs in train:
         name = describe_source(pairs.source)
         if not pairs.kept_count:
@@ -158,7 +158,7 @@ def load_pair_splits(data: Text2TextData, task: Task) -> PairSplits:
 def _hold_out(pairs: Iterable[Pair], fraction: float) -> list[Pair]:
     """Choose pairs by a hash of their source, so that equal sources stay together, whatever their order.
 
-    At least one source is chosen and at most _MAX_HELD_OUT pairs. Raises DataError if there is but one source.
+    At least one source is chosen and at most _MAX_HELD_OUT pairs. Raises DataError if there is only one source.
     """
     chosen: list[Pair] = []
     lowest: tuple[float, str] = (2.0, "")
@@ -180,7 +180,7 @@ def _hold_out(pairs: Iterable[Pair], fraction: float) -> list[Pair]:
 
 
 def prepare_pairs(sources: Iterable[DataSource], task: Task) -> list[Pair]:
-    """Read the examples of some origins, one after the other."""
+    """Read and concatenate the examples of some sources."""
     return [
         (task.preprocess(with_prefix(source, origin.prefix)), target)
         for origin in sources
@@ -189,14 +189,15 @@ def prepare_pairs(sources: Iterable[DataSource], task: Task) -> list[Pair]:
 
 
 def with_prefix(line: str, prefix: str) -> str:
-    """A line with something put before it, unless it holds no text."""
+    """Prepend a prefix to a line, unless the line is blank."""
     return f"{prefix} {line.strip()}" if prefix and line.strip() else line
 
 
 def parse_data_source(paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = ()) -> DataSource:
-    """The origin that a command line names: one file of pairs, two of lines, or a corpus with options (`split=test`).
+    """Parse the data source of a command line: one file of pairs, two of lines, or a corpus with options
+    (`split=test`).
 
-    A file that ends in .jsonl (or .jsonl.gz) holds JSON, any other single file columns.
+    A file that ends in .jsonl (or .jsonl.gz) contains JSON, any other single file columns.
     """
     if corpus is not None and not paths:
         return config.from_dict(
@@ -215,9 +216,10 @@ def parse_data_source(paths: Sequence[Path], corpus: str | None = None, options:
 
 
 def load_texts(paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = ()) -> list[str] | None:
-    """The texts that a command line names, if it names no pairs: files, folders, .jsonl with a field `text`, a corpus.
+    """Load the texts that a command line names, unless it names pairs: files, folders, .jsonl with a field `text`, a
+    corpus.
 
-    Raises DataError for a file without text, and for one that is no UTF-8.
+    Raises DataError for a file without text, and for one that is not UTF-8.
     """
     if corpus is None and (not paths or any(_is_pair_file(path) for path in paths)):
         return None
@@ -234,11 +236,11 @@ def load_texts(paths: Sequence[Path], corpus: str | None = None, options: Iterab
 def load_image_labels(
     paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = (), classes: Sequence[str] = ()
 ) -> list[Pair] | None:
-    """The names and classes of the images that a command line names, if it names some: a folder with one for each
-    class, an .npz or Parquet file, two IDX files (images, labels), or a corpus of images.
+    """Load the names and classes of the images that a command line names, if any: a folder with one for each class, an
+    .npz or Parquet file, two IDX files (images, labels), or a corpus of images.
 
-    Raises DataError for what cannot be read and for a class that is not among `classes`, if some are given, CorpusError
-    for a corpus of something else.
+    Raises DataError for images that cannot be read and for a class that is not among `classes`, if these are given, and
+    CorpusError for a corpus of something else.
     """
     if corpus is not None:
         named = parse_data_source(paths, corpus, options)
@@ -264,11 +266,11 @@ def load_image_labels(
 
 
 def load_image_candidates(paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = ()) -> list[Pair]:
-    """Images with texts to choose from, and the right texts, that a command line names: a .tsv of an image, the right
-    text and others a line; pairs of such a line and the right text; or what `pictures_of` reads, where the texts are
-    the names of all classes.
+    """Load the images that a command line names, with candidate texts and the correct texts: a .tsv of an image, the
+    correct text and others per line; pairs of such a line and the correct text; or what `load_image_labels` reads, with
+    the names of all classes as the texts.
 
-    Raises DataError or CorpusError for what cannot be read.
+    Raises DataError or CorpusError for files that cannot be read.
     """
     if (found := load_image_labels(paths, corpus, options)) is not None:
         texts = "\t".join(dict.fromkeys(label for _, label in found))
@@ -280,20 +282,20 @@ def load_image_candidates(paths: Sequence[Path], corpus: str | None = None, opti
 
 
 def _is_pair_file(path: Path) -> bool:
-    """Whether a file is of sources and targets: a .tsv, and a .jsonl whose first line has no `text`."""
+    """Return whether a file contains pairs: a .tsv, or a .jsonl whose first line has no `text`."""
     if ".jsonl" not in path.suffixes:
         return ".tsv" in path.suffixes
     first = next(iter(read_lines(path)), "")
     try:
         return "text" not in json.loads(first)
     except (ValueError, TypeError):
-        return True  # which reading it as pairs will explain
+        return True  # reading it as pairs will report the problem
 
 
 def load_recordings(paths: Sequence[Path], corpus: str | None = None, options: Iterable[str] = ()) -> list[Recording]:
-    """The recordings that a command line names: one manifest or folder, or the corpus fsdd with options.
+    """Load the recordings that a command line names: one manifest or folder, or the corpus fsdd with options.
 
-    Raises DataError or CorpusError for what cannot be read.
+    Raises DataError or CorpusError for recordings that cannot be read.
     """
     if corpus is not None and paths:
         raise DataError(f"the corpus {corpus} and {len(paths)} files were given; expected one of the two")
@@ -310,7 +312,7 @@ def load_recordings(paths: Sequence[Path], corpus: str | None = None, options: I
 
 
 def describe_source(source: DataSource | None) -> str:
-    """What to call an origin in a message."""
+    """Return the name of a source for messages."""
     if source is None:
         return "the held-out part of data.train"
     if isinstance(source, Corpus):

@@ -1,4 +1,4 @@
-"""Tasks that learn from pairs, a source and its target: translation, pronunciation and summarization."""
+"""Training on pairs of a source and a target: translation, pronunciation and summarization."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ _N_SAMPLES = 4
 
 
 def load_data(recipe: Text2TextConfig) -> PairSplits:
-    """Read what a recipe learns from; see `qkv.tasks.text2text.data.load_pair_splits`."""
+    """Load the data of a recipe; see `qkv.tasks.text2text.data.load_pair_splits`."""
     return reading.load_pair_splits(recipe.data, TASKS[recipe.task])
 
 
 def build_training_setup(
     recipe: Text2TextConfig, splits: PairSplits, run_folder: Path, cache_folder: Path, resume: bool
 ) -> TrainingSetup:
-    """The tokenizers, the tokens, the model before its first step, and what judges it."""
+    """Build the tokenizers, the stores of tokens, the initial model and its validator."""
     notes, stores = [], []
     runner = _build_or_load_model(recipe, splits, run_folder, resume)
     source, target = runner.source_tokenizer, runner.target_tokenizer
@@ -82,7 +82,7 @@ def build_training_setup(
 
 
 def _make_collate(model: TextGenerator) -> Callable[[Sequence[Any], Sequence[int]], Batch]:
-    """How pairs of token numbers are laid side by side for a model: the source apart, or before its answer."""
+    """Return the function that collates pairs of token ids for a model: the source separate, or before its target."""
     if model.has_encoder:
         return lambda examples, numbers: collate(examples, model.source_tokenizer, model.target_tokenizer, numbers)
     ends = get_special_tokens(model)
@@ -90,7 +90,7 @@ def _make_collate(model: TextGenerator) -> Callable[[Sequence[Any], Sequence[int
 
 
 def answer_cross_entropy(model: Any, batch: Batch, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-    """The losses of a decoder alone (see `with_plain`), which scores no token of its source against the vocabulary."""
+    """Compute the losses of a decoder-only model, without logits for the tokens of the source."""
     where = batch.labels != IGNORE_INDEX
     return smoothed_and_plain_cross_entropy(
         model.decode(batch.target, selected=where), batch.labels[where], label_smoothing
@@ -98,7 +98,7 @@ def answer_cross_entropy(model: Any, batch: Batch, label_smoothing: float = 0.0)
 
 
 def _sample_evenly(pairs: list[Pair], count: int) -> list[Pair]:
-    """Every nth source, for files are often sorted; with all its pairs, for each is a right answer."""
+    """Select every nth source, because files are often sorted, with all its pairs, each of which is a reference."""
     sources = list(dict.fromkeys(source for source, _ in pairs))
     chosen = set(sources[:: max(1, len(sources) // count)][:count])
     return [pair for pair in pairs if pair[0] in chosen]
@@ -159,7 +159,7 @@ def _check_questions(
 
 
 def _build_or_load_model(recipe: Text2TextConfig, splits: PairSplits, run_folder: Path, resume: bool) -> TextGenerator:
-    """The model before its first step and its tokenizers: new ones, or those of the model to go on from."""
+    """Build or load the initial model and its tokenizers: new ones, or those of a model to fine-tune."""
     task = TASKS[recipe.task]
     if isinstance(recipe.model, Pretrained):
         trained = load_base_model(recipe.model)
@@ -171,7 +171,7 @@ def _build_or_load_model(recipe: Text2TextConfig, splits: PairSplits, run_folder
 
 
 def _make_answer_generation(model: TextGenerator) -> GenerationRules | None:
-    """How a published decoder, which goes on with texts, learns to answer them: after a token that begins an answer."""
+    """Return the rules for a published decoder-only model, in which a token separates a text from its output."""
     if model.generation is None:
         return None
     eos = model.generation.eos_tokens or (model.target_tokenizer.eos,)
@@ -182,7 +182,7 @@ def _make_answer_generation(model: TextGenerator) -> GenerationRules | None:
 def _check_vocabulary(
     recipe: Text2TextConfig, splits: PairSplits, stores: Sequence[TokenStore], model: TextGenerator
 ) -> None:
-    """Raise VocabularyError if more examples than may be dropped hold what the model's tokenizers do not know."""
+    """Raise VocabularyError if more examples than may be dropped contain text that the model's tokenizers lack."""
     total, unknown = sum(map(len, stores)), sum(store.count_containing(model.source_tokenizer.unk) for store in stores)
     if unknown <= recipe.data.cleaning.max_dropped_fraction * total:
         return
@@ -194,9 +194,9 @@ def _check_vocabulary(
         if (strange := find_unknown_symbols(tokenizer, text))
     )
     raise VocabularyError(
-        f"{unknown:,} of {total:,} examples hold what the model to go on from has no token for, such as {next(found)}; "
-        f"expected at most {recipe.data.cleaning.max_dropped_fraction:.1%}: give it text of the kind it knows, "
-        f"allow more "
+        f"{unknown:,} of {total:,} examples contain text that the model to fine-tune has no token for, such as "
+        f"{next(found)}; expected at most {recipe.data.cleaning.max_dropped_fraction:.1%}: give it similar text, "
+        "allow more "
         "(data.cleaning.max_dropped_fraction), or train a new model"
     )
 
@@ -204,9 +204,9 @@ def _check_vocabulary(
 def _train_or_load_tokenizers(
     recipe: Text2TextConfig, splits: PairSplits, run_folder: Path, resume: bool
 ) -> tuple[Tokenizer, Tokenizer]:
-    """Make the tokenizers from the training examples, or read those of the run that goes on.
+    """Train the tokenizers on the training examples, or read those of the resumed run.
 
-    The recipe says whether there are two. Raises VocabularyError if a file of the run that goes on is missing.
+    The recipe says whether there are two. Raises VocabularyError if a file of the resumed run is missing.
     """
     kept = run_folder / "source.tokenizer.json", run_folder / "target.tokenizer.json"
     if resume:
