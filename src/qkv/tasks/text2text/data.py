@@ -7,6 +7,7 @@ import json
 import marshal
 import os
 import tempfile
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -98,9 +99,7 @@ class _PairFile:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-
-    def __del__(self) -> None:
-        self._file.close()
+        weakref.finalize(self, file.close)
 
     def __iter__(self) -> Iterator[list[Pair]]:
         """Yield the chunks from a position of its own: two iterations may run side by side."""
