@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from qkv import config
-from qkv.errors import QkvError, TrainingError
+from qkv.errors import ConfigError, QkvError, TrainingError
 from qkv.files import atomic_write, lock_folder, remove_leftovers
 from qkv.tasks.encoder_model import EncoderModel
 from qkv.tasks.model_folder import TrainingSummary
@@ -181,12 +181,20 @@ def train(
     """Train a model by a recipe (a task, a name, a path or the tree itself) and leave its folder.
 
     overrides: changes of the recipe, such as "training.max_minutes=3" or "init_from=gpt2". data, valid: files in place
-    of the recipe's own data (see `qkv.tasks.own_data`). device: a GPU if there is one, unless given.
+    of the recipe's own data (see `qkv.tasks.own_data`). device: a GPU if there is one, unless given. Raises ConfigError
+    if the first three are given beside a recipe that is a tree already.
 
     Example: `qkv.train("translation", folder="runs/mine", data=["train.en", "train.de"])`
     """
     if isinstance(recipe, str | Path):
         tree = read_recipe(recipe, overrides, OwnData(data, valid))
+    elif overrides or data or valid:
+        raise ConfigError(
+            [
+                "overrides, data or valid were given beside a recipe that is an object; expected them only beside a "
+                "name or a path: change the object itself (dataclasses.replace)"
+            ]
+        )
     else:
         tree = recipe
     reporter = reporter if reporter is not None else make_reporter()
