@@ -1,6 +1,6 @@
 """The command `qkv`: it parses arguments, calls the library, and turns errors into messages.
 
-No file of this folder imports torch before a command needs it, so that `qkv --help` answers at once.
+No module of this package imports torch before a command needs it, so that `qkv --help` answers at once.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from qkv.cli.runs import runs
 from qkv.cli.train import train
 from qkv.errors import ConfigError, QkvError
 
-_EXIT_INTERRUPTED = 130  # what a shell gives a program that Ctrl-C ended
+_EXIT_INTERRUPTED = 130  # the exit code of a program that Ctrl-C ended
 
 
 class _UserError(click.ClickException):
-    """A user's mistake: its message alone, and exit code 2."""
+    """A user's mistake, of which only the message is printed; exit code 2."""
 
     exit_code = 2
 
 
 class _ErrorReportingGroup(click.Group):
-    """Prints the errors that a user can fix as messages."""
+    """A group that prints the errors that a user can correct as messages."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run the command with streams that are open."""
@@ -67,7 +67,7 @@ def main(debug: bool) -> None:
 
 
 def _open_streams() -> None:
-    """Connect closed standard streams to nowhere: the next file to be opened would take their place."""
+    """Connect closed standard streams to the null device: otherwise the next file to be opened takes their place."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open as long as the process)

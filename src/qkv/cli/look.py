@@ -1,4 +1,4 @@
-"""qkv look: what led to an answer, on a page."""
+"""qkv look: show what led to an answer, on a page."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def _serve(models: Sequence[tuple[str, TaskModel]], line: str, answer: str | Non
 
 
 def _warn_of_long_text(models: Sequence[tuple[str, TaskModel]], line: str, answer: str | None) -> None:
-    """Say of a text whose weights are counted for minutes how long it is."""
+    """Print a note on the length of a text whose statistics take minutes."""
     from qkv import view
 
     for name, runner in models:
@@ -153,7 +153,7 @@ def _warn_of_long_text(models: Sequence[tuple[str, TaskModel]], line: str, answe
 
 
 def _warn_of_truncation(models: Sequence[tuple[str, TaskModel]], line: str) -> None:
-    """Say how much of a line that is longer than a model reads was left out."""
+    """Print a note on how much of a line was truncated."""
     for name, runner in models:
         if n_truncated := runner.n_truncated(line):
             click.echo(
@@ -162,7 +162,7 @@ def _warn_of_truncation(models: Sequence[tuple[str, TaskModel]], line: str) -> N
 
 
 def _plot_words(runner: TaskModel, line: str, answer: str | None, path: Path) -> None:
-    """Draw the sound that a line names, and when each word of the answer was said."""
+    """Draw the audio file that a line names, and the time of each word of the answer."""
     from qkv import tasks, view
 
     features = runner.audio_features

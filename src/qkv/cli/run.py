@@ -1,4 +1,4 @@
-"""qkv run: what a model answers."""
+"""qkv run: answer lines with a model."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def run(model: str, text: tuple[str, ...], **options: Any) -> None:
 
 
 class _Run:
-    """Answers lines with one model, and remembers what a user should know about them."""
+    """A model that answers lines, with notes for the user."""
 
     def __init__(self, model: TaskModel, constraints: OutputConstraints, *, tags: bool, prefix: str) -> None:
         self.model, self.constraints, self.tags, self.prefix = model, constraints, tags, prefix
@@ -88,7 +88,7 @@ class _Run:
         self.error: DataError | None = None
 
     def answer(self, lines: Iterable[str], decoding: DecodingConfig) -> Iterator[list[Answer]]:
-        """Yield the answers to each line; end at a line that cannot be answered, which `error` then holds."""
+        """Yield the answers to each line; stop at a line that cannot be answered, whose error is then in `error`."""
         from qkv import tasks
 
         questions: list[str] = []
@@ -127,7 +127,7 @@ class _Run:
             self.error = error
 
     def notes(self) -> Iterator[str]:
-        """Yield what a user should know about the lines that were answered."""
+        """Yield the notes on the lines that were answered."""
         if self.unknown:
             shown = ", ".join(map(ascii if not sys.stderr.isatty() else repr, list(self.unknown)[:10]))
             yield f"the model does not know {shown}; its answers to lines that contain them are guesses."
@@ -148,7 +148,7 @@ class _Run:
 
 
 def _split_models(words: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
-    """The leading arguments that are model folders, and the texts after them."""
+    """Return the leading arguments that are model folders, and the texts after them."""
     members: list[str] = []
     while len(members) < len(words) and any(
         (Path(words[len(members)]) / name).is_file() for name in ("spec.json", "config.json")
@@ -159,7 +159,7 @@ def _split_models(words: tuple[str, ...]) -> tuple[list[str], tuple[str, ...]]:
 
 @contextmanager
 def _open_output(path: Path | None) -> Iterator[Callable[[str], None]]:
-    """Yield what writes a line to standard output, or to a file that appears once it is whole."""
+    """Yield a function that writes a line to standard output, or to a file that appears once it is complete."""
     if path is None:
         yield click.echo
         return
@@ -170,7 +170,8 @@ def _open_output(path: Path | None) -> Iterator[Callable[[str], None]]:
 
 
 def _read_batches(text: tuple[str, ...], path: Path | None) -> Iterator[Iterable[str]]:
-    """The texts, the lines of a file, or standard input: all at once from a pipe, line by line from a keyboard."""
+    """Yield the texts, the lines of a file, or standard input: all at once from a pipe, line by line from a
+    terminal."""
     from qkv.data.text.pairs import decode_lines, read_lines
 
     if text and path is not None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import click
 
-_RUNNING_SECONDS = 120  # a run that wrote metrics this recently, and has no model yet, is taken to be running
+_RUNNING_SECONDS = 120  # a run that wrote metrics this recently, and has no model yet, is assumed to be running
 
 
 class _Run(NamedTuple):

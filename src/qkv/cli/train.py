@@ -14,10 +14,10 @@ _SEVERAL = ("--valid", "--test")
 
 
 class _TrainCommand(click.Command):
-    """Lets --valid and --test take several files, and adds a recipe's options to its --help."""
+    """A command whose --valid and --test take several files, and whose --help lists a recipe's options."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Give each file of --valid and --test an option of its own, which is what click understands."""
+        """Repeat --valid and --test for each of their files, which is what click understands."""
         spread: list[str] = []
         option = ""
         for word in args:
@@ -106,7 +106,7 @@ def train(recipe: str | None, words: tuple[str, ...], **options: Any) -> None:
     place = shlex.quote(str(folder))
     if trained.result.stop_reason == "interrupted":
         click.echo(f"The run was saved and stopped. Continue it with: qkv train --resume {place}", err=True)
-        raise SystemExit(128 + (trained.result.signal or signal.SIGINT))  # as a shell has it: 130, 143
+        raise SystemExit(128 + (trained.result.signal or signal.SIGINT))  # the exit codes of a shell: 130, 143
     click.echo(f"The model is in {folder}. Try: qkv run {place}", err=True)
 
 

@@ -2,8 +2,8 @@
 
 write_html(build_run(model, "knight"), "look.html")     one file
 show(trace)                                             in a notebook
-explore(model, line="knight")                           in a notebook, with the model at hand for changes
-Server(Session([("pronunciation", model)], "knight"))   over HTTP, with the model at hand for changes
+explore(model, line="knight")                           in a notebook, with a live model for changes
+Server(Session([("pronunciation", model)], "knight"))   over HTTP, with a live model for changes
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One attention for the page: its tensors, how its scores are formed, and statistics of each of its heads."""
+"""One attention for the page: its tensors, its score terms, and statistics of each of its heads."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def _has_bias(attention: AttentionTrace) -> bool:
 
 
 def _bias_hides_keys(attention: AttentionTrace) -> bool:
-    """Whether a bias hides keys, as an intervention does."""
+    """Return whether a bias hides keys, as an intervention does."""
     biases = [call.score_terms.bias for call in attention.calls]
     return any(bias is not None and bool(torch.isneginf(bias).any()) for bias in biases)
 

@@ -18,10 +18,10 @@ _MAX_PEAKS = 2000  # of a waveform: about as many as a wide screen has pixels
 
 @dataclass(frozen=True)
 class Axis:
-    """The tokens of one side, in order, and the image, audio or trajectory that they stand for.
+    """The tokens of one side, in order, and the image, audio or trajectory that they represent.
 
-    image: (height, width, 3) uint8, whose rows x columns patches follow `leading` tokens that stand for no patch.
-    audio: (samples,), of which each token covers `seconds_per_token`. words: when each word of the answer was said.
+    image: (height, width, 3) uint8, whose rows x columns patches follow `leading` tokens without a patch.
+    audio: (samples,), of which each token covers `seconds_per_token`. words: the time of each word of the answer.
     values: the numbers of each kind of position, (steps, numbers), by kind, in order. first_step: that of the first
     position.
     """
@@ -80,7 +80,7 @@ def build_audio_axis(
 ) -> Axis:
     """Return the axis of audio (samples,): its positions, each of which covers `seconds_per_token`.
 
-    words: when each word of the answer was said; a position also has the name of the word that is said in its middle.
+    words: the time of each word of the answer; a position also has the name of the word that is spoken in its middle.
     """
     names = []
     for number in range(positions):
@@ -97,7 +97,7 @@ def build_trajectory_axis(tokens: Sequence[str], values: Mapping[str, Tensor], f
     """Return the axis of an agent's steps from `first_step` on, each of which has one position of every kind.
 
     values: the numbers of the positions of each kind, (steps, numbers), by kind, in their order within a step.
-    Raises QkvError if the numbers of tokens and of steps do not fit.
+    Raises QkvError if the numbers of tokens and of steps do not match.
     """
     steps = {len(one) for one in values.values()}
     if len(steps) != 1 or len(tokens) != len(values) * min(steps):

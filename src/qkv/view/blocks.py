@@ -1,4 +1,4 @@
-"""The numbers of a page: raw little-endian blocks, one after the other, and descriptions of where each one is."""
+"""The numbers of a page: raw little-endian blocks, and descriptions of the position of each one."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 StorageDtype = Literal["float32", "float16", "int8"]
-"""How real numbers are stored. int8: each last dimension by itself, in steps of its largest entry / 127."""
+"""The storage of real numbers. int8: each last dimension has its own scale, its largest entry / 127."""
 
 Block = dict[str, Any]
-"""Where a tensor is: {"offset": its first byte, "dtype", "shape"} and, for int8, "scale", the block of the steps."""
+"""The position of a tensor: {"offset": its first byte, "dtype", "shape"} and, for int8, "scale", the block of
+scales."""
 
-_ALIGNMENT = 8  # so that every kind of typed array can be laid over the bytes
+_ALIGNMENT = 8  # so that every kind of typed array can view the bytes
 
 
 class Blocks:
@@ -27,7 +28,7 @@ class Blocks:
         self._offsets: dict[tuple[str, bytes], int] = {}
 
     def add(self, tensor: Tensor, dtype: StorageDtype | None = None) -> Block:
-        """Store a tensor in the dtype of the blocks unless another is given, bool and uint8 as uint8, and say where."""
+        """Store a tensor in the dtype of the blocks by default, bool and uint8 as uint8, and return its position."""
         tensor = tensor.detach().cpu()
         if tensor.dtype in (torch.bool, torch.uint8):
             return self._add(tensor.to(torch.uint8), "uint8")

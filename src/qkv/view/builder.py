@@ -1,4 +1,4 @@
-"""From a model and its input to what the page shows: the trace, the beam, and the explanation of each token."""
+"""Everything that the page shows of a model and its input: the trace, the beam, and the explanation of each token."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every host of the page gets: one JSON document, and the blocks of numbers that it names.
+"""The content of the page for every host: one JSON document, and the blocks of numbers that it names.
 
 See docs/explanation/lens.md for the document, and frontend/src/protocol.ts for its types.
 """
@@ -51,8 +51,8 @@ def build_document(
 ) -> Document:
     """Describe one run, or two that are shown side by side.
 
-    title, note: the heading and the line below it; the input and the answers unless given. live: whether a model
-    answers the requests of the page. dtype: how numbers are stored; it depends on how many there are unless given.
+    title, note: the heading and the line below it; by default the input and the answers. live: whether a model
+    answers the requests of the page. dtype: the storage of numbers; by default it depends on how many there are.
     Raises QkvError for no run or for more than two.
     """
     given = [runs_or_traces] if isinstance(runs_or_traces, Run | Trace) else runs_or_traces
@@ -80,7 +80,7 @@ def build_document(
 
 
 def _describe_input(run: Run) -> str:
-    """The text that was read, or the name of the file."""
+    """Return the text of the input, or the name of its file."""
     line = run.trace.text
     if run.source is not None and run.source.kind in ("image", "audio"):
         path, *texts = line.strip().split("\t")

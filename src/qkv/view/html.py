@@ -25,7 +25,7 @@ def write_html(
 ) -> Path:
     """Write a self-contained page about one run, or about two side by side, and return its path.
 
-    title, note: the heading and the line below it; the input and the answers unless given.
+    title, note: the heading and the line below it; by default the input and the answers.
     Raises QkvError for no run or for more than two, StorageError if the file cannot be written.
     """
     document = runs if isinstance(runs, Document) else build_document(runs, title=title, note=note)

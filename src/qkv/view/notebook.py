@@ -1,4 +1,4 @@
-"""The page in a notebook (Jupyter, marimo, VS Code): by itself, or as a widget with the model at hand."""
+"""The page in a notebook (Jupyter, marimo, VS Code): static, or as a widget with a live model."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Page:
 def show(*traces: Trace | Run, title: str | None = None) -> Page:
     """Return the page about one trace, or about two side by side, for a notebook to display.
 
-    title: the heading; the input unless given. Raises QkvError for no trace or more than two.
+    title: the heading, by default the input. Raises QkvError for no trace or more than two.
     """
     return Page(html.render_html(build_document(traces, title=title)))
 

@@ -83,7 +83,7 @@ def _choose_heads(attentions: Sequence[AttentionTrace]) -> dict[str, list[int]]:
 
 
 def is_long(attention: AttentionTrace) -> bool:
-    """Whether the matrix of a head is too large to be computed whole."""
+    """Return whether the matrix of a head is too large to be computed as a whole."""
     return attention.queries * attention.keys > _MAX_MATRIX_SIZE
 
 

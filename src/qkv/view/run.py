@@ -42,15 +42,15 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class Run:
-    """What the page shows of one run, which is one row of the batch in a trace.
+    """The content of the page for one run, which is one row of the batch in a trace.
 
-    source, target: the labels of the axes; token ids unless given. token_decoder: names the predicted tokens, as the
+    source, target: the labels of the axes, by default token ids. token_decoder: names the predicted tokens, as the
     target tokenizer's `tokens` does; they are ids without it. name: that of the model. answer: its whole answer.
     answer_start: the position in the target of the first token of the answer itself, after a prompt if there is one.
     summary: the spec in words. explanations: why each token of the answer was predicted. edits: the changes made.
-    code: the Python that repeats the run. target_probabilities: of a text that was read and not continued, the
+    code: the Python that repeats the run. target_probabilities: for a text that was read and not continued, the
     probability of each token after the first, (queries - 1,); the trace's logits may then be those of its last queries
-    alone. statistics: those of long heads, which take a while to compute and are kept for later requests.
+    only. statistics: those of long heads, which take a while to compute and are kept for later requests.
     """
 
     trace: Trace
@@ -149,7 +149,8 @@ class Run:
         return answers
 
     def _reading_predictions(self, target_probabilities: Tensor, logits: Tensor) -> list[dict[str, Any]]:
-        """The same of a text that was read: what came, and at the last positions what was likeliest."""
+        """Return the same for a text that was only read: its tokens, and the most probable ones at the last
+        positions."""
         names = self.tokens("target")
         answers: list[dict[str, Any]] = [
             {"chosen": [name, share], "best": []}
@@ -219,7 +220,7 @@ def explanation_to_json(explanation: Explanation, token: str) -> dict[str, Any]:
 
 def _check_axis_length(axis: Axis | None, numbers: Tensor | None, side: str) -> None:
     if axis is None or (numbers is not None and numbers.is_floating_point()):
-        return  # an image or audio: the number of its positions is not known here
+        return  # an image or audio: the number of its positions is unknown here
     expected = 0 if numbers is None else numbers.shape[1]
     if len(axis.tokens) != expected:
         raise QkvError(

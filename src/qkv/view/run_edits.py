@@ -121,7 +121,7 @@ def _validate(edit: Edit) -> None:
 
 
 def _default_places(base: Trace) -> str:
-    """Return the places that "knock_out" concerns where none is named."""
+    """Return the places that "knock_out" applies to by default."""
     crossing = [one.place for one in base if one.place.endswith("cross_attention")]
     places = crossing or [one.place for one in base]
     return ".".join("*" if part.isdigit() else part for part in places[-1].split(".")) if places else ""

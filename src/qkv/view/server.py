@@ -1,8 +1,8 @@
 """The page over HTTP, for one reader on this machine; the model behind it answers the requests of the page.
 
-The server listens on the loopback address alone. Every URL needs the token that was made at the start, so that no other
-page in the reader's browser can read anything. A request for another host or from another page is refused, against
-DNS rebinding and cross-site requests.
+The server listens on the loopback address only. Every URL needs the token that was generated at the start, so that no
+other page in the reader's browser can read anything. A request for another host or from another page is refused,
+against DNS rebinding and cross-site requests.
 
     GET /?token=T   GET /look.js?token=T   GET /document?token=T   GET /blocks/AT?size=BYTES&token=T
     POST /ask       with the header X-Qkv-Token: T; a JSON request, a JSON reply
@@ -32,7 +32,7 @@ class Server:
     """A server of one page; `run` answers requests until it is stopped."""
 
     def __init__(self, session: Session, port: int = 0) -> None:
-        """port: 0 takes any free one. Raises StorageError for a port that is taken or not allowed."""
+        """Start listening. port: 0 takes any free one. Raises StorageError for a port that is taken or not allowed."""
         self.token = secrets.token_urlsafe(24)
         self.session = session
         self.document = session.build_document()
@@ -120,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing: the terminal belongs to the user."""
 
     def _is_allowed(self, token: str) -> bool:
-        """Whether a request comes from the page itself; any other is refused."""
+        """Return whether a request comes from the page itself; others are refused."""
         origin = self.server.page.origin
         if self.headers.get("Host") not in (origin.removeprefix("http://"), f"localhost:{origin.rpartition(':')[2]}"):
             self._refuse(HTTPStatus.FORBIDDEN, "this page is served under its own address only")
@@ -152,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         try:
             self.wfile.write(body)
-        except (BrokenPipeError, ConnectionResetError):  # the reader went away
+        except (BrokenPipeError, ConnectionResetError):  # the reader closed the connection
             self.close_connection = True
 
 

@@ -43,7 +43,7 @@ class Session:
     def ask(self, request: object) -> tuple[dict[str, Any], bytes]:
         """Answer a request: return the reply, and the blocks that it names.
 
-        The reply to a request that cannot be answered is {"error": message}; nothing is raised for it.
+        The reply to a request that cannot be answered is {"error": message}; it raises nothing.
         """
         blocks = Blocks()
         try:

@@ -1,4 +1,4 @@
-"""A plot of a recording: its waveform, its spectrogram, and when each word was said."""
+"""A plot of a recording: its waveform, its spectrogram, and the time of each word."""
 
 from __future__ import annotations
 
