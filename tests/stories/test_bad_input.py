@@ -247,9 +247,9 @@ def test_a_misspelt_model_is_answered_with_the_nearest() -> None:
 @pytest.mark.parametrize(
     ("harm", "expected"),
     [
-        (truncate, "cut short"),
+        (truncate, "truncated"),
         (flip_bit, "was altered"),
-        (lambda path: path.write_bytes(b""), "cut short"),
+        (lambda path: path.write_bytes(b""), "truncated"),
         (lambda path: shutil.copy(path.with_name("model.safetensors"), path), "no state of a training run"),
         (lambda path: path.unlink(), "holds a model, and no run to resume"),
     ],

@@ -1,4 +1,4 @@
-"""Recipes: which source a problem names, and settings beside a model to start from."""
+"""Recipes: which source a problem names, and settings given with a model to start from."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_problem_of_a_file_names_the_file_also_beside_a_wrong_assignment(tmp_p
 def test_settings_of_a_model_beside_one_to_start_from_are_refused(setting: str) -> None:
     """They would be lost: the model to start from has a shape and a tokenizer already."""
     for overrides, own in (([setting, "init_from=runs/a"], OwnData()), ([setting], OwnData(init_from="runs/a"))):
-        with pytest.raises(ConfigError, match="given beside a model to start from") as raised:
+        with pytest.raises(ConfigError, match="given together with a model to start from") as raised:
             read_recipe("translation", overrides, own)
         assert setting in str(raised.value)
     read_recipe("translation", ["init_from=runs/a"])

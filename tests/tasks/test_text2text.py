@@ -260,7 +260,7 @@ def break_folder(folder: Path, what: str) -> None:
     ("what", "error", "words"),
     [
         ("missing", CheckpointError, "model.safetensors is missing"),
-        ("truncated", CheckpointError, "cut short"),
+        ("truncated", CheckpointError, "truncated"),
         ("tampered", CheckpointError, "altered"),
         ("card", CheckpointError, "card.json is truncated"),
         ("task", CheckpointError, "task='sing'"),

@@ -108,9 +108,9 @@ def test_any_altered_byte_is_noticed(sound: Path, where: float, bit: int) -> Non
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (lambda data: data[:-5], "cut short"),
-        (lambda data: data[:3], "cut short"),
-        (lambda data: b"", "cut short"),
+        (lambda data: data[:-5], "truncated"),
+        (lambda data: data[:3], "truncated"),
+        (lambda data: b"", "truncated"),
         (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "altered"),
         (lambda data: b"\x80\x04\x95pickle", "not a checkpoint"),
     ],

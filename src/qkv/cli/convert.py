@@ -53,8 +53,8 @@ def _to_hugging_face(place: Path, folder: Path, dtype_name: str, allow_pickle: b
 
     if place.is_dir() and ((place / "spec.json").is_file() or not (place / "config.json").is_file()):
         raise CheckpointError(
-            f"{place} is no published model; expected one file, or a folder with config.json: a model trained here has "
-            "a spec that no family of transformers says, so convert it to onnx instead"
+            f"{place} is not a published model; expected one file, or a folder with config.json: models trained here "
+            "have a spec that no family of transformers says, so convert it to onnx instead"
         )
     dtype = None if dtype_name == "stored" else getattr(torch, dtype_name)
     export.to_hugging_face(pretrained.load(place, dtype=dtype, allow_pickle=allow_pickle), place, folder)

@@ -26,7 +26,7 @@ _SLOW_TOKENS = 2**15  # tokens of a text that is looked at, beyond which it is s
 @click.argument("model")
 @click.argument("text", required=False)
 @click.option("--answer", metavar="TEXT", help="Look at how the model reads this answer, in place of its own.")
-@click.option("--compare", metavar="MODEL", help="Show a second model, or another checkpoint, beside the first.")
+@click.option("--compare", metavar="MODEL", help="Show a second model, or another checkpoint, next to the first.")
 @click.option("--html", "page", type=click.Path(path_type=Path), help="Write the page to this file.")
 @click.option("--capture", type=click.Path(path_type=Path), help="Keep everything that was seen in this file.")
 @click.option(

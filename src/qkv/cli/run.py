@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.argument("model")
 @click.argument("text", nargs=-1)
 @beam_option
-@click.option("--n-best", type=click.IntRange(min=1), help="Print so many answers to each line, separated by tabs.")
+@click.option("--n-best", type=click.IntRange(min=1), help="Print this many answers to each line, separated by tabs.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answers to each line as JSON, with their scores.")
 @click.option("--input", "input_path", type=click.Path(path_type=Path), help="Read the lines from this file.")
 @click.option("--output", "output_path", type=click.Path(path_type=Path), help="Write the answers to this file.")

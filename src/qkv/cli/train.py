@@ -59,7 +59,7 @@ class _TrainCommand(click.Command):
 @click.option("--device", help="Train on this device, such as cpu or cuda.  [default: a GPU if there is one]")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16"]), help="Precision of the matrix products.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes that share each step on a CPU.")
-@click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after so many minutes.")
+@click.option("--max-minutes", type=click.FloatRange(min=0, min_open=True), help="Stop after this many minutes.")
 @click.option("--tensorboard", is_flag=True, help="Also write the metrics for TensorBoard.")
 @click.option("--wandb", is_flag=True, help="Also send the metrics to Weights & Biases.")
 @click.option("--show", is_flag=True, help="Print the whole recipe and train nothing.")

@@ -85,7 +85,7 @@ def collate(
     target_tokenizer: SupportsSpecialTokens,
     index: Sequence[int] | None = None,
 ) -> Batch:
-    """Lay examples side by side as one batch; `index` gives their numbers (0, 1, 2 ... unless told).
+    """Collate examples into one batch. index: the numbers of the examples, 0, 1, 2 ... by default.
 
     An example is (source ids, target ids) without special tokens; the source is None in all of them or in none.
     """

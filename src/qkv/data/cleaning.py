@@ -129,12 +129,11 @@ def tokenize_pairs(
     cleaning: CleaningConfig | None = None,
     cache: Path | None = None,
 ) -> tuple[TokenStore, CleaningReport]:
-    """Turn text into a store of tokens, and tell what was kept, truncated and dropped.
+    """Turn text into a store of tokens, and report which examples were kept, truncated and dropped.
 
     An example is dropped if a side is empty, or too long where `cleaning` says so. Without a source tokenizer the
-    sources are not looked at. With a `cache` folder the store is kept there under a name made from the text, the
-    tokenizers and the cleaning, and found again, and little of it is ever in memory; `pairs` must then be something
-    that can be gone through twice.
+    sources are ignored. With a `cache` folder the store is kept there, under a name made from the text, the
+    tokenizers and the cleaning, and is used again; little of it is ever in memory. `pairs` must then be iterable twice.
     Raises DataError if more is dropped than allowed, or nothing is left.
     """
     cleaning = cleaning or CleaningConfig()

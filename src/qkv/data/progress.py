@@ -1,4 +1,4 @@
-"""A line on the terminal while a long reading goes on."""
+"""A line on the terminal that shows the progress of long reading."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Item = TypeVar("Item")
 
 
 def track(items: Iterable[Item], what: str) -> Iterator[Item]:
-    """Yield the items, and say on standard error how many there were, once that has taken two seconds.
+    """Yield the items and, after two seconds, print their number so far to standard error.
 
-    what: what is read, such as "reading pairs.tsv".
+    what: the description of the work, such as "reading pairs.tsv".
     """
     started = shown = time.monotonic()
     is_terminal, count, was_shown = sys.stderr.isatty(), 0, False

@@ -67,7 +67,7 @@ class BatchSampler:
         return [parts[number] for number in _permutation(bits, len(parts))]
 
     def padding_fraction(self, epoch: int | None = None) -> float:
-        """Give the share of padding, 0 to 1, among the tokens of an epoch (this one unless told)."""
+        """Return the fraction of padding, 0 to 1, among the tokens of an epoch, the current one by default."""
         return _padding_fraction(self._lengths, self.batches(self._epoch if epoch is None else epoch))
 
     def state(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class BatchSampler:
         return zlib.crc32(np.ascontiguousarray(self._lengths).tobytes())
 
     def _members(self, epoch: int) -> npt.NDArray[np.int64]:
-        """The examples of an epoch, in any order."""
+        """Return the examples of an epoch, in any order."""
         return np.arange(len(self._lengths))
 
     @functools.cached_property
@@ -172,7 +172,7 @@ class MixtureSampler(BatchSampler):
         )
 
     def _corpus_members(self, corpus: int, start: int, end: int) -> npt.NDArray[np.int64]:
-        """A stretch of the endless row of shuffles of one corpus."""
+        """Return a part of the endless sequence of shuffles of one corpus."""
         size = self._sizes[corpus]
         rounds = range(start // size, -(-end // size))
         shuffles = [_permutation(np.random.PCG64([self._seed, corpus, turn]), size) for turn in rounds]
@@ -236,7 +236,7 @@ def check_resumable(current: dict[str, Any], saved: dict[str, Any], what: str) -
     differing = [key for key in current if key not in ("epoch", "position") and current[key] != saved.get(key)]
     if differing:
         raise DataError(
-            "this run cannot go on from the checkpoint, its data differ: "
+            "this run cannot continue from the checkpoint, because its data differ: "
             + ", ".join(f"{key} was {saved.get(key)} and is {current[key]}" for key in differing)
             + f"; give the same {what}, or start a new run"
         )

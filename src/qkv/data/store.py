@@ -61,7 +61,7 @@ class TokenStore:
         return len(self._ids)
 
     def count_containing(self, token: int) -> int:
-        """How many examples hold a token, on either side."""
+        """Return how many examples contain a token, on either side."""
         count = 0
         for start in range(0, len(self), _CHUNK_SIZE):
             bounds = self._bounds[start : start + _CHUNK_SIZE]
@@ -81,7 +81,7 @@ class TokenStore:
 
     @classmethod
     def open(cls, folder: str | os.PathLike[str]) -> TokenStore:
-        """Map a store that a `StoreWriter` wrote; DataError if it is missing, cut short or altered."""
+        """Map a store that a `TokenStoreWriter` wrote; DataError if it is missing, truncated or altered."""
         try:
             ids = np.load(Path(folder) / _IDS, mmap_mode="r", allow_pickle=False)
             bounds = np.load(Path(folder) / _BOUNDS, mmap_mode="r", allow_pickle=False)
@@ -216,7 +216,7 @@ class TokenStoreWriter:
 def _flatten(
     sources: Sequence[Sequence[int]] | None, targets: Sequence[Sequence[int]]
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-    """All tokens of some examples one after the other, and how many are each one's: (examples, 1 or 2)."""
+    """Return all tokens of some examples in one array, and the lengths of their parts, (examples, 1 or 2)."""
     columns = [targets] if sources is None else [sources, targets]
     rows = [row for example in zip(*columns, strict=True) for row in example]
     count = sum(map(len, rows))
@@ -225,7 +225,7 @@ def _flatten(
 
 
 def _compute_bounds(lengths: npt.NDArray[np.int64], offset: int) -> npt.NDArray[np.int64]:
-    """Where each example starts and its parts end, `before` tokens coming before the first."""
+    """Return where each example starts and its parts end. offset: the number of tokens before the first."""
     ends = offset + np.cumsum(lengths.reshape(-1)).reshape(lengths.shape)
     return np.concatenate([ends[:, :1] - lengths[:, :1], ends], axis=1)
 

@@ -26,11 +26,11 @@ def run_beam_search(
     config: Beam | None = None,
     coverage: Coverage | None = None,
 ) -> list[list[Hypothesis]]:
-    """Search each sentence for its highest-scoring continuations; at most n_best a sentence, best first, at least one.
+    """Return the highest-scoring continuations of each sentence: at least one and at most n_best, best first.
 
-    `state` has one row a sentence. Sentences that are done leave the batch; no sentence changes another's result.
-    A hypothesis with score -inf says that nothing was possible under the constraints. Where phrases must be held the
-    beam is wider, by a hypothesis for each of their tokens, and the rules are `best`.
+    `state` has one row for each sentence. Sentences that are done leave the batch; no sentence changes another's
+    result. A hypothesis with score -inf means that no answer satisfies the constraints. Where answers
+    must include phrases, the beam is wider, by a hypothesis for each of their tokens, and the rules are `best`.
     """
     return _BeamSearch(model, rules, config or Beam(), coverage).run(state)
 
@@ -91,19 +91,19 @@ class _BeamSearch:
         return torch.log_softmax(logits[:, -1:].float(), -1), state
 
     def _length(self, sentence: int) -> int:
-        """The length, as the rules count it, that the next token gives the hypotheses of a sentence."""
+        """Return the length, as the rules count it, of the hypotheses of a sentence after the next token."""
         return self.tokens.shape[2] + 1 - (1 if self.is_prefix_scored else len(self.prompts[sentence]))
 
     def _is_last_step(self, sentence: int) -> bool:
         return self._length(sentence) >= self.generation_rules.max_new_tokens[sentence]
 
     def _is_end(self, tokens: Tensor) -> Tensor:
-        """Which of the tokens (sentences, ...) end an answer; one that a sentence is given ends none."""
+        """Return which of the tokens (sentences, ...) end an answer; a token of a forced prefix ends none."""
         free = [self.tokens.shape[2] >= len(self.prompts[sentence]) for sentence in self.sentences]
         return self.generation_rules.is_eos(tokens) & torch.tensor(free, device=tokens.device)[:, None]
 
     def _rank_candidates(self, log_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The best 2K continuations, more with several ends: log-probability, hypothesis, token, (sentences, 2K)."""
+        """Return the best 2K continuations, more with several end tokens: (sentences, 2K) each."""
         fed, vocab = self.tokens.shape[2], log_probs.shape[-1]
         owns = [self.prompts[sentence] for sentence in self.sentences]
         forced = [own[fed] if fed < len(own) else None for own in owns]
@@ -132,12 +132,12 @@ class _BeamSearch:
         return values, index // vocab, index % vocab
 
     def _generated_tokens(self, group: int, rank: int) -> list[int]:
-        """The tokens that a living hypothesis has added to what its sentence was given."""
+        """Return the tokens that an unfinished hypothesis has generated after the prefix of its sentence."""
         tokens: list[int] = self.tokens[group, rank].tolist()[len(self.prompts[self.sentences[group]]) :]
         return tokens
 
     def _mask_phrases(self, log_probs: Tensor) -> None:
-        """What phrases forbid each living hypothesis to go on with."""
+        """Mask the tokens with which each unfinished hypothesis would complete an excluded phrase."""
         if self.generation_rules.constraints is None:
             return
         for group, sentence in enumerate(self.sentences):
@@ -148,7 +148,7 @@ class _BeamSearch:
                     )
 
     def _advancing_candidates(self, totals: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
-        """For sentences whose answers must hold phrases: what would add to these, the ends and each hypothesis' best.
+        """Return candidates for required phrases: tokens that advance one, end tokens, and the likeliest tokens.
 
         As indices (sentences, most) into hypotheses times vocabulary, and which of them are real.
         """
@@ -167,7 +167,7 @@ class _BeamSearch:
         return index, torch.arange(most, device=totals.device) < counts[:, None]
 
     def _select_survivors(self, values: Tensor, parents: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Which of the candidates live on: the best K that have not ended, or of each bank of phrases its best."""
+        """Return which candidates are kept: the best K that have not ended, or the best of each bank of phrases."""
         open_ = values.masked_fill(self._is_end(tokens), NEG_INF)
         kept, order = open_.topk(self.config.size)
         for group, sentence in enumerate(self.sentences):
@@ -221,7 +221,7 @@ class _BeamSearch:
         del found[size:]
 
     def _unfinished_sentences(self, values: Tensor) -> list[int]:
-        """Which of the sentences go on, given the log-probabilities of their next living hypotheses."""
+        """Return which sentences are unfinished, given the log-probabilities of their next unfinished hypotheses."""
         going = []
         for group, (sentence, living) in enumerate(zip(self.sentences, values[:, 0].tolist(), strict=True)):
             found, length, limit = (
@@ -238,7 +238,7 @@ class _BeamSearch:
         return going
 
     def _advance(self, state: Any, unfinished: list[int], values: Tensor, parents: Tensor, tokens: Tensor) -> Any:
-        """Keep the sentences that go on and let each hypothesis follow its parent; return the state reordered."""
+        """Keep the unfinished sentences, let each hypothesis follow its parent, and return the reordered state."""
         width, rows = self.tokens.shape[1], self.tokens.shape[0] * self.tokens.shape[1]
         groups = torch.tensor(unfinished, device=values.device)
         index = (groups[:, None] * width + parents[groups]).flatten()

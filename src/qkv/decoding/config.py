@@ -35,7 +35,7 @@ class BeamRules:
         positive). "k-bound": the same for the K-th collected one. "k-heuristic": K hypotheses are collected, and the
         best unfinished one would not score higher than the last of them if it ended now. "k-ended": K are collected.
     at_max_length: "forced" ends the unfinished hypotheses with the probability of the end token; "kept" returns them
-        without an end token beside the finished ones; "kept-if-none-ended" does so only if there is no finished one.
+        without an end token along with the finished ones; "kept-if-none-ended" does so only without a finished one.
     prefix: a forced prefix is "unscored" and counts neither in the score nor in the length, or it is "scored" as if the
         model had generated it.
     """
@@ -95,7 +95,7 @@ class LengthPenalty:
             raise ConfigError([f"alpha={self.alpha}: expected a finite number; 0 turns the length penalty off"])
 
     def __call__(self, length: int) -> float:
-        """The divisor for a hypothesis of `length` tokens, at least 1."""
+        """Return the divisor for a hypothesis of `length` tokens, at least 1."""
         divisor: float = ((5 + length) / 6 if self.rule == "wu" else length) ** self.alpha
         return divisor
 
@@ -123,7 +123,7 @@ class LengthLimit:
             raise ConfigError(problems)
 
     def max_new_tokens(self, source_tokens: int) -> int:
-        """The greatest length for a source of so many tokens."""
+        """Return the greatest length of an answer, from the number of tokens of the source."""
         return max(1, self.min_new_tokens, int(self.factor * source_tokens + self.constant))
 
 
@@ -189,7 +189,7 @@ class Beam:
             raise ConfigError(problems)
 
     def resolve_rules(self) -> BeamRules:
-        """The rules behind the name."""
+        """Return the rules that `rules` names."""
         return self.rules if isinstance(self.rules, BeamRules) else BEAM_RULES[self.rules]
 
 
@@ -202,9 +202,9 @@ class DecodingConfig:
 
 
 def can_stop(config: Beam, scores: Sequence[float], best_log_probability: float, length: int, max_length: int) -> bool:
-    """Whether the rules end the search of one sentence.
+    """Return whether the rules end the search of one sentence.
 
-    scores: those of the collected hypotheses, best first. living: the log-probability of the best living
+    scores: those of the collected hypotheses, best first. living: the log-probability of the best unfinished
     hypothesis, which has `length` tokens and may have up to `limit`.
     """
     stops = config.resolve_rules().stopping

@@ -33,18 +33,18 @@ class TokenBytes:
         return max(map(len, self.pieces), default=0)
 
     def decode(self, tokens: Iterable[int]) -> bytes:
-        """What some tokens spell."""
+        """Return the bytes that some tokens spell."""
         return b"".join(self.pieces[token] for token in tokens)
 
     def prefix_tokens(self, text: bytes) -> list[int]:
-        """Tokens that a text may begin with, those that take most of it first."""
+        """Return the tokens that a text may begin with, the longest first."""
         lengths = range(min(len(text), self._max_piece_length), 0, -1)
         return [self._token_of_piece[text[:length]] for length in lengths if text[:length] in self._token_of_piece][
             :_MAX_CONTINUATIONS
         ]
 
     def count_tokens(self, text: bytes) -> int:
-        """How many tokens spell a text if each is the longest that fits."""
+        """Return how many tokens spell a text if each is the longest that fits."""
         number = 0
         while text:
             number += 1
@@ -52,13 +52,13 @@ class TokenBytes:
         return number
 
     def tokens_containing(self, text: bytes) -> list[int]:
-        """Tokens that hold a text whole."""
+        """Return the tokens that contain a whole text."""
         if text not in self._containing:
             self._containing[text] = [number for number, piece in enumerate(self.pieces) if text in piece]
         return self._containing[text]
 
     def tokens_starting_with(self, text: bytes) -> list[int]:
-        """Tokens that begin with a text."""
+        """Return the tokens that begin with a text."""
         if text not in self._starting_with:
             self._starting_with[text] = [number for number, piece in enumerate(self.pieces) if piece.startswith(text)]
         return self._starting_with[text]
@@ -78,14 +78,14 @@ class PhraseConstraints:
         return sum(times * self.token_bytes.count_tokens(phrase) for phrase, times in self.include.items())
 
     def is_unmet(self, tokens: Sequence[int]) -> bool:
-        """Whether the answer so far does not hold all it must."""
+        """Return whether the answer so far lacks a required phrase."""
         return bool(self._missing_phrases(self.token_bytes.decode(tokens)))
 
     def find_bank(self, tokens: Sequence[int]) -> int:
-        """How many bytes of what it must hold an answer so far holds; of what it has only begun, those it ends with.
+        """Return how many bytes of the required phrases an answer holds; of an unfinished one, those it ends with.
 
-        In bytes, not phrases: with one bank for all that have begun a phrase, those that begin now would always beat
-        those that are nearly through.
+        Banks count bytes and not phrases: in one bank for all hypotheses with an unfinished phrase, those that have
+        just begun it would always beat those that have nearly finished it.
         """
         text = self.token_bytes.decode(tokens)
         missing = self._missing_phrases(text)
@@ -93,7 +93,7 @@ class PhraseConstraints:
         return held + max((_matched_length(text, phrase) for phrase in missing), default=0)
 
     def advancing_tokens(self, tokens: Sequence[int]) -> set[int]:
-        """The next tokens that would go on with a phrase that is missing, or begin one."""
+        """Return the next tokens that would continue or begin a missing phrase."""
         text = self.token_bytes.decode(tokens)
         missing = self._missing_phrases(text)
         begun = {phrase: length for phrase in missing if (length := _matched_length(text, phrase))}
@@ -115,7 +115,7 @@ class PhraseConstraints:
         return {number for number, piece in enumerate(self.token_bytes.pieces) if piece == b" "}
 
     def banned_tokens(self, tokens: Sequence[int]) -> list[int]:
-        """The next tokens that would complete what must not be held."""
+        """Return the next tokens that would complete an excluded phrase."""
         text = self.token_bytes.decode(tokens)
         found: list[int] = []
         for phrase in self.exclude:
@@ -132,12 +132,12 @@ class PhraseConstraints:
 
 
 def _matched_length(text: bytes, phrase: bytes) -> int:
-    """How many bytes of a phrase a text ends with."""
+    """Return how many bytes of a phrase a text ends with."""
     return next((length for length in range(len(phrase) - 1, 0, -1) if text.endswith(phrase[:length])), 0)
 
 
 def allocate_beam(banks: Sequence[int], size: int) -> list[int]:
-    """Which candidates, best first, live on: the best of each bank, then the second best of each, up to `size`."""
+    """Return which candidates, best first, are kept: the best of each bank, then the second best, up to `size`."""
     members: dict[int, list[int]] = {}
     for number, bank in enumerate(banks):
         members.setdefault(bank, []).append(number)

@@ -14,7 +14,7 @@ from qkv.tap import NO_TAP, Site, Tap
 ReceivedAttention = dict[str, tuple[str, Tensor]]
 
 _WITHIN_MODEL = re.compile(r"\.(decoder|head)\..*")
-"""The part of a path within its model; what stands before it names the model of an ensemble."""
+"""The part of a path within its model; the rest names the model of an ensemble."""
 
 
 class CrossAttentionTap(Tap):

@@ -12,10 +12,10 @@ from qkv.errors import DataError
 
 
 def ctc_greedy_decode(logits: Tensor, blank: int, mask: Tensor | None = None) -> list[list[int]]:
-    """The best label of each position, those repeated taken once and blanks left out: a list for each row.
+    """Return the best label of each position, with repetitions merged and blanks removed: a list for each row.
 
-    logits (batch, length, labels); mask (batch, length) bool, which positions are real. A blank between two of the
-    same label keeps them both.
+    logits (batch, length, labels); mask (batch, length) bool, False for padding. Two equal labels with a blank
+    between them are both kept.
     """
     best = logits.argmax(dim=-1)
     if mask is not None:
@@ -29,9 +29,9 @@ def ctc_greedy_decode(logits: Tensor, blank: int, mask: Tensor | None = None) ->
 def ctc_log_probabilities(
     logits: Tensor, target_ids: Sequence[Sequence[int]], blank: int, mask: Tensor | None = None
 ) -> list[float]:
-    """The log-probability of each row's text, summed over all ways to read it (Graves et al. 2006, section 4.1).
+    """Return the log-probability of each row's text, summed over all alignments (Graves et al. 2006, section 4.1).
 
-    logits and mask as for `read_labels`; -inf for a text that has no room among the positions.
+    logits and mask as for `ctc_greedy_decode`; -inf for a text that is too long for the positions.
     """
     lengths = torch.tensor([len(text) for text in target_ids])
     targets = torch.full((len(target_ids), max(1, int(lengths.max()))), blank + 1 if blank == 0 else 0)
@@ -46,10 +46,10 @@ def ctc_log_probabilities(
 
 @torch.no_grad()
 def forced_align(logits: Tensor, target_ids: Sequence[int], blank: int) -> list[tuple[int, int]]:
-    """Where each label of a text is read, as (first position, position after the last): the most probable way.
+    """Return the positions of each label of a text as (first, after the last), in the most probable alignment.
 
-    logits (positions, labels) of one sound. A label's stretch is where it, and no blank, is said: the Viterbi path of
-    the same lattice (Graves et al. 2006). Raises DataError for a text that has no room among the positions.
+    logits: (positions, labels) of one recording. A label extends over the positions at which it, and not a blank, is on
+    the Viterbi path of the lattice (Graves et al. 2006). Raises DataError for a text that is too long.
     """
     values = logits.float().log_softmax(-1)
     states = [blank, *(label for token in target_ids for label in (token, blank))]

@@ -77,9 +77,9 @@ def generate_all(
     """Find the answers to any number of sources, given as token ids; one in, one out, in the order given.
 
     A model without an encoder is given None, and continues the prefixes of the rules. Sources of like length are
-    decoded together, as many as have `batch_tokens` tokens, padding and beams included. Prompts that differ by more
-    tokens
-    than an answer may have are not: the longer one would be fed the rest token by token, beside answers.
+    decoded together, as many as have `batch_tokens` tokens, padding and beams included. Prompts whose
+    lengths differ by more than an answer may have are not: the rest of the longer one would be processed token by
+    token, along with the answers of the shorter.
     """
     decoding = decoding or DecodingConfig()
     method = decoding.method
@@ -150,7 +150,7 @@ def score(
     bos: int | None,
     tap: Tap = NO_TAP,
 ) -> list[list[float]]:
-    """The log-probability of every token of given targets, as `Hypothesis.tokens` has them (no begin token).
+    """Return the log-probability of every token of given targets, as `Hypothesis.tokens` has them (no begin token).
 
     Without a begin token (bos None) the first token of a target is taken as given and has no entry.
     """
@@ -228,7 +228,7 @@ def _get_device(model: SequenceModel) -> torch.device:
 
 
 def _pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Rows of tokens as a tensor (rows, longest) padded with 0, and which of it is real."""
+    """Return rows of tokens as a tensor (rows, longest) padded with 0, and a mask, False for padding."""
     longest = max(map(len, rows))
     tokens = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], dtype=torch.int64, device=device)
     lengths = torch.tensor([len(row) for row in rows], device=device)

@@ -51,7 +51,7 @@ class RolloutContext:
 
     @torch.no_grad()
     def predict_action(self, step: Tensor) -> Tensor:
-        """Take a step in, (rows, width), whose action is yet to be chosen; return what is answered, (rows, action)."""
+        """Append a step without its action, (rows, width); return the predicted actions, (rows, action)."""
         before = self._steps
         steps = step[:, None] if before is None else torch.cat((before, step[:, None]), dim=1)
         if steps.shape[1] > self._context_length:
@@ -112,10 +112,10 @@ def rollout(
     targets: Sequence[tuple[float, int]],
     config: RolloutConfig,
 ) -> Iterator[Rollout]:
-    """Play an episode for each return that is asked for, with its seed (Chen et al. 2021, section 3).
+    """Play an episode for each target return, with its seed (Chen et al. 2021, section 3).
 
-    What an action brings is taken off the return that is still to be reached. The seed decides how the episode begins
-    and, where actions are drawn, which; but not which other episodes are played beside it.
+    The reward of an action is subtracted from the target return. The seed determines how the episode begins and which
+    actions are sampled; the other episodes of a batch do not change it.
     """
     rest = iter(targets)
     while some := list(islice(rest, _EPISODES_PER_BATCH)):
@@ -134,7 +134,7 @@ class _RunningEpisode:
         self.rewards: list[float] = []
 
     def encode_step(self, time: int, normalizer: TrajectoryNormalizer) -> FloatArray:
-        """What is before the model's eyes, (width,), the action yet to be chosen."""
+        """Return the current step as the model reads it, (width,), with no action yet."""
         return np.concatenate(
             (
                 [time, self.return_to_go / normalizer.return_scale],
@@ -146,7 +146,7 @@ class _RunningEpisode:
     def select_action(
         self, prediction: Tensor, normalizer: TrajectoryNormalizer, config: RolloutConfig
     ) -> int | npt.NDArray[np.float32]:
-        """An action, of what the model answers (action,)."""
+        """Return the action for a prediction of the model, (action,)."""
         if not normalizer.space.discrete:
             return normalizer.decode_action(prediction)
         if config.action_selection == "greedy":

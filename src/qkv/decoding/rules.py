@@ -41,11 +41,11 @@ class Hypothesis:
 
 @dataclass(frozen=True)
 class SearchRules:
-    """What one search keeps to: the rules of generation and the lengths of its rows.
+    """The rules of one search: those of generation, and the lengths of its rows.
 
     max_new_tokens: the greatest number of tokens to generate for each row, the end included. min_new_tokens: the
     fewest, likewise. The rest is as in `GenerationRules`; forced tokens count in the length of an answer and not in its
-    log-probability, and stand before a prefix if there is one.
+    log-probability, and precede a prefix if there is one.
     """
 
     max_new_tokens: Sequence[int]
@@ -101,7 +101,7 @@ class SearchRules:
             raise DataError("without a begin token every sentence needs a prefix of at least one token; give either")
         if self.bos is None and self.forced_prefix:
             raise DataError(
-                f"forced_prefix={list(self.forced_prefix)} was given without a begin token to stand after; give bos"
+                f"forced_prefix={list(self.forced_prefix)} was given without a begin token before it; give bos"
             )
         for end in set(self.eos_tokens) & set(self.suppress_tokens):
             raise DataError(f"the end token {end} is among suppress_tokens; take it out")
@@ -121,28 +121,28 @@ class SearchRules:
         return (self.eos,) if isinstance(self.eos, int) else tuple(self.eos)
 
     def is_eos(self, tokens: Tensor) -> Tensor:
-        """Which of the tokens end an answer, bool."""
+        """Return which of the tokens end an answer, as bool."""
         return torch.isin(tokens, torch.tensor(self.eos_tokens, dtype=tokens.dtype, device=tokens.device))
 
     def forced_token(self, sentence: int, length: int) -> int | None:
-        """The token that has to make a sentence's answer `length` tokens long, if it may not choose."""
+        """Return the token that is forced at position `length` of a sentence's answer; None if the model may choose."""
         if length <= len(self.forced_prefix) and not (self.prefixes and self.prefixes[sentence]):
             return self.forced_prefix[length - 1]
         return self.forced_eos if length == self.max_new_tokens[sentence] else None
 
     def is_first_free(self, sentence: int, length: int, is_prefix_scored: bool) -> bool:
-        """Whether the token that makes a sentence's answer `length` tokens long is the first that is free."""
+        """Return whether the token at position `length` of a sentence's answer is the first that is not forced."""
         if not (self.prefixes and self.prefixes[sentence]):
             return length == len(self.forced_prefix) + 1
         return length == (len(self.prompts[sentence]) - self.num_bos_tokens + 1 if is_prefix_scored else 1)
 
     @property
     def num_bos_tokens(self) -> int:
-        """How many of the tokens fed are no part of a hypothesis: the begin token."""
+        """How many of the input tokens are not part of a hypothesis: 1 for a begin token."""
         return 0 if self.bos is None else 1
 
     def required_phrases(self, sentence: int) -> PhraseConstraints | None:
-        """The phrases of a sentence, if its answer must hold some."""
+        """Return the phrases that the answer to a sentence must include, if any."""
         return (
             self.constraints[sentence] if self.constraints is not None and self.constraints[sentence].include else None
         )

@@ -48,12 +48,12 @@ def sample(
 
 
 def select_most_probable(log_probs: Tensor) -> Tensor:
-    """The choice of greedy decoding."""
+    """Select the most probable token of each row, as greedy decoding does."""
     return log_probs.argmax(-1)
 
 
 def make_sampler(config: Sample, generator: torch.Generator | None = None) -> TokenSelector:
-    """The choice of sampling."""
+    """Build the function that samples the next token of each row."""
 
     def choose(log_probs: Tensor) -> Tensor:
         probabilities = torch.softmax(filter_logits(log_probs, config), -1)
@@ -63,7 +63,7 @@ def make_sampler(config: Sample, generator: torch.Generator | None = None) -> To
 
 
 def filter_logits(logits: Tensor, config: Sample) -> Tensor:
-    """Logits (rows, vocab) after temperature, top_k and top_p; what cannot be drawn is -inf."""
+    """Return the logits (rows, vocab) after temperature, top_k and top_p; tokens that cannot be drawn have -inf."""
     logits = logits / config.temperature
     if 0 < config.top_k < logits.shape[-1]:
         weakest = logits.topk(config.top_k).values[..., -1:]
@@ -82,9 +82,9 @@ def filter_logits(logits: Tensor, config: Sample) -> Tensor:
 def generate_steps(
     model: AutoregressiveModel, state: Any, rules: SearchRules, select_tokens: TokenSelector, n_best: int = 1
 ) -> Iterator[list[Step]]:
-    """Yield, step by step, what each row that is not done takes; forced prefixes are not yielded.
+    """Yield, step by step, the next token of each unfinished row; forced prefixes are not yielded.
 
-    `state` has one row a sentence; `copies` rows walk on from it. Rows that are done leave the batch.
+    `state` has one row for each sentence, from which `copies` rows continue. Rows that are done leave the batch.
     """
     given = rules.prompts
     common = min((len(one) for one in given), default=1)

@@ -120,7 +120,7 @@ def load_data(recipe: RecipeConfig) -> Any:
 
 
 def measure_peak_memory() -> int | None:
-    """The most memory this process ever held, in MB; None where the system does not tell."""
+    """Return the peak memory of this process in MB; None where the system does not report it."""
     try:
         import resource
     except ImportError:  # Windows
@@ -160,7 +160,7 @@ def _check_same_recipe(recipe: RecipeConfig, run_folder: Path) -> None:
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Options by their dotted paths; lists as they are."""
+    """Return options by their dotted paths; lists are not flattened."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
@@ -182,7 +182,7 @@ def train(
 
     overrides: changes of the recipe, such as "training.max_minutes=3" or "init_from=gpt2". data, valid: files in place
     of the recipe's own data (see `qkv.tasks.own_data`). device: a GPU if there is one, unless given. Raises ConfigError
-    if the first three are given beside a recipe that is a tree already.
+    if the first three are given together with a recipe that is a tree.
 
     Example: `qkv.train("translation", folder="runs/mine", data=["train.en", "train.de"])`
     """
@@ -191,7 +191,7 @@ def train(
     elif overrides or data or valid:
         raise ConfigError(
             [
-                "overrides, data or valid were given beside a recipe that is an object; expected them only beside a "
+                "overrides, data or valid were given together with a recipe object; expected them only with a "
                 "name or a path: change the object itself (dataclasses.replace)"
             ]
         )

@@ -26,8 +26,8 @@ def read_recipe(name: str | Path, overrides: Iterable[str] = (), own: OwnData | 
     """Read a recipe by its path or name, with other data and with assignments such as `training.max_minutes=3` applied.
 
     Raises ConfigError with every problem of the file and of the assignments, each with the nearest valid name. Only the
-    problems of the file itself name the file. Also raises ConfigError for settings of the model or the tokenizer beside
-    a model to start from, which has its own.
+    problems of the file itself name the file. Also raises ConfigError for settings of the model or the tokenizer that
+    are given with a model to start from, which has its own.
     """
     named = list_recipes()
     path = Path(name)
@@ -63,7 +63,7 @@ def _check_init_from(path: Path, written: Mapping[str, Any], assignments: Sequen
     if given:
         raise ConfigError(
             [
-                f"{one}: given beside a model to start from (--from, init_from), which has its own model and "
+                f"{one}: given together with a model to start from (--from, init_from), which has its own model and "
                 "tokenizer; expected one of the two: take this setting out, or train a new model"
                 for one in given
             ]

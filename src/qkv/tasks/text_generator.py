@@ -108,7 +108,7 @@ class TextGenerator(TaskModel):
 
     @property
     def capabilities(self) -> frozenset[Capability]:
-        """Generation, and by what it reads: audio and word times, or the perplexity of a decoder alone."""
+        """What it can do: generation; with audio as its input, word times; as a decoder alone, perplexity."""
         if self.frontend is not None:
             return frozenset({"generation", "audio", "word_times"})
         return frozenset({"generation"} if self.has_encoder else {"generation", "perplexity"})

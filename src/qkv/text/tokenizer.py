@@ -126,10 +126,12 @@ class Tokenizer:
         return number
 
     def token_to_id(self, token: str) -> int:
-        """The number of a token spelt as in the vocabulary, e.g. "<|en|>"; VocabularyError if there is none."""
+        """Return the id of a token spelled as in the vocabulary, e.g. "<|en|>"; VocabularyError if there is none."""
         number: int | None = self._inner.token_to_id(token)
         if number is None or number >= self.size:
-            raise VocabularyError(f"{token!r} is no token of this tokenizer, which has {self.size}; check its spelling")
+            raise VocabularyError(
+                f"{token!r} is not in the vocabulary of this tokenizer, which has {self.size}; check its spelling"
+            )
         return number
 
     def vocabulary(self) -> list[str]:
@@ -155,9 +157,9 @@ class Tokenizer:
         return piece.replace("\u2581", " ").encode()
 
     def for_language(self, token: str) -> Tokenizer:
-        """Give the tokenizer for texts of another language, whose token stands around them, e.g. "fra_Latn".
+        """Return the tokenizer for texts of another language, which it marks with a token such as "fra_Latn".
 
-        Raises VocabularyError if it is no token, or if no language's token stands around a text.
+        Raises VocabularyError if the vocabulary lacks that token, or if this tokenizer marks no language.
         """
         number = self.token_to_id(token)
         frame = self._inner.post_processor
@@ -168,7 +170,7 @@ class Tokenizer:
         found = [name for name in says.get("special_tokens", ()) if name not in plain]
         if self._is_native or len(found) != 1:
             raise VocabularyError(
-                f"{found or 'nothing'} stands around a text besides its beginning and end, expected the token of one "
+                f"{found or 'nothing'} is added to a text besides its begin and end tokens, expected the token of one "
                 f"language: take the tokenizer as it is"
             )
         there, here = json.dumps(found[0]), json.dumps(token)
@@ -267,7 +269,7 @@ class Tokenizer:
         )
 
     def to_tokenizer_json(self) -> str:
-        """The plain `tokenizer.json` that other libraries read; what it does not say is which tokens are special."""
+        """Return the plain `tokenizer.json` that other libraries read; it does not say which tokens are special."""
         return self._inner.to_str(pretty=True)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -277,7 +279,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Read a `tokenizer.json` written by `save`; VocabularyError if it is missing, cut short or foreign."""
+        """Read a `tokenizer.json` written by `save`; VocabularyError if it is missing, truncated or foreign."""
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
@@ -294,7 +296,7 @@ class Tokenizer:
             inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises plain Exception, whatever is wrong
             raise VocabularyError(
-                f"{path} is not a complete tokenizer.json ({error}); copy it again or train it anew"
+                f"{path} is not a complete tokenizer.json ({error}); copy it or train it again"
             ) from error
         return cls(inner, str(path), special_tokens=special_tokens)
 

@@ -54,7 +54,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             raise TypeError(f"its state is a {type(state).__name__}")
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
-            f"{path} is cut short, damaged or not a checkpoint of this package ({type(error).__name__}: {error}). "
+            f"{path} is truncated, damaged or not a checkpoint of this package ({type(error).__name__}: {error}). "
             "Expected a complete file as it was written. Copy it again, or delete it and resume from another one."
         ) from error
     if found != expected:

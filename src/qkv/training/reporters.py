@@ -60,7 +60,7 @@ class MetricsWindow:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], path: Path) -> MetricsWindow:
-        """Read the sums that the checkpoint `path` holds. Raises CheckpointError for what is no sum."""
+        """Read the sums that the checkpoint `path` holds. Raises CheckpointError for a value that is not a sum."""
         given = restore.check_names("metrics_window", values, {one.name for one in fields(cls)}, path)
         for name, value in given.items():
             check = restore.check_count if isinstance(getattr(cls, name), int) else restore.check_number
@@ -119,13 +119,13 @@ class Reporter(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
     def on_step_end(self, step: int, progress: float) -> None:
-        """A step is done. This is called after each step, so it must be fast."""
+        """Handle the end of a step. It is called after each step, so it must be fast."""
 
     def on_log(self, metrics: StepMetrics) -> None:
-        """`log_every` steps are done."""
+        """Handle the metrics of the last `log_every` steps."""
 
     def on_validation_end(self, step: int, metrics: Mapping[str, float], samples: Sequence[str], is_best: bool) -> None:
-        """The model was validated."""
+        """Handle the result of a validation."""
 
     def message(self, text: str) -> None:
         """Print a line of text."""
@@ -195,7 +195,7 @@ class LineReporter(NullReporter):
             self._silence()
 
     def _silence(self) -> None:
-        """Print to nowhere from here on, so that what is left in the stream's buffer can be written at the end."""
+        """Discard everything from now on, so that the rest of the stream's buffer can be flushed at the end."""
         with suppress(OSError, ValueError):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, self.stream.fileno())

@@ -1,7 +1,8 @@
 """Check what a checkpoint says before anything of a run is changed.
 
-The checksum of a checkpoint has no key: whoever makes a file can make its checksum. Optimizers compute in fused kernels
-that trust the sizes of their tensors, so every tensor is compared with the model's own before it is used.
+The checksum of a checkpoint has no key: anyone who can write a file can also write its checksum. Optimizers
+compute in fused kernels that trust the sizes of their tensors, so every tensor is compared with the
+model's own before it is used.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def check_finite(name: str, tensor: Tensor, path: Path) -> None:
 
 
 def check_random_state(state: Tensor, device: torch.device, path: Path) -> None:
-    """Raise CheckpointError unless a generator of random numbers can go on from a state."""
+    """Raise CheckpointError unless a generator of random numbers can continue from a state."""
     try:
         torch.Generator(device).set_state(state)
         fits = device.type != "cpu" or _is_within_block(state)
@@ -91,7 +92,7 @@ def check_random_state(state: Tensor, device: torch.device, path: Path) -> None:
 
 
 def _is_within_block(state: Tensor) -> bool:
-    """Whether the generator stays within its block of numbers: torch checks either count alone, not their sum."""
+    """Return whether the generator stays within its block of numbers: torch checks each count, and not their sum."""
     left, _, following = struct.unpack_from("<iiQ", bytes(state.tolist()), 8)
     return bool(left + following <= _MERSENNE_TWISTER_SIZE + 1)
 

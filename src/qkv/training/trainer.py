@@ -33,7 +33,7 @@ class Sampler(Protocol):
 
     def __iter__(self) -> Iterator[Sequence[int]]: ...
     def state(self) -> dict[str, Any]:
-        """Where it stands, as JSON; under "examples", how many of them make an epoch."""
+        """Return the position as JSON, with the number of examples of an epoch under "examples"."""
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go to where `state` says."""
@@ -67,12 +67,12 @@ LossFunction: TypeAlias = Callable[[Any, Batch], tuple[Tensor, Tensor]]
 
 
 class Trainer:
-    """Trains `model` as `options` say, on batches that `sampler` chooses and `collate` makes.
+    """Trains `model` as `config` says, on batches that `sampler` chooses and `collate` builds.
 
-    `folder` receives checkpoint.safetensors (all that resuming needs), weights/ and metrics.jsonl. `validate` is given
-    the model in evaluation mode with the weights to be judged (the moving average, if there is one). `losses`, of the
-    model and a batch: the loss summed over the batch's target tokens, and what is told beside it, likewise and without
-    a gradient; without, cross entropy, and that without smoothing.
+    folder: receives checkpoint.safetensors (all that resuming needs), weights/ and metrics.jsonl.
+    validate: is called with the model in evaluation mode and the weights to be judged (the moving average, if any).
+    compute_loss: from the model and a batch to the loss to minimize and the loss to report, each summed over the target
+        tokens of the batch; by default the cross entropy with and without label smoothing.
     """
 
     def __init__(
@@ -297,16 +297,16 @@ class Trainer:
     # -- saving and resuming ------------------------------------------------------------------------------------
 
     def _model_tensors(self) -> dict[str, Tensor]:
-        """The model's parameters and buffers by name, each once, as they are (not copies)."""
+        """Return the parameters and buffers of the model by name, each once and not copied."""
         kept = self.model.state_dict(keep_vars=True)
         names = [name for name, _ in (*self.model.named_parameters(), *self.model.named_buffers())]
         return {name: kept[name] for name in names if name in kept}
 
     def _save_checkpoint(self, *, keep: bool) -> None:
-        """Write the weights to keep, then the checkpoint that speaks of them, then drop what it no longer names.
+        """Write the weights to keep, then the checkpoint that names them, then remove those it no longer names.
 
-        keep: whether these weights count among the last: not where an interruption fell, or a run that goes on would
-        average other steps than one that was never interrupted.
+        keep: whether these weights count among the last: not after an interruption, or a resumed run would average
+        other steps than one that was never interrupted.
         """
         standing, saving = self.state, self.config.checkpointing
         if keep:
@@ -357,8 +357,8 @@ class Trainer:
         if changed:
             was = ", ".join(f"{name}={state['config'].get(name)}" for name in changed)
             raise TrainingError(
-                f"This run began with {was} and would go on with another {', '.join(changed)}. Expected the same: only "
-                "when it ends, validation and checkpointing may change on resuming. Change it back, or begin a new run."
+                f"This run began with {was} and would continue with another {', '.join(changed)}. Expected the same: "
+                "only when it ends, validation and checkpointing may change. Change it back, or begin a new run."
             )
         standing = TrainState.from_json(state["train_state"], self.checkpoint_path)
         window = MetricsWindow.from_json(state["metrics_window"], self.checkpoint_path)
@@ -430,7 +430,7 @@ def check_run_folder(folder: Path, resume: bool) -> None:
 
 
 def _use_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether to compute matrix products in bfloat16: always where asked, else where the hardware does it natively."""
+    """Return whether to compute products in bfloat16: as the recipe says, or where the hardware does so natively."""
     if precision != "auto":
         return precision == "bfloat16"
     if device.type == "cuda":
@@ -440,6 +440,6 @@ def _use_bfloat16(precision: str, device: torch.device) -> bool:
 
 
 def _settings_fixed_on_resume(config: TrainingConfig) -> dict[str, str]:
-    """The options that may not change on resuming, in words."""
+    """Return the options that may not change on resuming, in words."""
     free = {"max_steps", "max_epochs", "max_minutes", "validation", "checkpointing"}
     return {f.name: repr(getattr(config, f.name)) for f in fields(config) if f.name not in free}

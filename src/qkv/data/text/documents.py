@@ -104,11 +104,11 @@ def read_documents(source: TextSource) -> Iterator[Document]:
 
 
 class TextCorpus:
-    """Documents of some origins: read anew each time, never kept, without those whose digest is in `hidden`.
+    """The documents of some sources, without those whose digest is excluded; they are read each time and never kept.
 
-    end: where a text ends, in characters, if it goes on with what is held out. Empty documents are left out; `empty`
-    and `faults` tell how many were, and `digests` knows all others. Making it reads everything once. Raises DataError
-    if nothing is left, or more than 1% of the documents cannot be used.
+    max_characters: where a text is cut, if its end is held out. Empty documents are left out: `empty_count` and
+    `problems` say how many, and `digests` has all others. The constructor reads everything once, and raises DataError
+    if nothing is left, or if more than 1% of the documents cannot be used.
     """
 
     def __init__(self, sources: Sequence[TextSource], excluded: Iterable[bytes] = ()) -> None:
@@ -183,19 +183,19 @@ class TextCorpus:
 
 
 def compute_digest(text: str) -> bytes:
-    """What stands for a text when texts are compared: 16 bytes of its sha256."""
+    """Return the digest by which texts are compared: 16 bytes of the SHA-256."""
     return hashlib.sha256(text.encode()).digest()[:16]
 
 
 def describe_source(source: TextSource) -> str:
-    """What to call an origin in a message."""
+    """Return the name of a source for messages."""
     if isinstance(source, Corpus):
         return f"{source.name}/{source.split}"
     return "the standard library" if isinstance(source, StandardLibrary) else str(source.path)
 
 
 def _list_files(folder: Path, pattern: str) -> list[Path]:
-    """The files of a folder that fit a pattern, by their paths in it, in an order that is the same everywhere."""
+    """Return the files of a folder that match a pattern, by their paths in it, in the same order on every system."""
     names = (path.relative_to(folder) for path in folder.glob(pattern) if path.is_file())
     return sorted((name for name in names if not any(part.startswith(".") for part in name.parts)), key=Path.as_posix)
 

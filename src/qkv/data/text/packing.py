@@ -1,7 +1,7 @@
 """Texts of any length as batches without padding: windows over one endless ring of tokens.
 
-All documents stand in a ring, each ended by eos. What the model is given at a place is the token before it, and bos
-where a document begins; what it should answer is the token itself. A query sees nothing of another document.
+All documents form a ring, each ended by eos. The input at a position is the token before it, or bos where a document
+begins, and the label is the token itself. A query does not attend to another document.
 """
 
 from __future__ import annotations
@@ -52,11 +52,11 @@ def _chunks(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 class TokenWindows:
-    """The ring of a store cut into windows of `context` tokens, anew in each epoch; DataError if there is no token.
+    """The ring of a store, cut into windows of `context` tokens in each epoch; DataError if there is no token.
 
-    Windows are numbered through all epochs: number n is window n % count of epoch n // count. Each epoch begins
-    somewhere else in the ring, a place that depends only on (seed, epoch), and goes round once: where the last window
-    would run into the first, it begins earlier, and its tokens that were learned before are not learned again.
+    Windows are numbered through all epochs: number n is window n % count of epoch n // count. Each epoch begins at
+    another position of the ring, which depends only on (seed, epoch), and covers the ring once: where the last
+    window would overlap the first, it begins earlier, and tokens that it repeats have no labels.
     """
 
     def __init__(self, store: TokenStore, context: int, special: SupportsSpecialTokens, seed: int = 0) -> None:
@@ -99,7 +99,7 @@ class TokenWindows:
         return int(np.random.PCG64([self._seed, epoch]).random_raw()) % len(self._ids)
 
     def _slice(self, start: int, length: int) -> npt.NDArray[np.int64]:
-        """So many tokens of the ring from a place on."""
+        """Return a number of tokens of the ring from a position."""
         parts = [self._ids[start : start + length]]
         while (held := sum(map(len, parts))) < length:
             parts.append(self._ids[: length - held])

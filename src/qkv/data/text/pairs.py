@@ -29,7 +29,7 @@ _MAX_LINE_BYTES = 2**24
 def read_lines(path: str | os.PathLike[str]) -> Iterator[str]:
     """Yield the lines of a UTF-8 file, plain or gzip, without their ends.
 
-    Raises DataError if the file is missing, empty, cut short, or not UTF-8 (naming the line and the byte).
+    Raises DataError if the file is missing, empty, truncated, or not UTF-8 (naming the line and the byte).
     """
     name = os.fspath(path)
     try:

@@ -56,7 +56,7 @@ class PreparedPairs:
         self._kept: _PairFile | None = None
 
     def exclude(self, sources: Iterable[str]) -> PreparedPairs:
-        """Return the same pairs without those of more sources; what was read is not read again."""
+        """Return the same pairs without those of more sources; the data are not read again."""
         pairs = PreparedPairs(self.source, self.task, self.excluded_sources.union(sources))
         pairs._kept = self._kept
         return pairs
@@ -75,7 +75,7 @@ class PreparedPairs:
         return self.kept_count
 
     def _read_chunks(self) -> Iterator[list[Pair]]:
-        """Read the source and keep what was read, unless the iteration is left before its end."""
+        """Read the source and keep its pairs, unless the iteration is left before its end."""
         with ExitStack() as stack:
             file = stack.enter_context(tempfile.TemporaryFile(prefix="qkv-pairs-"))
             lines = track(self.source, f"reading {describe_source(self.source)}")

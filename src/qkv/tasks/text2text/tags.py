@@ -2,7 +2,7 @@
 
     Press <b>Save</b> to keep it.   ->   Zum Behalten drücken Sie <b>Speichern</b>.
 
-Which words these are, the weights of cross-attention say: of the heads that align best over the lines at hand.
+The weights of cross-attention decide which words these are, in the heads that align best over the given lines.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _get_tag_name(tag: Tag) -> str:
 
 
 def _flatten(parent: Tag) -> None:
-    """What was never closed stands alone, and what it seemed to hold stands beside it."""
+    """Turn tags that were never closed into single tags, followed by the content that they seemed to hold."""
     flat: list[Tag] = []
     for tag in parent.children:
         _flatten(tag)
@@ -121,7 +121,7 @@ def translate_tagged(
 def restore_tags(
     model: TextGenerator, tagged: Sequence[TaggedText], answers: Sequence[Sequence[Answer]]
 ) -> Iterator[list[Answer]]:
-    """Answers to the texts of some lines, with the tags that were taken out of these; raises as `answer_marked`."""
+    """Return the answers to some lines with the tags that were removed from the lines; raises as `translate_tagged`."""
     looked = {
         number: [model.look(one.text, answer) for answer in own]
         for number, (one, own) in enumerate(zip(tagged, answers, strict=True))
@@ -187,13 +187,13 @@ def _assign_words(tokens: Sequence[str], text: str) -> list[int | None]:
 
 
 def insert_tags(tagged: TaggedText, answer: str, weights: Tensor) -> str:
-    """The answer with the tags of its source, given what its words take from the source's, (target, source words)."""
+    """Return the answer with the tags of its source, by the weights from its words to those of the source."""
     sources, targets = _find_word_spans(tagged.text), _find_word_spans(answer)
     shares = _align_unique_words(weights / weights.sum(dim=1, keepdim=True).clamp_min(1e-9), tagged.text, answer)
     inserted: list[tuple[int, int, str]] = []  # where, in which order there, and what
 
     def place(tags: Sequence[Tag], free: list[int], within: tuple[int, int], depth: int) -> None:
-        """Give each of some tags beside each other words out of `free`, which those above them hold `within`."""
+        """Assign words of `free` to each of some sibling tags, within the words of their parent."""
         for tag in sorted(tags, key=lambda one: one.start - one.end):  # those around most come first
             if tag.end < 0:
                 at = _find_insertion_point(tag.start, sources, targets, shares, answer)
@@ -223,7 +223,7 @@ def insert_tags(tagged: TaggedText, answer: str, weights: Tensor) -> str:
 
 
 def _align_unique_words(weights: Tensor, source: str, answer: str) -> Tensor:
-    """What words take, where one that stands once in the source and once in the answer takes from itself alone."""
+    """Align each word that is unique in the source and in the answer with itself alone; return the changed weights."""
     sources, targets = (
         [word.strip(_OPENING_PUNCTUATION + _CLOSING_PUNCTUATION) for word in text.split()] for text in (source, answer)
     )
@@ -235,7 +235,7 @@ def _align_unique_words(weights: Tensor, source: str, answer: str) -> Tensor:
 
 
 def _select_words(weights: Tensor, held: Sequence[int], rivals: Sequence[int], free: Sequence[int]) -> list[int]:
-    """The stretch of free words of the answer that takes most from the words held, and little from their rivals."""
+    """Return the run of free answer words that is aligned best with the words of a tag, and least with others."""
     if not rivals:
         return list(free)
     gain = (weights[:, list(held)].sum(dim=1) - weights[:, list(rivals)].amax(dim=1)).tolist()
@@ -261,14 +261,14 @@ def _trim_punctuation(source: str, answer: str, start: int, end: int) -> tuple[i
 
 
 def _exclude_mark(marks: str, excluded: str) -> str:
-    """Marks without one that is held; a quotation mark stands for all, which differ by language."""
+    """Remove a punctuation mark from a list; a quotation mark removes all, because languages differ in these."""
     return "".join(mark for mark in marks if mark not in (_QUOTES if excluded and excluded in _QUOTES else excluded))
 
 
 def _find_insertion_point(
     position: int, sources: Sequence[tuple[int, int]], targets: Sequence[tuple[int, int]], weights: Tensor, answer: str
 ) -> int:
-    """Where a tag that stands alone goes: before what stands for the word after it."""
+    """Return the position of a single tag: before the words that are aligned with the word after it."""
     after = [number for number, (begin, end) in enumerate(sources) if begin >= position]
     if not after or not targets:
         return len(answer)
