@@ -49,7 +49,7 @@ def test_settings_of_a_model_beside_one_to_start_from_are_refused(setting: str) 
 def test_a_file_with_both_a_model_and_one_to_start_from_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text(list_recipes()["translation"].read_text(encoding="utf-8") + "init_from: runs/a\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"own\.yaml: model: given beside"):
+    with pytest.raises(ConfigError, match=r"own\.yaml: model: given together with"):
         read_recipe(path)
 
 
