@@ -6,8 +6,9 @@ from qkv.evaluation.error_rates import PronunciationErrors, edit_distance, pronu
 from qkv.evaluation.length_buckets import LengthBucket, score_by_length
 from qkv.evaluation.likelihood import accuracy, bits_per_byte, nats_per_token, perplexity
 from qkv.evaluation.score import Score
-from qkv.evaluation.summarization import lead_baseline, oracle_baseline, rouge, split_sentences
+from qkv.evaluation.summarization import lead_baseline, oracle_baseline, rouge
 from qkv.evaluation.translation import bleu, chrf, multi_bleu, ter, tokenize_moses
+from qkv.evaluation.words import normalize_transcript, split_sentences, split_words
 
 __all__ = [
     "LengthBucket",
@@ -26,7 +27,9 @@ __all__ = [
     "oracle_baseline",
     "perplexity",
     "rouge",
+    "normalize_transcript",
     "split_sentences",
+    "split_words",
     "ter",
     "transcript_errors",
     "pronunciation_errors",

@@ -6,6 +6,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from rapidfuzz.distance import Levenshtein
+
 from qkv.errors import DataError
 from qkv.evaluation.score import Score, check_paired, import_library
 
@@ -50,7 +52,7 @@ def pronunciation_errors(hypotheses: Sequence[str], references: Sequence[Sequenc
     """
     check_paired(hypotheses, references)
     wrong = edits = symbols = 0
-    for number, (hypothesis, accepted) in enumerate(zip(hypotheses, references, strict=True)):
+    for number, (hypothesis, accepted) in enumerate(zip(hypotheses, references, strict=True), 1):
         if isinstance(accepted, str) or not any(reference.split() for reference in accepted):
             raise DataError(
                 f"the references of word {number} are {accepted!r}; a list with at least one pronunciation was "
@@ -75,15 +77,8 @@ def pronunciation_errors(hypotheses: Sequence[str], references: Sequence[Sequenc
 
 
 def edit_distance(left: Sequence[Hashable], right: Sequence[Hashable]) -> int:
-    """The fewest insertions, deletions and replacements that turn one sequence into the other (Levenshtein 1966)."""
-    above = list(range(len(right) + 1))
-    for row, one in enumerate(left, start=1):
-        current = [row]
-        for column, other in enumerate(right, start=1):
-            replaced = above[column - 1] + (one != other)
-            current.append(min(above[column] + 1, current[column - 1] + 1, replaced))
-        above = current
-    return above[-1]
+    """Return the fewest insertions, deletions and replacements between two sequences (Levenshtein 1966)."""
+    return Levenshtein.distance(left, right)
 
 
 def transcript_errors(hypotheses: Sequence[str], references: Sequence[str], characters: bool = False) -> Score:
@@ -93,7 +88,7 @@ def transcript_errors(hypotheses: Sequence[str], references: Sequence[str], char
     for an empty reference, MissingExtraError without jiwer.
     """
     check_paired(hypotheses, references)
-    for number, reference in enumerate(references):
+    for number, reference in enumerate(references, 1):
         if not reference.strip():
             raise DataError(f"reference {number} is empty; at least one word was expected: leave the line out")
     jiwer = import_library("jiwer")

@@ -11,7 +11,7 @@ from qkv.evaluation.score import Score, check_paired
 
 
 def nats_per_token(total_nll: float, tokens: int) -> Score:
-    """The mean negative log-likelihood of a token; total_nll is the sum over `tokens` tokens, in nats.
+    """Return the mean negative log-likelihood of a token; total_nll is the sum over `tokens` tokens, in nats.
 
     It depends on the tokenizer; `bits_per_byte` does not. Raises DataError unless tokens is positive.
     """
@@ -28,7 +28,7 @@ def perplexity(total_nll: float, tokens: int) -> Score:
 
 
 def bits_per_byte(total_nll: float, count: int) -> Score:
-    """Bits spent on each byte of UTF-8 text; total_nll is the sum over all tokens, in nats, of `count` bytes.
+    """Return the bits per byte of UTF-8 text; total_nll is the sum over all tokens, in nats, of `count` bytes.
 
     Raises DataError unless count is positive.
     """
@@ -36,7 +36,7 @@ def bits_per_byte(total_nll: float, count: int) -> Score:
 
 
 def accuracy(hypotheses: Sequence[Any], references: Sequence[Any]) -> Score:
-    """How many predictions equal their reference, percent. Raises DataError for unequal counts."""
+    """Return the percentage of predictions that equal their reference. Raises DataError for unequal counts."""
     check_paired(hypotheses, references)
     right = sum(bool(one == other) for one, other in zip(hypotheses, references, strict=True))
     return Score("accuracy", 100 * right / len(hypotheses), f"percent|equal|examples:{len(hypotheses)}")

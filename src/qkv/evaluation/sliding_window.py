@@ -42,11 +42,11 @@ def negative_log_likelihood(
     eos: int | None,
     vocab_size: int,
 ) -> tuple[float, int]:
-    """The negative log-likelihood of texts in nats, and of how many tokens: each once, each text by itself.
+    """Return the negative log-likelihood of texts in nats, and the number of tokens; each text is scored by itself.
 
     model: forward(target=(batch, length) int64) -> logits (batch, length, vocab), as a decoder alone. texts: token
-    numbers without special ones. bos: what stands before a text; without one, its first token is not counted. eos:
-    what is to be predicted after it, if anything.
+    ids without special tokens. bos: the token before a text; without one, its first token is not counted. eos: the
+    token to be predicted after it, if any.
     """
     device = next(model.parameters()).device
     rows = sorted((row for text in texts for row in _window_rows(text, window, bos, eos)), key=lambda row: len(row[0]))
@@ -70,7 +70,7 @@ def negative_log_likelihood(
 def _window_rows(
     text: Sequence[int], window: SlidingWindow, bos: int | None, eos: int | None
 ) -> Iterator[tuple[list[int], list[int]]]:
-    """What the model is given and what it is to predict, window by window; _IGNORE where another window asks."""
+    """Yield the input and the labels of each window; _IGNORE_INDEX for tokens that another window scores."""
     whole = [*([] if bos is None else [bos]), *text, *([] if eos is None else [eos])]
     given, targets = whole[:-1], whole[1:]
     start = done = 0

@@ -17,6 +17,7 @@ from qkv.data.cleaning import group_references
 from qkv.data.text.pairs import Pair
 from qkv.errors import DataError
 from qkv.evaluation import Score, bleu, chrf, pronunciation_errors, rouge, transcript_errors
+from qkv.evaluation.words import normalize_transcript
 from qkv.tasks.image_classification.config import ImageClassificationConfig
 from qkv.tasks.language_modeling.config import LanguageModelingConfig
 from qkv.tasks.reinforcement_learning.config import DecisionTransformerConfig
@@ -52,7 +53,7 @@ class Task:
     is_continuation: bool = False
 
     def group_references(self, pairs: Iterable[Pair]) -> list[tuple[str, tuple[str, ...]]]:
-        """Sources with all references of each, in order of first appearance."""
+        """Return the sources with all references of each, in order of first appearance."""
         if not self.multi_reference:
             return [(source, (target,)) for source, target in pairs]
         return [(source, tuple(targets)) for source, targets in group_references(pairs).items()]
@@ -84,7 +85,7 @@ def _score_translations(hypotheses: Sequence[str], references: Sequence[Sequence
 
 
 def _score_pronunciations(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, Score]:
-    """With stress where the references mark it, and without."""
+    """Score pronunciations with stress, where the references mark it, and without."""
     plain = pronunciation_errors(
         [remove_stress(one) for one in hypotheses], [[remove_stress(one) for one in own] for own in references]
     )
@@ -115,17 +116,11 @@ def _score_transcripts(hypotheses: Sequence[str], references: Sequence[Sequence[
     score = transcript_errors(
         [normalize_transcript(one) for one in hypotheses], [normalize_transcript(own[0]) for own in references]
     )
-    signature = score.signature.replace("case:mixed", "case:lc|punctuation:removed")
+    signature = score.signature.replace("case:mixed", "case:lc|punctuation:removed|unicode:nfc")
     right = _score_exact_match(
         [normalize_transcript(one) for one in hypotheses], [[normalize_transcript(own[0])] for own in references]
     )["accuracy"]
     return {"wer": replace(score, signature=signature), "exact_match": replace(right, name="exact_match")}
-
-
-def normalize_transcript(line: str) -> str:
-    """A transcript as its words alone, so that spelling conventions do not count."""
-    kept = "".join(letter if letter.isalnum() or letter == "'" else " " for letter in line.lower())
-    return " ".join(kept.split())
 
 
 def _refuse_scoring(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> NoReturn:
@@ -133,7 +128,7 @@ def _refuse_scoring(hypotheses: Sequence[str], references: Sequence[Sequence[str
 
 
 def remove_stress(phonemes: str) -> str:
-    """The same phonemes without their stress digits: "K ER1 N AH0 L" -> "K ER N AH L"."""
+    """Return the same phonemes without their stress digits: "K ER1 N AH0 L" -> "K ER N AH L"."""
     return " ".join(symbol.rstrip("012") for symbol in phonemes.split())
 
 

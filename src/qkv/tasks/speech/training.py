@@ -20,11 +20,12 @@ from qkv.data.audio.sources import AudioSource, FeatureConfig, SpectrogramAugmen
 from qkv.decoding import Greedy
 from qkv.errors import ConfigError, DataError, VocabularyError
 from qkv.evaluation import transcript_errors
+from qkv.evaluation.words import normalize_transcript
 from qkv.models import SequenceModel, build
 from qkv.models.transformer import Transformer
 from qkv.tasks.config import Pretrained
 from qkv.tasks.model_folder import Card
-from qkv.tasks.registry import TASKS, normalize_transcript
+from qkv.tasks.registry import TASKS
 from qkv.tasks.speech.config import AudioClassificationConfig, SpeechConfig, SpeechTransformer
 from qkv.tasks.speech.transcription import SpeechFrontend, build_log_mel, greedy_decode
 from qkv.tasks.text_generator import TextGenerator, find_unknown_symbols
