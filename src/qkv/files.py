@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,15 @@ def parse_json(text: str) -> Any:
         except UnicodeEncodeError:
             raise ValueError("it holds half of a surrogate pair, which is no Unicode text") from None
     return value
+
+
+def replace_nonfinite(value: Any) -> Any:
+    """Return a value for JSON, which has no NaN and no infinities, with null (None) in their place."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: replace_nonfinite(one) for name, one in value.items()}
+    return [replace_nonfinite(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _parse_int(digits: str) -> int:

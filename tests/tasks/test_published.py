@@ -456,11 +456,14 @@ def test_a_name_is_looked_up_on_the_hub_and_a_path_is_not(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     expected = invoke_successfully("run", folder, LINES[0])
-    for path in (folder / "absent", "absent", "../absent/model", "absent/model/deeper"):
+    monkeypatch.chdir(folder.parent)
+    for path in (folder / "absent", "absent", "../absent/model", "absent/model/deeper", "runs/a", f"{folder.name}/a"):
         assert "there is no model folder" in invoke_refused("run", path, LINES[0])
     assert asked == []
     assert invoke_successfully("run", "someone/a-model", LINES[0]) == expected
-    [(name, patterns)] = asked
+    assert invoke_successfully("run", "hf:someone/a-model", LINES[0]) == expected
+    assert [name for name, _ in asked] == ["someone/a-model"] * 2
+    name, patterns = asked[0]
     assert name == "someone/a-model" and "*.safetensors" in patterns
     assert not any(Path("pytorch_model.bin").match(pattern) for pattern in patterns)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -13,11 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import qkv
 from qkv import config, tasks
 from qkv.errors import CheckpointError, ConfigError, DataError, QkvError, TrainingError, VocabularyError
-from qkv.files import lock_folder
+from qkv.files import lock_folder, replace_nonfinite
+from qkv.tasks.loader import check_finite
 from qkv.tasks.model_folder import Card, TrainingSummary
 from qkv.tasks.text2text.data import PreparedPairs
 from qkv.tasks.text2text.training import _sample_evenly
@@ -415,3 +419,24 @@ def test_a_corpus_is_read_once_and_iterations_do_not_disturb_each_other() -> Non
     fewer = pairs.exclude(["s1", "s9999"])
     assert list(fewer) == [pair for pair in whole if pair[0] not in ("s1", "s9999")] and len(fewer) == 9_998
     assert len(source.reads) == 2
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_a_model_with_numbers_that_are_not_finite_is_refused(number: float) -> None:
+    model = tasks.load("pronunciation").module
+    with torch.no_grad():
+        model.decoder.blocks[0].self_attention.key.weight[0, 0] = number
+    with pytest.raises(CheckpointError, match=r"decoder.blocks.0.self_attention.key.weight holds numbers that are not"):
+        check_finite(model, Path("somewhere"))
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=2), inner),
+)
+
+
+@given(JSON_VALUES)
+def test_json_has_null_for_what_is_not_finite(value: Any) -> None:
+    text = json.dumps(replace_nonfinite({"value": value}), allow_nan=False)
+    assert json.loads(text) == replace_nonfinite({"value": value})

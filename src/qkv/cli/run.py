@@ -14,6 +14,7 @@ import click
 
 from qkv.cli.options import allow_pickle_option, beam_option, dtype_option
 from qkv.errors import DataError
+from qkv.files import replace_nonfinite
 
 if TYPE_CHECKING:
     from qkv.decoding import DecodingConfig
@@ -192,4 +193,4 @@ def _format_line(answer: Answer) -> str:
 
 def _format_json(answers: list[Answer]) -> str:
     fields = [{name: value for name, value in asdict(one).items() if name != "alternatives"} for one in answers]
-    return json.dumps(fields, ensure_ascii=False)
+    return json.dumps(replace_nonfinite(fields), ensure_ascii=False, allow_nan=False)

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
 from qkv.errors import MissingExtraError, StorageError
-from qkv.files import atomic_write, parse_json
+from qkv.files import atomic_write, parse_json, replace_nonfinite
 from qkv.training import restore
 from qkv.training.state import TrainState
 
@@ -328,7 +328,8 @@ class MetricsLogger:
 
     def _write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         try:
-            self._file.write(json.dumps({"kind": kind, "step": step, **values}) + "\n")
+            record = replace_nonfinite({"kind": kind, "step": step, **values})
+            self._file.write(json.dumps(record, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise StorageError(
