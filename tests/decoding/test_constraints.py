@@ -320,3 +320,25 @@ def test_what_stands_before_a_source_is_learned_and_asked(model: TextGenerator, 
     done = CliRunner().invoke(main, ["run", str(tmp_path / "model"), "--prefix", "<2de>", "the cat", ""])
     [[answer]] = model.predict_ranked(["<2de> the cat"], DecodingConfig(Beam(3), LengthLimit(1.0, 25)))
     assert done.stdout == f"{answer.text}\n\n"
+
+
+PLACEHOLDERS = [
+    *("%s", "%d", "%5.1f", "%-10s", "%05.2f", "%ld", "%zu", "%@", "%%", "%.*f", "%(price).2f", "%(name)s", "%1$s"),
+    *("%1$05d", "%2$.1f", "{}", "{0}", "{name}", "{ count }", "{v:,.2f}", "{name!r:>10}", "{0,10:N2}", "{x:{w}.{p}}"),
+    *("${x}", "%{count}", "#{x}", "{{ name }}", "{{#if a}}", "{{{ raw }}}", "$t(key)", "{d, date, short}"),
+    "{count, plural, one {# file} other {# files in {folder}}}",
+    "{who, select, male {his} other {their}}",
+]
+
+
+@pytest.mark.parametrize("placeholder", PLACEHOLDERS)
+def test_every_kind_of_placeholder_is_found_whole(placeholder: str) -> None:
+    assert [one[0] for one in PLACEHOLDER_PATTERN.finditer(f"before {placeholder} after")] == [placeholder]
+
+
+@given(
+    st.lists(st.sampled_from(PLACEHOLDERS) | st.sampled_from(["only", "50% of", "a (b)", "x, y:", "10 %", "C#", "$5"]))
+)
+def test_all_placeholders_of_a_text_are_found_in_order_and_nothing_else(pieces: list[str]) -> None:
+    found = [one[0] for one in PLACEHOLDER_PATTERN.finditer(" ".join(pieces))]
+    assert found == [piece for piece in pieces if piece in PLACEHOLDERS]

@@ -57,8 +57,8 @@ def load(
     """Load a folder with config.json and weights, or one self-describing file; parameters in `dtype`, or as stored if
     None.
 
-    keep_quantized: whether matrices in GGUF's simple blocks are kept as `QuantizedTensor`, which saves memory but prevents
-    training.
+    keep_quantized: whether matrices in GGUF's simple blocks are kept as `QuantizedTensor`, which saves memory but
+    prevents training.
 
     Raises CheckpointError for a folder that is incomplete, of an unknown family, or whose tensors do not fit it.
     """

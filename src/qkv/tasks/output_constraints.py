@@ -13,10 +13,21 @@ from qkv.decoding.constraints import PhraseConstraints, TokenBytes
 from qkv.errors import DataError, VocabularyError
 from qkv.text import Tokenizer
 
+_CONVERSION = r"(?:\d+|\*)?(?:\.(?:\d+|\*)?)?(?:hh?|ll?|[Lqjzt])?[diouxXeEfFgGaAcCsSpnr@]"
+_FORMAT = r"(?::(?:[^{}]|\{[^{}]*\})*)?"  # after a colon; it may hold fields of its own
 PLACEHOLDER_PATTERN = re.compile(
-    r"%\(\w+\)[a-zA-Z]|%\d+\$[a-zA-Z@]"  # printf: %(name)s, %1$s
-    r"|%[-+#0]*\d*(?:\.\d+)?(?:hh?|ll?|z)?[sdiufeExXcr@](?!\w)"  # %s, %d, %05.2f, %ld
-    r"|\{\{\s*[^{}\s]+\s*\}\}|[$%#]?\{[^{}\s,]*\}|\$t\([^()]+\)"  # {{ name }}, {name}, {0}, {}, ${x}, %{x}, $t(x)
+    "|".join(
+        (
+            rf"%(?:\(\w+\)|\d+\$)[-+ #0']*{_CONVERSION}",  # printf: %(name)s, %1$05d
+            rf"%%|%[-+#0']*{_CONVERSION}(?!\w)",  # %s, %5.1f, and %% for a percent sign
+            r"\{\{\{[^{}]*\}\}\}|\{\{[^{}]*\}\}",  # mustache: {{ name }}, {{{ name }}}
+            # ICU: {count, plural, one {# file} other {# files}}, {day, date, short}
+            r"\{\s*\w+\s*,\s*(?:plural|select|selectordinal)\s*,(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}",
+            r"\{\s*\w+\s*,\s*(?:number|date|time|spellout|ordinal|duration)\b[^{}]*\}",
+            rf"[$%#]?\{{\s*[^{{}}\s,:]*\s*(?:,\s*-?\d+)?{_FORMAT}\}}",  # {}, { name }, ${x}, {v:,.2f}, {0,10:N2}
+            r"\$t\([^()]+\)",  # i18next
+        )
+    )
 )
 """The placeholders in the texts of program interfaces, which the program replaces by values."""
 
