@@ -190,7 +190,7 @@ def test_what_cannot_be_wanted_is_refused(model: TextGenerator) -> None:
         ("{name} has {0} of %(count)s, %s and 100 % sure", ["{name}", "{0}", "%(count)s", "%s"]),
         (
             "${HOME} {{ user.name }} %1$s %.2f {count, plural, one {# item}}",
-            ["${HOME}", "{{ user.name }}", "%1$s", "%.2f"],
+            ["${HOME}", "{{ user.name }}", "%1$s", "%.2f", "{count, plural, one {# item}}"],
         ),
         ("50% done, {}, 100% sure, 5%-ig", ["{}"]),
         (
