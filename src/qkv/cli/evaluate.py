@@ -96,8 +96,11 @@ def evaluate(
 
 
 def _write_answers(answers: list[str], path: Path | None) -> None:
+    from qkv.data.text.pairs import to_single_line
     from qkv.files import atomic_write
 
     if path is not None:
         with atomic_write(path) as part:
-            part.write_text("".join(f"{answer}\n" for answer in answers), encoding="utf-8")
+            part.write_text(
+                "".join(f"{to_single_line(answer)}\n" for answer in answers), encoding="utf-8", newline="\n"
+            )

@@ -188,7 +188,9 @@ def _read_batches(text: tuple[str, ...], path: Path | None) -> Iterator[Iterable
 
 
 def _format_line(answer: Answer) -> str:
-    return " ".join(answer.text.splitlines())
+    from qkv.data.text.pairs import to_single_line
+
+    return to_single_line(answer.text)
 
 
 def _format_json(answers: list[Answer]) -> str:

@@ -26,6 +26,7 @@ from qkv.data import (
     tokenize_pairs,
 )
 from qkv.data.text import pairs as reading_module
+from qkv.data.text.pairs import to_single_line
 from qkv.errors import ConfigError, DataError
 from qkv.text import train
 
@@ -220,3 +221,19 @@ def test_leakage_is_by_exact_source() -> None:
     assert found["test"].count == 0
     assert exclude_sources(training, [("a dog", "z")], [("b", "c")]) == [("a cat", "y")]
     assert group_references([("a", "1"), ("b", "2"), ("a", "3")]) == {"a": ["1", "3"], "b": ["2"]}
+
+
+@given(st.lists(st.text(st.characters(codec="utf-8"), max_size=20), min_size=1, max_size=8))
+def test_as_many_lines_are_read_as_texts_were_written(texts: list[str]) -> None:
+    written = "".join(f"{to_single_line(text)}\n" for text in texts)
+    read = list(decode_lines(io.BytesIO(written.encode()), "written"))
+    assert len(read) == len(texts)
+    for text, line in zip(texts[1:], read[1:], strict=True):
+        assert line == to_single_line(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"), [("a\nb", "a b"), ("a\r\nb\n", "a b"), ("a\u2028b\u0085c\fd", "a\u2028b\u0085c\fd"), ("", "")]
+)
+def test_line_breaks_become_spaces_and_other_separators_stay(text: str, line: str) -> None:
+    assert to_single_line(text) == line

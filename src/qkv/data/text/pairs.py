@@ -10,6 +10,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ Pair = tuple[str, str]
 
 _MAX_LINE_BYTES = 2**24
 """Bytes; past this a file is hardly text, and reading on would only fill the memory."""
+
+_LINE_BREAK = re.compile(r"\r\n|\n|\r")
 
 
 def read_lines(path: str | os.PathLike[str]) -> Iterator[str]:
@@ -64,6 +67,11 @@ def decode_lines(stream: BinaryIO, name: str) -> Iterator[str]:
                 f"({error.reason}); save the file as UTF-8 (iconv -f latin1 -t utf-8, for example)"
             ) from error
         yield text.removeprefix("\ufeff") if number == 1 else text
+
+
+def to_single_line(text: str) -> str:
+    """Return a text that `read_lines` reads as one line: line breaks become spaces, and nothing else changes."""
+    return " ".join(_LINE_BREAK.split(text.strip("\r\n")))
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ class Csv:
                         f"{max(self.source, self.target) + 1}: set source and target to columns that are there"
                     )
                 source, target = row[self.source], row[self.target]
-                yield " ".join(source.split("\n")), " ".join(target.split("\n"))
+                yield to_single_line(source), to_single_line(target)
         except csv.Error as error:
             raise DataError(f"{self.path}, line {rows.line_num}: {error}; expected quoted CSV") from error
 
